@@ -1,0 +1,44 @@
+"""manihot: from a folder of field photographs with imperfect labels to a trustworthy, phone-ready classifier.
+
+The Python functions mirror the commands of the command line. Names are looked up on first use, so that
+`import manihot` doesn't load torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Manifest": "manihot.records.manifest",
+    "Predictions": "manihot.records.predictions",
+    "RunFolder": "manihot.records.runs",
+    "Recipe": "manihot.settings",
+    "load_recipe": "manihot.settings",
+    "scan": "manihot.photos.scan",
+    "make_demo": "manihot.photos.demo",
+    "run": "manihot.train.run",
+    "predict": "manihot.infer.predict",
+    "load_model": "manihot.models.checkpoint",
+}
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from manihot.infer.predict import predict as predict
+    from manihot.models.checkpoint import load_model as load_model
+    from manihot.photos.demo import make_demo as make_demo
+    from manihot.photos.scan import scan as scan
+    from manihot.records.manifest import Manifest as Manifest
+    from manihot.records.predictions import Predictions as Predictions
+    from manihot.records.runs import RunFolder as RunFolder
+    from manihot.settings import Recipe as Recipe
+    from manihot.settings import load_recipe as load_recipe
+    from manihot.train.run import run as run
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'manihot' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Photographs as training batches: augmentation, mixing, sampling, the loader."""

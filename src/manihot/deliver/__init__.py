@@ -1,0 +1,1 @@
+"""What leaves the run: the report, the leaderboard, and later models for phones."""

@@ -1,0 +1,1 @@
+"""The one forward loop, test-time views, explanations."""

@@ -1,0 +1,1 @@
+"""Losses, optimisers, schedules and weight averaging: plain registries of functions."""

@@ -1,0 +1,144 @@
+"""Manifest: one row a photograph. Where the photographs are, what is said of them, and what was decided.
+
+Saved as parquet; the class names, in order, and the folder that relative paths start from stand in the file's
+metadata. Functions that clean, relabel or add photographs take a Manifest and give a new one: the photographs
+and labels a user brought are never changed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manihot.errors import DataError
+from manihot.records.runs import atomic_path
+
+UNLABELLED = -1
+ALWAYS_TRAIN = -1  # fold of a photograph that is never held out
+
+# column -> (dtype, value where the source says nothing)
+COLUMNS: dict[str, tuple[str, object]] = {
+    "image_id": ("object", ""),  # unique; the file name unless the user gave ids
+    "path": ("object", ""),  # relative to Manifest.root with '/', or absolute
+    "label": ("int64", UNLABELLED),  # index into Manifest.classes
+    "source": ("object", "main"),  # where the photograph comes from: a year, a district, a phone
+    "group": ("object", ""),  # photographs of one plant or one duplicate group; '' = alone
+    "split": ("object", "train"),  # 'train', 'val' (held out by the user) or 'test' (only predicted)
+    "fold": ("int64", ALWAYS_TRAIN),  # the fold that holds the photograph out
+    "weight": ("float32", 1.0),  # weight in training
+    "sha256": ("object", ""),
+    "height": ("int64", 0),  # pixels, after EXIF orientation
+    "width": ("int64", 0),
+    "bytes": ("int64", 0),
+}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A table of photographs with the columns of COLUMNS (and any more), class names, and a root folder.
+
+    soft_labels: optional float32 (N, K), rows sum to 1; where a row is NaN the hard label holds.
+    """
+
+    table: pd.DataFrame
+    classes: tuple[str, ...]
+    root: Path
+    soft_labels: np.ndarray | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_table(cls, table: pd.DataFrame, classes: tuple[str, ...], root: Path) -> Manifest:
+        """Fill absent columns with their defaults, set dtypes, and check ids and labels (DataError)."""
+        table = table.reset_index(drop=True).copy()
+        for name, (dtype, default) in COLUMNS.items():
+            if name not in table:
+                table[name] = default
+            table[name] = table[name].astype(str if dtype == "object" else dtype)  # type: ignore[call-overload]
+            if dtype == "object":
+                table[name] = table[name].astype(object)
+        repeated = table["image_id"][table["image_id"].duplicated()]
+        if len(repeated):
+            raise DataError(
+                f"{len(repeated)} image ids stand more than once in the manifest, first {repeated.iloc[0]!r}",
+                "give each photograph its own id",
+            )
+        out_of_range = table[(table["label"] < UNLABELLED) | (table["label"] >= len(classes))]
+        if len(out_of_range):
+            row = out_of_range.iloc[0]
+            raise DataError(
+                f"photograph {row['image_id']!r} has label {row['label']}, but there are {len(classes)} classes",
+                "check the label column and the class names",
+            )
+        extra = [name for name in table.columns if name not in COLUMNS]
+        return cls(table[[*COLUMNS, *extra]], tuple(map(str, classes)), Path(root))
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def image_id(self) -> np.ndarray:
+        """Ids, object (N,)."""
+        return self.table["image_id"].to_numpy()
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class indices, int64 (N,); UNLABELLED (-1) where none is known."""
+        return self.table["label"].to_numpy()
+
+    @property
+    def fold(self) -> np.ndarray:
+        """Fold that holds each photograph out, int64 (N,); ALWAYS_TRAIN (-1) where none does."""
+        return self.table["fold"].to_numpy()
+
+    @property
+    def paths(self) -> list[Path]:
+        """Absolute path of each photograph."""
+        return [self.root / path for path in self.table["path"]]
+
+    def class_counts(self) -> np.ndarray:
+        """Labelled photographs a class, int64 (K,)."""
+        labels = self.labels
+        return np.bincount(labels[labels >= 0], minlength=len(self.classes))
+
+    def take(self, rows: np.ndarray) -> Manifest:
+        """The manifest of some rows: boolean (N,) or indices."""
+        soft = None if self.soft_labels is None else self.soft_labels[rows]
+        index = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else rows
+        return replace(self, table=self.table.iloc[index].reset_index(drop=True), soft_labels=soft)
+
+    def with_columns(self, **columns: object) -> Manifest:
+        """A copy with columns replaced or added."""
+        return replace(self, table=self.table.assign(**columns))
+
+    def save(self, path: Path) -> None:
+        """Write as parquet, atomically."""
+        table = self.table
+        if self.soft_labels is not None:
+            table = table.assign(soft_label=list(self.soft_labels))
+        arrow = pa.Table.from_pandas(table, preserve_index=False)
+        about = json.dumps({"classes": self.classes, "root": self.root.as_posix()})
+        arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"manihot": about.encode()})
+        with atomic_path(path) as temporary:
+            pq.write_table(arrow, temporary)
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read what `save` wrote; anything else is a DataError."""
+        try:
+            arrow = pq.read_table(path)
+            about = json.loads(arrow.schema.metadata[b"manihot"])
+        except FileNotFoundError as error:
+            raise DataError(f"{path}: there is no manifest here", "run `manihot scan PHOTOS --out RUN` first") from error
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: not a manihot manifest ({error})", "make it with `manihot scan`") from error
+        table = arrow.to_pandas()
+        soft = None
+        if "soft_label" in table:
+            soft = np.stack(list(table.pop("soft_label"))).astype(np.float32)
+        manifest = cls.from_table(table, tuple(about["classes"]), Path(about["root"]))
+        return replace(manifest, soft_labels=soft)

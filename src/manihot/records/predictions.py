@@ -1,0 +1,179 @@
+"""Predictions: what a model says of photographs. Parquet for our own use, CSV `image_id,label,c0..cK-1` for others.
+
+Out-of-fold, test and new photographs use the same record, so that blends, audits and reports need not know
+where predictions come from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.special import log_softmax, softmax
+
+from manihot.errors import DataError
+from manihot.records.runs import atomic_path
+
+TINY = 1e-12  # floor of a probability before its logarithm
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits (N, K) float32 for photographs, with what is needed to judge them.
+
+    image_id: object (N,). classes: K names. labels: int64 (N,), -1 unknown. fold: int64 (N,), the fold of the
+    model that predicted the row, -1 where several models were averaged. embeddings: float32 (N, D) or None.
+    """
+
+    image_id: np.ndarray
+    logits: np.ndarray
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    fold: np.ndarray
+    embeddings: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        n, k = self.logits.shape
+        if k != len(self.classes) or any(len(a) != n for a in (self.image_id, self.labels, self.fold)):
+            raise DataError(f"predictions of {n} photographs and {k} classes don't fit their ids, labels or classes")
+        if not np.isfinite(self.logits).all():
+            bad = self.image_id[~np.isfinite(self.logits).all(axis=1)]
+            raise DataError(f"{len(bad)} photographs have predictions that are not finite, first {bad[0]!r}")
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    @property
+    def pred_probs(self) -> np.ndarray:
+        """Softmax of the logits, float32 (N, K)."""
+        return softmax(self.logits.astype(np.float64), axis=1).astype(np.float32)
+
+    @classmethod
+    def from_probs(
+        cls,
+        image_id: np.ndarray,
+        pred_probs: np.ndarray,
+        classes: tuple[str, ...],
+        labels: np.ndarray | None = None,
+        fold: np.ndarray | None = None,
+        embeddings: np.ndarray | None = None,
+    ) -> Predictions:
+        """From probabilities (N, K): logits are their logarithms, so the softmax gives them back."""
+        n = len(image_id)
+        logits = np.log(np.maximum(np.asarray(pred_probs, dtype=np.float64), TINY)).astype(np.float32)
+        return cls(
+            np.asarray(image_id, dtype=object),
+            logits,
+            tuple(classes),
+            np.full(n, -1) if labels is None else np.asarray(labels, dtype=np.int64),
+            np.full(n, -1) if fold is None else np.asarray(fold, dtype=np.int64),
+            embeddings,
+        )
+
+    def take(self, rows: np.ndarray) -> Predictions:
+        """Some rows: boolean (N,) or indices."""
+        embeddings = None if self.embeddings is None else self.embeddings[rows]
+        return replace(
+            self,
+            image_id=self.image_id[rows],
+            logits=self.logits[rows],
+            labels=self.labels[rows],
+            fold=self.fold[rows],
+            embeddings=embeddings,
+        )
+
+    def align(self, image_id: np.ndarray) -> Predictions:
+        """The rows of `image_id`, in that order; an id without a prediction is a DataError."""
+        where = pd.Index(self.image_id).get_indexer(pd.Index(image_id))
+        if (where < 0).any():
+            missing = np.asarray(image_id)[where < 0]
+            raise DataError(f"{len(missing)} photographs have no prediction, first {missing[0]!r}")
+        return self.take(where)
+
+    def save(self, path: Path) -> None:
+        """Write parquet, or CSV with probabilities where the name ends in .csv; atomic."""
+        path = Path(path)
+        if path.suffix == ".csv":
+            frame = pd.DataFrame({"image_id": self.image_id, "label": self.labels})
+            log_probs = log_softmax(self.logits.astype(np.float64), axis=1)
+            for k in range(len(self.classes)):
+                frame[f"c{k}"] = np.exp(log_probs[:, k])
+            with atomic_path(path) as temporary:
+                frame.to_csv(temporary, index=False)
+            return
+        columns: dict[str, pa.Array] = {
+            "image_id": pa.array(self.image_id.astype(str)),
+            "label": pa.array(self.labels),
+            "fold": pa.array(self.fold),
+            "logits": _fixed_list(self.logits),
+        }
+        if self.embeddings is not None:
+            columns["embedding"] = _fixed_list(self.embeddings)
+        about = json.dumps({"classes": self.classes}).encode()
+        with atomic_path(path) as temporary:
+            pq.write_table(pa.table(columns).replace_schema_metadata({b"manihot": about}), temporary)
+
+    @classmethod
+    def load(cls, path: Path, classes: tuple[str, ...] | None = None) -> Predictions:
+        """Read parquet or CSV; CSV columns c0..cK-1 are probabilities, named by `classes` where given."""
+        path = Path(path)
+        if not path.exists():
+            raise DataError(f"{path}: there are no predictions here", "check the path, or run the training first")
+        if path.suffix == ".csv":
+            return cls._from_csv(path, classes)
+        try:
+            arrow = pq.read_table(path)
+            about = json.loads(arrow.schema.metadata[b"manihot"])
+            logits = _to_matrix(arrow["logits"])
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: not a manihot predictions file ({error})", "parquet from manihot, or a CSV "
+                            "with columns image_id,label,c0,c1,...") from error
+        return cls(
+            arrow["image_id"].to_numpy().astype(object),
+            logits,
+            tuple(about["classes"]),
+            arrow["label"].to_numpy(),
+            arrow["fold"].to_numpy(),
+            _to_matrix(arrow["embedding"]) if "embedding" in arrow.column_names else None,
+        )
+
+    @classmethod
+    def _from_csv(cls, path: Path, classes: tuple[str, ...] | None) -> Predictions:
+        try:
+            frame = pd.read_csv(path, dtype={"image_id": str})
+        except (ValueError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: not readable as CSV ({error})") from error
+        numbered = [(int(m[1]), name) for name in frame.columns if (m := re.fullmatch(r"c(\d+)", name))]
+        columns = [name for _, name in sorted(numbered)]
+        if "image_id" not in frame or not columns or [k for k, _ in sorted(numbered)] != list(range(len(columns))):
+            raise DataError(
+                f"{path}: expected columns image_id, c0, c1, ... (and label), found {', '.join(frame.columns[:8])}",
+                "one column of probabilities a class, named c0 to cK-1",
+            )
+        probs = frame[columns].to_numpy(dtype=np.float64)
+        wrong = ~(np.isfinite(probs).all(axis=1) & (probs >= 0).all(axis=1) & (abs(probs.sum(axis=1) - 1) < 0.01))
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise DataError(
+                f"{path}: {int(wrong.sum())} rows are not probabilities, first in line {row + 2}: {probs[row]}",
+                "each row must be non-negative and sum to 1; apply the softmax to logits first",
+            )
+        probs /= probs.sum(axis=1, keepdims=True)
+        labels = frame["label"].fillna(-1).to_numpy() if "label" in frame else None
+        return cls.from_probs(frame["image_id"].to_numpy(), probs, classes or tuple(columns), labels)
+
+
+def _fixed_list(matrix: np.ndarray) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(matrix, dtype=np.float32).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
+
+
+def _to_matrix(column: pa.ChunkedArray) -> np.ndarray:
+    array = column.combine_chunks()
+    return array.flatten().to_numpy().astype(np.float32).reshape(len(array), -1)

@@ -1,0 +1,352 @@
+"""Recipes: everything that decides a run, read from YAML with `extends:` and `--set group.key=value`.
+
+A recipe is a tree of frozen pydantic groups. An unknown key or a wrong type is a SettingsError with file, line,
+key and the nearest right name. Names of techniques (losses, augmentations, ...) are checked against their
+registries by `manihot.train.check`, which knows them; this module knows only their shape.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError
+
+from manihot.errors import SettingsError
+
+KeyPath = tuple[str | int, ...]
+
+
+class Group(BaseModel):
+    """A frozen group of settings; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Choice(BaseModel):
+    """One row of a registry with its settings: `{name: rotate, limit: 20}`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments that stand beside `name`."""
+        return dict(self.model_extra or {})
+
+
+class Folds(Group):
+    """How photographs are held out. `auto` takes the user's own val split or fold column where there is one."""
+
+    kind: Literal["auto", "stratified", "column", "holdout", "none"] = "auto"
+    n: int = Field(5, ge=2, description="number of folds")
+    share: float = Field(0.2, gt=0, lt=1, description="held-out share for `holdout`")
+    seed: int | None = Field(None, description="seed of the split; the recipe's seed when left out")
+    only: tuple[int, ...] = Field((), description="train these folds only; all when empty")
+
+
+class Photo(Group):
+    """How a photograph becomes the model's input."""
+
+    size: Literal["auto"] | tuple[int, int] = Field(
+        "auto", description="(height, width); `auto` keeps `area` and the photographs' own proportion"
+    )
+    area: int = Field(224 * 224, gt=0, description="pixels of an `auto` size")
+    fit: Literal["squash", "crop", "pad"] = Field("squash", description="how other proportions are brought to size")
+    store_scale: float = Field(1.15, ge=1, le=4, description="edge of the stored photographs over the input's")
+
+
+class Model(Group):
+    """Backbone and head."""
+
+    backbone: str = Field("tf_efficientnet_lite0", description="any timm model name")
+    pretrained: bool | str = Field(
+        "embedded", description="`embedded`, true (the model hub's default), false (random), a hub tag, or a weights path"
+    )
+    pooling: str = "avg"
+    dropout: float = Field(0.2, ge=0, lt=1)
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth (drop-connect)")
+    freeze_stages: int = Field(0, ge=0, description="first stages of the backbone that are not trained")
+    freeze_norm: bool = Field(False, description="keep the statistics of batch norms as pretrained")
+    taps: tuple[int, ...] = Field((), description="`features`: stages pooled beside the last, counted from the end")
+
+
+class Optimizer(Group):
+    """Optimiser and learning rates."""
+
+    name: str = "adamw"
+    lr: float = Field(1e-3, gt=0, description="rate of the backbone's last stage")
+    head_lr: float | None = Field(None, gt=0, description="rate of the head; `lr` when left out")
+    weight_decay: float = Field(0.05, ge=0, description="never on norms and biases")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the rate from a stage to the one below")
+
+
+class Train(Group):
+    """The loop of `finetune`."""
+
+    epochs: int = Field(12, ge=1)
+    batch: int = Field(32, ge=1)
+    accumulate: int = Field(1, ge=1)
+    clip: float = Field(5.0, ge=0, description="largest gradient norm; 0 for none")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="`auto`: measured on the CPU, bf16 on a GPU")
+    channels_last: bool = True
+    keep: Literal["last", "best"] = Field("last", description="which epoch's weights are kept")
+    monitor: Literal["loss", "accuracy"] = "loss"
+    patience: int = Field(0, ge=0, description="stop after so many epochs without gain; 0 never")
+    workers: int = Field(0, ge=0, description="loader processes; 0 lets threads of this process do it")
+
+
+class Features(Group):
+    """The frozen-backbone way: features of several views computed once, a regularised linear head a fold."""
+
+    c: tuple[float, ...] = Field((0.001, 0.003, 0.01, 0.03), description="inverse strengths tried within the training part")
+    batch: int = Field(32, ge=1)
+    runtime: Literal["auto", "torch", "onnx"] = Field("auto", description="`auto`: onnxruntime on a CPU, torch on a GPU")
+
+
+class View(Group):
+    """One way of looking at a photograph at test time."""
+
+    name: str = "full"
+    flip: Literal["", "h", "v", "hv"] = ""
+    transpose: bool = False
+    weight: float = Field(1.0, gt=0)
+    scale: float = Field(1.0, gt=0, le=1, description="share of each edge that `crop` views keep")
+
+
+class Recipe(Group):
+    """All settings of a run. `members` holds named sets of changes; without any there is one member, `main`."""
+
+    name: str = ""
+    description: str = ""
+    source: str = Field("", description="where the recipe comes from and what score was reported")
+    method: Literal["features", "finetune"] = "finetune"
+    seed: int = Field(0, ge=0)
+    folds: Folds = Folds()
+    photo: Photo = Photo()
+    model: Model = Model()
+    augment: tuple[Choice, ...] = ()
+    mixing: tuple[Choice, ...] = ()
+    loss: Choice = Choice(name="cross_entropy")
+    optimizer: Optimizer = Optimizer()
+    schedule: Choice = Choice(name="cosine")
+    averaging: Choice = Choice(name="none")
+    train: Train = Train()
+    features: Features = Features()
+    tta: tuple[View, ...] = Field((View(),), min_length=1)
+    members: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    _lines: dict[KeyPath, str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _members_are_recipes(self) -> Recipe:
+        for name, changes in self.members.items():
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"member name {name!r}: use letters, digits, - and _")
+            unknown = set(changes) - set(Recipe.model_fields) | ({"members", "name", "folds"} & set(changes))
+            if unknown:
+                raise ValueError(f"member {name!r} can't set {', '.join(sorted(unknown))}")
+        return self
+
+    def where(self, *key: str | int) -> str:
+        """`file:line` of a key, or of the nearest key above it that stands in a file."""
+        for end in range(len(key), 0, -1):
+            if key[:end] in self._lines:
+                return self._lines[key[:end]]
+        return self.name or "recipe"
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting as plain JSON values: what is saved with a run and enters digests."""
+        return self.model_dump(mode="json")
+
+    def member_recipes(self) -> dict[str, Recipe]:
+        """Each member's own whole recipe, by name."""
+        if not self.members:
+            return {"main": self}
+        plain = self.resolved()
+        plain.pop("members")
+        out = {}
+        for name, changes in self.members.items():
+            member = _validate(merge(plain, changes), self._lines, ("members", name))
+            member._lines.update(self._lines)
+            out[name] = member
+        return out
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("manihot") / "recipes"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by the package's name or by path, follow `extends:`, apply `key=value` overrides.
+
+    Raises SettingsError with file, line, key and suggestion.
+    """
+    lines: dict[KeyPath, str] = {}
+    values = _read(str(name), lines, seen=())
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign or not key:
+            raise SettingsError(f"--set {override}: expected key=value", "for example --set train.epochs=3")
+        path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        try:
+            value = _plain(YAML(typ="rt").load(io.StringIO(text)))
+        except MarkedYAMLError as error:
+            raise SettingsError(f"--set {override}: the value is not YAML ({error.problem})") from error
+        _set(values, path, value, f"--set {override}")
+        lines[path] = f"--set {override}"
+    values.setdefault("name", Path(str(name)).stem)
+    recipe = _validate(values, lines)
+    recipe._lines.update(lines)
+    return recipe
+
+
+def merge(below: Any, above: Any) -> Any:
+    """`above` laid over `below`: dicts key by key, anything else (lists too) replaced whole.
+
+    A dict that names another technique (`name:`) replaces the one below instead of inheriting its settings.
+    """
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    if "name" in above and "name" in below and above["name"] != below["name"]:
+        return above
+    return {**below, **{key: merge(below.get(key), value) for key, value in above.items()}}
+
+
+def _read(name: str, lines: dict[KeyPath, str], seen: tuple[str, ...]) -> dict[str, Any]:
+    path, text = _find(name)
+    if path in seen:
+        raise SettingsError(f"{path}: `extends` runs in a circle: {' -> '.join([*seen, path])}")
+    try:
+        tree = YAML(typ="rt").load(io.StringIO(text))
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise SettingsError(f"{path}:{line}: not valid YAML: {error.problem or error}") from error
+    if tree is None:
+        tree = CommentedMap()
+    if not isinstance(tree, CommentedMap):
+        raise SettingsError(f"{path}: a recipe is a mapping of settings", "see `manihot recipes show quick`")
+    own_lines: dict[KeyPath, str] = {}
+    _note_lines(tree, path, (), own_lines)
+    values = _plain(tree)
+    parent = values.pop("extends", None)
+    if parent is not None:
+        beside = Path(path).parent / str(parent)
+        above = _read(str(beside) if beside.is_file() else str(parent), lines, (*seen, path))
+        for about_parent in ("name", "description", "source"):
+            above.pop(about_parent, None)
+        above_name = {key: value for key, value in values.items() if key == "name"}
+        values = {**merge(above, {k: v for k, v in values.items() if k != "name"}), **above_name}
+    values.setdefault("name", Path(path).stem)
+    lines.update(own_lines)
+    return values
+
+
+def _find(name: str) -> tuple[str, str]:
+    packaged = resources.files("manihot") / "recipes" / f"{name}.yaml"
+    path = Path(name)
+    try:
+        if path.is_file():
+            return str(path), path.read_text(encoding="utf-8")
+        if "/" not in name and "\\" not in name and packaged.is_file():
+            return str(packaged), packaged.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{name}: not readable ({error})") from error
+    raise SettingsError(f"there is no recipe {name!r}", suggest(name, recipe_names()) or "a name or a path to a .yaml")
+
+
+def suggest(wrong: str, names: Sequence[str]) -> str:
+    """A sentence that offers the nearest right name, or all of them when none is near."""
+    near = difflib.get_close_matches(str(wrong), list(names), n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(sorted(names))}"
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    if isinstance(node, bool) or node is None:
+        return node
+    for kind in (int, float, str):  # ruamel's round-trip scalars are subclasses
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _note_lines(node: Any, path: str, key: KeyPath, lines: dict[KeyPath, str]) -> None:
+    if isinstance(node, CommentedMap):
+        for name, value in node.items():
+            lines[(*key, str(name))] = f"{path}:{node.lc.key(name)[0] + 1}"
+            _note_lines(value, path, (*key, str(name)), lines)
+    elif isinstance(node, CommentedSeq):
+        for index, value in enumerate(node):
+            lines[(*key, index)] = f"{path}:{node.lc.item(index)[0] + 1}"
+            _note_lines(value, path, (*key, index), lines)
+
+
+def _set(tree: Any, path: KeyPath, value: Any, said: str) -> None:
+    for part in path[:-1]:
+        if isinstance(tree, list):
+            if not isinstance(part, int) or part >= len(tree):
+                raise SettingsError(f"{said}: there is no item {part} in a list of {len(tree)}")
+            tree = tree[part]
+        elif isinstance(tree, dict):
+            tree = tree.setdefault(str(part), {})
+        else:
+            raise SettingsError(f"{said}: {part!r} stands below a value, not a group")
+    last = path[-1]
+    if isinstance(tree, list):
+        if not isinstance(last, int) or last >= len(tree):
+            raise SettingsError(f"{said}: there is no item {last} in a list of {len(tree)}")
+        tree[last] = value
+    elif isinstance(tree, dict):
+        tree[str(last)] = merge(tree.get(str(last)), value)
+    else:
+        raise SettingsError(f"{said}: {last!r} stands below a value, not a group")
+
+
+def _validate(values: dict[str, Any], lines: dict[KeyPath, str], prefix: KeyPath = ()) -> Recipe:
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(problem, values, lines, prefix) for problem in error.errors()]
+    what = "\n".join(text for text, _ in problems)
+    raise SettingsError(what, "; ".join(dict.fromkeys(remedy for _, remedy in problems if remedy)))
+
+
+def _explain(problem: Any, values: Any, lines: dict[KeyPath, str], prefix: KeyPath) -> tuple[str, str]:
+    key = tuple(part for part in problem["loc"] if not (isinstance(part, str) and _is_type_tag(part)))
+    where = next((lines[(*prefix, *key)[:end]] for end in range(len(prefix) + len(key), 0, -1)
+                  if (*prefix, *key)[:end] in lines), None)
+    if where is None:
+        where = next((lines[key[:end]] for end in range(len(key), 0, -1) if key[:end] in lines), "recipe")
+    dotted = ".".join(map(str, key)) or "recipe"
+    if problem["type"] == "extra_forbidden":
+        group = _group_at(key[:-1])
+        return f"{where}: unknown setting {dotted!r}", suggest(str(key[-1]), list(group.model_fields))
+    got = problem.get("input")
+    return f"{where}: {dotted}: {problem['msg'].removeprefix('Value error, ')} (got {got!r})", ""
+
+
+def _is_type_tag(part: str) -> bool:
+    return part.startswith(("literal[", "tuple[", "bool", "str", "function-")) and part not in Recipe.model_fields
+
+
+def _group_at(key: KeyPath) -> type[BaseModel]:
+    group: type[BaseModel] = Recipe
+    for part in key:
+        if isinstance(part, str) and part in group.model_fields:
+            kind = group.model_fields[part].annotation
+            inner = [kind, *getattr(kind, "__args__", ())]
+            group = next((t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)), group)
+    return group

@@ -1,0 +1,1 @@
+"""Training: steps, the loop, features, cross-validation."""
