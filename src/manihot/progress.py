@@ -1,0 +1,52 @@
+"""Progress on anything over two seconds: a bar with rate and time left in a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Task as RichTask
+from rich.text import Text
+
+T = TypeVar("T")
+LINE_EVERY = 10.0  # seconds between the lines of a log
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class RateColumn(ProgressColumn):
+    """Items a second."""
+
+    def render(self, task: RichTask) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="dim")
+
+
+def say(text: str) -> None:
+    """One line to the person who waits, on standard error."""
+    console.print(text, markup=False)
+
+
+def track(items: Iterable[T], what: str, total: int | None = None, note: str = "") -> Iterator[T]:
+    """Yield `items`, showing how far it has come; silent where it ends within two seconds in a log."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    if console.is_terminal:
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            yield from bar.track(items, total=total)
+        return
+    start = last = time.monotonic()
+    count = 0
+    for item in items:
+        yield item
+        count += 1
+        now = time.monotonic()
+        if now - last >= LINE_EVERY:
+            last = now
+            rate = count / (now - start)
+            left = f", {(total - count) / rate:.0f} s left" if total else ""
+            print(f"{what}: {count}{f'/{total}' if total else ''}, {rate:.1f}/s{left}", file=sys.stderr, flush=True)
