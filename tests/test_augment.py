@@ -1,4 +1,4 @@
-"""Augmentations: the contract every row of AUGMENTS keeps, exactness of the fused geometry and colour, schedules."""
+"""Augmentations: the contract every row of AUGMENTS keeps, exactness of fused operations, schedules."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, ValidationError, field_validator
 
-from manihot.data import colour, geometry
+from manihot.data import colour, distort, erase, filters, geometry, randaugment, tone
 from manihot.data.canvas import Canvas, Op, Size
 from manihot.errors import DataError, SettingsError
 from manihot.settings import Choice, suggest
@@ -165,12 +165,37 @@ AUGMENTS: dict[str, type[Op]] = {
     "shift_scale_rotate": geometry.ShiftScaleRotate,
     "affine": geometry.Affine,
     "perspective": geometry.Perspective,
+    "piecewise_affine": distort.PiecewiseAffine,
+    "elastic": distort.Elastic,
+    "optical_distortion": distort.OpticalDistortion,
+    "grid_distortion": distort.GridDistortion,
     "brightness_contrast": colour.BrightnessContrast,
     "hue_saturation_value": colour.HueSaturationValue,
     "rgb_shift": colour.RGBShift,
     "color_jitter": colour.ColorJitter,
     "fancy_pca": colour.FancyPCA,
     "to_gray": colour.ToGray,
+    "gamma": tone.Gamma,
+    "clahe": tone.CLAHE,
+    "auto_contrast": tone.AutoContrast,
+    "equalize": tone.Equalize,
+    "posterize": tone.Posterize,
+    "solarize": tone.Solarize,
+    "sharpen": filters.Sharpen,
+    "emboss": filters.Emboss,
+    "blur": filters.Blur,
+    "gaussian_blur": filters.GaussianBlur,
+    "median_blur": filters.MedianBlur,
+    "motion_blur": filters.MotionBlur,
+    "gauss_noise": filters.GaussNoise,
+    "jpeg": filters.Jpeg,
+    "downscale": filters.Downscale,
+    "superpixels": filters.Superpixels,
+    "coarse_dropout": erase.CoarseDropout,
+    "cutout": erase.Cutout,
+    "random_erasing": erase.RandomErasing,
+    "grid_mask": erase.GridMask,
+    "rand_augment": randaugment.RandAugment,
     "one_of": OneOf,
     "compose": Compose,
 }

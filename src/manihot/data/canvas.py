@@ -142,7 +142,7 @@ class Op(BaseModel):
     p: float = Field(0.5, ge=0, le=1, description="probability")
     strength: tuple[tuple[float, float], ...] = Field(
         (),
-        description="[[share of the epochs, factor on p], ...]: 0 first epoch, 1 last, straight lines between",
+        description="[[share of epochs, factor on p], ...]: 0 is the first epoch, 1 the last; linear between",
     )
     from_epoch: int = Field(0, description="first epoch it is on, counted from 0; negative from the end")
     until_epoch: int | None = Field(
@@ -157,7 +157,7 @@ class Op(BaseModel):
             or any(not 0 <= s <= 1 for s in shares)
             or any(f < 0 for _, f in self.strength)
         ):
-            raise ValueError("strength: shares must rise within 0..1, factors can't be negative")
+            raise ValueError("strength: shares must rise within 0..1, factors not be negative")
         return self
 
     def chance(self, epoch: int, epochs: int) -> float:

@@ -153,7 +153,8 @@ class Affine(EdgeOp):
     """Any mapping that keeps lines parallel: scale, shift, rotation and shear, about the middle."""
 
     scale: Span = Field((1.0, 1.0), description="enlargement, from..to")
-    translate: Limit = Field((0.0, 0.0), description="share of the edge, each direction drawn by itself")
+    translate_x: Limit = Field((0.0, 0.0), description="share of the width, positive to the right")
+    translate_y: Limit = Field((0.0, 0.0), description="share of the height, positive downwards")
     rotate: Limit = Field((0.0, 0.0), description="degrees")
     shear_x: Limit = Field((-15.0, 15.0), description="degrees by which upright lines lean")
     shear_y: Limit = Field((0.0, 0.0), description="degrees by which level lines lean")
@@ -161,7 +162,7 @@ class Affine(EdgeOp):
     def matrix(self, canvas: Canvas, rng: np.random.Generator) -> tuple[np.ndarray, Size]:
         degrees, scale = uniform(rng, self.rotate), max(uniform(rng, self.scale), 1e-2)
         lean = uniform(rng, self.shear_x), uniform(rng, self.shear_y)
-        across, down = uniform(rng, self.translate), uniform(rng, self.translate)
+        across, down = uniform(rng, self.translate_x), uniform(rng, self.translate_y)
         canvas.note(degrees=degrees, scale=scale, shear_x=lean[0], shear_y=lean[1], across=across, down=down)
         return about_middle(canvas.size, linear(degrees, scale, *lean), across, down), canvas.size
 
@@ -199,7 +200,7 @@ def quarter_turns(turns: int, size: Size) -> tuple[np.ndarray, Size]:
 
 
 def linear(degrees: float, scale: float = 1.0, shear_x: float = 0.0, shear_y: float = 0.0) -> np.ndarray:
-    """Linear part (2, 2) from input to output in (x, y down): shear, then anticlockwise turn, then enlargement."""
+    """Linear part (2, 2) from input to output in (x, y down): shear, then anticlockwise turn, then scale."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     lean = np.array([[1, math.tan(math.radians(shear_x))], [math.tan(math.radians(shear_y)), 1]])
     return scale * np.array([[cos, sin], [-sin, cos]]) @ lean
