@@ -1,7 +1,8 @@
 """Demo photographs: drawn cassava leaves in the layout of the Kaggle competition, with planted faults.
 
 For a first run without data, and as the ground truth of the audit: wrong labels, duplicates (some with two
-labels), two sources that differ, close-ups and whole plants, blurred and dark photographs, broken and odd files.
+labels), two sources that differ, close-ups and whole plants, blurred and dark photographs, broken and odd
+files.
 `truth.parquet` says what was planted in each file.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 
 from manihot.errors import DataError
 from manihot.photos.leaves import SYMPTOMS
@@ -54,7 +55,7 @@ COPIES = ("exact", "reencoded", "resized", "cropped80", "rotated90", "rotated180
 FAULTS = ("truncated", "empty", "html")  # to be quarantined
 ODDITIES = {"png_alpha": ".png", "png16": ".png", "cmyk": ".jpg", "grey": ".jpg", "gif": ".gif"}  # readable
 
-README = """Demo photographs of manihot: {photos} drawn cassava leaves, seed {seed}. None is a real photograph.
+README = """Demo photographs of manihot: {photos} drawn cassava leaves, seed {seed}. None is real.
 
 train.csv                       image_id, label, source
 label_num_to_disease_map.json   the class names
@@ -76,8 +77,9 @@ def make_demo(
 ) -> pd.DataFrame:
     """Draw the demo photographs into `out` and return the truth, one row a file, as in `out/truth.parquet`.
 
-    photos: files in all, copies and broken ones included. wrong: share of wrong labels. workers: processes; the
-    files don't depend on it. A finished demo of the same settings is left as it is, an interrupted one continued.
+    photos: files in all, copies and broken ones included. wrong: share of wrong labels. workers: processes;
+    the files don't depend on it. A finished demo of the same settings is left as it is, an interrupted one
+    continued.
     Raises DataError when `out` holds anything else or the numbers make no sense.
     """
     out = Path(out)
@@ -101,7 +103,7 @@ def make_demo(
 
 
 def _is_finished(out: Path, settings: dict[str, Any]) -> bool:
-    """Whether `out` holds this demo; False for an absent, empty or interrupted one, DataError for anything else."""
+    """Whether `out` holds this demo, finished; DataError when it holds anything else."""
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: this is a file, not a folder", "give the demo photographs a new folder")
     if not out.exists() or not any(out.iterdir()):
@@ -229,7 +231,7 @@ def _plan_copies(rng: np.random.Generator, table: pd.DataFrame, count: int) -> p
 
 
 def _plan_labels(rng: np.random.Generator, table: pd.DataFrame, budget: int) -> None:
-    """Plant exactly `budget` wrong labels, in place: first groups with two labels, then bad photographs first."""
+    """Plant `budget` wrong labels, in place: some copies get two labels, then bad photographs err first."""
     true = table["true_label"].to_numpy()
     given = true.copy()
     copied = table["copied_row"].to_numpy()
@@ -307,9 +309,7 @@ def _draw(folder: Path, seed: int, job: _Job) -> None:
     content = _encode(rgb, row)
     write_atomic(folder / row["image_id"], content)
     if job.copies:
-        shown = cv2.cvtColor(
-            cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
-        )
+        shown = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
     for copy in job.copies:
         exact = copy["duplicate_kind"] == "exact"
         write_atomic(folder / copy["image_id"], content if exact else _encode(_copy(rng, shown, copy), copy))
@@ -338,7 +338,7 @@ def _encode(rgb: np.ndarray, row: dict[str, Any]) -> bytes:
     if fault == "empty":
         return b""
     if fault == "html":
-        return b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body><h1>Not Found</h1></body></html>\n"
+        return b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body></body></html>\n"
     if oddity == "png16":
         grey = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2GRAY).astype(np.uint16) * 257
         return cv2.imencode(".png", grey)[1].tobytes()
