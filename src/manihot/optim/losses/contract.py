@@ -25,7 +25,16 @@ from manihot.errors import DataError, SettingsError
 from manihot.settings import suggest
 
 COMMON = ("class_weights", "smoothing", "smoothing_over", "reduction")
-PLAIN: dict[str, tuple[type, ...]] = {"float": (float, int), "int": (int,), "str": (str,), "bool": (bool,)}
+PLAIN: dict[str, tuple[type, ...]] = {
+    "float": (float, int),
+    "int": (int,),
+    "str": (str,),
+    "bool": (bool,),
+    "Sequence[float]": (list, tuple),
+    "Sequence[Mapping[str, Any]]": (list, tuple),
+    "str | Mapping[str, Any]": (str, dict),
+    "float | Sequence[float]": (float, int, list, tuple),
+}
 
 
 class Loss(nn.Module):
@@ -76,7 +85,7 @@ class Loss(nn.Module):
         A soft row that doesn't sum to 1 (SnapMix) counts by its sum. sample_weights: (N,), not negative.
         Computed in float32, or in float64 for float64 logits. Raises DataError for probabilities in the place
         of logits (a softmax of a softmax confines the loss to [0.905, 1.905] for 5 classes) and for shapes
-        that don't fit; on a GPU the values are looked at in the first call only: looking waits for the device.
+        that don't fit; on a GPU values are looked at in the first call only, as looking waits for the device.
         """
         self._check(logits, target, extra)
         with torch.autocast(logits.device.type, enabled=False):
@@ -90,8 +99,9 @@ class Loss(nn.Module):
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Tell terms whose strength grows over the training (ISDA) that epoch `epoch` of `epochs` begins."""
-        if isinstance(self.term, nn.Module) and hasattr(self.term, "start_epoch"):
-            self.term.start_epoch(epoch, epochs)
+        told = getattr(self.term, "start_epoch", None)
+        if told is not None:
+            told(epoch, epochs)
 
     def _reduce(
         self, values: Tensor, rows: Tensor, smoothed: Tensor, mass: Tensor, sample_weights: Tensor | None
@@ -130,6 +140,34 @@ class Loss(nn.Module):
             return
         self._seen = True
         look_at_values(self.name, logits.detach(), target)
+
+
+class WeightedSum(nn.Module):
+    """The weighted sum of losses, each with its own settings; used as `Loss`, with the `needs` of all."""
+
+    def __init__(self, losses: Sequence[Loss | WeightedSum], weights: Sequence[float]) -> None:
+        super().__init__()
+        self.losses = nn.ModuleList(losses)
+        self.weights = tuple(weights)
+        self.needs: tuple[str, ...] = tuple(dict.fromkeys(name for loss in losses for name in loss.needs))
+
+    def forward(
+        self, logits: Tensor, target: Tensor, *, sample_weights: Tensor | None = None, **extra: Tensor
+    ) -> Tensor:
+        """As `Loss.forward`."""
+        values = []
+        for weight, loss in zip(self.weights, self._losses()):
+            own = {name: extra[name] for name in loss.needs if name in extra}
+            values.append(weight * loss(logits, target, sample_weights=sample_weights, **own))
+        return sum(values[1:], values[0])
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """As `Loss.start_epoch`."""
+        for loss in self._losses():
+            loss.start_epoch(epoch, epochs)
+
+    def _losses(self) -> list[Loss | WeightedSum]:
+        return [loss for loss in self.losses if isinstance(loss, (Loss, WeightedSum))]
 
 
 def look_at_values(name: str, logits: Tensor, target: Tensor) -> None:
@@ -176,13 +214,15 @@ def check(name: str, setting: str, value: object, fine: bool, wanted: str) -> No
 class Row:
     """A row of the registry: `row(logits, target, **settings)` is the loss, `row.build` a module of it.
 
-    term: the function or nn.Module class that gives the values (see the module's head), or a class that is
-    made of other losses (`made_of_losses = True`). Its keyword-only arguments are the settings.
+    term: the function or nn.Module class that gives the values (see the module's head); its keyword-only
+    arguments are the settings. Where `made_of_losses`, a function that gives a whole module, with the shared
+    settings among its arguments.
     defaults: shared settings that differ for this loss.
     """
 
     term: Callable[..., Any]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    made_of_losses: bool = False
 
     def __call__(
         self, logits: Tensor, target: Tensor, *, sample_weights: Tensor | None = None, **settings: Any
@@ -195,8 +235,9 @@ class Row:
         extra = {key: v for key, v in settings.items() if isinstance(v, Tensor) and key not in known}
         own = {key: value for key, value in settings.items() if key not in extra}
         photographs = int(extra["index"].max()) + 1 if "index" in extra else None
-        loss = self.build(own, logits.shape[-1], photographs)
-        return loss(logits, target, sample_weights=sample_weights, **extra)
+        loss = self.build(own, logits.shape[-1], photographs).to(logits.device)
+        result: Tensor = loss(logits, target, sample_weights=sample_weights, **extra)
+        return result
 
     @property
     def settings(self) -> dict[str, inspect.Parameter]:
@@ -204,22 +245,30 @@ class Row:
         own = {
             key: p
             for key, p in inspect.signature(self.term).parameters.items()
-            if p.kind is p.KEYWORD_ONLY and key not in ("classes", "photographs", "make")
+            if p.kind is p.KEYWORD_ONLY and key not in ("classes", "photographs")
         }
         shared = inspect.signature(Loss.__init__).parameters
         return own | {key: shared[key] for key in COMMON}
 
     def build(
         self, settings: Mapping[str, Any], classes: int, photographs: int | None = None, name: str = ""
-    ) -> nn.Module:
+    ) -> Loss | WeightedSum:
         """A module of this loss; settings are checked here, so that a mistake shows before the training."""
         name = name or self.term.__name__
         settings = {**self.defaults, **settings}
         check_names_and_kinds(name, settings, self.settings)
+        try:
+            return self._build(name, settings, classes, photographs)
+        except (TypeError, ValueError) as error:  # a text among numbers, say
+            raise SettingsError(f"loss {name} can't use its settings {settings} ({error})") from error
+
+    def _build(
+        self, name: str, settings: Mapping[str, Any], classes: int, photographs: int | None
+    ) -> Loss | WeightedSum:
         shared = {key: value for key, value in settings.items() if key in COMMON}
         own = {key: value for key, value in settings.items() if key not in COMMON}
-        if getattr(self.term, "made_of_losses", False):
-            made: nn.Module = self.term(classes=classes, photographs=photographs, **own, **shared)
+        if self.made_of_losses:
+            made: Loss | WeightedSum = self.term(classes=classes, photographs=photographs, **own, **shared)
             return made
         if isinstance(self.term, type):
             make: Callable[..., Any] = self.term
