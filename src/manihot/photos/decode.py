@@ -31,7 +31,7 @@ from manihot.photos.faults import (
 )
 from manihot.photos.headers import JpegHead, find_orientation, is_heif, read_jpeg_head, signature
 
-__all__ = ["PhotoFacts", "PhotoFault", "decode_photo", "inspect_photo", "looks_like_photo"]
+__all__ = ["PhotoFacts", "PhotoFault", "decode_photo", "inspect_photo", "inspect_photos", "looks_like_photo"]
 
 MAX_PIXELS = 200_000_000  # the largest phone sensor; Pillow stops at 179 million in the formats it decodes
 MAX_BYTES = 1 << 30
@@ -78,6 +78,17 @@ def inspect_photo(path: Path) -> PhotoFacts:
     raw = _read(Path(path))
     _, (height, width) = _decode(raw, (1, 1), MAX_PIXELS)
     return PhotoFacts(height, width, len(raw), hashlib.sha256(raw).hexdigest())
+
+
+def inspect_photos(paths: list[Path]) -> list[PhotoFacts | PhotoFault]:
+    """Facts, or the fault, of each file."""
+    found: list[PhotoFacts | PhotoFault] = []
+    for path in paths:
+        try:
+            found.append(inspect_photo(path))
+        except PhotoFault as fault:
+            found.append(PhotoFault(fault.kind, fault.detail, fault.remedy))  # without its chain of causes
+    return found
 
 
 def looks_like_photo(path: Path) -> bool:
@@ -179,8 +190,9 @@ def _decode_with_pillow(
         raise PhotoFault("too_large", "there is not enough memory to decode it", "save it smaller") from error
     except Exception as error:  # decoders raise nearly anything on broken data
         raise explain_broken(raw, error) from error
-    full = rgb.shape[:2] if scale == 1 else (height, width)
-    return _turn(rgb, orientation), _turned_size(*full, orientation)
+    if scale == 1:
+        height, width = rgb.shape[:2]
+    return _turn(rgb, orientation), _turned_size(height, width, orientation)
 
 
 def _check_pixels(height: int, width: int, max_pixels: int) -> None:

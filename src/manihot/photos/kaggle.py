@@ -1,0 +1,174 @@
+"""Kaggle's cassava folder: train.csv, train_images/ or train_tfrecords/, test_images/, the class map.
+
+Photographs that exist in TFRecords only are written out as files into the run folder, never into the user's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from manihot.errors import DataError
+from manihot.photos.listing import Entry, Listing, find_photos
+from manihot.photos.tables import ClassNames, Columns, list_table, name_labels
+from manihot.photos.tfrecord import Record, read_records
+from manihot.progress import track
+from manihot.records.runs import explain_os_error
+
+RECORD_SUFFIXES = {".tfrec", ".tfrecord", ".tfrecords"}
+
+
+def find_records(folder: Path, split: str) -> list[Path]:
+    """The TFRecord files of `split`_tfrecords/, sorted."""
+    place = folder / f"{split}_tfrecords"
+    if not place.is_dir():
+        return []
+    return sorted(path for path in place.iterdir() if path.suffix.lower() in RECORD_SUFFIXES)
+
+
+def list_competition(folder: Path, columns: Columns, names: ClassNames | None, out: Path | None) -> Listing:
+    """The photographs of a competition's folder; those of test_images/ have split 'test' and no label.
+
+    out: run folder, needed where photographs come from TFRecords. Raises DataError.
+    """
+    images = folder / "train_images"
+    if images.is_dir() and find_photos(images, Counter()):
+        listing = list_table(folder / "train.csv", images, columns, names)
+        listing.layout = "the Kaggle layout (train.csv, train_images/)"
+    else:
+        listing = _list_from_records(folder, columns, names, out)
+    _add_test(listing, folder, out)
+    if listing.base == images:
+        listing.base = folder
+    return listing
+
+
+def _add_test(listing: Listing, folder: Path, out: Path | None) -> None:
+    images, records = folder / "test_images", find_records(folder, "test")
+    sample = folder / "sample_submission.csv"
+    if images.is_dir() and (photos := find_photos(images, listing.ignored)):
+        listed = {
+            entry.file: entry.where
+            for entry in (list_table(sample, images, Columns(label="")).entries if sample.is_file() else [])
+        }
+        for path in photos:
+            where = listed.pop(path, "folder test_images")
+            listing.entries.append(Entry(path, None, "test", where=where))
+        for path, where in listed.items():
+            listing.entries.append(Entry(path, None, "test", where=where))
+    elif records:
+        found, faults = extract_photos(records, _target(out, records), "test")
+        listing.faults += faults
+        listing.entries += [Entry(path, None, "test", where=where) for path, _, where in found.values()]
+    elif sample.is_file():
+        listing.notes.append(
+            "sample_submission.csv stands there without test_images/: no photographs to predict"
+        )
+
+
+def _list_from_records(folder: Path, columns: Columns, names: ClassNames | None, out: Path | None) -> Listing:
+    records = find_records(folder, "train")
+    target = _target(out, records)
+    found, faults = extract_photos(records, target, "train")
+    listing = list_table(folder / "train.csv", target / "train", columns, names)
+    listing.base = target
+    listing.layout = f"the Kaggle layout (train.csv, {len(records)} files in train_tfrecords/)"
+    listing.faults = faults
+    in_table = {entry.file for entry in listing.entries}
+    extra = [item for item in found.values() if item[0] not in in_table]
+    if extra:
+        labels, classes = name_labels(
+            [item[1] for item in extra], range(len(extra)), records[0].parent, names
+        )
+        listing.notes.append(
+            f"{len(extra)} photographs in train_tfrecords/ are not in train.csv: their own labels hold"
+        )
+        listing.entries += [Entry(path, label, where=where) for (path, _, where), label in zip(extra, labels)]
+        if not listing.ordered:
+            listing.classes = tuple(sorted({*listing.classes, *classes}, key=lambda name: (len(name), name)))
+    listing.entries = [
+        entry if entry.file.exists() else replace(entry, where=f"{entry.where}; not in train_tfrecords/")
+        for entry in listing.entries
+    ]
+    return listing
+
+
+def _target(out: Path | None, records: list[Path]) -> Path:
+    if out is None:
+        raise DataError(
+            f"{records[0].parent}: the photographs are in TFRecords and must be written out as files",
+            "say where with --out RUN (they go to RUN/photos)",
+        )
+    return out / "photos"
+
+
+def extract_photos(
+    records: list[Path], target: Path, split: str
+) -> tuple[dict[str, tuple[Path, str, str]], list[dict[str, str]]]:
+    """Write the photographs of TFRecord files to target/split and return what is known of them.
+
+    Features read: `image` and `image_name` (bytes), `target` (int64). Returns ({name: (path, target or '',
+    where)}, rows of the quarantine for damaged records). What is already there is not written again.
+    """
+    found: dict[str, tuple[Path, str, str]] = {}
+    faults: list[dict[str, str]] = []
+    place = target / split
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        stream = ((file, record) for file in records for record in read_records(file))
+        for file, record in track(stream, "Writing out the photographs of the TFRecords"):
+            where = f"{file.name}, record {record.number}"
+            if record.fault is not None:
+                rest = " and nothing after it can be read" if record.fault.last else ""
+                faults.append(_fault(f"{file.name}#{record.number}", f"{record.fault.detail}{rest}"))
+                continue
+            image = _first(record, "image")
+            if not isinstance(image, bytes) or not image:
+                faults.append(_fault(f"{file.name}#{record.number}", "it has no feature 'image'"))
+                continue
+            name = _file_name(_first(record, "image_name"), file, record.number)
+            path = place / name
+            if name in found:
+                if path.read_bytes() != image:
+                    detail = f"another photograph of the name {name} stands in {found[name][2]}"
+                    faults.append(_fault(f"{file.name}#{record.number}", detail))
+                continue
+            _write(path, image)
+            label = _first(record, "target")
+            found[name] = (path, "" if label is None else str(label), where)
+    except OSError as error:
+        raise explain_os_error(error, place) from error
+    return found, faults
+
+
+def _fault(file: str, detail: str) -> dict[str, str]:
+    return {
+        "file": file,
+        "fault": "damaged_record",
+        "detail": detail,
+        "remedy": "download the TFRecord file again",
+        "label": "",
+    }
+
+
+def _first(record: Record, name: str) -> object:
+    values = record.features.get(name)
+    return values[0] if values else None
+
+
+def _file_name(value: object, file: Path, number: int) -> str:
+    """A plain file name from a record: it must not lead out of the folder, nor hold what Windows forbids."""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
+    name = re.sub(r'[<>:"|?*\x00-\x1f]', "_", text.replace("\\", "/").rsplit("/", 1)[-1]).strip(". ")
+    return name or f"{file.stem}-{number:06d}.jpg"
+
+
+def _write(path: Path, image: bytes) -> None:
+    """A file that is whole or absent; flushing each of thousands to disk would take minutes."""
+    if path.exists() and path.stat().st_size == len(image) and path.read_bytes() == image:
+        return
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_bytes(image)
+    temporary.replace(path)

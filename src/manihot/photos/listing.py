@@ -1,0 +1,111 @@
+"""What a layout says of each photograph before any is opened."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from manihot.errors import DataError
+from manihot.photos.decode import SUFFIXES, looks_like_photo
+from manihot.records.manifest import ALWAYS_TRAIN
+
+SKIPPED_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One photograph as its layout describes it; `where` says which line or folder did.
+
+    label: class name, None for unlabelled. image_id, source: '' where the layout says nothing.
+    """
+
+    file: Path
+    label: str | None = None
+    split: str = "train"
+    image_id: str = ""
+    source: str = ""
+    group: str = ""
+    fold: int = ALWAYS_TRAIN
+    where: str = ""
+
+
+@dataclass
+class Listing:
+    """The photographs of one source.
+
+    base: folder that relative paths start from. layout: what was recognised, in words. ordered: whether the
+    order of `classes` was given by the user. ignored: other files, counted by extension. faults: rows of the
+    quarantine that are known already. notes: lines to say.
+    """
+
+    base: Path
+    layout: str
+    entries: list[Entry] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
+    ordered: bool = False
+    ignored: Counter[str] = field(default_factory=Counter)
+    faults: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def normalise(name: str) -> str:
+    """Trimmed and in Unicode's composed form: macOS stores é in two characters, others in one."""
+    return unicodedata.normalize("NFC", name.strip())
+
+
+def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
+    """(sub-folders, files) of a folder, each sorted by name, without hidden ones and system folders.
+
+    Links are followed; a folder that is a link to one above itself is left out. Folders of earlier runs
+    (with run.json) are left out too. Raises DataError where the folder can't be read.
+    """
+    try:
+        with os.scandir(folder) as found:
+            items = sorted(
+                (item for item in found if not item.name.startswith(".")), key=lambda item: item.name
+            )
+    except OSError as error:
+        raise DataError(
+            f"{folder}: can't be read ({error.strerror})", "check the path and its permissions"
+        ) from error
+    folders = [
+        Path(item.path)
+        for item in items
+        if item.is_dir() and item.name.lower() not in SKIPPED_FOLDERS and not _is_loop(item)
+    ]
+    files = [Path(item.path) for item in items if not item.is_dir()]
+    return [path for path in folders if not (path / "run.json").exists()], files
+
+
+def _is_loop(item: os.DirEntry[str]) -> bool:
+    if not item.is_symlink():
+        return False
+    target = os.path.realpath(item.path)
+    parent = os.path.realpath(os.path.dirname(item.path))  # noqa: PTH120
+    return parent == target or parent.startswith(target.rstrip(os.sep) + os.sep)
+
+
+def find_photos(
+    folder: Path, ignored: Counter[str], skip: Path | None = None, deep: bool = True
+) -> list[Path]:
+    """Photographs in a folder (and, if `deep`, below it), sorted; other files are counted in `ignored`.
+
+    A photograph is a file with an image's extension, in capitals or not, or one without extension that begins
+    as an image does. skip: a folder to leave out.
+    """
+    folders, files = list_folder(folder)
+    photos = []
+    for path in files:
+        suffix = path.suffix.lower()
+        if suffix in SUFFIXES or (not suffix and looks_like_photo(path)):
+            photos.append(path)
+        elif path.name.lower() not in ("thumbs.db", "desktop.ini"):
+            ignored[suffix or "no extension"] += 1
+    if deep:
+        for path in folders:
+            if path != skip:
+                photos += find_photos(path, ignored, skip)
+    return photos

@@ -1,0 +1,284 @@
+"""Scan: from folders and tables of photographs to a Manifest and a quarantine.
+
+Every photograph is decoded in full once; what can't be read is listed with its fault and a remedy, and the
+rest goes on. The result depends on the files alone: not on the number of processes, nor on the order in which
+the file system names them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from manihot.errors import DataError
+from manihot.photos.decode import PhotoFacts, PhotoFault, inspect_photos
+from manihot.photos.layouts import recognise
+from manihot.photos.listing import Entry, Listing
+from manihot.photos.tables import Columns
+from manihot.photos.workers import CHUNK, ENOUGH_FOR_PROCESSES, run_tasks
+from manihot.progress import say, track
+from manihot.records.manifest import UNLABELLED, Manifest
+from manihot.records.runs import atomic_path
+
+QUARANTINE = ["file", "fault", "detail", "remedy", "label"]
+
+
+def scan(
+    photos: Path | Sequence[Path],
+    *,
+    out: Path | None = None,
+    csv: Path | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    source: str | None = None,
+    group: str | None = None,
+    fold: str | None = None,
+    split: str | None = None,
+    id: str | None = None,
+    classes: Path | None = None,
+    workers: int = 2,
+) -> tuple[Manifest, pd.DataFrame]:
+    """Find, read and list photographs; returns the manifest and the quarantine.
+
+    The quarantine has the columns file, fault, detail, remedy, label.
+
+    photos: a folder (class folders, imagefolder metadata, Kaggle's layout), a table, or several of them.
+    csv: a table whose image paths start at the folder `photos`. image: its column, or a pattern such as
+    `leaf/{id}.jpg`; label, source, group, fold, split, id: further columns (label='' for none).
+    classes: names of integer labels. out: run folder; manifest.parquet and quarantine.csv are written there,
+    and photographs that come in TFRecords. workers: processes; the result does not depend on it.
+    Raises DataError where there is nothing to read or the labels contradict themselves.
+    """
+    places = (
+        [_absolute(Path(photos))] if isinstance(photos, (str, Path)) else [_absolute(Path(p)) for p in photos]
+    )
+    if not places:
+        raise DataError("no photographs were given", "name a folder or a table")
+    if csv is not None and len(places) > 1:
+        raise DataError("a table given with --csv belongs to one folder", "give each source as its own table")
+    run = None if out is None else _absolute(Path(out))
+    table = None if csv is None else _absolute(Path(csv))
+    columns = Columns(image, label, source, group, fold, split, id)
+    listings = [recognise(place, columns, table, classes, run) for place in places]
+    _say_listings(places, listings)
+    names = _source_names(places) if len(places) > 1 else [""]
+    entries = [
+        replace(entry, source=entry.source or name)
+        for name, part in zip(names, listings)
+        for entry in part.entries
+    ]
+    if not entries and not any(part.faults for part in listings):
+        raise _nothing_found(places, listings)
+    entries = _drop_repeated(entries)
+    root = _common_root([part.base for part in listings])
+    class_names = _unite_classes(listings)
+    ids = _unique_ids(entries, root)
+    facts = _inspect([entry.file for entry in entries], workers)
+    manifest = _to_manifest(entries, ids, facts, class_names, root)
+    quarantine = _to_quarantine(entries, facts, listings, root)
+    _say_result(manifest, quarantine)
+    if run is not None:
+        with atomic_path(run / "quarantine.csv") as temporary:
+            quarantine.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+        manifest.save(run / "manifest.parquet")
+    if not len(manifest):
+        at = f"see {run / 'quarantine.csv'}" if run else f"the first is {quarantine.iloc[0]['file']}"
+        raise DataError(
+            f"none of the {len(quarantine)} photographs can be read: {quarantine.iloc[0]['detail']}",
+            f"{quarantine.iloc[0]['remedy']}; {at}",
+        )
+    return manifest, quarantine
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100  links stay as the user wrote them
+
+
+def _source_names(places: list[Path]) -> list[str]:
+    """Each source's name: its folder's or its table's stem, with more of the path where two are alike."""
+    names = [place.stem if place.is_file() else place.name for place in places]
+    parts = 2
+    while len(set(names)) < len(names) and parts <= max(len(place.parts) for place in places):
+        twice = {name for name, count in Counter(names).items() if count > 1}
+        names = [
+            "/".join(place.parts[-parts:]) if name in twice else name for name, place in zip(names, places)
+        ]
+        parts += 1
+    if len(set(names)) < len(names):
+        raise DataError(f"{places[0]}: the same place is given twice", "give each folder once")
+    return names
+
+
+def _drop_repeated(entries: list[Entry]) -> list[Entry]:
+    """Each file once. Two lines that say the same of it are one; two labels for it are a DataError."""
+    seen: dict[str, Entry] = {}
+    repeated = 0
+    for entry in entries:
+        key = os.path.normpath(entry.file)
+        first = seen.setdefault(key, entry)
+        if first is entry:
+            continue
+        if (first.label, first.split) != (entry.label, entry.split):
+            said = [f"{e.label or 'no label'} in split {e.split} ({e.where})" for e in (first, entry)]
+            raise DataError(
+                f"{entry.file}: listed twice, as {said[0]} and as {said[1]}", "keep one line a photograph"
+            )
+        repeated += 1
+    if repeated:
+        say(f"warning: {repeated} lines repeat a photograph that was listed before; each counts once")
+    return list(seen.values())
+
+
+def _common_root(bases: list[Path]) -> Path:
+    """The folder above all sources; the first source where they share nothing but the disk."""
+    try:
+        common = Path(os.path.commonpath(bases))
+    except ValueError:  # two drives of Windows
+        return bases[0]
+    return bases[0] if common == Path(common.anchor) else common
+
+
+def _unite_classes(listings: list[Listing]) -> tuple[str, ...]:
+    """Classes of all sources by name: the user's order where given, the rest sorted, numbers as numbers."""
+    ordered = [name for part in listings if part.ordered for name in part.classes]
+    rest = {name for part in listings if not part.ordered for name in part.classes} - set(ordered)
+    whole = all(name.isdecimal() for name in rest)
+    united = [*dict.fromkeys(ordered), *sorted(rest, key=int if whole else str)]
+    alike = [names for names in _group_by(united, str.casefold).values() if len(names) > 1]
+    for group in alike:
+        say(f"warning: classes {' and '.join(map(repr, group))} differ in capitals only and count as two")
+    return tuple(united)
+
+
+def _group_by(names: list[str], key) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return groups
+
+
+def _unique_ids(entries: list[Entry], root: Path) -> list[str]:
+    """The user's ids, else file names, with more of the path or the source where two are alike."""
+    given: dict[tuple[str, str], Entry] = {}
+    for entry in entries:
+        if entry.image_id and (first := given.setdefault((entry.source, entry.image_id), entry)) is not entry:
+            raise DataError(
+                f"image id {entry.image_id!r} stands twice: {first.where} and {entry.where}",
+                "give each photograph its own id, or leave the id column out",
+            )
+    ids = [entry.image_id or entry.file.name for entry in entries]
+    for longer in (
+        lambda entry: f"{entry.source}/{entry.image_id or entry.file.name}" if entry.source else "",
+        lambda entry: _relative(entry.file, root),
+    ):
+        count = Counter(ids)
+        tried = [longer(entry) or own if count[own] > 1 else own for entry, own in zip(entries, ids)]
+        counted = Counter(tried)
+        ids = [new if counted[new] == 1 else own for new, own in zip(tried, ids)]
+    return ids
+
+
+def _relative(file: Path, root: Path) -> str:
+    """Path from the root with '/', or absolute where the file lies elsewhere."""
+    try:
+        return file.relative_to(root).as_posix()
+    except ValueError:
+        return file.as_posix()
+
+
+def _inspect(files: list[Path], workers: int) -> list[PhotoFacts | PhotoFault]:
+    chunks = [files[k : k + CHUNK] for k in range(0, len(files), CHUNK)]
+    if sum(file.stat().st_size for file in files if file.is_file()) < ENOUGH_FOR_PROCESSES:
+        workers = 1
+    results = run_tasks(inspect_photos, chunks, workers, lambda chunk: str(chunk[0]))
+    return list(track((fact for part in results for fact in part), "Reading photographs", total=len(files)))
+
+
+def _to_manifest(
+    entries: list[Entry],
+    ids: list[str],
+    facts: list[PhotoFacts | PhotoFault],
+    classes: tuple[str, ...],
+    root: Path,
+) -> Manifest:
+    index = {name: k for k, name in enumerate(classes)}
+    rows = [
+        {
+            "image_id": image_id,
+            "path": _relative(entry.file, root),
+            "label": UNLABELLED if entry.label is None else index[entry.label],
+            "source": entry.source or "main",
+            "group": entry.group,
+            "split": entry.split,
+            "fold": entry.fold,
+            "sha256": fact.sha256,
+            "height": fact.height,
+            "width": fact.width,
+            "bytes": fact.bytes,
+        }
+        for entry, image_id, fact in zip(entries, ids, facts)
+        if isinstance(fact, PhotoFacts)
+    ]
+    columns = [
+        "image_id",
+        "path",
+        "label",
+        "source",
+        "group",
+        "split",
+        "fold",
+        "sha256",
+        "height",
+        "width",
+        "bytes",
+    ]
+    return Manifest.from_table(pd.DataFrame(rows, columns=columns), classes, root)
+
+
+def _to_quarantine(
+    entries: list[Entry], facts: list[PhotoFacts | PhotoFault], listings: list[Listing], root: Path
+) -> pd.DataFrame:
+    rows = [row for part in listings for row in part.faults]
+    for entry, fact in zip(entries, facts):
+        if isinstance(fact, PhotoFault):
+            file = _relative(entry.file, root)
+            detail = f"{fact.detail} ({entry.where})" if fact.kind == "missing" else fact.detail
+            rows.append(dict(zip(QUARANTINE, (file, fact.kind, detail, fact.remedy, entry.label or ""))))
+    return pd.DataFrame(rows, columns=QUARANTINE)
+
+
+def _nothing_found(places: list[Path], listings: list[Listing]) -> DataError:
+    ignored = sum((part.ignored for part in listings), Counter())
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(5))
+    beside = f" (other files there: {kinds})" if kinds else ""
+    return DataError(
+        f"{', '.join(map(str, places))}: no photographs found{beside}",
+        "give a folder with .jpg or .png files, one folder a class, or a table of them",
+    )
+
+
+def _say_listings(places: list[Path], listings: list[Listing]) -> None:
+    for place, part in zip(places, listings):
+        say(f"{place}: {part.layout}, {len(part.entries)} photographs")
+        if part.ignored:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in part.ignored.most_common(8))
+            say(f"  ignored files that are no photographs: {kinds}")
+        for note in part.notes:
+            say(f"warning: {note}")
+
+
+def _say_result(manifest: Manifest, quarantine: pd.DataFrame) -> None:
+    if len(quarantine):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in quarantine["fault"].value_counts().items())
+        say(f"warning: {len(quarantine)} files can't be read and are left out: {kinds} (see the quarantine)")
+    unlabelled = int((manifest.labels == UNLABELLED)[manifest.table["split"] != "test"].sum())
+    if unlabelled and manifest.classes:
+        say(f"warning: {unlabelled} photographs have no label; they are kept, but not learned from")
+    for name, count in zip(manifest.classes, manifest.class_counts()):
+        if count == 0:
+            say(f"warning: class {name!r} has no readable photograph")
