@@ -19,7 +19,7 @@ _HOMES = {
     "load_recipe": "manihot.settings",
     "scan": "manihot.photos.scan",
     "make_demo": "manihot.photos.demo",
-    "run": "manihot.train.run",
+    "run": "manihot.pipeline",
     "predict": "manihot.infer.predict",
     "load_model": "manihot.models.checkpoint",
 }
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from manihot.records.runs import RunFolder as RunFolder
     from manihot.settings import Recipe as Recipe
     from manihot.settings import load_recipe as load_recipe
-    from manihot.train.run import run as run
+    from manihot.pipeline import run as run
 
 
 def __getattr__(name: str) -> Any:

@@ -75,7 +75,8 @@ class Model(Group):
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth (drop-connect)")
     freeze_stages: int = Field(0, ge=0, description="first stages of the backbone that are not trained")
     freeze_norm: bool = Field(False, description="keep the statistics of batch norms as pretrained")
-    taps: tuple[int, ...] = Field((), description="`features`: stages pooled beside the last, counted from the end")
+    taps: tuple[int, ...] = Field((), description="stages pooled beside the last, counted from the end")
+    power: bool = Field(False, description="signed square root of the pooled features")
 
 
 class Optimizer(Group):

@@ -5,7 +5,7 @@ Geometry (fit and resize) happens here, on uint8; the normalisation is carried a
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import cv2
@@ -17,13 +17,15 @@ class Preprocess:
     """size: (height, width) in pixels. fit: 'squash' stretches, 'crop' cuts the middle, 'pad' adds grey borders.
 
     mean, std: of RGB in [0, 1], applied after scaling uint8 by 1/255. The resize is area averaging when it
-    shrinks and bilinear when it enlarges.
+    shrinks and bilinear when it enlarges. stored: (height, width) that every photograph is first brought to, as the
+    training store holds it, so that prediction sees what training saw; None when that is `size` itself.
     """
 
     size: tuple[int, int]
     fit: str = "squash"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    stored: tuple[int, int] | None = None
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
         """uint8 (H, W, 3) of any size to uint8 (height, width, 3)."""
@@ -43,9 +45,10 @@ class Preprocess:
             return out
         return resize(rgb, self.size)
 
-    def with_size(self, size: tuple[int, int]) -> Preprocess:
-        """The same with another size."""
-        return Preprocess(size, self.fit, self.mean, self.std)
+    @property
+    def for_store(self) -> Preprocess:
+        """The first step: any photograph to the stored size."""
+        return replace(self, size=self.stored or self.size, stored=None)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a model's metadata."""

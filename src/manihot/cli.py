@@ -1,0 +1,193 @@
+"""The command line: one verb, one function. Heavy imports stand inside the verb that needs them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+from cyclopts import App, Parameter
+
+import manihot
+from manihot.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ManihotError
+from manihot.progress import console, say
+
+app = App(
+    name="manihot",
+    version=manihot.__version__,
+    help="From a folder of field photographs with imperfect labels to a trustworthy classifier and a report.",
+    help_epilogue="First steps:  manihot demo-data demo   then   manihot run demo --out runs/demo",
+)
+recipes = App(name="recipes", help="List the recipes that come with the package, or show one.")
+app.command(recipes)
+
+Out = Annotated[Path, Parameter(name=["--out", "-o"], help="Where to write.")]
+Photos = Annotated[list[Path], Parameter(help="Folder(s), a CSV or a manifest.parquet.")]
+ImageColumn = Annotated[str | None, Parameter(help="Column with the file, or a pattern such as leaf/{id}.jpg.")]
+LabelColumn = Annotated[str | None, Parameter(help="Column with the class.")]
+SourceColumn = Annotated[str | None, Parameter(help="Column that says where a photograph comes from.")]
+GroupColumn = Annotated[str | None, Parameter(help="Column of what must stay together in a fold (a plant, a leaf).")]
+FoldColumn = Annotated[str | None, Parameter(help="Column with your own folds, 0 to K-1.")]
+SplitColumn = Annotated[str | None, Parameter(help="Column with train, val or test.")]
+ClassMap = Annotated[Path | None, Parameter(help="JSON file that maps label numbers to class names.")]
+RecipeName = Annotated[str | None, Parameter(name=["--recipe", "-r"], help="A name (see `manihot recipes`) or a .yaml file.")]
+Sets = Annotated[
+    list[str] | None,
+    Parameter(name=["--set", "-s"], negative="", help="A setting, key=value, e.g. train.epochs=3; may be repeated."),
+]
+Device = Annotated[str, Parameter(help="auto, cpu, cuda, mps.")]
+Workers = Annotated[int, Parameter(help="Processes that read photographs.")]
+
+
+def _one_or_many(photos: list[Path]) -> Any:
+    return photos[0] if len(photos) == 1 else photos
+
+
+@app.command
+def scan(
+    photos: Photos, *, out: Out, image: ImageColumn = None, label: LabelColumn = None, source: SourceColumn = None,
+    group: GroupColumn = None, fold: FoldColumn = None, split: SplitColumn = None, classes: ClassMap = None,
+    workers: Workers = 2,
+) -> None:  # fmt: skip
+    """Read every photograph once and write OUT/manifest.parquet and OUT/quarantine.csv.
+
+    Understands class folders (with or without train/val/test above them), a CSV or parquet table, the Kaggle cassava
+    layout, and Hugging Face metadata.csv or metadata.jsonl. Nothing in your folders is changed.
+    """
+    from manihot.photos.scan import scan as scan_photos
+
+    scan_photos(
+        _one_or_many(photos), out=out, image=image, label=label, source=source, group=group, fold=fold, split=split,
+        classes=classes, workers=workers,
+    )  # fmt: skip
+    say(f"Manifest: {out / 'manifest.parquet'}")
+
+
+@app.command(name="demo-data")
+def demo_data(
+    folder: Path, *, photos: Annotated[int, Parameter(help="How many.")] = 600, seed: int = 0, workers: Workers = 2
+) -> None:
+    """Draw photographs of cassava leaves with known wrong labels, duplicates and broken files.
+
+    truth.parquet says what was planted, so that an audit can be judged.
+    """
+    from manihot.photos.demo import make_demo
+
+    make_demo(folder, photos=photos, seed=seed, workers=workers)
+    say(f"Demo photographs: {folder}   next: manihot run {folder} --out runs/demo")
+
+
+@app.command
+def run(
+    photos: Photos, *, out: Out, recipe: RecipeName = None, set_: Sets = None, image: ImageColumn = None,
+    label: LabelColumn = None, source: SourceColumn = None, group: GroupColumn = None, fold: FoldColumn = None,
+    split: SplitColumn = None, classes: ClassMap = None, device: Device = "auto", workers: Workers = 2,
+    update: Annotated[bool, Parameter(negative="", help="Redo in OUT what changed settings or photographs change.")] = False,
+) -> None:  # fmt: skip
+    """From photographs to an evaluated classifier and a report, in one command.
+
+    Scan, folds, training, out-of-fold predictions, scores, report. Stop it at any moment; the same command
+    continues. Without --recipe it takes `quick` where there is no GPU, and says so.
+    """
+    from manihot import pipeline
+
+    pipeline.run(
+        _one_or_many(photos), out, recipe, overrides=set_ or [], device=device, workers=workers, update=update,
+        image=image, label=label, source=source, group=group, fold=fold, split=split, classes=classes,
+    )  # fmt: skip
+    compare([out])
+
+
+@app.command
+def predict(
+    model: Annotated[Path, Parameter(help="A run folder, RUN/members/NAME, or one .safetensors.")],
+    photos: Annotated[Path, Parameter(help="Folder, CSV or manifest.parquet.")],
+    *,
+    out: Annotated[
+        Path, Parameter(name=["--out", "-o"], help=".parquet, .csv of probabilities, or a name ending in submission.csv for Kaggle's two columns.")
+    ],
+    image: ImageColumn = None,
+    label: LabelColumn = None,
+    tta: Annotated[int | None, Parameter(help="Use only the first so many of the model's views; 1 is fastest.")] = None,
+    device: Device = "auto",
+    batch: Annotated[int, Parameter(help="Photographs at a time.")] = 32,
+    workers: Workers = 2,
+) -> None:
+    """Predict photographs with a trained model: every member, fold and view averaged."""
+    from manihot.infer.predict import predict as predict_with
+
+    predictions = predict_with(model, photos, out, tta=tta, device=device, batch=batch, image=image, label=label, workers=workers)
+    say(f"{len(predictions)} photographs predicted: {out}")
+
+
+@app.command
+def compare(runs: Annotated[list[Path], Parameter(help="Run folders.")]) -> None:
+    """A leaderboard of members and runs, finished or not, so that a team sees every score at once."""
+    from manihot.deliver.compare import leaderboard, print_leaderboard
+
+    print_leaderboard(leaderboard(runs))
+
+
+@app.command
+def report(run: Annotated[Path, Parameter(help="A run folder.")]) -> None:
+    """Write RUN/report.html anew."""
+    from manihot.deliver.report import make_report
+
+    say(f"Report: {make_report(run)}")
+
+
+@recipes.default
+def list_recipes() -> None:
+    """List the recipes that come with the package."""
+    from rich.table import Table
+
+    from manihot.settings import load_recipe, recipe_names
+
+    table = Table("recipe", "method", "what it is", box=None)
+    for name in recipe_names():
+        found = load_recipe(name)
+        table.add_row(name, found.method, found.description)
+    console.print(table)
+
+
+@recipes.command
+def show(name: str, *, set_: Sets = None) -> None:
+    """Show every setting of a recipe, resolved, as YAML that can be saved and changed."""
+    from ruamel.yaml import YAML
+
+    from manihot.settings import load_recipe
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = None
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[attr-defined]
+    yaml.dump(load_recipe(name, set_ or []).resolved(), sys.stdout)
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised where the program stands so that files are closed and locks dropped."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
+def main() -> None:
+    """Run the command line; errors become one message and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except ManihotError as error:
+        console.print(f"[bold red]{type(error).__name__}[/]:", end=" ")
+        console.print(str(error), markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        say("Stopped. Everything finished so far is kept; the same command continues.")
+        sys.exit(EXIT_INTERRUPTED)
+    except Terminated:
+        say("Terminated. Everything finished so far is kept; the same command continues.")
+        sys.exit(EXIT_TERMINATED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The one forward loop: validation, out-of-fold, test, new photographs, embeddings and test-time views."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy.special import softmax
+
+from manihot.data.views import make_view
+from manihot.errors import DataError
+from manihot.infer.runners import Runner, TorchRunner, choose_device
+from manihot.models.checkpoint import TrainedModel, load_model
+from manihot.photos.decode import PhotoFault, decode_photo
+from manihot.photos.preprocess import Preprocess
+from manihot.progress import track
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import TINY, Predictions
+from manihot.settings import View
+
+AHEAD = 2  # batches prepared while the device works
+
+
+class Photos(Protocol):
+    """A sequence of uint8 photographs (H, W, 3): the training store, or files decoded as they are asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+
+class PhotoFiles:
+    """Files as the training store would hold them: decoded, upright, sRGB, at the stored size."""
+
+    def __init__(self, paths: Sequence[Path], preprocess: Preprocess) -> None:
+        self.paths = paths
+        self.first_step = preprocess.for_store
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        path = self.paths[index]
+        try:
+            return self.first_step(decode_photo(path, at_least=self.first_step.size))
+        except PhotoFault as fault:
+            raise DataError(f"{path}: {fault.kind}: {fault.detail}", fault.remedy) from fault
+
+
+def each_batch(
+    photos: Photos, rows: np.ndarray, preprocess: Preprocess, views: Sequence[View], batch: int, what: str
+) -> Iterator[tuple[slice, int, np.ndarray]]:
+    """Yield (place among `rows`, view number, uint8 (n, h, w, 3)), prepared by threads a little ahead."""
+    jobs = [(slice(at, at + batch), v) for at in range(0, len(rows), batch) for v in range(len(views))]
+
+    def prepare(job: tuple[slice, int]) -> np.ndarray:
+        place, v = job
+        return np.stack([make_view(photos[int(row)], views[v], preprocess) for row in rows[place]])
+
+    with ThreadPoolExecutor(AHEAD) as threads:
+        waiting: deque[tuple[tuple[slice, int], Future[np.ndarray]]] = deque()
+        source = iter(jobs)
+        for job in track(jobs, what):
+            while len(waiting) <= AHEAD and (following := next(source, None)) is not None:
+                waiting.append((following, threads.submit(prepare, following)))
+            job, future = waiting.popleft()
+            yield job[0], job[1], future.result()
+
+
+def forward_views(
+    runners: Sequence[Runner], photos: Photos, rows: np.ndarray, preprocess: Preprocess, views: Sequence[View],
+    batch: int = 32, want: str = "logits", what: str = "Predicting",
+) -> np.ndarray:  # fmt: skip
+    """`want` ('logits' or 'embeddings') of each view, mean over the runners: float32 (N, V, D).
+
+    Logits are averaged over runners as probabilities (their logarithm is returned), embeddings as they are.
+    """
+    out: np.ndarray | None = None
+    for place, v, images in each_batch(photos, rows, preprocess, views, batch, what):
+        results = [runner(images)[want] for runner in runners]
+        mean = results[0] if len(results) == 1 else _mean(results, want)
+        if out is None:
+            out = np.empty((len(rows), len(views), mean.shape[1]), dtype=np.float32)
+        out[place, v] = mean
+    return np.empty((0, len(views), 0), dtype=np.float32) if out is None else out
+
+
+def _mean(results: list[np.ndarray], want: str) -> np.ndarray:
+    if want == "embeddings":
+        return np.mean(results, axis=0)
+    return np.log(np.maximum(np.mean([softmax(r.astype(np.float64), axis=1) for r in results], axis=0), TINY))
+
+
+def merge_views(logits: np.ndarray, views: Sequence[View]) -> np.ndarray:
+    """Logits of views (N, V, K) to those of their weighted mean probability, float32 (N, K)."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    weights = np.array([view.weight for view in views], dtype=np.float64)
+    probs = softmax(logits.astype(np.float64), axis=2)
+    mean = np.einsum("nvk,v->nk", probs, weights / weights.sum())
+    return np.log(np.maximum(mean, TINY)).astype(np.float32)
+
+
+def predict_photos(
+    models: Sequence[TrainedModel], manifest: Manifest, device: torch.device | None = None, batch: int = 32
+) -> Predictions:
+    """Predict every photograph of `manifest` by the mean probability over models, networks and views."""
+    device = device or choose_device()
+    rows = np.arange(len(manifest))
+    total = np.zeros((len(manifest), len(models[0].classes)))
+    networks = sum(len(model.networks) for model in models)
+    for model in models:
+        photos = PhotoFiles(manifest.paths, model.preprocess)
+        precision = str(model.about.get("precision", "fp32"))
+        runners = [TorchRunner(network, model.preprocess, device, precision) for network in model.networks]
+        logits = merge_views(forward_views(runners, photos, rows, model.preprocess, model.views, batch), model.views)
+        total += len(model.networks) / networks * softmax(logits.astype(np.float64), axis=1)
+    labels = manifest.labels if manifest.classes == models[0].classes else _match(manifest, models[0].classes)
+    return Predictions.from_probs(manifest.image_id, total, models[0].classes, labels)
+
+
+def _match(manifest: Manifest, classes: tuple[str, ...]) -> np.ndarray:
+    index = {name: k for k, name in enumerate(classes)}
+    table = np.array([index.get(name, -1) for name in manifest.classes] + [-1])  # the last serves label -1
+    return table[manifest.labels]
+
+
+def predict(
+    model: Path, photos: Path, out: Path | None = None, *, tta: int | None = None, device: str = "auto",
+    batch: int = 32, **scan_options: object,
+) -> Predictions:  # fmt: skip
+    """Predict the photographs of a folder, CSV or manifest with a run, a member or a model file.
+
+    tta: use the first so many of each model's views; all when left out.
+    out: .parquet or .csv of probabilities; a name that ends in submission.csv gets Kaggle's `image_id,label`.
+    Unreadable photographs are named in `<out>.quarantine.csv` and left out. See `scan` for `scan_options`.
+    """
+    from manihot.photos.scan import scan
+    from manihot.progress import say
+
+    models = load_model(Path(model))
+    if Path(photos).suffix == ".parquet" and _is_manifest(Path(photos)):
+        manifest, quarantine = Manifest.load(Path(photos)), None
+    else:
+        manifest, quarantine = scan(Path(photos), **scan_options)  # type: ignore[arg-type]
+    for one in models if tta else ():
+        one.views = one.views[:tta]
+    predictions = predict_photos(models, manifest, choose_device(device), batch)
+    if out is not None:
+        save_predictions(predictions, Path(out))
+        if quarantine is not None and len(quarantine):
+            from manihot.records.runs import atomic_path
+
+            aside = Path(out).with_name(f"{Path(out).stem}.quarantine.csv")
+            with atomic_path(aside) as temporary:
+                quarantine.to_csv(temporary, index=False)
+            say(f"{len(quarantine)} files could not be read and have no prediction; they are named in {aside}")
+    return predictions
+
+
+def save_predictions(predictions: Predictions, out: Path) -> None:
+    """Parquet, CSV of probabilities, or, where the name ends in submission.csv, Kaggle's two columns."""
+    if not out.name.endswith("submission.csv"):
+        predictions.save(out)
+        return
+    import pandas as pd
+
+    from manihot.records.runs import atomic_path
+
+    best = predictions.logits.argmax(axis=1)
+    names = predictions.classes
+    numeric = all(name.isdigit() for name in names)
+    frame = pd.DataFrame({"image_id": predictions.image_id, "label": [int(names[k]) if numeric else int(k) for k in best]})
+    with atomic_path(out) as temporary:
+        frame.to_csv(temporary, index=False)
+
+
+def _is_manifest(path: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return b"manihot" in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False

@@ -1,0 +1,99 @@
+"""Saving a model with all that is needed to use it, in one safetensors file: no pickle, safe to share.
+
+The file's metadata holds the classes, the Preprocess, the model's settings and the views it was judged with.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from manihot.errors import WeightsError
+from manihot.models.backbones import make_model
+from manihot.models.heads import Classifier
+from manihot.photos.preprocess import Preprocess
+from manihot.records.runs import atomic_path
+from manihot.settings import Model, View
+
+FORMAT = 1
+
+
+@dataclass
+class TrainedModel:
+    """Networks that see the same photographs the same way; their probabilities are averaged."""
+
+    networks: list[Classifier]
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    views: tuple[View, ...]
+    about: dict[str, Any]
+
+
+def save_model(
+    path: Path, model: Classifier, settings: Model, classes: tuple[str, ...], preprocess: Preprocess,
+    views: tuple[View, ...], about: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Write one network and what belongs to it, atomically."""
+    card = {
+        "format": FORMAT,
+        "model": settings.model_dump(mode="json"),
+        "classes": list(classes),
+        "preprocess": preprocess.to_json(),
+        "views": [view.model_dump(mode="json") for view in views],
+        "about": about or {},
+    }
+    state = {name: value.detach().to("cpu").contiguous() for name, value in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata={"manihot": json.dumps(card)})
+
+
+def load_network(path: Path) -> TrainedModel:
+    """Read one file of `save_model`; WeightsError when it is not one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            card = json.loads((file.metadata() or {})["manihot"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise WeightsError(f"{path}: not a manihot model ({error})", "name a run folder, or a .safetensors of a run") from error
+    settings = Model(**{**card["model"], "pretrained": False})
+    preprocess = Preprocess.from_json(card["preprocess"])
+    network = make_model(settings, len(card["classes"]), preprocess.size)
+    network.load_state_dict(state, strict=True)
+    network.eval().requires_grad_(False)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    views = tuple(View(**view) for view in card["views"])
+    return TrainedModel([network], tuple(card["classes"]), preprocess, views, card["about"])
+
+
+def load_model(path: Path) -> list[TrainedModel]:
+    """The models of a run, a member or a file: one TrainedModel for each way of seeing a photograph.
+
+    path: RUN (all members, all folds), RUN/members/NAME, or one .safetensors. Folds of a member are averaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(path.glob("members/*/fold*/best.safetensors")) or sorted(path.glob("fold*/best.safetensors"))
+        if not files:
+            raise WeightsError(f"{path}: no trained model here", "name a finished run folder, or a .safetensors file")
+    elif path.is_file():
+        files = [path]
+    else:
+        raise WeightsError(f"{path}: no such model", "name a finished run folder, or a .safetensors file")
+    models: list[TrainedModel] = []
+    for file in files:
+        one = load_network(file)
+        for known in models:
+            if (known.classes, known.preprocess, known.views) == (one.classes, one.preprocess, one.views):
+                known.networks += one.networks
+                break
+        else:
+            models.append(one)
+    if len({model.classes for model in models}) > 1:
+        raise WeightsError(f"{path}: the members don't predict the same classes")
+    return models

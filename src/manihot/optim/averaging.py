@@ -1,0 +1,122 @@
+"""Averaging of weights over the training.
+
+EMA: a running mean after every step (timm's ModelEmaV3). SWA: the plain mean of the weights at the end of each
+epoch from `start` on, with batch-norm statistics measured anew (arXiv 1803.05407). Averaging SWA after every step,
+as the lecture's team did by mistake, gives another model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from inspect import signature
+from typing import Any, Protocol
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+from manihot.errors import SettingsError
+from manihot.settings import Choice, suggest
+
+
+class Averaging(Protocol):
+    """What the loop needs of an average."""
+
+    def after_step(self, model: nn.Module, step: int) -> None: ...
+    def after_epoch(self, model: nn.Module, epoch: int) -> None: ...
+    def model(self, model: nn.Module) -> nn.Module: ...
+    def finish(self, model: nn.Module, inputs: Callable[[], Iterable[Tensor]]) -> nn.Module: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class NoAveraging:
+    """The weights as they are."""
+
+    def __init__(self, model: nn.Module, epochs: int) -> None:
+        pass
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Nothing."""
+
+    def after_epoch(self, model: nn.Module, epoch: int) -> None:
+        """Nothing."""
+
+    def model(self, model: nn.Module) -> nn.Module:
+        """The network to judge now."""
+        return model
+
+    def finish(self, model: nn.Module, inputs: Callable[[], Iterable[Tensor]]) -> nn.Module:
+        """The network to keep."""
+        return model
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to take back."""
+
+
+class Ema(NoAveraging):
+    """decay: share of the old average kept at a step; it grows towards `decay` in the first steps with `warmup`."""
+
+    def __init__(self, model: nn.Module, epochs: int, decay: float = 0.999, warmup: bool = True) -> None:
+        self.average = ModelEmaV3(model, decay=decay, use_warmup=warmup)
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        self.average.update(model, step=step)
+
+    def model(self, model: nn.Module) -> nn.Module:
+        return self.average.module
+
+    def finish(self, model: nn.Module, inputs: Callable[[], Iterable[Tensor]]) -> nn.Module:
+        return self.average.module
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.average.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.average.load_state_dict(state)
+
+
+class Swa(NoAveraging):
+    """start: share of the epochs after which averaging begins (.5: the second half)."""
+
+    def __init__(self, model: nn.Module, epochs: int, start: float = 0.5) -> None:
+        self.first = int(epochs * start)
+        self.average = AveragedModel(model)
+
+    def after_epoch(self, model: nn.Module, epoch: int) -> None:
+        if epoch >= self.first:
+            self.average.update_parameters(model)
+
+    def model(self, model: nn.Module) -> nn.Module:
+        return model  # its batch-norm statistics are measured only once, in `finish`
+
+    @torch.no_grad()
+    def finish(self, model: nn.Module, inputs: Callable[[], Iterable[Tensor]]) -> nn.Module:
+        if int(self.average.n_averaged) == 0:
+            return model
+        update_bn(inputs(), self.average.module)
+        return self.average.module
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.average.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.average.load_state_dict(state)
+
+
+def check_averaging(choice: Choice, where: str) -> None:
+    """SettingsError for an unknown kind or setting."""
+    if choice.name not in AVERAGING:
+        raise SettingsError(f"{where}: unknown averaging {choice.name!r}", suggest(choice.name, list(AVERAGING)))
+    known = list(signature(AVERAGING[choice.name]).parameters)[2:]
+    for key in choice.settings:
+        if key not in known:
+            raise SettingsError(f"{where}: averaging {choice.name} has no setting {key!r}", suggest(key, known))
+
+
+AVERAGING: dict[str, Callable[..., Averaging]] = {"none": NoAveraging, "ema": Ema, "swa": Swa}

@@ -1,0 +1,211 @@
+"""The main job, from photographs to a report: scan, folds, members, scores, report. Each part is a stage done once."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manihot.audit.folds import make_folds
+from manihot.errors import RunFolderError
+from manihot.progress import say
+from manihot.records.manifest import ALWAYS_TRAIN, Manifest
+from manihot.records.predictions import Predictions
+from manihot.records.runs import RunFolder, atomic_path, digest_file, digest_value, save_json
+from manihot.settings import Recipe, load_recipe
+
+PACKAGES = ("manihot", "torch", "timm", "numpy", "opencv-python-headless", "scikit-learn", "onnxruntime")
+
+
+def run(
+    photos: Path | Sequence[Path], out: Path, recipe: str | Recipe | None = None, *, overrides: Sequence[str] = (),
+    device: str = "auto", workers: int = 2, update: bool = False, report: bool = True, **scan_options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Train and judge a classifier on photographs; returns the content of metrics.json.
+
+    photos, scan_options: see `manihot.scan`; a manifest.parquet is taken as it is. recipe: a name, a path, or a
+    Recipe; 'quick' without a GPU and 'standard' with one when left out. update: redo what other settings change in
+    an existing run folder, which is an error otherwise. Raises ManihotError; the same call continues a stopped run.
+    """
+    if recipe is None:
+        recipe = choose_recipe(device)
+    resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    from manihot.train.check import check_recipe
+
+    check_recipe(resolved)
+    with RunFolder(Path(out)) as folder:
+        _open(folder, resolved, photos, scan_options, update)
+        manifest = _scan(folder, photos, workers, scan_options)
+        manifest = _folds(folder, resolved, manifest)
+        from manihot.train.crossval import train_members
+
+        names = train_members(folder, resolved, manifest, device, workers)
+        scores = score(folder, manifest, names, resolved.seed)
+        folder.update_record(finished=time.time())
+        if report:
+            from manihot.deliver.report import make_report
+
+            page = make_report(folder.path)
+            say(f"Report: {page}")
+    return scores
+
+
+def choose_recipe(device: str = "auto") -> str:
+    """'standard' where there is a GPU, 'quick' where there is none; says which and why."""
+    from manihot.infer.runners import choose_device
+
+    found = choose_device(device)
+    name = "quick" if found.type == "cpu" else "standard"
+    why = "no GPU here" if name == "quick" else f"training on {found}"
+    say(f"Recipe: {name} ({why}; choose another with --recipe, see `manihot recipes`)")
+    return name
+
+
+def _open(folder: RunFolder, recipe: Recipe, photos: Any, scan_options: dict[str, Any], update: bool) -> None:
+    known, wanted = folder.record.get("recipe"), recipe.resolved()
+    sources = [str(p) for p in ([photos] if isinstance(photos, (str, os.PathLike)) else photos)]
+    if known is not None and not update:
+        changed = sorted(_differences(known, wanted))
+        if folder.record.get("photos") != sources:
+            changed.append(f"photos ({folder.record.get('photos')} -> {sources})")
+        if changed:
+            raise RunFolderError(
+                f"{folder.path} holds a run with other settings: {', '.join(changed[:6])}",
+                "choose another folder with --out, or redo what they change in this one with --update",
+            )
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    folder.update_record(
+        recipe_name=recipe.name, recipe=wanted, seed=recipe.seed, photos=sources,
+        scan_options={k: str(v) for k, v in scan_options.items() if v is not None},
+        versions=versions, command=" ".join(sys.argv), system=f"{platform.system()} {platform.machine()}",
+    )  # fmt: skip
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        parts = [_differences(old.get(k), new.get(k), f"{key}.{k}".strip(".")) for k in {**old, **new}]
+        return [text for part in parts for text in part]
+    return [] if old == new else [f"{key} ({old} -> {new})"]
+
+
+def _scan(folder: RunFolder, photos: Any, workers: int, options: dict[str, Any]) -> Manifest:
+    first = Path(photos) if isinstance(photos, (str, os.PathLike)) else None
+    if first is not None and first.name.endswith(".parquet") and _is_manifest(first):
+        inputs: Any = digest_file(first)
+
+        def work() -> None:
+            Manifest.load(first).save(folder / "manifest.parquet")
+            _write_text(folder / "quarantine.csv", "file,fault,detail,remedy,label\n")
+    else:
+        from manihot.photos.scan import scan
+
+        inputs = [_digest_listing(photos, folder.path), {k: str(v) for k, v in options.items() if v is not None}]
+
+        def work() -> None:
+            scan(photos, out=folder.path, workers=workers, **options)
+
+    folder.stage("scan", inputs, ["manifest.parquet", "quarantine.csv"], work)
+    return Manifest.load(folder / "manifest.parquet")
+
+
+def _digest_listing(photos: Any, out: Path) -> str:
+    """Digest of names, sizes and times of everything below the sources: changes when a photograph comes or goes."""
+    seen: list[tuple[str, int, int]] = []
+    for source in [photos] if isinstance(photos, (str, os.PathLike)) else photos:
+        place = Path(source)
+        if place.is_file():
+            seen.append((digest_file(place), 0, 0))
+            place = place.parent
+        for parent, folders, files in os.walk(place):
+            folders[:] = sorted(f for f in folders if not f.startswith(".") and Path(parent, f).resolve() != out.resolve())
+            for name in sorted(files):
+                facts = Path(parent, name).stat()
+                seen.append((Path(parent, name).relative_to(place).as_posix(), facts.st_size, facts.st_mtime_ns))
+    return digest_value(seen)
+
+
+def _folds(folder: RunFolder, recipe: Recipe, manifest: Manifest) -> Manifest:
+    inputs = [digest_file(folder / "manifest.parquet"), recipe.folds.model_dump(mode="json"), recipe.seed]
+    path = folder / "folds.parquet"
+
+    def work() -> None:
+        fold, warnings = make_folds(manifest, recipe.folds, recipe.seed)
+        for warning in warnings:
+            say(f"Warning: {warning}")
+        table = manifest.table[["image_id"]].assign(fold=fold)
+        with atomic_path(path) as temporary:
+            table.to_parquet(temporary, index=False)
+
+    folder.stage("folds", inputs, ["folds.parquet"], work)
+    import pandas as pd
+
+    return manifest.with_columns(fold=pd.read_parquet(path)["fold"].to_numpy())
+
+
+def score(folder: RunFolder, manifest: Manifest, names: Sequence[str], seed: int) -> dict[str, Any]:
+    """Scores of every member, and of the members' mean where there are several, into metrics.json."""
+    groups = dict(zip(manifest.image_id, manifest.table["group"]))
+    found: dict[str, Any] = {"members": {}}
+    kinds: dict[str, list[Predictions]] = {"oof": [], "test": []}
+    for name in names:
+        entry: dict[str, Any] = {}
+        for kind in kinds:
+            path = folder / f"predictions/{name}.{kind}.parquet"
+            if path.exists():
+                predictions = Predictions.load(path)
+                kinds[kind].append(predictions)
+                entry |= _evaluate(predictions, groups, kind, seed)
+        found["members"][name] = entry
+    if len(names) > 1:
+        found["ensemble"] = {}
+        for kind, parts in kinds.items():
+            if len(parts) == len(names):
+                common = [p.align(parts[0].image_id) for p in parts]
+                probs = np.mean([p.pred_probs for p in common], axis=0)
+                first = common[0]
+                mean = Predictions.from_probs(first.image_id, probs, first.classes, first.labels, first.fold)
+                mean.save(folder / f"predictions/ensemble.{kind}.parquet")
+                found["ensemble"] |= {k: v for k, v in _evaluate(mean, groups, kind, seed).items() if k != "folds"}
+    save_json(folder / "metrics.json", found)
+    return found
+
+
+def _evaluate(predictions: Predictions, groups: dict[str, str], kind: str, seed: int) -> dict[str, Any]:
+    from manihot import metrics
+
+    known = predictions.take(predictions.labels >= 0)
+    if not len(known):
+        return {}
+    group = np.array([groups.get(i, "") for i in known.image_id], dtype=object)
+    out: dict[str, Any] = {
+        kind: metrics.evaluate(known.labels, known.pred_probs, known.classes, groups=group if (group != "").any() else None, seed=seed)
+    }
+    folds = np.unique(known.fold)
+    if kind == "oof" and (folds != ALWAYS_TRAIN).all():
+        out["folds"] = {
+            str(k): {
+                "accuracy": float(metrics.accuracy(known.labels[known.fold == k], known.pred_probs[known.fold == k])),
+                "n": int((known.fold == k).sum()),
+            }
+            for k in folds
+        }
+    return out
+
+
+def _is_manifest(path: Path) -> bool:
+    from manihot.infer.predict import _is_manifest as is_manifest
+
+    return is_manifest(path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    from manihot.records.runs import write_atomic
+
+    write_atomic(path, text)
