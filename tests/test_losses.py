@@ -106,7 +106,7 @@ def test_mistakes_name_the_setting():
 
 EXTRAS = {
     "features": lambda n, k, g: torch.randn(n, 7, generator=g, dtype=torch.float64),
-    "head_weight": lambda n, k, g: torch.randn(k, 7, generator=g, dtype=torch.float64),
+    "weight": lambda n, k, g: torch.randn(k, 7, generator=g, dtype=torch.float64),
     "index": lambda n, k, g: torch.arange(n),
     "teacher": lambda n, k, g: torch.randn(n, k, generator=g, dtype=torch.float64),
     "view_logits": lambda n, k, g: torch.randn(1, n, k, generator=g, dtype=torch.float64),
@@ -440,6 +440,16 @@ def test_combo_is_the_weighted_sum():
     )
 
 
+def test_class_balanced_takes_the_trainings_counts_inside_a_combo():
+    z, y = batch()
+    counts = [1000, 100, 10, 1, 50]
+    terms = [{"name": "class_balanced", "beta": 0.99}]
+    loss = make_loss("combo", {"terms": terms}, classes=K, class_counts=counts)
+    torch.testing.assert_close(loss(z, y), LOSSES["class_balanced"](z, y, counts=counts, beta=0.99))
+    with pytest.raises(SettingsError, match="counts"):
+        make_loss("combo", {"terms": terms}, classes=K)
+
+
 def test_class_balanced_weights_sum_to_the_number_of_classes():
     counts = [1000, 100, 10, 1, 50]
     weights = effective_number_weights(counts, 0.99)
@@ -467,14 +477,14 @@ def test_isda_is_the_expected_loss_of_moved_features():
     y = torch.randint(3, (200,), generator=generator)
     loss = make_loss("isda", {"lam": 0.5}, classes=3)
     for part in (slice(0, 70), slice(70, 200)):  # the running covariance is that of the whole
-        loss(features[part] @ weight.T, y[part], features=features[part], head_weight=weight)
+        loss(features[part] @ weight.T, y[part], features=features[part], weight=weight)
     for k in range(3):
         rows = features[y == k]
         torch.testing.assert_close(loss.term.covariance[k], torch.cov(rows.T, correction=0))
         torch.testing.assert_close(loss.term.mean[k], rows.mean(0))
     loss.eval()
     z = features @ weight.T
-    value = loss(z, y, features=features, head_weight=weight)
+    value = loss(z, y, features=features, weight=weight)
     each = []
     for i in range(200):
         apart = weight - weight[y[i]]
@@ -488,7 +498,7 @@ def test_isda_is_the_expected_loss_of_moved_features():
     sampled = torch.stack([F.cross_entropy(one @ weight.T, y) for one in drawn]).mean()
     assert F.cross_entropy(z, y) < sampled < value + 0.01
     loss.start_epoch(0, 10)
-    torch.testing.assert_close(loss(z, y, features=features, head_weight=weight), F.cross_entropy(z, y))
+    torch.testing.assert_close(loss(z, y, features=features, weight=weight), F.cross_entropy(z, y))
 
 
 def test_triplet_takes_the_hardest_pair():

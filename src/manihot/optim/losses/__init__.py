@@ -36,21 +36,32 @@ __all__ = ["LOSSES", "Loss", "Row", "WeightedSum", "effective_number_weights", "
 
 
 def make_loss(
-    name: str, settings: Mapping[str, Any] | None = None, *, classes: int, photographs: int | None = None
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    classes: int,
+    photographs: int | None = None,
+    class_counts: Sequence[float] | None = None,
 ) -> Loss | WeightedSum:
     """A loss as a module: `forward(logits, target, *, sample_weights=None, **extra)`, `needs`, `start_epoch`.
 
     photographs: how many there are in the training part, for losses that remember each one (their `index`
-    runs from 0 to photographs - 1). What they remember is in the module's state_dict. Validation takes
-    `cross_entropy`, whatever the training's loss. Raises SettingsError.
+    runs from 0 to photographs - 1). What they remember is in the module's state_dict. class_counts:
+    photographs a class in the training part, for `class_balanced`. Validation takes `cross_entropy`, whatever
+    the training's loss. Raises SettingsError.
     """
     if name not in LOSSES:
         raise SettingsError(f"there is no loss {name!r}", suggest(name, list(LOSSES)))
-    return LOSSES[name].build(settings or {}, classes, photographs, name)
+    return LOSSES[name].build(settings or {}, classes, photographs, class_counts, name)
 
 
 def combo(
-    *, classes: int, photographs: int | None, terms: Sequence[Mapping[str, Any]], **shared: Any
+    *,
+    classes: int,
+    photographs: int | None,
+    class_counts: Sequence[float] | None,
+    terms: Sequence[Mapping[str, Any]],
+    **shared: Any,
 ) -> Loss | WeightedSum:
     """The weighted sum of losses: `terms: [{name: nce, weight: 0.17}, {name: focal, gamma: 2.0}]`.
 
@@ -67,7 +78,8 @@ def combo(
         )
         check("combo", "terms", term, fine, "a list of losses, each with name, weight and its settings")
         own = {key: value for key, value in term.items() if key not in ("name", "weight", "reduction")}
-        losses.append(make_loss(term["name"], {**shared, **own}, classes=classes, photographs=photographs))
+        known: dict[str, Any] = {"classes": classes, "photographs": photographs, "class_counts": class_counts}
+        losses.append(make_loss(term["name"], {**shared, **own}, **known))
         weights.append(float(term.get("weight", 1.0)))
     return WeightedSum(losses, weights)
 
@@ -76,22 +88,27 @@ def class_balanced(
     *,
     classes: int,
     photographs: int | None,
-    counts: Sequence[float],
+    class_counts: Sequence[float] | None,
+    counts: Sequence[float] | None = None,
     beta: float = 0.9999,
     inner: str | Mapping[str, Any] = "cross_entropy",
     **shared: Any,
 ) -> Loss | WeightedSum:
     """The loss `inner` (a name, or name and settings) with the weights of `effective_number_weights`.
 
-    counts: photographs a class in the training part.
+    counts: photographs a class; those of the training part (`class_counts`) when left out.
     """
-    check("class_balanced", "counts", counts, len(counts) == classes, f"{classes} numbers, one a class")
+    counts = class_counts if counts is None else counts
+    if counts is None or len(counts) != classes:
+        raise SettingsError(
+            f"loss class_balanced: counts = {counts}", f"counts are {classes} numbers, one a class"
+        )
     inner = {"name": inner} if isinstance(inner, str) else dict(inner)
     name = inner.pop("name", "cross_entropy")
     taken = shared.get("class_weights") is not None or "class_weights" in inner
     check("class_balanced", "class_weights", "given", not taken, "what this loss finds itself; leave it out")
     settings = {**shared, **inner, "class_weights": effective_number_weights(counts, beta)}
-    return make_loss(name, settings, classes=classes, photographs=photographs)
+    return make_loss(name, settings, classes=classes, photographs=photographs, class_counts=class_counts)
 
 
 def effective_number_weights(counts: Sequence[float], beta: float) -> list[float]:

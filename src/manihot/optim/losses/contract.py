@@ -245,30 +245,41 @@ class Row:
         own = {
             key: p
             for key, p in inspect.signature(self.term).parameters.items()
-            if p.kind is p.KEYWORD_ONLY and key not in ("classes", "photographs")
+            if p.kind is p.KEYWORD_ONLY and key not in ("classes", "photographs", "class_counts")
         }
         shared = inspect.signature(Loss.__init__).parameters
         return own | {key: shared[key] for key in COMMON}
 
     def build(
-        self, settings: Mapping[str, Any], classes: int, photographs: int | None = None, name: str = ""
+        self,
+        settings: Mapping[str, Any],
+        classes: int,
+        photographs: int | None = None,
+        class_counts: Sequence[float] | None = None,
+        name: str = "",
     ) -> Loss | WeightedSum:
         """A module of this loss; settings are checked here, so that a mistake shows before the training."""
         name = name or self.term.__name__
         settings = {**self.defaults, **settings}
         check_names_and_kinds(name, settings, self.settings)
         try:
-            return self._build(name, settings, classes, photographs)
+            return self._build(name, settings, classes, photographs, class_counts)
         except (TypeError, ValueError) as error:  # a text among numbers, say
             raise SettingsError(f"loss {name} can't use its settings {settings} ({error})") from error
 
     def _build(
-        self, name: str, settings: Mapping[str, Any], classes: int, photographs: int | None
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        classes: int,
+        photographs: int | None,
+        class_counts: Sequence[float] | None,
     ) -> Loss | WeightedSum:
         shared = {key: value for key, value in settings.items() if key in COMMON}
         own = {key: value for key, value in settings.items() if key not in COMMON}
         if self.made_of_losses:
-            made: Loss | WeightedSum = self.term(classes=classes, photographs=photographs, **own, **shared)
+            known = {"classes": classes, "photographs": photographs, "class_counts": class_counts}
+            made: Loss | WeightedSum = self.term(**known, **own, **shared)
             return made
         if isinstance(self.term, type):
             make: Callable[..., Any] = self.term

@@ -19,7 +19,7 @@ class Isda(nn.Module):
     strength is lam.
     """
 
-    needs = ("features", "head_weight")
+    needs = ("features", "weight")
 
     def __init__(self, *, classes: int, photographs: int | None = None, lam: float = 0.5) -> None:
         super().__init__()
@@ -36,9 +36,9 @@ class Isda(nn.Module):
         """Set the strength for `epoch`, counted from 0."""
         self.strength = self.lam * epoch / epochs
 
-    def forward(self, logits: Tensor, target: Tensor, features: Tensor, head_weight: Tensor) -> Tensor:
-        """(N,K) values; features (N,A), head_weight (K,A) of the last linear layer."""
-        features, weight = features.to(logits.dtype), head_weight.to(logits.dtype)
+    def forward(self, logits: Tensor, target: Tensor, features: Tensor, weight: Tensor) -> Tensor:
+        """(N,K) values; features (N,A), weight (K,A) of the last linear layer."""
+        features, weight = features.to(logits.dtype), weight.to(logits.dtype)
         if self.training:
             self._learn(features.detach(), target.argmax(1))
         if not self.covariance.shape[1]:  # nothing learnt yet
