@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from manihot.errors import DataError
 
@@ -352,8 +352,8 @@ def _widen(
     """The exact binomial bound where all of `units` agree, so that no resample differs."""
     tail = (1 - level) / 2
     n = np.maximum(units, 1)
-    low = np.where((value == 1) & (units > 0), beta.ppf(tail, n, 1), low)
-    high = np.where((value == 0) & (units > 0), beta.ppf(1 - tail, 1, n), high)
+    low = np.where((value == 1) & (units > 0), betaincinv(n, 1, tail), low)
+    high = np.where((value == 0) & (units > 0), betaincinv(1, n, 1 - tail), high)
     return low, high
 
 

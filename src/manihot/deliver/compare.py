@@ -32,6 +32,7 @@ from manihot.records.runs import load_json
 
 ENSEMBLE = "(ensemble)"
 SPLITS = ("oof", "test")
+RUN_PARTS = ("run.json", "manifest.parquet", "metrics.json", "predictions", "members")
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss", "ece")
 QUICK_REPEATS = 200  # resamples for a run that is still going on
 COLUMNS = [
@@ -86,18 +87,25 @@ def print_leaderboard(table: pd.DataFrame, console: Console | None = None) -> No
 
 
 def load_scores(run: Path) -> tuple[dict[str, Any], bool]:
-    """The content of RUN/metrics.json and True, or the same shape from what is there so far and False.
+    """The content of RUN/metrics.json and True, or `scores_so_far` and False.
+
+    Raises RunFolderError for a folder that is not a run, and for a metrics.json that can't be read.
+    """
+    if (Path(run) / "metrics.json").exists():
+        return load_json(Path(run) / "metrics.json"), True
+    return scores_so_far(Path(run)), False
+
+
+def scores_so_far(run: Path) -> dict[str, Any]:
+    """What predictions and histories say of a run without metrics.json, in its shape.
 
     A member without predictions has only "folds". Raises RunFolderError for a folder that is not a run.
     """
-    run = Path(run)
-    if (run / "metrics.json").exists():
-        return load_json(run / "metrics.json"), True
-    if not any((run / name).exists() for name in ("run.json", "manifest.parquet", "predictions", "members")):
+    if not any((run / name).exists() for name in RUN_PARTS):
         raise RunFolderError(f"{run}: not a run folder", "give the folder that `manihot run --out` wrote")
     names = {path.name for path in run.glob("members/*") if path.is_dir()}
     names |= {path.name.removesuffix(".oof.parquet") for path in run.glob("predictions/*.oof.parquet")}
-    return {"members": {name: _so_far(run, name) for name in sorted(names)}}, False
+    return {"members": {name: _so_far(run, name) for name in sorted(names - {"ensemble"})}}
 
 
 def load_groups(run: Path, image_id: np.ndarray) -> np.ndarray | None:

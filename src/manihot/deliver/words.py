@@ -1,0 +1,113 @@
+"""The report's figures in plain words: what was reached, against what, and what it does and doesn't mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
+
+NARROW = "\u202f"  # narrow space between a number and its unit
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as '87.3 %'; '–' where it is unknown."""
+    return "–" if share is None or pd.isna(share) else f"{100 * share:.{digits}f}{NARROW}%"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with some digits; '–' where it is unknown."""
+    return "–" if value is None or pd.isna(value) else f"{value:.{digits}f}"
+
+
+def interval_text(score: dict[str, float | None], in_percent: bool = True) -> str:
+    """'84.9–89.6 %' of a {value, low, high}."""
+    low, high = score["low"], score["high"]
+    if low is None or high is None:
+        return ""
+    return f"{100 * low:.1f}–{100 * high:.1f}{NARROW}%" if in_percent else f"{low:.3f}–{high:.3f}"
+
+
+def count_of(n: int, one: str = "photograph", many: str = "") -> str:
+    """'1 photograph', '21,397 photographs'."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def headline(
+    found: dict[str, Any] | None, split: str, made: Predictions | None, done: bool
+) -> dict[str, str] | None:
+    """What a reader sees first: share right, interval, on what, and the share of always naming one class."""
+    if not found or not found["n"]:
+        return None
+    score, about, majority = found["metrics"]["accuracy"], found["interval"], found["majority"]
+    folds = 0 if made is None else len(np.unique(made.fold[(made.labels >= 0) & (made.fold >= 0)]))
+    if split == "test":
+        how = "test photographs"
+    elif folds > 1:
+        how = f"{folds}-fold out-of-fold" if done else f"{folds} folds so far, out-of-fold"
+    else:
+        how = "held-out photographs"
+    units = "" if about["units"] == "photographs" else f" in {count_of(about['n_units'], 'group')}"
+    return {
+        "share": percent(score["value"]),
+        "basis": f"{100 * about['level']:.0f}{NARROW}% interval {interval_text(score)}; {how}, "
+        f"{count_of(found['n'])}{units}",
+        "majority": f"Always answering “{majority['class']}” would be right on {percent(majority['share'])}.",
+    }
+
+
+def judgement(found: dict[str, Any] | None, manifest: Manifest | None, recipe: dict[str, Any]) -> list[str]:
+    """Sentences on what the figure means and what it doesn't, from the figures and the settings."""
+    if not found or not found["n"]:
+        return []
+    score, share = found["metrics"]["accuracy"], found["majority"]["share"]
+    said = []
+    if score["low"] <= share:
+        said.append(f"This is not clearly better than always answering “{found['majority']['class']}”.")
+    said += _weakest(found) + _overconfident(found)
+    said.append(
+        "The given labels were taken as the truth: where a label is wrong, a right answer counts as a "
+        "mistake, and an answer as wrong as the label counts as right."
+    )
+    train = recipe.get("train") or {}
+    if recipe.get("method") == "finetune" and (train.get("keep") == "best" or train.get("patience")):
+        said.append("The held-out photographs also chose the best epoch: the figure is a little too high.")
+    if manifest is None or not (manifest.table["group"] != "").any():
+        said.append(
+            "No groups (plants, fields, duplicates) were given: where pictures of one plant stand on both "
+            "sides of the split, the figure is too high."
+        )
+    said.append(
+        "It holds for photographs like these. Another field, season or phone can be worse: try it on some of "
+        "those before relying on it."
+    )
+    return said
+
+
+def _weakest(found: dict[str, Any]) -> list[str]:
+    rows = [row for row in found["per_class"] if row["recall"]["value"] is not None]
+    if len(rows) < 2:
+        return []
+    worst = min(rows, key=lambda row: row["recall"]["value"])
+    k = found["classes"].index(worst["class"])
+    taken = [0 if j == k else n for j, n in enumerate(found["confusion"][k])]
+    sentence = (
+        f"Weakest class: “{worst['class']}”, found in {percent(worst['recall']['value'])} of its "
+        f"{count_of(worst['support'])} ({interval_text(worst['recall'])})"
+    )
+    if max(taken):
+        sentence += f", most often taken for “{found['classes'][int(np.argmax(taken))]}”"
+    return [sentence + "."]
+
+
+def _overconfident(found: dict[str, Any]) -> list[str]:
+    bins = found["reliability"]
+    claimed = sum(n * c for n, c in zip(bins["count"], bins["confidence"], strict=True) if n) / found["n"]
+    gap = claimed - found["metrics"]["accuracy"]["value"]
+    if abs(gap) < 0.03:
+        return []
+    means = "it is surer than it should be" if gap > 0 else "it is less sure than it could be"
+    return [f"Its mean probability is {percent(claimed)}: {means}."]
