@@ -22,7 +22,6 @@ from manihot.photos.preprocess import resize
 Size = tuple[int, int]
 Border = Literal["reflect", "replicate", "constant"]
 BORDERS = {"reflect": cv2.BORDER_REFLECT, "replicate": cv2.BORDER_REPLICATE, "constant": cv2.BORDER_CONSTANT}
-SHRINK_ABOVE = 1.25  # input pixels an output pixel, above which bilinear sampling alone would alias
 
 
 def _ordered(span: tuple[float, float]) -> tuple[float, float]:
@@ -242,27 +241,23 @@ def warp(
 ) -> np.ndarray:
     """Sample `rgb` (H, W, 3) at `matrix` (output to input, continuous coordinates) into (height, width, 3).
 
-    Upright boxes with whole-pixel corners are cut, resized as `photos.preprocess.resize` does and flipped,
-    which is exact where nothing is resized. Anything else is cut to what is needed, shrunk by area averaging
-    where an output pixel covers more than SHRINK_ABOVE input pixels, then sampled bilinearly.
+    Upright boxes with whole-pixel corners are cut, resized and flipped: exact where nothing is resized, and
+    the whole picture is resized as `photos.preprocess.resize` does. Anything else is sampled bilinearly.
+    Where an output pixel covers n >= 2 input pixels, means of floor(n) pixels are taken first, so that
+    nothing aliases by more than bilinear sampling at less than half size does.
     """
     upright = _cut_upright(rgb, matrix, size)
     if upright is not None:
         return upright
     height, width = rgb.shape[:2]
     low, high = _bounds(matrix, size)
-    x0, x1 = _needed(low[0], high[0], width)
-    y0, y1 = _needed(low[1], high[1], height)
+    across, down = (max(1, int(n + 1e-6)) for n in _input_pixels_per_output_pixel(matrix, size))
+    x0, x1 = _needed(low[0], high[0], width, across)
+    y0, y1 = _needed(low[1], high[1], height, down)
     source = rgb[y0:y1, x0:x1]
-    matrix = np.array([[1, 0, -x0], [0, 1, -y0], [0, 0, 1.0]]) @ matrix
-    across, down = _input_pixels_per_output_pixel(matrix, size)
-    small = (
-        max(1, round((y1 - y0) / down)) if down > SHRINK_ABOVE else y1 - y0,
-        max(1, round((x1 - x0) / across)) if across > SHRINK_ABOVE else x1 - x0,
-    )
-    if small != (y1 - y0, x1 - x0):
-        source = cv2.resize(source, (small[1], small[0]), interpolation=cv2.INTER_AREA)
-        matrix = np.diag([small[1] / (x1 - x0), small[0] / (y1 - y0), 1.0]) @ matrix
+    if across > 1 or down > 1:
+        source = shrink(source, down, across)
+    matrix = np.diag([1 / across, 1 / down, 1.0]) @ np.array([[1, 0, -x0], [0, 1, -y0], [0, 0, 1.0]]) @ matrix
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])  # opencv counts from pixel centres
     back = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]])
     matrix = back @ matrix @ half
@@ -296,11 +291,33 @@ def _cut_upright(rgb: np.ndarray, matrix: np.ndarray, size: Size) -> np.ndarray 
     x0, y0, x1, y1 = (int(v) for v in box)
     if x0 < 0 or y0 < 0 or x1 > rgb.shape[1] or y1 > rgb.shape[0] or x1 <= x0 or y1 <= y0:
         return None
-    out = resize(rgb[y0:y1, x0:x1], (size[1], size[0]) if turned else size)
+    out = _resize_box(rgb, (y0, y1, x0, x1), (size[1], size[0]) if turned else size)
     flip_x, flip_y = (linear[0, 1] < 0, linear[1, 0] < 0) if turned else (linear[0, 0] < 0, linear[1, 1] < 0)
     if flip_x or flip_y:
         out = cv2.flip(out, -1 if flip_x and flip_y else 1 if flip_x else 0)
     return cv2.transpose(out) if turned else out
+
+
+def _resize_box(rgb: np.ndarray, box: tuple[int, int, int, int], size: Size) -> np.ndarray:
+    y0, y1, x0, x1 = box
+    if (y0, x0, y1, x1) == (0, 0, *rgb.shape[:2]):
+        return resize(rgb, size)
+    cut = rgb[y0:y1, x0:x1]
+    # opencv's area resize is 10 to 40 times faster at whole factors: at most the rest is cut from the box
+    down, across = max(1, (y1 - y0) // size[0]), max(1, (x1 - x0) // size[1])
+    if down > 1 or across > 1:
+        top, left = (y1 - y0) % down // 2, (x1 - x0) % across // 2
+        cut = shrink(cut[top:, left:], down, across)
+    if cut.shape[:2] == size:
+        return cut
+    return cv2.resize(cut, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def shrink(rgb: np.ndarray, down: int, across: int) -> np.ndarray:
+    """Means of `down` x `across` pixels; a rest at the bottom and right is left out."""
+    height, width = max(1, rgb.shape[0] // down), max(1, rgb.shape[1] // across)
+    whole = rgb[: height * down, : width * across]
+    return cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _bounds(matrix: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray]:
@@ -310,15 +327,22 @@ def _bounds(matrix: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray]:
     return points.min(axis=1), points.max(axis=1)
 
 
-def _needed(low: float, high: float, edge: int) -> tuple[int, int]:
-    """The pixels [start, end) of an edge that sampling low..high touches, mirrored parts included."""
-    start, end = int(np.floor(low)) - 2, int(np.ceil(high)) + 2
+def _needed(low: float, high: float, edge: int, factor: int) -> tuple[int, int]:
+    """The pixels [start, end) of an edge that sampling low..high touches, mirrored parts included.
+
+    Their number is a multiple of `factor` unless the edge is shorter than that.
+    """
+    start, end = int(np.floor(low)) - 2 * factor, int(np.ceil(high)) + 2 * factor
     first, last = max(0, start), min(edge, end)
     if start < 0:
-        last = max(last, min(edge, 2 - start))
+        last = max(last, min(edge, 2 * factor - start))
     if end > edge:
-        first = min(first, max(0, 2 * edge - end - 2))
-    return min(first, edge - 1), max(last, 1)
+        first = min(first, max(0, 2 * edge - end - 2 * factor))
+    first, last = min(first, edge - 1), max(last, 1)
+    missing = -(last - first) % factor
+    last = min(edge, last + missing)
+    first = max(0, first - (-(last - first) % factor))
+    return first, last
 
 
 def _input_pixels_per_output_pixel(matrix: np.ndarray, size: Size) -> tuple[float, float]:

@@ -17,7 +17,8 @@ class Elastic(PixelOp):
     """A smooth random field of displacements (Simard, Steinkraus, Platt, ICDAR 2003)."""
 
     alpha: Span = Field(
-        (0.01, 0.02), description="root mean square displacement, share of the shorter edge, from..to"
+        (0.01, 0.02),
+        description="root mean square displacement a direction, share of the shorter edge, from..to",
     )
     sigma: float = Field(0.06, gt=0, le=0.5, description="smoothness of the field, share of the shorter edge")
 
@@ -26,18 +27,24 @@ class Elastic(PixelOp):
         edge, alpha = min(height, width), uniform(rng, self.alpha)
         step = max(1.0, self.sigma * edge / 2)  # the field is smooth: drawn coarse, then enlarged
         coarse = (int(np.ceil(height / step)) + 1, int(np.ceil(width / step)) + 1)
-        noise = rng.standard_normal((*coarse, 2), dtype=np.float32)
-        smooth = cv2.GaussianBlur(noise, (0, 0), self.sigma * edge / step, borderType=cv2.BORDER_REFLECT)
-        field = cv2.resize(smooth, (width, height), interpolation=cv2.INTER_CUBIC)
-        field *= alpha * edge / max(float(np.sqrt((field**2).mean(axis=(0, 1))).mean()), 1e-6)
+        field = []
+        for _ in range(2):
+            noise = rng.standard_normal(coarse, dtype=np.float32)
+            smooth = cv2.GaussianBlur(noise, (0, 0), self.sigma * edge / step, borderType=cv2.BORDER_REFLECT)
+            smooth *= alpha * edge / max(float(smooth.std()), 1e-6)
+            field.append(cv2.resize(smooth, (width, height), interpolation=cv2.INTER_CUBIC))
         canvas.note(alpha=alpha)
-        return displace(rgb, field[..., 0], field[..., 1])
+        return displace(rgb, field[0], field[1])
 
 
 class OpticalDistortion(PixelOp):
-    """A lens: the distance r from the middle becomes r (1 + k r^2) / (1 + k), so that the corners stay."""
+    """A lens: the distance r from the middle (1 in the corners) is seen at r (1 + k r^2) / (1 + k s^2).
 
-    k: Limit = Field((-0.3, 0.3), description="strength, where r is 1 in the corners")
+    s is chosen so that nothing beyond the edge shows: the corners stay for k > 0 (cushion), the middles of
+    the longer edges for k < 0 (barrel).
+    """
+
+    k: Limit = Field((-0.3, 0.3), description="strength")
 
     def pixels(self, canvas: Canvas, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         height, width = rgb.shape[:2]
@@ -45,7 +52,8 @@ class OpticalDistortion(PixelOp):
         x = np.arange(width, dtype=np.float32)[None, :] + 0.5 - width / 2
         y = np.arange(height, dtype=np.float32)[:, None] + 0.5 - height / 2
         r2 = (x**2 + y**2) / np.float32((width**2 + height**2) / 4)
-        stretch = (1 + np.float32(k) * r2) / np.float32(1 + k) - 1
+        still = 1.0 if k > 0 else min(height, width) ** 2 / (height**2 + width**2)
+        stretch = (1 + np.float32(k) * r2) / np.float32(1 + k * still) - 1
         canvas.note(k=k)
         return displace(rgb, x * stretch, y * stretch)
 
@@ -78,15 +86,17 @@ class PiecewiseAffine(PixelOp):
     def pixels(self, canvas: Canvas, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         height, width = rgb.shape[:2]
         scale = uniform(rng, self.scale)
-        moves = rng.standard_normal((self.points, self.points, 2), dtype=np.float32) * np.float32(
-            scale * min(height, width)
-        )
-        # one point sits on each corner, where cv2.resize would put it half a cell inside
-        x = np.linspace(0, self.points - 1, width, dtype=np.float32)[None, :].repeat(height, axis=0)
-        y = np.linspace(0, self.points - 1, height, dtype=np.float32)[:, None].repeat(width, axis=1)
-        field = cv2.remap(moves, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        moves = rng.standard_normal((2, self.points, self.points), dtype=np.float32)
+        moves *= np.float32(scale * min(height, width))
+        dx, dy = _between(height, self.points) @ moves @ _between(width, self.points).T
         canvas.note(scale=scale)
-        return displace(rgb, field[..., 0], field[..., 1])
+        return displace(rgb, dx, dy)
+
+
+def _between(edge: int, points: int) -> np.ndarray:
+    """Weights (edge, points) of linear interpolation between points set evenly from end to end."""
+    places = np.linspace(0, points - 1, edge)[:, None]
+    return np.maximum(0, 1 - np.abs(places - np.arange(points))).astype(np.float32)
 
 
 def displace(rgb: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:

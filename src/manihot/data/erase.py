@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
+import cv2
 import numpy as np
 from pydantic import Field
 
@@ -26,7 +27,7 @@ class ErasingOp(PixelOp):
 
     def pixels(self, canvas: Canvas, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         out = rgb.copy()
-        mean = np.rint(rgb.mean(axis=(0, 1))).astype(np.uint8) if self.fill == "mean" else None
+        mean = np.rint(cv2.mean(rgb)[:3]).astype(np.uint8) if self.fill == "mean" else None
         for top, left, height, width in self.holes(rgb.shape[0], rgb.shape[1], rng):
             hole = out[max(0, top) : top + height, max(0, left) : left + width]
             if self.fill == "noise":
@@ -103,18 +104,25 @@ class GridMask(PixelOp):
         period = max(2, int(min(height, width) * uniform(rng, self.period)))
         degrees = uniform(rng, self.rotate)
         shift = rng.integers(0, period, 2)
-        hidden = grid_mask(height, width, period, math.ceil(period * self.ratio), degrees, tuple(shift))
+        hidden = grid_mask(
+            height, width, period, math.ceil(period * self.ratio), degrees, (int(shift[0]), int(shift[1]))
+        )
         canvas.note(period=period, degrees=degrees)
-        return np.where(hidden[..., None], np.uint8(self.fill), rgb)
+        out = rgb.copy()
+        out[hidden] = self.fill
+        return out
 
 
 def grid_mask(
     height: int, width: int, period: int, kept: int, degrees: float, shift: tuple[int, int]
 ) -> np.ndarray:
-    """Where GridMask hides: bool (height, width). period, kept, shift in pixels."""
+    """Where GridMask hides: bool (height, width); period, kept and shift (x, y) in pixels."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    reach = math.ceil(math.hypot(height, width) / 2) + 1
+    ahead = -(-reach // period) * period  # whole periods, so that the pattern starts at a line
+    hides = (np.arange(ahead + reach + period) + np.array(shift)[:, None]) % period >= kept
     x = np.arange(width, dtype=np.float32) + np.float32(0.5 - width / 2)
     y = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5 - height / 2)
-    u = np.mod(x * np.float32(cos) + y * np.float32(sin) + np.float32(shift[0]), np.float32(period))
-    v = np.mod(y * np.float32(cos) - x * np.float32(sin) + np.float32(shift[1]), np.float32(period))
-    return (u >= kept) & (v >= kept)
+    u = (x * np.float32(cos) + (y * np.float32(sin) + np.float32(ahead))).astype(np.int32)
+    v = (x * np.float32(-sin) + (y * np.float32(cos) + np.float32(ahead))).astype(np.int32)
+    return hides[0][u] & hides[1][v]

@@ -67,7 +67,10 @@ class AutoContrast(PixelOp):
     p: float = Field(0.2, ge=0, le=1, description="probability")
 
     def pixels(self, canvas: Canvas, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        low, high = rgb.min(axis=(0, 1)).astype(float), rgb.max(axis=(0, 1)).astype(float)
+        low, high = (
+            cv2.reduce(cv2.reduce(rgb, 0, how), 1, how)[0, 0].astype(float)
+            for how in (cv2.REDUCE_MIN, cv2.REDUCE_MAX)
+        )
         flat = high <= low  # a channel of one level stays as it is
         factor = np.where(flat, 1.0, 255 / np.where(flat, 1.0, high - low))
         table = np.rint((LEVELS[:, None] - np.where(flat, 0.0, low)) * factor)
