@@ -67,7 +67,7 @@ def decode_photo(
     max_pixels: larger photographs are refused before they are decoded.
     Raises PhotoFault.
     """
-    return _decode(_read(source), at_least, max_pixels)[0]
+    return _decode(read_photo(source), at_least, max_pixels)[0]
 
 
 def inspect_photo(path: Path) -> PhotoFacts:
@@ -75,7 +75,7 @@ def inspect_photo(path: Path) -> PhotoFacts:
 
     A JPEG is reconstructed at 1/8 scale: every coefficient is still decoded, so the same faults are found.
     """
-    raw = _read(Path(path))
+    raw = read_photo(Path(path))
     _, (height, width) = _decode(raw, (1, 1), MAX_PIXELS)
     return PhotoFacts(height, width, len(raw), hashlib.sha256(raw).hexdigest())
 
@@ -100,7 +100,8 @@ def looks_like_photo(path: Path) -> bool:
         return False
 
 
-def _read(source: Path | bytes) -> bytes:
+def read_photo(source: Path | bytes) -> bytes:
+    """The bytes of a photograph's file; raises PhotoFault where there are none to be had."""
     if isinstance(source, bytes):
         raw = source
     else:

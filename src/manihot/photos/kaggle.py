@@ -12,7 +12,7 @@ from pathlib import Path
 
 from manihot.errors import DataError
 from manihot.photos.listing import Entry, Listing, find_photos
-from manihot.photos.tables import ClassNames, Columns, list_table, name_labels
+from manihot.photos.tables import ClassNames, Columns, list_table, name_labels, read_table
 from manihot.photos.tfrecord import Record, read_records
 from manihot.progress import track
 from manihot.records.runs import explain_os_error
@@ -49,15 +49,12 @@ def _add_test(listing: Listing, folder: Path, out: Path | None) -> None:
     images, records = folder / "test_images", find_records(folder, "test")
     sample = folder / "sample_submission.csv"
     if images.is_dir() and (photos := find_photos(images, listing.ignored)):
-        listed = {
-            entry.file: entry.where
-            for entry in (list_table(sample, images, Columns(label="")).entries if sample.is_file() else [])
-        }
-        for path in photos:
-            where = listed.pop(path, "folder test_images")
-            listing.entries.append(Entry(path, None, "test", where=where))
-        for path, where in listed.items():
-            listing.entries.append(Entry(path, None, "test", where=where))
+        listing.entries += [Entry(path, None, "test", where="folder test_images") for path in photos]
+        if sample.is_file():
+            asked = [images / name.strip() for name in read_table(sample).iloc[:, 0]]
+            where = "asked for by sample_submission.csv"
+            missing = sorted(set(asked) - set(photos))
+            listing.entries += [Entry(path, None, "test", where=where) for path in missing]
     elif records:
         found, faults = extract_photos(records, _target(out, records), "test")
         listing.faults += faults

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from manihot.errors import DataError
+from manihot.photos.decode import SUFFIXES
 from manihot.photos.kaggle import find_records, list_competition
 from manihot.photos.listing import Entry, Listing, find_photos, list_folder, normalise
 from manihot.photos.tables import (
@@ -34,6 +35,8 @@ def recognise(
     start at `place`. classes: names of integer labels. out: run folder, never searched for photographs.
     Raises DataError.
     """
+    if place.is_file() and place.suffix.lower() in SUFFIXES:
+        return Listing(place.parent, "a photograph", [Entry(place)])
     if place.is_file() and csv is None:
         if place.suffix.lower() not in TABLE_SUFFIXES:
             raise DataError(
@@ -86,6 +89,7 @@ def list_imagefolder(folder: Path, columns: Columns, names: ClassNames | None) -
             continue
         part = list_table(table, place, columns, names, SPLITS[name])
         joined.entries += [replace(e, where=f"{place.name}/{e.where}") for e in part.entries]
+        joined.details += part.details
         joined.notes += part.notes
         classes |= set(part.classes)
     joined.classes = names.names if names else tuple(sorted(classes))
@@ -113,6 +117,11 @@ def list_class_folders(folder: Path, classes: Path | None, out: Path | None) -> 
     listing.classes = tuple(found)
     if not found and listing.entries:
         listing.layout = "photographs without labels"
+        tables = [path.name for path in list_folder(top)[1] if path.suffix.lower() in TABLE_SUFFIXES]
+        if tables:
+            listing.notes.append(
+                f"the table {tables[0]} is not used; to use its labels scan {top / tables[0]}"
+            )
     if classes is not None:
         given = load_classes(classes)
         unknown = [name for name in found if name not in given.names]

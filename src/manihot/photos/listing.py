@@ -38,7 +38,7 @@ class Listing:
 
     base: folder that relative paths start from. layout: what was recognised, in words. ordered: whether the
     order of `classes` was given by the user. ignored: other files, counted by extension. faults: rows of the
-    quarantine that are known already. notes: lines to say.
+    quarantine that are known already. details: lines to say. notes: warnings.
     """
 
     base: Path
@@ -48,6 +48,7 @@ class Listing:
     ordered: bool = False
     ignored: Counter[str] = field(default_factory=Counter)
     faults: list[dict[str, str]] = field(default_factory=list)
+    details: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 

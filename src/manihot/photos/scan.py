@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from manihot.errors import DataError
-from manihot.photos.decode import PhotoFacts, PhotoFault, inspect_photos
+from manihot.photos.decode import SUFFIXES, PhotoFacts, PhotoFault, inspect_photos
 from manihot.photos.layouts import recognise
 from manihot.photos.listing import Entry, Listing
 from manihot.photos.tables import Columns
@@ -101,6 +101,8 @@ def _absolute(path: Path) -> Path:
 
 def _source_names(places: list[Path]) -> list[str]:
     """Each source's name: its folder's or its table's stem, with more of the path where two are alike."""
+    if all(place.suffix.lower() in SUFFIXES and place.is_file() for place in places):
+        return [""] * len(places)
     names = [place.stem if place.is_file() else place.name for place in places]
     parts = 2
     while len(set(names)) < len(names) and parts <= max(len(place.parts) for place in places):
@@ -119,7 +121,7 @@ def _drop_repeated(entries: list[Entry]) -> list[Entry]:
     seen: dict[str, Entry] = {}
     repeated = 0
     for entry in entries:
-        key = os.path.normpath(entry.file)
+        key = os.path.normcase(os.path.normpath(entry.file))
         first = seen.setdefault(key, entry)
         if first is entry:
             continue
@@ -193,10 +195,17 @@ def _relative(file: Path, root: Path) -> str:
 
 def _inspect(files: list[Path], workers: int) -> list[PhotoFacts | PhotoFault]:
     chunks = [files[k : k + CHUNK] for k in range(0, len(files), CHUNK)]
-    if sum(file.stat().st_size for file in files if file.is_file()) < ENOUGH_FOR_PROCESSES:
+    if sum(map(_size, files)) < ENOUGH_FOR_PROCESSES:
         workers = 1
     results = run_tasks(inspect_photos, chunks, workers, lambda chunk: str(chunk[0]))
     return list(track((fact for part in results for fact in part), "Reading photographs", total=len(files)))
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _to_manifest(
@@ -268,6 +277,8 @@ def _say_listings(places: list[Path], listings: list[Listing]) -> None:
         if part.ignored:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in part.ignored.most_common(8))
             say(f"  ignored files that are no photographs: {kinds}")
+        for line in part.details:
+            say(f"  {line}")
         for note in part.notes:
             say(f"warning: {note}")
 

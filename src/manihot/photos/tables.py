@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from manihot.records.manifest import ALWAYS_TRAIN
 TABLE_SUFFIXES = {".csv", ".tsv", ".parquet", ".jsonl"}
 IMAGE_NAMES = ("image", "image_id", "file_name", "filename", "image_path", "path", "file")
 LABEL_NAMES = ("label", "class", "target", "labels", "class_name")
+OPTIONAL = ("source", "group", "fold", "split", "id")
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -33,9 +35,10 @@ WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table say what; None is guessed (image, label) or absent (the others).
+    """Which columns of a table say what.
 
-    image: a column, or a pattern such as `leaf/{id}.jpg`. label: '' for a table without labels.
+    image: a column, or a pattern such as `leaf/{id}.jpg`. None is guessed: image and label by usual names;
+    source, group, fold and split where a column has just that name; id never. '' is for none.
     """
 
     image: str | None = None
@@ -98,9 +101,16 @@ def read_table(path: Path) -> pd.DataFrame:
                 head = handle.readline()
             separator = max(",;\t", key=head.count)
             frame = pd.read_csv(
-                path, dtype=str, keep_default_na=False, sep=separator, encoding="utf-8-sig", index_col=False
-            )
+                path,
+                dtype=str,
+                keep_default_na=False,
+                skip_blank_lines=False,  # so that the index tells the line
+                sep=separator,
+                encoding="utf-8-sig",
+                index_col=False,
+            ).fillna("")
             frame.index = pd.RangeIndex(2, len(frame) + 2)
+            frame = frame[(frame != "").any(axis=1)]
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not written in UTF-8 ({error})", "save the table as UTF-8") from error
     except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
@@ -132,12 +142,12 @@ def list_table(
     """
     frame = read_table(path)
     files, used = _image_paths(frame, path, folder, columns.image)
-    chosen = {name: getattr(columns, name) for name in ("source", "group", "fold", "split", "id")}
-    for option, name in chosen.items():
-        if name is not None:
-            _check_column(frame, path, name, option)
+    chosen = {option: _choose(frame, path, option, columns) for option in OPTIONAL}
     label = _label_column(frame, path, columns.label, used | {name for name in chosen.values() if name})
     listing = Listing(folder, f"the table {path.name}")
+    roles = {"image": " and ".join(sorted(used)), "label": label, **chosen}
+    said = ", ".join(f"{option} {name!r}" for option, name in roles.items() if name)
+    listing.details.append(f"columns of {path.name}: {said}")
     names: Sequence[str | None] = [None] * len(frame)
     if label is not None:
         names, listing.classes = name_labels(list(frame[label]), list(frame.index), path, classes)
@@ -154,6 +164,15 @@ def list_table(
         where = f"{path.name}, line {line}"
         listing.entries.append(Entry(files[k], names[k], splits[k], image_id, source, group, folds[k], where))
     return listing
+
+
+def _choose(frame: pd.DataFrame, path: Path, option: str, columns: Columns) -> str | None:
+    name = getattr(columns, option)
+    if name is None:
+        return option if option in frame and option != "id" else None
+    if name:
+        _check_column(frame, path, name, option)
+    return name or None
 
 
 def _check_column(frame: pd.DataFrame, path: Path, name: str, option: str) -> None:
@@ -194,7 +213,7 @@ def _image_paths(
             "give the photograph's file",
         )
     files = [folder / value.replace("\\", "/") for value in values]
-    if not any(file.exists() for file in files):
+    if not any(map(os.path.exists, files)):
         raise DataError(
             f"{path}: none of the {len(files)} photographs exists, the first would be {files[0]}",
             _hint(folder, image, values.iloc[0]),
@@ -247,6 +266,8 @@ def name_labels(
     cells = [normalise(value) for value in values]
     present = {cell for cell in cells if cell}
     numeric = all(WHOLE.fullmatch(cell) for cell in present)
+    if classes is None and any(re.match(r"[+-]?0\d", cell) for cell in present):
+        numeric = False  # 007 is a name
     if numeric:
         cells = [str(int(float(cell))) if cell else "" for cell in cells]
     unlabelled = {"", "-1"} if numeric else {""}

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.connection import wait
 from typing import TypeVar
@@ -47,7 +48,8 @@ def run_tasks(
     running: deque[tuple[Task, Future[Result]]] = deque()
     rest = iter(tasks)
     try:
-        running.extend((task, executor.submit(work, task)) for task in islice(rest, 3 * workers))
+        with _without_ctrl_c():
+            running.extend((task, executor.submit(work, task)) for task in islice(rest, 3 * workers))
         while running:
             yield running[0][1].result()
             running.popleft()
@@ -63,8 +65,21 @@ def run_tasks(
         executor.shutdown(wait=False, cancel_futures=True)
 
 
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Processes started here never get Ctrl-C, not even while they start; this one gets it a moment later."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops handing out work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops handing out work
     cv2.setNumThreads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

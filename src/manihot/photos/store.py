@@ -1,0 +1,272 @@
+"""Resized photographs in one memory-mapped file, so that training is not bound by decoding JPEG.
+
+`NAME.npy` holds uint8 (N, height, width, 3), `NAME.json` the ids and what decides the content. The first
+appears when everything is written; until then the pixels grow in `NAME.partial` and `NAME.progress` lists the
+finished chunks, so that after a kill the same call goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from manihot.errors import DataError, DiskFullError, RunFolderError
+from manihot.photos.decode import PhotoFault, decode_photo, read_photo
+from manihot.photos.preprocess import Preprocess
+from manihot.photos.workers import CHUNK, ENOUGH_FOR_PROCESSES, run_tasks
+from manihot.progress import track
+from manihot.records.manifest import Manifest
+from manihot.records.runs import digest_value, explain_os_error, save_json, write_atomic
+
+FORMAT = 1  # raised whenever the same settings give other pixels
+SYNC_EVERY = 5.0  # seconds between moments at which finished chunks are made safe from a power cut
+SPARE = 50_000_000  # bytes that stay free beside a store
+
+
+class PhotoStore:
+    """Photographs of one size, uint8 (N, height, width, 3), read from disk when they are looked at.
+
+    Cheap to send to another process: only the path travels.
+    """
+
+    def __init__(self, path: Path, image_id: np.ndarray, digest: str) -> None:
+        self.path = Path(path)
+        self.image_id = image_id
+        self.digest = digest
+        self.array: np.ndarray = np.load(self.path, mmap_mode="r")
+        self._index = pd.Index(image_id)
+
+    @classmethod
+    def open(cls, path: Path) -> PhotoStore:
+        """Open what `make_store` wrote; raises RunFolderError where that is absent, incomplete or broken."""
+        path = Path(path)
+        try:
+            about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            store = cls(path, np.array(about["image_id"], dtype=object), about["digest"])
+            whole = store.array.shape == (len(store.image_id), *about["size"], 3)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(
+                f"{path}: not a finished store of photographs ({error})", "run the same command again"
+            ) from error
+        if not whole or store.array.dtype != np.uint8:
+            raise RunFolderError(
+                f"{path}: does not fit {path.stem}.json", "remove both and run the same command again"
+            )
+        return store
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """One photograph, uint8 (height, width, 3), read-only."""
+        return np.asarray(self.array[row])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of every photograph."""
+        return self.array.shape[1], self.array.shape[2]
+
+    def rows(self, image_id: np.ndarray) -> np.ndarray:
+        """Row of each id, int64 (n,); an id that is not in the store is a DataError."""
+        where = self._index.get_indexer(pd.Index(np.asarray(image_id, dtype=object)))
+        if (where < 0).any():
+            missing = np.asarray(image_id, dtype=object)[where < 0]
+            raise DataError(
+                f"{self.path}: {len(missing)} photographs are not in the store, first {missing[0]!r}",
+                "make the store from the manifest that holds them",
+            )
+        return where
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PhotoStore.open, (self.path,)
+
+
+def load_photo(source: Path | bytes, preprocess: Preprocess) -> np.ndarray:
+    """Decode a photograph as small as is enough and bring it to size: uint8 (height, width, 3).
+
+    The one way from a file to stored or predicted pixels. preprocess: without `stored`, that is `for_store`.
+    Raises PhotoFault.
+    """
+    return preprocess(decode_photo(source, at_least=preprocess.size))
+
+
+def make_store(path: Path, manifest: Manifest, preprocess: Preprocess, workers: int = 2) -> PhotoStore:
+    """Write every photograph of `manifest`, brought to size by `preprocess`, to `path` (.npy) and open it.
+
+    A finished store of the same photographs and size is opened as it is; an unfinished one is continued. The
+    pixels do not depend on `workers`.
+    Raises DataError for a photograph that was changed or became unreadable since the scan, DiskFullError.
+    """
+    path = Path(path).with_suffix(".npy")
+    if not len(manifest):
+        raise DataError("there are no photographs to store", "scan a folder that has some")
+    digest = digest_value(
+        {
+            "format": FORMAT,
+            "size": list(preprocess.size),
+            "fit": preprocess.fit,
+            "photos": manifest.table[["image_id", "sha256"]].to_numpy().tolist(),
+            "unchecked": [p for p, s in zip(manifest.table["path"], manifest.table["sha256"]) if not s],
+        }
+    )
+    if _is_finished(path, digest):
+        return PhotoStore.open(path)
+    partial, progress = path.with_suffix(".partial"), path.with_suffix(".progress")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        done = _resume(partial, progress, digest)
+        if done is None:
+            path.with_suffix(".json").unlink(missing_ok=True)  # an older store's
+            path.unlink(missing_ok=True)
+            _allocate(partial, (len(manifest), *preprocess.size, 3))
+            progress.write_text(digest + "\n", encoding="utf-8")
+            done = set()
+        _fill(partial, progress, manifest, preprocess, done, workers)
+        about = {"format": FORMAT, "digest": digest, "size": list(preprocess.size), "fit": preprocess.fit}
+        save_json(path.with_suffix(".json"), {**about, "image_id": manifest.image_id.tolist()})
+        partial.replace(path)  # last: with the pixels in place the store is finished
+        progress.unlink(missing_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    return PhotoStore.open(path)
+
+
+def _is_finished(path: Path, digest: str) -> bool:
+    try:
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return about["digest"] == digest and path.is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _resume(partial: Path, progress: Path, digest: str) -> set[int] | None:
+    """Chunks that an interrupted call has finished; None where there was none of these photographs."""
+    try:
+        lines = progress.read_text(encoding="utf-8").split("\n")
+    except OSError:
+        return None
+    if not partial.is_file() or lines[0] != digest:
+        return None
+    if lines[-1]:  # the power went while this line was written
+        write_atomic(progress, "\n".join(lines[:-1]) + "\n")
+    return {int(line) for line in lines[1:-1]}
+
+
+def _allocate(partial: Path, shape: tuple[int, int, int, int]) -> None:
+    """A file of the final length; a disk without room for it is told now and not hours later."""
+    need = int(np.prod(shape, dtype=np.int64))
+    partial.unlink(missing_ok=True)
+    free = shutil.disk_usage(partial.parent).free
+    if free < need + SPARE:
+        raise DiskFullError(
+            f"{partial.parent}: the store of {shape[0]} photographs of {shape[1]} x {shape[2]} needs "
+            f"{need / 1e9:.2f} GB, but {max(0, free - SPARE) / 1e9:.2f} GB are free",
+            "free some space, choose another folder with --out, or a smaller photo.size or photo.area",
+        )
+    with open(partial, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.truncate(file.tell() + need)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of the store that one task writes, and the file they go to."""
+
+    number: int
+    partial: Path
+    offset: int  # bytes before the first pixel of row 0
+    first: int
+    files: tuple[Path, ...]
+    sha256: tuple[str, ...]
+    preprocess: Preprocess
+
+
+def write_chunk(chunk: Chunk) -> tuple[int, tuple[Path, PhotoFault] | None]:
+    """Decode and write a chunk's photographs; returns its number, and the file that failed and why."""
+    height, width = chunk.preprocess.size
+    rows = np.empty((len(chunk.files), height, width, 3), np.uint8)
+    for k, (file, sha256) in enumerate(zip(chunk.files, chunk.sha256)):
+        try:
+            raw = read_photo(file)
+            if sha256 and hashlib.sha256(raw).hexdigest() != sha256:
+                raise PhotoFault(
+                    "changed", "its content is not what the scan has seen", "scan the photographs again"
+                )
+            rows[k] = load_photo(raw, chunk.preprocess)
+        except PhotoFault as fault:
+            return chunk.number, (file, PhotoFault(fault.kind, fault.detail, fault.remedy))
+    # Written, not mapped: a full disk is then an error that can be told, and not a SIGBUS.
+    with open(chunk.partial, "rb+") as out:
+        out.seek(chunk.offset + chunk.first * height * width * 3)
+        out.write(rows.data)
+    return chunk.number, None
+
+
+def _fill(
+    partial: Path, progress: Path, manifest: Manifest, preprocess: Preprocess, done: set[int], workers: int
+) -> None:
+    files, sha256 = manifest.paths, manifest.table["sha256"].tolist()
+    offset = partial.stat().st_size - len(files) * preprocess.size[0] * preprocess.size[1] * 3
+    chunks = [
+        Chunk(
+            first // CHUNK,
+            partial,
+            offset,
+            first,
+            tuple(files[first : first + CHUNK]),
+            tuple(sha256[first : first + CHUNK]),
+            preprocess,
+        )
+        for first in range(0, len(files), CHUNK)
+        if first // CHUNK not in done
+    ]
+    if int(manifest.table["bytes"].sum()) < ENOUGH_FOR_PROCESSES:
+        workers = 1
+    results = run_tasks(write_chunk, chunks, workers, lambda chunk: str(chunk.files[0]))
+    with _finished_chunks(partial, progress) as finished:
+        for number, fault in track(results, "Storing photographs (chunks)", total=len(chunks)):
+            if fault is not None:
+                file, why = fault
+                raise DataError(
+                    f"{file}: {why.detail}; the scan could read it", f"{why.remedy}, then scan again"
+                )
+            finished(number)
+
+
+@contextmanager
+def _finished_chunks(partial: Path, progress: Path) -> Iterator[Any]:
+    """A function that notes a finished chunk, in the progress file once its pixels are safe on the disk."""
+    waiting: list[int] = []
+    last = time.monotonic()
+
+    def sync() -> None:
+        with open(partial, "rb+") as pixels:
+            os.fsync(pixels.fileno())
+        with open(progress, "a", encoding="utf-8", newline="\n") as notes:
+            notes.write("".join(f"{number}\n" for number in waiting))
+            notes.flush()
+            os.fsync(notes.fileno())
+        waiting.clear()
+
+    def note(number: int) -> None:
+        nonlocal last
+        waiting.append(number)
+        if time.monotonic() - last > SYNC_EVERY:
+            sync()
+            last = time.monotonic()
+
+    try:
+        yield note
+    finally:
+        sync()
