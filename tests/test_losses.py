@@ -580,3 +580,14 @@ def test_mixed_labels_are_the_mixed_losses():
     for name in ("focal", "taylor_ce", "gce", "nce_rce", "symmetric_ce", "focal_cosine"):
         pair = 0.3 * LOSSES[name](z, y) + 0.7 * LOSSES[name](z, other)
         torch.testing.assert_close(LOSSES[name](z, mixed), pair)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gpu_gives_what_the_cpu_gives(name):
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    (z, y), (loss, extra) = batch(), made(name, smoothing=0.1)
+    on_cpu = loss(z, y, **extra)
+    there = loss.cuda()(z.cuda(), y.cuda(), **{key: value.cuda() for key, value in extra.items()})
+    torch.testing.assert_close(there.cpu(), on_cpu, rtol=1e-5, atol=1e-6)

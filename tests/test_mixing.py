@@ -350,3 +350,19 @@ def test_mistakes_in_a_recipe_are_found_at_once(choice, message):
 def test_probabilities_over_one_are_a_mistake():
     with pytest.raises(SettingsError, match=r"sum to 1\.2 in epoch 3"):
         Mixer([Choice(name="mixup", p=0.6), Choice(name="fmix", p=0.6, from_epoch=3)], 100, seed=0, epochs=5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", list(MIXES))
+def test_a_gpu_mixes_as_the_cpu_does(name):
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    images, targets = flat(torch.float32)
+    here = MIXES[name](images, targets, np.random.default_rng(5), **extra(name))
+    moved = {
+        key: value.cuda() if isinstance(value, torch.Tensor) else value for key, value in extra(name).items()
+    }
+    there = MIXES[name](images.cuda(), targets.cuda(), np.random.default_rng(5), **moved)
+    assert there.images.is_cuda and there.targets.is_cuda
+    torch.testing.assert_close(there.images.cpu(), here.images)
+    torch.testing.assert_close(there.targets.cpu(), here.targets)

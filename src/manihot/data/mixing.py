@@ -117,8 +117,12 @@ def fmix(
     check_batch(images, targets)
     other = partners(len(images), generator, images.device)
     mask = fourier_mask(images.shape[-2:], 1 - float(generator.beta(alpha, alpha)), decay, generator)
-    shown = torch.from_numpy(mask).to(images.device)
-    return Mixed(torch.where(shown, images[other], images), targets.lerp(targets[other], float(mask.mean())))
+    if images.is_floating_point():  # a blend with 0 and 1 is exact, and several times faster than choosing
+        kept = torch.from_numpy(~mask).to(images)
+        shown = images[other].lerp_(images, kept)
+    else:
+        shown = torch.where(torch.from_numpy(mask).to(images.device), images[other], images)
+    return Mixed(shown, targets.lerp(targets[other], float(mask.mean())))
 
 
 def snapmix(
@@ -202,20 +206,17 @@ def cutout(
     check("cutout", "edge", edge, 0 < edge <= 1, "a number above 0 and up to 1")
     check("cutout", "fill", fill, fill == "mean" or isinstance(fill, (int, float)), "a number or 'mean'")
     check_batch(images, targets)
-    n, _, height, width = images.shape
-    blank = torch.ones((), dtype=torch.bool, device=images.device)
-    for length, shape in ((height, (n, 1, height, 1)), (width, (n, 1, 1, width))):
-        begin = generator.integers(length, size=n) - round(edge * length) // 2
-        first = torch.from_numpy(begin).to(images.device)[:, None]
-        place = torch.arange(length, device=images.device)
-        blank = blank & ((place >= first) & (place < first + round(edge * length))).view(shape)
     if isinstance(fill, str):
-        colour = images.float().mean((0, 2, 3), keepdim=True)
+        colour = images.mean((0, 2, 3), dtype=torch.float32).view(-1, 1, 1)
     else:
-        colour = torch.full((1, images.shape[1], 1, 1), float(fill), device=images.device)
+        colour = torch.tensor(float(fill), device=images.device)
     if not images.is_floating_point():
         colour = colour.round().clamp(0, 255)
-    return Mixed(torch.where(blank, colour.to(images.dtype), images), targets)
+    images = images if in_place else images.clone()
+    for image in images:
+        box = random_box(images, edge**2, generator)
+        image[:, box.top : box.bottom, box.left : box.right] = colour.to(images.dtype)
+    return Mixed(images, targets)
 
 
 def mixup_without_hesitation(

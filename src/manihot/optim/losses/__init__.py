@@ -47,8 +47,10 @@ def make_loss(
 
     photographs: how many there are in the training part, for losses that remember each one (their `index`
     runs from 0 to photographs - 1). What they remember is in the module's state_dict. class_counts:
-    photographs a class in the training part, for `class_balanced`. Validation takes `cross_entropy`, whatever
-    the training's loss. Raises SettingsError.
+    photographs a class in the training part, for `class_balanced`. Raises SettingsError.
+
+    Losses that remember learn in training mode: a second pass over the same batch (SAM) goes with `eval()`,
+    and validation takes `cross_entropy`, whatever the training's loss.
     """
     if name not in LOSSES:
         raise SettingsError(f"there is no loss {name!r}", suggest(name, list(LOSSES)))

@@ -60,8 +60,9 @@ class Isda(nn.Module):
             share = len(rows) / (self.count[k] + len(rows))
             gap = rows.mean(0) - self.mean[k]
             centred = rows - rows.mean(0)
-            within = centred.T @ centred / len(rows)
-            self.covariance[k] += share * (within - self.covariance[k] + (1 - share) * torch.outer(gap, gap))
+            # share * (covariance within the batch + (1 - share) gap gap^T), in one pass over the A x A matrix
+            news = torch.cat([centred * (share / len(rows)).sqrt(), gap[None] * (share * (1 - share)).sqrt()])
+            self.covariance[k].mul_(1 - share).addmm_(news.T, news)
             self.mean[k] += share * gap
             self.count[k] += len(rows)
 
