@@ -170,8 +170,10 @@ def reliability_diagram(bins: dict[str, list[Any]]) -> Markup:
     full = count > 0
     confidence, right = (np.asarray(bins[key], dtype=float)[full] for key in ("confidence", "accuracy"))
     with rc_context(STYLE):
-        figure = Figure(figsize=(4.5, 3.9), layout="constrained")
-        top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
+        figure, top = _figure(4.5, 3.9)
+        top.set_position((0.14, 0.38, 0.84, 0.6))
+        below = figure.add_axes((0.14, 0.13, 0.84, 0.2), sharex=top)
+        top.tick_params(labelbottom=False)
         top.plot([0, 1], [0, 1], ":", color=MUTED, lw=1.2)
         top.annotate("as sure as right", (0.16, 0.05), color=MUTED, fontsize=9, rotation=31)
         heavy = np.sqrt(count[full] / max(1, count.max()))  # a bin of few photographs says little
@@ -208,8 +210,9 @@ def size_scatter(sizes: np.ndarray, count: np.ndarray) -> Markup:
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
+    figure = Figure(figsize=(width, height))
+    bottom = 0.5 / height  # half an inch for the ticks and their title
+    return figure, figure.add_axes((0.14, bottom, 0.84, 0.97 - bottom))
 
 
 def _curve(rows: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]] | None:

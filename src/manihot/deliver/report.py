@@ -6,33 +6,23 @@ It opens offline, on a phone and on paper, and loads nothing. Whatever a run fol
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from manihot.deliver import pictures
-from manihot.deliver.compare import (
-    SCORES,
-    duration,
-    load_scores,
-    read_history,
-    scores_so_far,
-    stage_seconds,
-)
+from manihot.deliver.compare import SCORES, duration, stage_seconds
+from manihot.deliver.material import Material, gather
 from manihot.deliver.words import count_of, headline, interval_text, judgement, number, percent
-from manihot.errors import DataError, ManihotError
 from manihot.progress import track
-from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import load_json, write_atomic
-
-T = TypeVar("T")
+from manihot.records.runs import write_atomic
 
 SAMPLES = 48  # thumbnails of samples in all, and at most
 SAMPLES_A_CLASS = 6
@@ -54,39 +44,6 @@ SCORE_NAMES = {
 }
 
 
-@dataclass
-class Material:
-    """What a run folder holds for the report; `missing` says what it lacks, and why."""
-
-    run: Path
-    record: dict[str, Any] = field(default_factory=dict)
-    manifest: Manifest | None = None
-    quarantine: pd.DataFrame | None = None
-    members: dict[str, Any] = field(default_factory=dict)
-    name: str = ""  # the member that the headline speaks of; "ensemble" for all
-    scores: dict[str, Any] = field(default_factory=dict)  # split -> evaluate(...)
-    predictions: dict[str, Predictions] = field(default_factory=dict)  # split -> of `name`
-    # member -> fold -> epochs
-    histories: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
-    done: bool = False
-    missing: list[str] = field(default_factory=list)
-
-    def attempt(self, read: Callable[[], T]) -> T | None:
-        """The result, or None and a line in `missing`."""
-        try:
-            return read()
-        except (ManihotError, OSError) as error:
-            what = getattr(error, "what", str(error))
-            self.missing.append(what.replace(str(self.run), "").lstrip("/\\"))
-            return None
-
-    @property
-    def split(self) -> str:
-        """The predictions that the pages speak of: out-of-fold, or test where there are no others."""
-        known = [split for split in ("oof", "test") if self.scores.get(split, {}).get("n")]
-        return known[0] if known else "oof"
-
-
 def make_report(run: Path) -> Path:
     """Write RUN/report.html and return its path.
 
@@ -94,47 +51,16 @@ def make_report(run: Path) -> Path:
     run is a RunFolderError. The same run folder gives the same bytes.
     """
     run = Path(run)
-    material = gather(run)
-    template = (resources.files("manihot.deliver") / "report.html.j2").read_text(encoding="utf-8")
-    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.filters.update(percent=percent, number=number, interval=interval_text)
-    jinja.filters.update(duration=duration, count=count_of)
-    html = jinja.from_string(template).render(**contents(material))
-    write_atomic(run / "report.html", html)
+    write_atomic(run / "report.html", _page().render(**contents(gather(run))))
     return run / "report.html"
 
 
-def gather(run: Path) -> Material:
-    """Read a run folder, tolerating whatever is absent or broken."""
-    material = Material(run)
-    scores, material.done = load_scores_or_so_far(material)
-    material.members = scores.get("members", {})
-    material.record = material.attempt(lambda: load_json(run / "run.json")) or {}
-    material.manifest = material.attempt(lambda: Manifest.load(run / "manifest.parquet"))
-    material.quarantine = material.attempt(lambda: _read_quarantine(run / "quarantine.csv"))
-    material.name, material.scores = _headline_member(scores)
-    for split in ("oof", "test"):
-        names = [material.name] if material.name != "ensemble" else ["ensemble", *material.members]
-        files = [run / "predictions" / f"{name}.{split}.parquet" for name in names]
-        present = [path for path in files if path.is_file()]
-        if present or split == "oof":
-            found = material.attempt(lambda p=present or files[:1]: _load_predictions(p))  # type: ignore[misc]
-            if found is not None:
-                material.predictions[split] = found
-    for folder in sorted(path for path in run.glob("members/*") if path.is_dir()):
-        folds = {path.parent.name: read_history(path) for path in sorted(folder.glob("fold*/history.jsonl"))}
-        folds = {fold: rows for fold, rows in folds.items() if rows}
-        if folds:
-            material.histories[folder.name] = folds
-    return material
-
-
-def load_scores_or_so_far(material: Material) -> tuple[dict[str, Any], bool]:
-    """`compare.load_scores`; a metrics.json that can't be read is noted as missing."""
-    if not (material.run / "metrics.json").is_file():
-        material.missing.append("metrics.json: not there; the run has not ended, figures are of what is done")
-        return scores_so_far(material.run), False
-    return material.attempt(lambda: load_scores(material.run)) or (scores_so_far(material.run), False)
+@lru_cache
+def _page() -> Template:
+    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja.filters.update(percent=percent, number=number, interval=interval_text)
+    jinja.filters.update(duration=duration, count=count_of)
+    return jinja.from_string((resources.files(__package__) / "report.html.j2").read_text(encoding="utf-8"))
 
 
 def contents(material: Material) -> dict[str, Any]:
@@ -165,39 +91,6 @@ def contents(material: Material) -> dict[str, Any]:
         "doubtful": doubtful,
         "about": _about(material),
     }
-
-
-def _headline_member(scores: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    if "ensemble" in scores:
-        return "ensemble", {s: scores["ensemble"][s] for s in ("oof", "test") if scores["ensemble"].get(s)}
-    best, name = -1.0, ""
-    for member, part in scores.get("members", {}).items():
-        metrics = (part.get("oof") or part.get("test") or {}).get("metrics", {})
-        value = (metrics.get("accuracy") or {}).get("value")
-        if not name or (value is not None and value > best):
-            best, name = -1.0 if value is None else value, member
-    part = scores.get("members", {}).get(name, {})
-    return name, {s: part[s] for s in ("oof", "test") if part.get(s)}
-
-
-def _load_predictions(paths: list[Path]) -> Predictions:
-    """The ensemble's own predictions, a member's, or the mean of the members' probabilities."""
-    first = Predictions.load(paths[0])
-    if len(paths) == 1 or paths[0].name.startswith("ensemble."):
-        return first
-    others = [Predictions.load(path).align(first.image_id) for path in paths[1:]]
-    mean = np.mean([made.pred_probs for made in [first, *others]], axis=0)
-    return Predictions.from_probs(first.image_id, mean, first.classes, first.labels, first.fold)
-
-
-def _read_quarantine(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: not there, so unreadable files are not listed") from error
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as CSV ({error})") from error
-    return table.reindex(columns=["file", "fault", "detail", "remedy", "label"], fill_value="")
 
 
 def _members(material: Material) -> list[dict[str, Any]]:
@@ -364,10 +257,11 @@ def _about(material: Material) -> dict[str, Any]:
     if isinstance(command, list):
         command = shlex.join(map(str, command))
     if not command and material.manifest is not None and record.get("recipe_name"):
-        photos, out = (shlex.quote(str(path)) for path in (material.manifest.root, material.run))
-        command = f"manihot run {photos} --recipe {shlex.quote(str(record['recipe_name']))} --out {out}"
+        photos = record.get("photos") or [material.manifest.root]
+        parts = ["manihot", "run", *photos, "--recipe", record["recipe_name"], "--out", material.run]
+        command = shlex.join(map(str, parts))
     versions = record.get("versions") or {}
-    device = record.get("device") or ""
+    device = record.get("device") or record.get("system") or ""
     if isinstance(device, dict):
         device = ", ".join(f"{key} {value}" for key, value in _flat(device))
     return {
