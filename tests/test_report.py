@@ -216,7 +216,7 @@ def test_each_part_may_be_missing(tmp_path: Path, part: str, how: str) -> None:
 
 
 def test_a_run_that_has_only_scanned(tmp_path: Path) -> None:
-    run = make_run(tmp_path, n=20)
+    run = make_run(tmp_path, n=20, epochs=2)
     for name in ("metrics.json", "run.json"):
         (run / name).unlink()
     for name in ("predictions", "members"):
