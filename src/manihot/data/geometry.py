@@ -156,8 +156,8 @@ class Affine(EdgeOp):
     translate_x: Limit = Field((0.0, 0.0), description="share of the width, positive to the right")
     translate_y: Limit = Field((0.0, 0.0), description="share of the height, positive downwards")
     rotate: Limit = Field((0.0, 0.0), description="degrees")
-    shear_x: Limit = Field((-15.0, 15.0), description="degrees by which upright lines lean")
-    shear_y: Limit = Field((0.0, 0.0), description="degrees by which level lines lean")
+    shear_x: Limit = Field((-15.0, 15.0), description="degrees by which upright lines lean to the right")
+    shear_y: Limit = Field((0.0, 0.0), description="degrees by which level lines rise to the right")
 
     def matrix(self, canvas: Canvas, rng: np.random.Generator) -> tuple[np.ndarray, Size]:
         degrees, scale = uniform(rng, self.rotate), max(uniform(rng, self.scale), 1e-2)
@@ -202,7 +202,7 @@ def quarter_turns(turns: int, size: Size) -> tuple[np.ndarray, Size]:
 def linear(degrees: float, scale: float = 1.0, shear_x: float = 0.0, shear_y: float = 0.0) -> np.ndarray:
     """Linear part (2, 2) from input to output in (x, y down): shear, then anticlockwise turn, then scale."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    lean = np.array([[1, math.tan(math.radians(shear_x))], [math.tan(math.radians(shear_y)), 1]])
+    lean = np.array([[1, -math.tan(math.radians(shear_x))], [-math.tan(math.radians(shear_y)), 1]])
     return scale * np.array([[cos, sin], [-sin, cos]]) @ lean
 
 
