@@ -55,7 +55,8 @@ def paste_leaf(
     leaf = cv2.warpPerspective(rgb, matrix, box, borderMode=cv2.BORDER_REPLICATE)
     under = scene[low[1] : high[1], low[0] : high[0]]
     if shadow:
-        cast = cv2.blur(np.roll(cover, (reach, reach // 2), (0, 1)), (reach, reach))
+        fall = np.array([[1, 0, reach // 2], [0, 1, reach]], FLOAT)
+        cast = cv2.blur(cv2.warpAffine(cover, fall, box), (reach, reach))
         dim(under, 1 - FLOAT(shadow) * cast)
     blend(under, leaf, cover)
 

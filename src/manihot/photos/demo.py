@@ -157,14 +157,17 @@ def _plan_originals(rng: np.random.Generator, count: int) -> pd.DataFrame:
     order = rng.permutation(count)
     label, is_old = label[order], is_old[order]
     zoom = np.where(
-        is_old, rng.choice(ZOOMS, count, p=[0.3, 0.5, 0.2]), rng.choice(ZOOMS, count, p=[0.2, 0.5, 0.3])
+        is_old, rng.choice(ZOOMS, count, p=[0.3, 0.55, 0.15]), rng.choice(ZOOMS, count, p=[0.22, 0.61, 0.17])
     )
     portrait = rng.random(count) < 0.15
     height = np.where(is_old, np.where(portrait, 640, 500), np.where(portrait, 800, 600))
     width = np.where(is_old, np.where(portrait, 480, 500), np.where(portrait, 600, 800))
+    severity = np.where(
+        rng.random(count) < 0.1, rng.uniform(0.04, 0.35, count), rng.uniform(0.35, 1.0, count)
+    )
     bad = rng.beta(1.1, 2.6, count)  # a steady hand and a clean lens, or not
     cast = np.exp(
-        rng.normal(0, 0.07, (count, 3)) + np.where(is_old[:, None], [0.10, 0.02, -0.16], [-0.02, 0.0, 0.03])
+        rng.normal(0, 0.05, (count, 3)) + np.where(is_old[:, None], [0.10, 0.02, -0.16], [-0.02, 0.0, 0.03])
     )
     return pd.DataFrame(
         {
@@ -172,12 +175,12 @@ def _plan_originals(rng: np.random.Generator, count: int) -> pd.DataFrame:
             "true_label": label,
             "source": np.where(is_old, "2019", "2020"),
             "zoom": zoom,
-            "severity": np.where(label == 4, 0.0, 0.06 + 0.94 * rng.beta(1.25, 1.5, count)).round(4),
+            "severity": np.where(label == 4, 0.0, severity).round(4),
             "blur": (
                 (0.3 + 3.2 * bad**1.5) * np.where(is_old, 1.15, 1.0) * np.where(is_old, 500, 700) / 700
             ).round(3),
             "motion": np.where(rng.random(count) < 0.12, rng.uniform(3, 14, count), 0.0).round(2),
-            "exposure": (rng.normal(0.15, 0.42, count) - 0.25 * bad).clip(-1.4, 1.2).round(3),
+            "exposure": (rng.normal(0.25, 0.32, count) - 0.4 * bad).clip(-1.4, 1.2).round(3),
             "noise": (0.006 + 0.03 * bad * rng.random(count) + 0.008 * is_old).round(4),
             "cast": [tuple(row.round(4).tolist()) for row in cast],
             "quality": np.where(is_old, rng.integers(60, 86, count), rng.integers(72, 96, count)),

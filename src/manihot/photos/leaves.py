@@ -255,11 +255,12 @@ def blight(rng: np.random.Generator, blade: Blade, rgb: np.ndarray, severity: fl
     where = smooth_noise(rng, shape, size * 0.22, 2) + FLOAT(0.5) * blade.along
     labels, count = cells(rng, shape, max(3.0, size * 0.045))
     chance = rng.standard_normal(count, dtype=FLOAT)[labels] * FLOAT(0.55) + where * FLOAT(0.8)
-    limit = 1.75 - 1.45 * severity
+    limit = 1.2 - 1.45 * severity
     clear = ramp(blade.vein, 0.02, 0.2) * ramp(blade.rib, 0.004 * size, 0.012 * size)
     lesion = (chance > limit).astype(FLOAT)
     halo = cv2.GaussianBlur(lesion, (0, 0), max(1.2, size * 0.018))
     lesion = cv2.GaussianBlur(lesion * clear, (0, 0), max(0.7, size * 0.0025))
+    rgb *= np.array([[[1 + 0.35 * severity]], [[1.0]], [[1.0]]], FLOAT)  # a wilting leaf loses its green
     tint(rgb, (0.62, 0.60, 0.20), np.clip(halo * 1.5, 0, 0.8) * FLOAT(0.35 + 0.4 * severity))
     soaked = np.clip(lesion * 2, 0, 1)
     tint(rgb, (0.16, 0.19, 0.08), soaked * FLOAT(0.75))
@@ -269,9 +270,9 @@ def blight(rng: np.random.Generator, blade: Blade, rgb: np.ndarray, severity: fl
     )
     tint(rgb, brown, core * FLOAT(0.92))
     wilt = np.abs(blade.across) ** 3 + blade.along**4 * FLOAT(0.8) + FLOAT(0.35) * where
-    margin = ramp(wilt, 1.65 - 0.95 * severity, 1.95 - 0.85 * severity)
+    margin = ramp(wilt, 1.5 - 0.95 * severity, 1.8 - 0.85 * severity)
     tint(rgb, (0.70, 0.60, 0.20), margin * FLOAT(0.8))
-    tint(rgb, (0.42, 0.28, 0.13), ramp(wilt, 1.95 - 0.85 * severity, 2.15 - 0.8 * severity) * FLOAT(0.9))
+    tint(rgb, (0.42, 0.28, 0.13), ramp(wilt, 1.8 - 0.85 * severity, 2.0 - 0.8 * severity) * FLOAT(0.9))
 
 
 def streak(rng: np.random.Generator, blade: Blade, rgb: np.ndarray, severity: float) -> None:
@@ -285,8 +286,8 @@ def streak(rng: np.random.Generator, blade: Blade, rgb: np.ndarray, severity: fl
         * np.clip(FLOAT(0.75) + blotch * FLOAT(0.6), 0, 2)
     )
     chlorosis = np.clip(1 - blade.vein / np.maximum(reach, FLOAT(0.03)), 0, 1) ** FLOAT(0.7)
-    present = ramp(blotch, 0.75 - 1.3 * severity, 1.15 - 1.1 * severity)
-    older = rgb * FLOAT(0.92) + np.array([[[0.06]], [[0.045]], [[0.0]]], FLOAT)
+    present = ramp(blotch, 0.55 - 1.5 * severity, 0.95 - 1.3 * severity)
+    older = rgb * FLOAT(0.9) + np.array([[[0.12]], [[0.07]], [[0.0]]], FLOAT)
     rgb += (older - rgb) * FLOAT(severity)
     tint(rgb, (0.76, 0.70, 0.20), np.clip(chlorosis, 0, 1) * present * FLOAT(0.45 + 0.45 * severity))
     tint(
@@ -299,11 +300,11 @@ def streak(rng: np.random.Generator, blade: Blade, rgb: np.ndarray, severity: fl
 def mottle(rng: np.random.Generator, blade: Blade, rgb: np.ndarray, severity: float) -> None:
     """Green mottle: fine pale green to yellow speckles spread evenly over the leaf."""
     shape, size = blade.alpha.shape, blade.length
-    speckle = smooth_noise(rng, shape, max(1.7, size * 0.016), 2) + FLOAT(0.35) * smooth_noise(
+    speckle = smooth_noise(rng, shape, max(1.8, size * 0.02), 2) + FLOAT(0.35) * smooth_noise(
         rng, shape, size * 0.1
     )
-    cover = ramp(speckle, 0.95 - 0.9 * severity, 1.45 - 0.75 * severity)
-    tint(rgb, (0.66, 0.72, 0.28), cover * FLOAT(0.35 + 0.4 * severity))
+    cover = ramp(speckle, 0.75 - 0.9 * severity, 1.25 - 0.75 * severity)
+    tint(rgb, (0.70, 0.76, 0.34), cover * FLOAT(0.45 + 0.4 * severity))
 
 
 def mosaic(rng: np.random.Generator, blade: Blade, rgb: np.ndarray, severity: float) -> None:
@@ -313,9 +314,9 @@ def mosaic(rng: np.random.Generator, blade: Blade, rgb: np.ndarray, severity: fl
     patch = rng.standard_normal(count, dtype=FLOAT)[labels]
     patch = cv2.GaussianBlur(patch, (0, 0), max(0.8, size * 0.009)) * FLOAT(0.5)
     patch += smooth_noise(rng, shape, size * 0.13, 3) * FLOAT(0.8) + (blade.vein - FLOAT(0.5)) * FLOAT(0.35)
-    limit = 1.15 - 1.25 * severity
+    limit = 0.95 - 1.15 * severity
     pale = ramp(patch, limit - 0.1, limit + 0.35)
-    white = rng.uniform(0, 0.6)
+    white = rng.uniform(0.2, 0.8)
     colour = (0.74 + 0.12 * white, 0.76 + 0.08 * white, 0.26 + 0.34 * white)
     rgb *= 1 - FLOAT(0.22 * severity) * (1 - pale)
     tint(rgb, colour, pale * FLOAT(min(1.0, 0.5 + 0.5 * severity)))
@@ -328,18 +329,18 @@ def nothing(rng: np.random.Generator, blade: Blade, rgb: np.ndarray, severity: f
 def wear(rng: np.random.Generator, blade: Blade, rgb: np.ndarray) -> None:
     """What leaves of any class carry now and then: specks, a chewed hole's brown rim, dust, an ageing tip."""
     shape, size = blade.alpha.shape, blade.length
-    if rng.random() < 0.35:
+    if rng.random() < 0.25:
         speck = smooth_noise(rng, shape, max(2.0, size * 0.012)) > rng.uniform(1.75, 2.3)
         tint(rgb, (0.35, 0.26, 0.14), cv2.GaussianBlur(speck.astype(FLOAT), (0, 0), 0.8) * FLOAT(0.8))
     if rng.random() < 0.3:
         dust = ramp(smooth_noise(rng, shape, size * 0.2, 3), 0.2, 1.6)
         tint(rgb, (0.60, 0.55, 0.45), dust * FLOAT(rng.uniform(0.15, 0.4)))
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         old = ramp(
             blade.along + FLOAT(0.25) * smooth_noise(rng, shape, size * 0.2), rng.uniform(0.8, 0.95), 1.2
         )
         tint(rgb, (0.72, 0.62, 0.20), old * FLOAT(0.8))
-    if rng.random() < 0.25:
+    if rng.random() < 0.15:
         holes = ramp(smooth_noise(rng, shape, size * 0.05), 1.75, 1.85)
         tint(rgb, (0.40, 0.30, 0.16), ramp(cv2.GaussianBlur(holes, (0, 0), 1.2), 0.02, 0.4))
         blade.alpha *= 1 - holes
@@ -368,13 +369,14 @@ def draw_leaf(
     paint(rng, blade, rgb, severity)
     wear(rng, blade, rgb)
     paint_veins(blade, rgb, rng)
-    light_blade(rng, blade, rgb, relief=rng.uniform(0.05, 0.13) + 0.1 * distortion, gloss=rng.uniform(0, 0.5))
+    gloss = rng.uniform(0.1, 0.55) * (1 - 0.85 * severity)  # sick leaves are dull
+    light_blade(rng, blade, rgb, relief=rng.uniform(0.05, 0.13) + 0.1 * distortion, gloss=gloss)
     return cv2.merge(list(np.clip(rgb, 0, 1, out=rgb))), blade.alpha
 
 
 # name -> (painter, how much the disease twists the lobes)
 SYMPTOMS: dict[str, tuple[Callable[[np.random.Generator, Blade, np.ndarray, float], None], float]] = {
-    "blight": (blight, 0.15),
+    "blight": (blight, 0.3),
     "streak": (streak, 0.0),
     "mottle": (mottle, 0.25),
     "mosaic": (mosaic, 0.85),

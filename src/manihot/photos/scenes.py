@@ -82,56 +82,47 @@ def _closeup(rng: np.random.Generator, scene: np.ndarray, shot: Shot) -> None:
 
 def _leaf(rng: np.random.Generator, scene: np.ndarray, shot: Shot) -> None:
     height, width = scene.shape[:2]
-    size = 280
-    others = draw_leaf(
-        rng,
-        (size, size),
-        (size / 2, size * 0.58),
-        size * 0.44,
-        -np.pi / 2,
-        shot.symptom,
-        shot.severity * rng.uniform(0.1, 0.9),
-    )
+    severity = shot.severity * rng.uniform(0.6, 1.0)
+    rgb, alpha = _draw_square(rng, 280, shot.symptom, severity)
     softness = rng.uniform(0.5, 3.0)
-    others = cv2.GaussianBlur(others[0], (0, 0), softness), cv2.GaussianBlur(others[1], (0, 0), softness)
+    rgb, alpha = cv2.GaussianBlur(rgb, (0, 0), softness), cv2.GaussianBlur(alpha, (0, 0), softness)
     for _ in range(int(rng.integers(1, 6))):
         at = rng.uniform(0, 1, 2) * (width, height)
-        dim = FLOAT(rng.uniform(0.5, 0.95))
-        paste_leaf(
-            rng, scene, others[0] * dim, others[1], at, rng.uniform(0.7, 1.5), rng.uniform(0, 360), shadow=0.4
-        )
-    size = int(min(height, width) * rng.uniform(0.9, 1.3))
-    rgb, alpha = draw_leaf(
-        rng, (size, size), (size / 2, size * 0.58), size * 0.46, -np.pi / 2, shot.symptom, shot.severity
-    )
-    at = np.array([width, height]) / 2 + rng.normal(0, 0.08, 2) * (width, height)
+        dim_rgb = rgb * FLOAT(rng.uniform(0.5, 0.95))
+        paste_leaf(rng, scene, dim_rgb, alpha, at, rng.uniform(0.7, 1.5), rng.uniform(0, 360), shadow=0.4)
+    size = min(height, width) * rng.uniform(1.3, 1.9)
+    rgb, alpha = _draw_square(rng, int(0.6 * size), shot.symptom, shot.severity)
+    at = np.array([width, height]) / 2 + rng.normal(0, 0.06, 2) * (width, height)
     turn = float(rng.uniform(0, 360))
-    angle = np.radians(turn)
-    down = np.array([-np.sin(angle), np.cos(angle)])
+    down = np.array([-np.sin(np.radians(turn)), np.cos(np.radians(turn))])
     foot = at + down * size * 0.08
     _draw_stalk(rng, scene, foot, foot + down * size * rng.uniform(0.4, 0.9), max(2, size * 0.014))
-    paste_leaf(rng, scene, rgb, alpha, at, 1.0, turn, tilt=0.2, shadow=rng.uniform(0.2, 0.55))
+    paste_leaf(rng, scene, rgb, alpha, at, 1 / 0.6, turn, tilt=0.2, shadow=rng.uniform(0.2, 0.55))
+
+
+def _draw_square(
+    rng: np.random.Generator, size: int, symptom: str, severity: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A whole leaf that points up and fills a square canvas of `size` pixels."""
+    return draw_leaf(rng, (size, size), (size / 2, size * 0.58), size * 0.46, -np.pi / 2, symptom, severity)
 
 
 def _plant(rng: np.random.Generator, scene: np.ndarray, shot: Shot) -> None:
     height, width = scene.shape[:2]
-    size = int(min(height, width) * rng.uniform(0.36, 0.56))
-    at = (size / 2, size * 0.58)
-    upper = shot.severity * (0.15 if shot.symptom == "streak" else rng.uniform(0.5, 1.0))
-    kinds = [
-        draw_leaf(rng, (size, size), at, size * 0.46, -np.pi / 2, shot.symptom, severity)
-        for severity in (shot.severity, upper, shot.severity * rng.uniform(0.4, 1))
-    ]
+    size = int(min(height, width) * rng.uniform(0.5, 0.8))
+    upper = shot.severity * (0.3 if shot.symptom == "streak" else rng.uniform(0.7, 1.0))
+    severities = (shot.severity, upper, shot.severity * rng.uniform(0.5, 1))
+    kinds = [_draw_square(rng, size, shot.symptom, severity) for severity in severities]
     for _ in range(int(rng.integers(1, 4))):
         root = np.array([width * rng.uniform(0.2, 0.8), height * rng.uniform(0.95, 1.2)])
         top = np.array([root[0] + rng.normal(0, 0.1) * width, height * rng.uniform(0.1, 0.35)])
         _draw_stalk(rng, scene, root, top, max(3, width * 0.012))
-        leaves = int(rng.integers(6, 12))
+        leaves = int(rng.integers(5, 10))
         for number in range(leaves):
             up = (number + 0.5) / leaves
             node = root + (top - root) * (0.25 + 0.75 * up)
             out = float(rng.uniform(-1.25, 1.25)) * (1.3 - 0.4 * up)
-            reach = size * rng.uniform(0.35, 0.9)
+            reach = size * rng.uniform(0.3, 0.7)
             ahead = np.array([np.sin(out), -np.cos(out) * 0.8])
             end = node + ahead * reach
             _draw_stalk(rng, scene, node, end, max(1, size * 0.012))
@@ -159,7 +150,7 @@ def light_scene(rng: np.random.Generator, scene: np.ndarray) -> None:
     height, width = scene.shape[:2]
     light = np.ones((height, width), FLOAT)
     kind = rng.random()
-    if kind < 0.25:
+    if kind < 0.2:
         turn, off = rng.uniform(0, 2 * np.pi), rng.normal(0, 0.25)
         y, x = np.mgrid[0:height, 0:width].astype(FLOAT)
         far = (
@@ -171,7 +162,7 @@ def light_scene(rng: np.random.Generator, scene: np.ndarray) -> None:
         light -= FLOAT(rng.uniform(0.25, 0.6)) * ramp(
             far + FLOAT(0.03) * smooth_noise(rng, (height, width), 60, 2), -soft, soft
         )
-    elif kind < 0.40:
+    elif kind < 0.35:
         dapple = smooth_noise(rng, (height, width), rng.uniform(40, 160), 2)
         light -= FLOAT(rng.uniform(0.2, 0.5)) * ramp(dapple, -0.5, rng.uniform(0.2, 0.9))
     light *= 1 + FLOAT(rng.uniform(0, 0.15)) * smooth_noise(rng, (height, width), 500)
@@ -201,7 +192,7 @@ def take_picture(rng: np.random.Generator, scene: np.ndarray, shot: Shot) -> np.
     knee = FLOAT(rng.uniform(0.75, 0.95))
     planes = []
     for plane, cast, speck in zip(cv2.split(scene), shot.cast, (colour, 0, -colour)):
-        plane = (plane * FLOAT(1 - fade) + grey) * FLOAT(cast)
+        plane = np.maximum(plane * FLOAT(1 - fade) + grey, 0) * FLOAT(cast)
         plane = plane * FLOAT(0.7) + np.sqrt(plane) * FLOAT(0.28)  # the tone curve lifts the shadows
         over = np.maximum(plane - knee, 0) / (1 - knee)
         plane = np.minimum(plane, knee) + (1 - knee) * over / (1 + over)  # highlights bend before they clip
