@@ -353,6 +353,17 @@ def test_several_sources(tmp_path: Path) -> None:
         scan([tmp_path / "2019", tmp_path / "2019"])
 
 
+def test_options_that_nothing_would_use_are_errors(tmp_path: Path) -> None:
+    photo(tmp_path / "in/rust/1.jpg")
+    with pytest.raises(DataError, match="--label, --fold names a column"):
+        scan(tmp_path / "in", label="x", fold="f")
+    photo(tmp_path / "other/2.jpg")
+    listed = table(tmp_path / "other/l.csv", "image,label\n2.jpg,0\n")
+    with pytest.raises(DataError, match=r"l\.csv: its classes are numbers") as caught:
+        scan([tmp_path / "in", listed])
+    assert "--classes" in caught.value.remedy
+
+
 # ------------------------------------------------------------------------------------------------ Kaggle
 
 

@@ -45,6 +45,8 @@ DNG_TAG = 50706  # DNGVersion: Pillow would read the small preview of a camera's
 
 # Our own limit is checked before anything is decoded; Pillow's warning at 89 million pixels adds nothing.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Remarks on broken metadata, without the file's name; what matters comes as a fault.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def _decode_with_pillow(
             if DNG_TAG in getattr(image, "tag_v2", {}):
                 raise PhotoFault("unsupported", "it is the raw file of a camera", SAVE_AS_JPEG)
             exif, xmp = _as_bytes(image.info.get("exif")), _as_bytes(image.info.get("xmp"))
-            turned = image.format == "TIFF"  # Pillow turns TIFF, and nothing else, while it loads
+            turned = image.format in ("TIFF", "HEIF")  # their readers turn them
             orientation = 1 if turned else find_orientation(exif, xmp)
             scale = _dct_scale(height, width, at_least, orientation)
             if scale > 1:

@@ -65,6 +65,7 @@ def scan(
     table = None if csv is None else _absolute(Path(csv))
     columns = Columns(image, label, source, group, fold, split, id)
     listings = [recognise(place, columns, table, classes, run) for place in places]
+    _check_options(places, listings, columns)
     _say_listings(places, listings)
     names = _source_names(places) if len(places) > 1 else [""]
     entries = [
@@ -97,6 +98,25 @@ def scan(
 
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100  links stay as the user wrote them
+
+
+def _check_options(places: list[Path], listings: list[Listing], columns: Columns) -> None:
+    """Columns without a table, and numbers beside names, are mistakes that would pass unseen."""
+    given = [f"--{name}" for name, value in vars(columns).items() if value]
+    if given and not any(part.details for part in listings):
+        raise DataError(
+            f"{', '.join(given)} names a column, but {places[0]} was read as {listings[0].layout}",
+            "give the table itself, or --csv TABLE; or leave the option out",
+        )
+    numbers = {
+        place: all(map(str.isdecimal, part.classes)) for place, part in zip(places, listings) if part.classes
+    }
+    if len(set(numbers.values())) > 1:
+        first = next(place for place, whole in numbers.items() if whole)
+        raise DataError(
+            f"{first}: its classes are numbers while those of other sources are names",
+            "say what the numbers mean with --classes MAP.json",
+        )
 
 
 def _source_names(places: list[Path]) -> list[str]:
