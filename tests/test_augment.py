@@ -273,6 +273,14 @@ def test_random_resized_crop_draws_area_and_proportion_as_asked() -> None:
     assert abs(lefts.mean() - 0.5) < 0.07
 
 
+def test_random_resized_crop_keeps_the_proportion_of_a_wide_input() -> None:
+    photo = np.zeros((300, 600, 3), np.uint8)
+    crop = fixed("random_resized_crop", scale=[0.3, 0.5], ratio=1)
+    augmenter = augment(crop, size=(32, 64))
+    boxes = [augmenter.explain(photo, 0, index)[1][0][1] for index in range(20)]
+    assert all(abs(box["width"] / box["height"] - 1) < 0.02 for box in boxes)  # shares of a 1:2 photograph
+
+
 def test_noise_has_the_deviation_asked_for() -> None:
     grey = np.full((200, 200, 3), 128, np.uint8)
     pixels = augment(fixed("gauss_noise", std=10), size=(200, 200))(grey, 0, 0)[0].astype(float) - 128

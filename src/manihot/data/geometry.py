@@ -34,21 +34,23 @@ class RandomResizedCrop(GeometricOp):
     p: float = Field(1.0, ge=0, le=1, description="probability; else the whole photograph is resized")
     scale: Span = Field((0.08, 1.0), description="area of the box as a share of the photograph's, from..to")
     ratio: Span = Field(
-        (3 / 4, 4 / 3), description="width over height of the box, from..to, evenly in its logarithm"
+        (3 / 4, 4 / 3),
+        description="proportion of the box, from..to, evenly in its logarithm; 1 is that of the model's input",
     )
 
     def matrix(self, canvas: Canvas, rng: np.random.Generator) -> tuple[np.ndarray, Size]:
         height, width = canvas.size
-        logs = (math.log(self.ratio[0]), math.log(self.ratio[1]))
+        own = canvas.target[1] / canvas.target[0]  # relative to it, or a wide input would stretch every box
+        lowest, highest = own * self.ratio[0], own * self.ratio[1]
         for _ in range(10):
             area = height * width * uniform(rng, self.scale)
-            ratio = math.exp(uniform(rng, logs))
+            ratio = math.exp(uniform(rng, (math.log(lowest), math.log(highest))))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
                 left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
                 break
         else:  # no box fits: the middle, as near to the wished proportion as the photograph allows
-            ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+            ratio = min(max(width / height, lowest), highest)
             w, h = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
             left, top = (width - w) // 2, (height - h) // 2
         canvas.note(left=left / width, top=top / height, width=w / width, height=h / height)
