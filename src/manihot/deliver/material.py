@@ -57,7 +57,10 @@ def gather(run: Path) -> Material:
     material = Material(run)
     scores, material.done = _scores(material)
     material.members = scores.get("members", {})
-    material.record = material.attempt(lambda: load_json(run / "run.json")) or {}
+    if (run / "run.json").is_file():
+        material.record = material.attempt(lambda: load_json(run / "run.json")) or {}
+    else:
+        material.missing.append("run.json: not there, so settings, versions and times are unknown")
     material.manifest = material.attempt(lambda: Manifest.load(run / "manifest.parquet"))
     if material.manifest is not None and (run / "folds.parquet").is_file():
         with_folds = material.attempt(lambda m=material.manifest: _with_folds(m, run))  # type: ignore[misc]

@@ -171,11 +171,11 @@ def reliability_diagram(bins: dict[str, list[Any]]) -> Markup:
     confidence, right = (np.asarray(bins[key], dtype=float)[full] for key in ("confidence", "accuracy"))
     with rc_context(STYLE):
         figure, top = _figure(4.5, 3.9)
-        top.set_position((0.14, 0.38, 0.84, 0.6))
-        below = figure.add_axes((0.14, 0.13, 0.84, 0.2), sharex=top)
+        top.set_position((0.16, 0.38, 0.82, 0.6))
+        below = figure.add_axes((0.16, 0.13, 0.82, 0.2), sharex=top)
         top.tick_params(labelbottom=False)
         top.plot([0, 1], [0, 1], ":", color=MUTED, lw=1.2)
-        top.annotate("as sure as right", (0.16, 0.05), color=MUTED, fontsize=9, rotation=31)
+        top.annotate("dotted: as sure as right", (1.0, 0.05), color=MUTED, fontsize=9, ha="right")
         heavy = np.sqrt(count[full] / max(1, count.max()))  # a bin of few photographs says little
         top.vlines(confidence, confidence, right, color=ORANGE, lw=0.5 + 3 * heavy)
         top.scatter(confidence, right, s=10 + 150 * heavy, color=BLUE, zorder=3, linewidths=0)
@@ -212,7 +212,7 @@ def size_scatter(sizes: np.ndarray, count: np.ndarray) -> Markup:
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height))
     bottom = 0.5 / height  # half an inch for the ticks and their title
-    return figure, figure.add_axes((0.14, bottom, 0.84, 0.97 - bottom))
+    return figure, figure.add_axes((0.16, bottom, 0.82, 0.97 - bottom))
 
 
 def _curve(rows: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]] | None:
