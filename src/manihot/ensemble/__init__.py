@@ -1,1 +1,3 @@
-"""Combining predictions of several members; never torch, apart from the CNN stackers inside their function."""
+"""Combining predictions of several members; never torch, apart from the CNN stackers inside their
+function.
+"""

@@ -1,1 +1,3 @@
-"""How far a prediction can be trusted: calibration, conformal sets, class priors, unknown photographs; never torch."""
+"""How far a prediction can be trusted: calibration, conformal sets, class priors, unknown photographs; never
+torch.
+"""

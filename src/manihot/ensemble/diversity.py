@@ -1,0 +1,140 @@
+"""Which members are worth their place: how alike they are, what each adds, and what a cheaper blend costs.
+
+Disagreement and correlation of errors: Kuncheva and Whitaker, Machine Learning 2003.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from manihot.ensemble.members import check_members
+from manihot.ensemble.nested import paired_interval
+from manihot.ensemble.search import score_subsets, subset_members
+from manihot.errors import DataError
+from manihot.records.runs import atomic_path
+from manihot.trust.holdout import group_numbers
+
+
+def measure_disagreement(pred_probs: np.ndarray) -> np.ndarray:
+    """Share of photographs on which two members answer differently, (M, M)."""
+    pred_probs, _ = check_members(pred_probs)
+    answers = pred_probs.argmax(axis=2)
+    return np.array([[float((a != b).mean()) for b in answers] for a in answers])
+
+
+def measure_error_correlation(pred_probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Pearson correlation of being wrong, (M, M); NaN for a member that is always right or always wrong."""
+    pred_probs, labels = check_members(pred_probs, labels)
+    wrong = (pred_probs.argmax(axis=2) != labels).astype(np.float64)
+    away = wrong - wrong.mean(axis=1, keepdims=True)
+    spread = np.sqrt((away**2).sum(axis=1))
+    scale = np.outer(spread, spread)
+    return np.divide(away @ away.T, scale, out=np.full(scale.shape, np.nan), where=scale > 0)
+
+
+def measure_leave_one_out(
+    pred_probs: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """What the plain average loses without each member.
+
+    Columns: member, alone (its own accuracy), without (accuracy of the others' average), value = accuracy of
+    all minus that, with a 95 % paired bootstrap interval over groups: low, high. Needs two members or more
+    (DataError).
+    """
+    pred_probs, labels = check_members(pred_probs, labels)
+    m = len(pred_probs)
+    if m < 2 or len(names) != m:
+        raise DataError(f"{m} members and {len(names)} names", "two members or more, one name each")
+    units = group_numbers(groups, len(labels))
+    total = pred_probs.sum(axis=0, dtype=np.float64)
+    all_right = total.argmax(axis=1) == labels
+    rows = []
+    for name, probs in zip(names, pred_probs):
+        without = (total - probs).argmax(axis=1) == labels
+        low, high = paired_interval(all_right.astype(float) - without, units, (0.025, 0.975), seed)
+        rows.append(
+            {
+                "member": name,
+                "alone": float((probs.argmax(axis=1) == labels).mean()),
+                "without": float(without.mean()),
+                "value": float(all_right.mean() - without.mean()),
+                "low": low,
+                "high": high,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def find_pareto_front(
+    pred_probs: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    latency: Sequence[float],
+    download: Sequence[int],
+) -> pd.DataFrame:
+    """Blends that no other one beats in accuracy, latency and download size together, the cheapest first.
+
+    latency: seconds a photograph of each member. download: bytes of each member. Both add up over a blend's
+    members. Columns: members, accuracy, latency, download. Up to 20 members (DataError).
+    """
+    counts = score_subsets(pred_probs, labels)
+    m, n = np.shape(pred_probs)[:2]
+    cost = np.column_stack([np.asarray(latency, dtype=np.float64), np.asarray(download, dtype=np.float64)])
+    if cost.shape != (m, 2) or len(names) != m:
+        raise DataError(f"latency, download and names don't fit {m} members", "one value a member each")
+    masks = np.arange(1, 2**m)
+    sums = np.zeros((len(masks), 2))
+    for member in range(m):
+        sums[(masks >> member & 1).astype(bool)] += cost[member]
+    order = np.lexsort(
+        (sums[:, 1], sums[:, 0], -counts)
+    )  # best first: a blend can only be beaten by an earlier one
+    front: list[int] = []
+    for index in order:
+        kept = sums[front]
+        if not len(front) or not (kept <= sums[index]).all(axis=1).any():
+            front.append(int(index))
+    front.sort(key=lambda index: (sums[index, 0], sums[index, 1]))
+    return pd.DataFrame(
+        {
+            "members": [" + ".join(names[i] for i in subset_members(index)) for index in front],
+            "accuracy": counts[front] / n,
+            "latency": sums[front, 0],
+            "download": sums[front, 1].astype(np.int64),
+        }
+    )
+
+
+def draw_diversity(pred_probs: np.ndarray, labels: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Write a picture (PNG): disagreement and correlation of errors between members, side by side."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = max(3.5, 0.55 * len(names) + 2)
+    figure = Figure(figsize=(2 * size, size), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = {
+        "different answers": (measure_disagreement(pred_probs), "viridis"),
+        "correlation of errors": (measure_error_correlation(pred_probs, labels), "viridis_r"),
+    }
+    for axes, (title, (matrix, colours)) in zip(figure.subplots(1, 2), panels.items()):
+        axes.imshow(matrix, cmap=colours)
+        middle = np.nanmean(matrix)
+        for (row, column), value in np.ndenumerate(matrix):
+            dark = (value < middle) == (colours == "viridis")
+            axes.text(
+                column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="w" if dark else "k"
+            )
+        axes.set_title(title)
+        axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

@@ -1,0 +1,305 @@
+"""From prediction files to a blend or a stack on disk: what `manihot blend` and `manihot stack` do.
+
+Written into the output folder: blend.json (what was done and what it is worth), blend.oof.parquet,
+blend.test.parquet and submission.csv where there are test predictions, members.csv (every metric of each
+member and of the blend), nested.csv (what each method claims and is worth), diversity.png, diversity.csv. For
+a stack the same names with `stack` instead of `blend`. Out-of-fold rows of anything fitted come from parts
+that were held out, so later stages may fit on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from manihot.ensemble.blend import MEANS, blend
+from manihot.ensemble.diversity import draw_diversity, measure_leave_one_out
+from manihot.ensemble.members import Members, check_weights, load_members
+from manihot.ensemble.nested import (
+    DEFAULT_METHODS,
+    FAMILY_ERROR,
+    method_names,
+    nested_cv,
+    predict_held_out,
+    shows_gain,
+)
+from manihot.ensemble.plans import load_plan
+from manihot.ensemble.search import SEARCHES
+from manihot.ensemble.stack import STACKERS, fit_stack, mean_of_stacks
+from manihot.errors import DataError, SettingsError
+from manihot.metrics import METRICS, evaluate
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
+from manihot.records.runs import atomic_path, save_json
+from manihot.settings import suggest
+from manihot.trust.holdout import group_numbers, make_folds
+
+INTERVALS_UP_TO = 200_000  # photographs; beyond, the intervals are narrower than anything that matters
+
+
+def blend_files(
+    oof: Sequence[Path],
+    out: Path,
+    test: Sequence[Path] = (),
+    method: str = "auto",
+    weights: Sequence[float] | None = None,
+    mean: str = "arithmetic",
+    manifest: Path | None = None,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    metric: str = "accuracy",
+    n_folds: int = 5,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Blend members' out-of-fold (and test) predictions into the folder `out`; gives what blend.json says.
+
+    method: 'auto' (plain averaging unless nested cross-validation shows a gain of one of `methods`),
+    'uniform', or a name of MEANS or SEARCHES. weights: fixed ones instead, a number a member. mean: how
+    'uniform' and fixed weights average. manifest: parquet whose groups keep duplicates together. Raises
+    DataError or SettingsError.
+    """
+    members = load_members(oof)
+    tests = load_tests(test, members)
+    return blend_members(
+        members,
+        out,
+        tests,
+        method,
+        weights,
+        mean,
+        load_groups(manifest, members),
+        methods,
+        metric,
+        n_folds,
+        seed,
+    )
+
+
+def blend_plan(
+    plan: str | Path, folder: Path, out: Path, manifest: Path | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Blend as a plan says (`manihot.ensemble.plans`), from prediction files under a run folder."""
+    chosen = load_plan(plan)
+    members = chosen.load(folder, "oof")
+    tests = chosen.load(folder, "test") if chosen.has_files(folder, "test") else None
+    groups = load_groups(manifest, members)
+    return blend_members(
+        members, out, tests, "fixed", chosen.weights, chosen.mean, groups, seed=seed, plan=chosen.name
+    )
+
+
+def blend_members(
+    members: Members,
+    out: Path,
+    tests: Members | None = None,
+    method: str = "auto",
+    weights: Sequence[float] | None = None,
+    mean: str = "arithmetic",
+    groups: np.ndarray | None = None,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    metric: str = "accuracy",
+    n_folds: int = 5,
+    seed: int = 0,
+    plan: str | None = None,
+) -> dict[str, Any]:
+    """`blend_files` for members already read; groups: (N,) or None."""
+    known = members.labels >= 0
+    names = ["auto", "uniform", "fixed", *(n for n in method_names() if n not in STACKERS)]
+    if method not in names:
+        hint = (
+            "stackers have their own command, `manihot stack`"
+            if method in STACKERS
+            else suggest(method, names)
+        )
+        raise SettingsError(f"members can't be blended by {method!r}", hint)
+    if mean not in MEANS:
+        raise SettingsError(f"there is no mean {mean!r}", suggest(mean, list(MEANS)))
+    if weights is not None:
+        method = "fixed"
+    elif method == "fixed":
+        raise SettingsError("fixed weights need their numbers", "give one weight a member")
+    record: dict[str, Any] = {"asked": method, "plan": plan, "seed": seed}
+    if method == "auto" and (len(members.names) == 1 or not known.any()):
+        record["note"] = "one member only" if len(members.names) == 1 else "no labels to fit or judge with"
+        method = "uniform"
+    elif method == "auto":
+        own = members.labelled()
+        own_groups = None if groups is None else groups[known]
+        nested = nested_cv(own.pred_probs, own.labels, own_groups, methods, metric, n_folds, seed=seed)
+        _write_table(Path(out) / "nested.csv", nested.table)
+        record["nested"] = nested.table.to_dict("records")
+        method = nested.chosen
+    probs, test_probs, used = _apply(members, tests, method, weights, mean, groups, n_folds, seed)
+    record |= {"method": method, "mean": mean if method in ("uniform", "fixed") else "arithmetic"}
+    if method in MEANS:
+        record["mean"] = method
+    record["weights"] = None if used is None else dict(zip(members.names, map(float, used)))
+    if known.any() and len(members.names) > 1:
+        own = members.labelled()
+        own_groups = None if groups is None else groups[known]
+        table = measure_leave_one_out(own.pred_probs, own.labels, own.names, own_groups, seed)
+        _write_table(Path(out) / "diversity.csv", table)
+        draw_diversity(own.pred_probs, own.labels, own.names, Path(out) / "diversity.png")
+    return _write(Path(out), "blend", members, probs, tests, test_probs, record, groups)
+
+
+def _apply(
+    members: Members,
+    tests: Members | None,
+    method: str,
+    weights: Sequence[float] | None,
+    mean: str,
+    groups: np.ndarray | None,
+    n_folds: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Out-of-fold (held-out where fitted) and test probabilities, and the weights in use."""
+    if method in SEARCHES and method != "uniform":
+        known = members.labels >= 0
+        own = members.labelled()
+        used = SEARCHES[method](own.pred_probs, own.labels, seed)
+        folds = make_folds(own.labels, None if groups is None else groups[known], n_folds, seed)
+        probs = blend(members.pred_probs, used)
+        probs[known] = predict_held_out(method, own.pred_probs, own.labels, folds, seed)
+        return probs, None if tests is None else blend(tests.pred_probs, used), used
+    kind = method if method in MEANS else mean
+    used = check_weights(weights if method == "fixed" else None, len(members.names))
+    settings = {"reference": members.pred_probs} if kind == "rank" else {}
+    test_probs = None if tests is None else blend(tests.pred_probs, used, kind, **settings)
+    return blend(members.pred_probs, used, kind), test_probs, used
+
+
+def stack_files(
+    oof: Sequence[Path],
+    out: Path,
+    test: Sequence[Path] = (),
+    methods: Sequence[str] = ("logistic",),
+    manifest: Path | None = None,
+    n_folds: int = 5,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Stack members' out-of-fold (and test) predictions into the folder `out`; gives what stack.json says.
+
+    methods: names of STACKERS; several are averaged. Second-level folds are the first level's where the files
+    hold them, else made from the manifest's groups. `gain` says whether the stack is better than plain
+    averaging, and than the same stacker on the plain average, beyond chance. Raises DataError or
+    SettingsError.
+    """
+    if not methods:
+        raise SettingsError("no stacker is named", f"one or more of: {', '.join(STACKERS)}")
+    members = load_members(oof).labelled()
+    tests = load_tests(test, members)
+    groups = load_groups(manifest, members)
+    folds = members.fold if members.has_folds else make_folds(members.labels, groups, n_folds, seed)
+    test_probs = None if tests is None else tests.pred_probs
+    stacks = [
+        fit_stack(members.pred_probs, members.labels, m, test_probs, folds, groups, seed=seed)
+        for m in methods
+    ]
+    stacked = mean_of_stacks(stacks)
+    average = blend(members.pred_probs)
+    alone = mean_of_stacks(
+        [fit_stack(average[None], members.labels, m, None, folds, groups, seed=seed) for m in methods]
+    ).oof
+    units = group_numbers(groups, len(members.labels))
+    right = [(p.argmax(axis=1) == members.labels).astype(float) for p in (stacked.oof, average, alone)]
+    record: dict[str, Any] = {
+        "method": stacked.method,
+        "folds": "first level's"
+        if members.has_folds
+        else "made from groups"
+        if groups is not None
+        else "made",
+        "accuracy": float(right[0].mean()),
+        "plain_accuracy": float(right[1].mean()),
+        "stacked_average_accuracy": float(right[2].mean()),
+        "gain": all(shows_gain(right[0] - other, units, FAMILY_ERROR, seed) for other in right[1:]),
+        "seed": seed,
+    }
+    return _write(Path(out), "stack", members, stacked.oof, tests, stacked.test, record, groups, folds)
+
+
+def load_tests(paths: Sequence[Path], members: Members) -> Members | None:
+    """Test predictions of the same members in the same order, or None for no paths (DataError where they
+    differ).
+    """
+    if not paths:
+        return None
+    tests = load_members(paths, members.classes)
+    if len(tests.names) != len(members.names) or tests.classes != members.classes:
+        raise DataError(
+            f"{len(tests.names)} test files with classes {', '.join(tests.classes)} don't fit "
+            f"{len(members.names)} members with classes {', '.join(members.classes)}",
+            "give one test file a member, in the same order",
+        )
+    if set(tests.names) == set(members.names) and tests.names != members.names:
+        raise DataError(
+            f"test files come in the order {', '.join(tests.names)}, members in {', '.join(members.names)}",
+            "give both in the same order",
+        )
+    return tests
+
+
+def load_groups(manifest: Path | None, members: Members) -> np.ndarray | None:
+    """The manifest's group of each photograph, object (N,); None without a manifest."""
+    if manifest is None:
+        return None
+    table = Manifest.load(manifest).table.set_index("image_id")["group"]
+    where = table.index.get_indexer(pd.Index(members.image_id))
+    if (where < 0).any():
+        missing = members.image_id[where < 0]
+        raise DataError(
+            f"{manifest}: {len(missing)} photographs are not in the manifest, first {missing[0]!r}",
+            "give the manifest that the predictions were made from",
+        )
+    return np.asarray(table.to_numpy()[where], dtype=object)
+
+
+def save_submission(predictions: Predictions, path: Path) -> None:
+    """Write a Kaggle submission, CSV `image_id,label` with the index of the most probable class; atomic."""
+    answers = predictions.logits.argmax(axis=1)
+    _write_table(path, pd.DataFrame({"image_id": predictions.image_id, "label": answers}))
+
+
+def _write(
+    out: Path,
+    stem: str,
+    members: Members,
+    probs: np.ndarray,
+    tests: Members | None,
+    test_probs: np.ndarray | None,
+    record: Mapping[str, Any],
+    groups: np.ndarray | None,
+    folds: np.ndarray | None = None,
+) -> dict[str, Any]:
+    record = {"members": list(members.names), "classes": list(members.classes), **record}
+    fold = members.fold if folds is None else folds
+    Predictions.from_probs(members.image_id, probs, members.classes, members.labels, fold).save(
+        out / f"{stem}.oof.parquet"
+    )
+    if tests is not None and test_probs is not None:
+        test = Predictions.from_probs(tests.image_id, test_probs, members.classes, tests.labels)
+        test.save(out / f"{stem}.test.parquet")
+        save_submission(test, out / "submission.csv")
+    known = members.labels >= 0
+    if known.any():
+        y = members.labels[known]
+        rows = [(name, member[known]) for name, member in zip(members.names, members.pred_probs)]
+        rows.append((stem, probs[known]))
+        table = pd.DataFrame([{"member": n, **{key: m(y, p) for key, m in METRICS.items()}} for n, p in rows])
+        _write_table(out / "members.csv", table)
+        if len(y) <= INTERVALS_UP_TO:
+            own_groups = None if groups is None else groups[known]
+            record["metrics"] = evaluate(y, probs[known], members.classes, own_groups, repeats=200)
+        else:
+            record["metrics"] = {"n": len(y), "metrics": table.iloc[-1].drop("member").to_dict()}
+    save_json(out / f"{stem}.json", record)
+    return record
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)

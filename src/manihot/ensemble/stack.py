@@ -1,0 +1,214 @@
+"""Stacks: a small second model that learns from the members' out-of-fold probabilities.
+
+Wolpert, Stacked generalization, Neural Networks 1992. Out-of-fold all the way: the second level has folds of
+its own (the first level's, or made from the same duplicate groups), every photograph is judged by a stacker
+that has not seen it, and test predictions are the mean over the second level's folds. Logistic regression and
+boosting (14th and 34th place), 1D- and 2D-CNN over the (member x class) matrix (37th place), a multi-layer
+perceptron, and the mean of several stacks.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.preprocessing import StandardScaler
+
+from manihot.ensemble.members import check_members
+from manihot.errors import DataError, SettingsError
+from manihot.progress import track
+from manihot.settings import suggest
+from manihot.trust.holdout import group_numbers, make_folds
+
+FLOOR = 1e-5  # of a probability before its logarithm: below it lies noise, not evidence
+
+Predictor = Callable[[np.ndarray], np.ndarray]  # (M, N, K) -> float64 (N, K)
+
+
+def member_features(pred_probs: np.ndarray) -> np.ndarray:
+    """Centred log-probabilities of all members, float64 (N, M, K): zero mean over the classes."""
+    logs = np.log(np.maximum(np.asarray(pred_probs, dtype=np.float64), FLOOR))
+    logs -= logs.mean(axis=2, keepdims=True)
+    return np.ascontiguousarray(logs.transpose(1, 0, 2))
+
+
+def fit_logistic(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, c: float = 0.1) -> Predictor:
+    """Multinomial logistic regression on standardised log-probabilities; c is the inverse of the L2
+    strength.
+    """
+    return _fit_flat(LogisticRegression(C=c, max_iter=500), pred_probs, labels)
+
+
+def fit_mlp(
+    pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, hidden: int = 32, epochs: int = 30
+) -> Predictor:
+    """A perceptron with one hidden layer on standardised log-probabilities."""
+    model = MLPClassifier(
+        (hidden,),
+        alpha=0.1,
+        batch_size=min(256, len(labels)),
+        learning_rate_init=3e-3,
+        max_iter=epochs,
+        random_state=seed,
+    )
+    return _fit_flat(model, pred_probs, labels)
+
+
+def fit_lightgbm(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, trees: int = 120) -> Predictor:
+    """Gradient boosting with LightGBM, shallow and slow; needs the `ensemble` extra (SettingsError)."""
+    try:
+        from lightgbm import LGBMClassifier
+    except ImportError as error:
+        raise SettingsError(
+            "the stacker 'lightgbm' needs the package lightgbm", "pip install 'manihot[ensemble]'"
+        ) from error
+    model = LGBMClassifier(
+        n_estimators=trees,
+        learning_rate=0.05,
+        num_leaves=7,
+        min_child_samples=40,
+        subsample=0.7,
+        subsample_freq=1,
+        colsample_bytree=0.5,
+        reg_lambda=5.0,
+        random_state=seed,
+        n_jobs=1,
+        deterministic=True,
+        force_col_wise=True,
+        verbose=-1,
+    )
+    return _fit_flat(model, pred_probs, labels)
+
+
+def _fit_flat(model: LogisticRegression, pred_probs: np.ndarray, labels: np.ndarray) -> Predictor:
+    """A scikit-learn classifier on (N, M * K); classes absent from the labels get the probability 0."""
+    k = pred_probs.shape[2]
+    scaler = StandardScaler()
+    features = scaler.fit_transform(member_features(pred_probs).reshape(len(labels), -1))
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # the number of steps is part of the regularisation
+        warnings.filterwarnings("ignore", message=".*feature names.*")
+        model.fit(features, labels)
+
+    def predict(new: np.ndarray) -> np.ndarray:
+        flat = scaler.transform(member_features(new).reshape(new.shape[1], -1))
+        out = np.zeros((len(flat), k))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*feature names.*")
+            out[:, model.classes_] = model.predict_proba(flat)
+        return out
+
+    return predict
+
+
+def fit_cnn1d(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, epochs: int = 12) -> Predictor:
+    """A convolution along the members, classes as channels (37th place); imports torch."""
+    from manihot.ensemble.cnn import fit_cnn
+
+    return fit_cnn("1d", member_features(pred_probs), labels, seed, epochs)
+
+
+def fit_cnn2d(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, epochs: int = 12) -> Predictor:
+    """A convolution over the (member x class) matrix (37th place); imports torch."""
+    from manihot.ensemble.cnn import fit_cnn
+
+    return fit_cnn("2d", member_features(pred_probs), labels, seed, epochs)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """oof: float64 (N, K), each row by stackers that did not see it. test: (N', K) or None. folds: int
+    (N,).
+    """
+
+    method: str
+    oof: np.ndarray
+    test: np.ndarray | None
+    folds: np.ndarray
+
+
+def fit_stack(
+    pred_probs: np.ndarray,
+    labels: np.ndarray,
+    method: str = "logistic",
+    test: np.ndarray | None = None,
+    folds: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    n_folds: int = 5,
+    seed: int = 0,
+) -> Stack:
+    """Fit one stacker a second-level fold; predict what it held out, and test photographs by the mean over
+    folds.
+
+    pred_probs: out-of-fold (M, N, K). test: (M, N', K). folds: int (N,), the first level's where known;
+    otherwise made here from groups (N,), so that no duplicates stand on both sides. Raises DataError where
+    folds cut a group or arrays don't fit, SettingsError for an unknown method.
+    """
+    pred_probs, labels = check_members(pred_probs, labels)
+    if method not in STACKERS:
+        raise SettingsError(f"there is no stacker {method!r}", suggest(method, list(STACKERS)))
+    if test is not None and (test.ndim != 3 or test.shape[::2] != pred_probs.shape[::2]):
+        raise DataError(
+            f"test members of shape {test.shape} for members {pred_probs.shape}",
+            "the same members and classes",
+        )
+    folds = make_folds(labels, groups, n_folds, seed) if folds is None else np.asarray(folds)
+    check_folds(folds, groups, len(labels))
+    oof = np.empty(pred_probs.shape[1:])
+    out = None if test is None else np.zeros(test.shape[1:])
+    held_outs = np.unique(folds)
+    for fold in track(held_outs, f"Stacking with {method}", len(held_outs)):
+        away = folds == fold
+        predict = STACKERS[method](pred_probs[:, ~away], labels[~away], seed)
+        oof[away] = predict(pred_probs[:, away])
+        if test is not None and out is not None:
+            out += predict(test) / len(held_outs)
+    return Stack(method, oof, out, folds)
+
+
+def mean_of_stacks(stacks: Sequence[Stack]) -> Stack:
+    """The arithmetic mean of several stacks that share their folds (DataError otherwise)."""
+    if any(not np.array_equal(stack.folds, stacks[0].folds) for stack in stacks):
+        raise DataError("stacks of different folds can't be averaged", "fit them with the same folds")
+    tests = [stack.test for stack in stacks if stack.test is not None]
+    return Stack(
+        "+".join(stack.method for stack in stacks),
+        np.mean([stack.oof for stack in stacks], axis=0),
+        np.mean(tests, axis=0) if len(tests) == len(stacks) else None,
+        stacks[0].folds,
+    )
+
+
+def check_folds(folds: np.ndarray, groups: np.ndarray | None, n: int) -> None:
+    """Folds (N,) of two or more parts that cut no group (DataError)."""
+    if folds.shape != (n,) or len(np.unique(folds)) < 2:
+        raise DataError(
+            f"folds of shape {folds.shape} don't divide {n} photographs",
+            "two folds or more, one a photograph",
+        )
+    units = group_numbers(groups, n)
+    first = np.full(int(units.max()) + 1, -1, dtype=np.int64)
+    first[units] = folds
+    cut = np.unique(units[folds != first[units]])
+    if len(cut):
+        raise DataError(
+            f"{len(cut)} groups of duplicates stand in more than one fold",
+            "make the folds from the groups, or leave the folds out",
+        )
+
+
+Stacker = Callable[..., Predictor]  # (pred_probs (M, N, K), labels (N,), seed) -> Predictor
+STACKERS: dict[str, Stacker] = {
+    "logistic": fit_logistic,
+    "lightgbm": fit_lightgbm,
+    "mlp": fit_mlp,
+    "cnn1d": fit_cnn1d,
+    "cnn2d": fit_cnn2d,
+}

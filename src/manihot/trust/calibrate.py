@@ -1,0 +1,278 @@
+"""Calibration: make a stated probability mean what it says, fitted on out-of-fold predictions, saved with the
+model.
+
+Temperature and vector scaling: Guo et al., On calibration of modern neural networks, ICML 2017 (arXiv
+1706.04599). Isotonic: Zadrozny and Elkan, KDD 2002, one class against the rest, rows scaled to one.
+Confidence: the same staircase for the top probability alone (Kumar et al., 2019, arXiv 1909.10155, calibrate
+the top label), which leaves every answer as it is. All work on probabilities:
+a logit is only needed up to a constant a row, and log p is one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import optimize
+from scipy.special import log_softmax, softmax
+from sklearn.isotonic import IsotonicRegression
+
+from manihot.errors import DataError, SettingsError
+from manihot.metrics import ece, reliability
+from manihot.records.runs import atomic_path, load_json, save_json
+from manihot.settings import suggest
+
+TINY = 1e-12  # floor of a probability before its logarithm
+LOG_T = (np.log(0.02), np.log(50.0))
+
+
+def check_probs(pred_probs: np.ndarray, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities float64 (N, K) and labels int64 (N,) of the labelled photographs, checked (DataError)."""
+    probs = np.asarray(pred_probs, dtype=np.float64)
+    if probs.ndim != 2 or probs.shape[1] < 2 or not np.isfinite(probs).all() or (probs < 0).any():
+        raise DataError(
+            f"probabilities of shape {probs.shape} are not usable", "an array (N, K), finite and not negative"
+        )
+    if len(probs) and not (np.abs(probs.sum(axis=1) - 1) < 1e-2).all():
+        raise DataError("rows of probabilities don't sum to 1", "apply the softmax to logits first")
+    if labels is None:
+        return probs, np.empty(0, dtype=np.int64)
+    y = np.asarray(labels)
+    if y.shape != probs.shape[:1]:
+        raise DataError(f"{len(probs)} photographs have predictions, but labels have shape {y.shape}")
+    known = y >= 0
+    if not known.any() or y.max() >= probs.shape[1]:
+        raise DataError(
+            "no photograph has a label among the classes", "give out-of-fold predictions with labels"
+        )
+    return (probs, y.astype(np.int64)) if known.all() else (probs[known], y[known].astype(np.int64))
+
+
+def _logs(probs: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(probs, TINY))
+
+
+def scale_temperature(pred_probs: np.ndarray, temperature: float) -> np.ndarray:
+    """softmax(log p / T): T above 1 makes probabilities (N, K) more modest, below 1 bolder."""
+    return np.asarray(softmax(_logs(np.asarray(pred_probs, dtype=np.float64)) / temperature, axis=1))
+
+
+def fit_temperature(pred_probs: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature T with the least log loss of softmax(log p / T), within [0.02, 50].
+
+    pred_probs: (N, K). labels: int (N,), -1 left out. Raises DataError for what doesn't fit.
+    """
+    probs, y = check_probs(pred_probs, labels)
+    z = _logs(probs)
+    z -= z.max(axis=1, keepdims=True)
+    true = z[np.arange(len(y)), y]
+
+    def loss(log_t: float) -> float:
+        scale = np.exp(-log_t)
+        return float((np.log(np.exp(z * scale).sum(axis=1)) - true * scale).mean())
+
+    return float(
+        np.exp(optimize.minimize_scalar(loss, bounds=LOG_T, method="bounded", options={"xatol": 1e-6}).x)
+    )
+
+
+def fit_vector(pred_probs: np.ndarray, labels: np.ndarray, l2: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
+    """Vector scaling softmax(w * log p + b): w (K,) and b (K,) of least log loss; b sums to 0.
+
+    l2 draws w to 1 and b to 0, so that a class with few photographs keeps its probabilities.
+    """
+    probs, y = check_probs(pred_probs, labels)
+    z, k = _logs(probs), probs.shape[1]
+    onehot = np.eye(k)[y]
+
+    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+        w, b = x[:k], x[k:]
+        log_p = log_softmax(z * w + b, axis=1)
+        away = np.concatenate([w - 1.0, b])
+        excess = (np.exp(log_p) - onehot) / len(y)
+        gradient = np.concatenate([(excess * z).sum(axis=0), excess.sum(axis=0)])
+        return float(-(onehot * log_p).sum() / len(y) + l2 / 2 * away @ away), gradient + l2 * away
+
+    found = optimize.minimize(loss, np.concatenate([np.ones(k), np.zeros(k)]), jac=True, method="L-BFGS-B").x
+    return found[:k], found[k:] - found[k:].mean()
+
+
+def fit_isotonic(pred_probs: np.ndarray, labels: np.ndarray) -> list[dict[str, list[float]]]:
+    """One rising staircase a class, from its probability to the share that had it: [{"x": [...], "y": [...]}]
+    * K.
+
+    Values stay within half a photograph of 0 and 1, so that no class is declared impossible.
+    """
+    probs, y = check_probs(pred_probs, labels)
+    edge = 0.5 / (len(y) + 1)
+    curves = []
+    for k in range(probs.shape[1]):
+        fitted = IsotonicRegression(y_min=edge, y_max=1 - edge, out_of_bounds="clip").fit(probs[:, k], y == k)
+        curves.append({"x": fitted.X_thresholds_.tolist(), "y": fitted.y_thresholds_.tolist()})
+    return curves
+
+
+def fit_confidence(pred_probs: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
+    """A rising staircase from the top probability to the share of right answers: {"x": [...], "y": [...]}."""
+    probs, y = check_probs(pred_probs, labels)
+    edge = 0.5 / (len(y) + 1)
+    fitted = IsotonicRegression(y_min=edge, y_max=1 - edge, out_of_bounds="clip")
+    fitted.fit(probs.max(axis=1), probs.argmax(axis=1) == y)
+    return {"x": fitted.X_thresholds_.tolist(), "y": fitted.y_thresholds_.tolist()}
+
+
+def _apply_confidence(probs: np.ndarray, curve: dict[str, list[float]]) -> np.ndarray:
+    """Give the top class its calibrated probability, share the rest in proportion; the top class stays the
+    top.
+    """
+    rows, top = np.arange(len(probs)), probs.argmax(axis=1)
+    rest = np.maximum(probs, TINY)
+    rest[rows, top] = 0.0
+    rest /= rest.sum(axis=1, keepdims=True)
+    second = rest.max(axis=1)
+    confidence = np.interp(probs.max(axis=1), curve["x"], curve["y"])
+    confidence = np.maximum(confidence, second / (1 + second) * (1 + 1e-9))  # where c = (1 - c) * second
+    out = rest * (1.0 - confidence)[:, None]
+    out[rows, top] = confidence
+    return out
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """A fitted calibration; `params` are plain JSON values, so that it travels with a model.
+
+    kind: a name of CALIBRATORS. classes: K names, or empty where unknown.
+    """
+
+    kind: str
+    params: dict[str, Any]
+    classes: tuple[str, ...] = field(default=())
+
+    def __call__(self, pred_probs: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities float64 (N, K); rows sum to 1."""
+        probs, _ = check_probs(pred_probs)
+        if self.kind == "none":
+            return probs / probs.sum(axis=1, keepdims=True)
+        if self.kind == "temperature":
+            return scale_temperature(probs, self.params["temperature"])
+        if self.kind == "vector":
+            w, b = (np.asarray(self.params[name]) for name in ("weights", "bias"))
+            self._check_classes(probs, len(w))
+            return np.asarray(softmax(_logs(probs) * w + b, axis=1))
+        if self.kind == "confidence":
+            return _apply_confidence(probs, self.params["curve"])
+        curves = self.params["curves"]
+        self._check_classes(probs, len(curves))
+        out = np.column_stack([np.interp(probs[:, k], c["x"], c["y"]) for k, c in enumerate(curves)])
+        return out / out.sum(axis=1, keepdims=True)
+
+    def _check_classes(self, probs: np.ndarray, k: int) -> None:
+        if probs.shape[1] != k:
+            raise DataError(f"a calibration of {k} classes can't be used on {probs.shape[1]}", "fit it anew")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a model's metadata."""
+        return {"kind": self.kind, "params": self.params, "classes": list(self.classes)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Calibrator:
+        """The inverse of `to_json`; an unknown kind is a DataError."""
+        if values.get("kind") not in CALIBRATORS:
+            raise DataError(
+                f"unknown calibration {values.get('kind')!r}", f"one of: {', '.join(CALIBRATORS)}"
+            )
+        return cls(values["kind"], values["params"], tuple(values.get("classes", ())))
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        save_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Calibrator:
+        """Read what `save` wrote."""
+        return cls.from_json(load_json(path))
+
+
+def make_none(pred_probs: np.ndarray, labels: np.ndarray) -> Calibrator:
+    """The probabilities as they are."""
+    return Calibrator("none", {})
+
+
+def make_temperature(pred_probs: np.ndarray, labels: np.ndarray) -> Calibrator:
+    """`fit_temperature` as a Calibrator."""
+    return Calibrator("temperature", {"temperature": fit_temperature(pred_probs, labels)})
+
+
+def make_vector(pred_probs: np.ndarray, labels: np.ndarray) -> Calibrator:
+    """`fit_vector` as a Calibrator."""
+    w, b = fit_vector(pred_probs, labels)
+    return Calibrator("vector", {"weights": w.tolist(), "bias": b.tolist()})
+
+
+def make_isotonic(pred_probs: np.ndarray, labels: np.ndarray) -> Calibrator:
+    """`fit_isotonic` as a Calibrator."""
+    return Calibrator("isotonic", {"curves": fit_isotonic(pred_probs, labels)})
+
+
+def make_confidence(pred_probs: np.ndarray, labels: np.ndarray) -> Calibrator:
+    """`fit_confidence` as a Calibrator."""
+    return Calibrator("confidence", {"curve": fit_confidence(pred_probs, labels)})
+
+
+def fit_calibrator(
+    pred_probs: np.ndarray, labels: np.ndarray, kind: str = "temperature", classes: tuple[str, ...] = ()
+) -> Calibrator:
+    """Fit a calibration by its name in CALIBRATORS on probabilities (N, K) and labels (N,)."""
+    if kind not in CALIBRATORS:
+        raise SettingsError(f"there is no calibration {kind!r}", suggest(kind, list(CALIBRATORS)))
+    fitted = CALIBRATORS[kind](pred_probs, labels)
+    return Calibrator(fitted.kind, fitted.params, tuple(classes))
+
+
+def cross_calibrate(pred_probs: np.ndarray, labels: np.ndarray, folds: np.ndarray, kind: str) -> np.ndarray:
+    """Calibrated probabilities (N, K), each row by a calibration fitted on the other folds; folds int
+    (N,).
+    """
+    out = np.empty(np.shape(pred_probs), dtype=np.float64)
+    labels = np.asarray(labels)
+    for fold in np.unique(folds):
+        away = folds == fold
+        out[away] = fit_calibrator(pred_probs[~away], labels[~away], kind)(pred_probs[away])
+    return out
+
+
+def draw_reliability(labels: np.ndarray, curves: dict[str, np.ndarray], path: Path) -> None:
+    """Write a reliability diagram (PNG): accuracy against confidence in 15 bins, a line an entry of `curves`.
+
+    curves: name -> probabilities (N, K), for example before and after calibration.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="perfect")
+    for name, probs in curves.items():
+        bins = reliability(labels, probs)
+        filled = [b for b, count in enumerate(bins["count"]) if count]
+        x, y = ([bins[key][b] for b in filled] for key in ("confidence", "accuracy"))
+        axes.plot(x, y, marker="o", label=f"{name} (ECE {ece(labels, probs):.3f})")
+    axes.set(xlabel="stated probability", ylabel="share that was right", xlim=(0, 1), ylim=(0, 1))
+    axes.legend()
+    with warnings.catch_warnings(), atomic_path(path) as temporary:
+        warnings.simplefilter("ignore")  # a class name's letters that the font lacks
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+CALIBRATORS: dict[str, Callable[[np.ndarray, np.ndarray], Calibrator]] = {
+    "none": make_none,
+    "temperature": make_temperature,
+    "vector": make_vector,
+    "isotonic": make_isotonic,
+    "confidence": make_confidence,
+}

@@ -1,0 +1,187 @@
+"""From one predictions file to everything about its trust on disk: what `manihot calibrate` does.
+
+Written into the output folder: calibrator.json, sets.json (conformal, fitted on the uncalibrated
+probabilities, so that each can be used without the other), calibration.csv (log loss and ECE of every kind),
+coverage.csv, abstention.csv, thresholds.csv, reliability.png, trust.json, and calibrated.oof.parquet. All
+figures but those of thresholds.csv are of photographs that were held out from the fit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from manihot.errors import DataError, SettingsError
+from manihot.metrics import accuracy, ece, log_loss
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
+from manihot.records.runs import atomic_path, save_json
+from manihot.settings import suggest
+from manihot.trust.calibrate import CALIBRATORS, Calibrator, cross_calibrate, draw_reliability, fit_calibrator
+from manihot.trust.conformal import (
+    ConformalSets,
+    fit_sets,
+    measure_abstention,
+    measure_coverage,
+    uniforms_from_ids,
+)
+from manihot.trust.decide import fit_class_thresholds
+from manihot.trust.drift import DriftReport, watch_predictions
+from manihot.trust.holdout import make_folds
+from manihot.trust.unknown import UnknownDetector
+
+
+def calibrate_files(
+    oof: Path,
+    out: Path,
+    kind: str = "auto",
+    coverage: float = 0.9,
+    per_class: bool = True,
+    sets: str = "lac",
+    precision: float = 0.9,
+    manifest: Path | None = None,
+    n_folds: int = 5,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Calibrate out-of-fold predictions and fit conformal sets; writes into `out`, gives what trust.json
+    says.
+
+    kind: a name of CALIBRATORS, or 'auto': of those whose held-out log loss is no worse than without, the one
+    with the least held-out ECE. coverage, per_class, sets: of `fit_sets`. precision: what an answer of each
+    class must reach for its threshold. manifest: parquet whose groups keep duplicates together.
+    """
+    if kind not in (*CALIBRATORS, "auto"):
+        raise SettingsError(f"there is no calibration {kind!r}", suggest(kind, ["auto", *CALIBRATORS]))
+    out = Path(out)
+    whole = Predictions.load(Path(oof))
+    own = whole.take(whole.labels >= 0)
+    if len(own) < 2 * n_folds:
+        raise DataError(
+            f"{oof}: {len(own)} labelled photographs are too few to calibrate on", "give out-of-fold ones"
+        )
+    groups = None
+    if manifest is not None:
+        table = Manifest.load(manifest).table.set_index("image_id")["group"].reindex(own.image_id).fillna("")
+        groups = table.to_numpy(dtype=object)
+    folds = make_folds(own.labels, groups, n_folds, seed)
+    probs, y = own.pred_probs, own.labels
+    tried = {name: cross_calibrate(probs, y, folds, name) for name in CALIBRATORS}
+    rows = [
+        {"kind": name, "log_loss": log_loss(y, p), "ece": ece(y, p), "accuracy": accuracy(y, p)}
+        for name, p in tried.items()
+    ]
+    kinds = pd.DataFrame(rows)
+    chosen = _choose(kinds) if kind == "auto" else kind
+    calibrator = fit_calibrator(probs, y, chosen, own.classes)
+    calibrator.save(out / "calibrator.json")
+    fitted = fit_sets(probs, y, coverage, per_class, sets, seed=seed, classes=own.classes)
+    fitted.save(out / "sets.json")
+    held_out = predict_sets_held_out(own, folds, coverage, per_class, sets, seed)
+    tables = {
+        "calibration": kinds,
+        "coverage": measure_coverage(held_out, y, own.classes),
+        "abstention": measure_abstention(tried[chosen], y),
+        "thresholds": fit_class_thresholds(tried[chosen], y, precision, own.classes),
+    }
+    for name, table in tables.items():
+        with atomic_path(out / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False)
+    draw_reliability(y, {"as predicted": probs, chosen: tried[chosen]}, out / "reliability.png")
+    calibrated = Predictions.from_probs(
+        whole.image_id, _calibrated(whole, calibrator, tried[chosen]), whole.classes, whole.labels, whole.fold
+    )
+    calibrated.save(out / "calibrated.oof.parquet")
+    record = {
+        "predictions": str(oof),
+        "photographs": len(own),
+        "calibration": calibrator.to_json(),
+        "ece": {"before": ece(y, probs), "after": ece(y, tried[chosen])},
+        "sets": {"kind": sets, "coverage": coverage, "per_class": per_class},
+        **{name: _plain_rows(table) for name, table in tables.items()},
+    }
+    save_json(out / "trust.json", record)
+    return record
+
+
+def _choose(kinds: pd.DataFrame) -> str:
+    without = float(kinds.loc[kinds["kind"] == "none", "log_loss"].iloc[0])
+    good = kinds[kinds["log_loss"] <= without]
+    return str(good.loc[good["ece"].idxmin(), "kind"])
+
+
+def _calibrated(whole: Predictions, calibrator: Calibrator, held_out: np.ndarray) -> np.ndarray:
+    """Held-out probabilities where a label is known, else those of the final calibration."""
+    out = calibrator(whole.pred_probs)
+    out[whole.labels >= 0] = held_out
+    return out
+
+
+def predict_sets_held_out(
+    own: Predictions, folds: np.ndarray, coverage: float, per_class: bool, kind: str, seed: int = 0
+) -> np.ndarray:
+    """Conformal sets bool (N, K), each photograph's by thresholds fitted on the other folds; folds int
+    (N,).
+    """
+    probs, out = own.pred_probs, np.zeros(own.logits.shape, dtype=bool)
+    uniforms = uniforms_from_ids(own.image_id)
+    for fold in np.unique(folds):
+        away = folds == fold
+        fitted = fit_sets(probs[~away], own.labels[~away], coverage, per_class, kind, seed=seed)
+        out[away] = fitted.predict_sets(probs[away], uniforms[away])
+    return out
+
+
+def apply_trust(predictions: Predictions, folder: Path) -> pd.DataFrame:
+    """What to tell of new photographs with what `calibrate_files` saved in `folder`.
+
+    Columns: image_id, answer (class of the set that holds one, else 'ask an expert'), top (most probable
+    class), probability (calibrated), could_be (the set's classes).
+    """
+    calibrator, sets = Calibrator.load(folder / "calibrator.json"), ConformalSets.load(folder / "sets.json")
+    if sets.classes != predictions.classes:
+        raise DataError(
+            f"{folder}: fitted on classes {', '.join(sets.classes)}, not {', '.join(predictions.classes)}",
+            "fit it anew",
+        )
+    probs = calibrator(predictions.pred_probs)
+    held = sets.predict_sets(predictions.pred_probs, uniforms_from_ids(predictions.image_id))
+    names = np.asarray(predictions.classes, dtype=object)
+    return pd.DataFrame(
+        {
+            "image_id": predictions.image_id,
+            "answer": np.where(held.sum(axis=1) == 1, names[held.argmax(axis=1)], "ask an expert"),
+            "top": names[probs.argmax(axis=1)],
+            "probability": probs.max(axis=1),
+            "could_be": [", ".join(names[row]) for row in held],
+        }
+    )
+
+
+def watch_files(
+    reference: Path, new: Path, out: Path, detector: Path | None = None, seed: int = 0
+) -> DriftReport:
+    """Compare new predictions with the out-of-fold ones of the model; writes drift.json, drift.csv,
+    shares.csv.
+    """
+    found = watch_predictions(
+        Predictions.load(Path(reference)),
+        Predictions.load(Path(new)),
+        None if detector is None else UnknownDetector.load(detector),
+        seed,
+    )
+    for name, table in (("drift", found.table), ("shares", found.shares)):
+        with atomic_path(Path(out) / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False)
+    save_json(Path(out) / "drift.json", found.to_json())
+    return found
+
+
+def _plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    rows = table.to_dict("records")
+    return [
+        {str(k): None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    ]
