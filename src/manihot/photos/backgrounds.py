@@ -61,8 +61,8 @@ def paste_leaf(
     blend(under, leaf, cover)
 
 
-def draw_background(rng: np.random.Generator, shape: tuple[int, int], zoom: str) -> np.ndarray:
-    """Soil, foliage, straw, cloth or sky, at times with a hand; float32 (H, W, 3); blurred when near."""
+def draw_background(rng: np.random.Generator, shape: tuple[int, int], zoom: str) -> tuple[np.ndarray, bool]:
+    """Soil, foliage, straw, cloth or sky, at times with a hand: float32 (H, W, 3); whether it is open sky."""
     chances = {
         "closeup": [0.3, 0.4, 0.1, 0.15, 0.05],
         "leaf": [0.4, 0.3, 0.12, 0.13, 0.05],
@@ -80,7 +80,7 @@ def draw_background(rng: np.random.Generator, shape: tuple[int, int], zoom: str)
     scene = cv2.resize(small, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
     if depth < 2:
         dim(scene, 1 + FLOAT(0.05) * smooth_noise(rng, shape, 2.0))
-    return scene
+    return scene, bool(kind == "sky")
 
 
 def _filled(shape: tuple[int, int], colour: object) -> np.ndarray:

@@ -27,7 +27,7 @@ from manihot.photos.scenes import ZOOMS, Shot, draw_photograph
 from manihot.progress import track
 from manihot.records.runs import atomic_path, load_json, save_json, write_atomic
 
-FORMAT = 1  # raised whenever the same settings give other files
+FORMAT = 2  # raised whenever the same settings give other files
 LEAST = 30  # photographs, so that every kind of fault has its place
 
 # In the order of the competition's label_num_to_disease_map.json; leaves.SYMPTOMS stands in the same order.

@@ -41,9 +41,10 @@ def draw_photograph(rng: np.random.Generator, shot: Shot) -> np.ndarray:
     The zoom is 'closeup' (one or two lobes fill the frame), 'leaf' (a leaf among others) or 'plant' (a stem
     with many leaves); the severity runs from 0 (hardly to be seen) to 1 (the whole leaf).
     """
-    scene = draw_background(rng, (shot.height, shot.width), shot.zoom)
-    {"closeup": _closeup, "leaf": _leaf, "plant": _plant}[shot.zoom](rng, scene, shot)
-    light_scene(rng, scene)
+    scene, open_sky = draw_background(rng, (shot.height, shot.width), shot.zoom)
+    shadow = 0.1 if open_sky else rng.uniform(0.25, 0.5)  # nothing near catches a shadow before the sky
+    {"closeup": _closeup, "leaf": _leaf, "plant": _plant}[shot.zoom](rng, scene, shot, shadow)
+    light_scene(rng, scene, open_sky)
     return take_picture(rng, scene, shot)
 
 
@@ -69,7 +70,7 @@ def _draw_stalk(
         )
 
 
-def _closeup(rng: np.random.Generator, scene: np.ndarray, shot: Shot) -> None:
+def _closeup(rng: np.random.Generator, scene: np.ndarray, shot: Shot, shadow: float) -> None:
     height, width = scene.shape[:2]
     shape = (round(0.7 * height), round(0.7 * width))  # half the work; a lens this near is softer anyway
     length = rng.uniform(0.9, 1.7) * max(shape)
@@ -80,7 +81,7 @@ def _closeup(rng: np.random.Generator, scene: np.ndarray, shot: Shot) -> None:
     blend(scene, cv2.resize(rgb, (width, height)), cv2.resize(alpha, (width, height)))
 
 
-def _leaf(rng: np.random.Generator, scene: np.ndarray, shot: Shot) -> None:
+def _leaf(rng: np.random.Generator, scene: np.ndarray, shot: Shot, shadow: float) -> None:
     height, width = scene.shape[:2]
     severity = shot.severity * rng.uniform(0.6, 1.0)
     rgb, alpha = _draw_square(rng, 280, shot.symptom, severity)
@@ -89,7 +90,7 @@ def _leaf(rng: np.random.Generator, scene: np.ndarray, shot: Shot) -> None:
     for _ in range(int(rng.integers(1, 6))):
         at = rng.uniform(0, 1, 2) * (width, height)
         dim_rgb = rgb * FLOAT(rng.uniform(0.5, 0.95))
-        paste_leaf(rng, scene, dim_rgb, alpha, at, rng.uniform(0.7, 1.5), rng.uniform(0, 360), shadow=0.4)
+        paste_leaf(rng, scene, dim_rgb, alpha, at, rng.uniform(0.7, 1.5), rng.uniform(0, 360), shadow=shadow)
     size = min(height, width) * rng.uniform(1.3, 1.9)
     rgb, alpha = _draw_square(rng, int(0.6 * size), shot.symptom, shot.severity)
     at = np.array([width, height]) / 2 + rng.normal(0, 0.06, 2) * (width, height)
@@ -97,7 +98,7 @@ def _leaf(rng: np.random.Generator, scene: np.ndarray, shot: Shot) -> None:
     down = np.array([-np.sin(np.radians(turn)), np.cos(np.radians(turn))])
     foot = at + down * size * 0.08
     _draw_stalk(rng, scene, foot, foot + down * size * rng.uniform(0.4, 0.9), max(2, size * 0.014))
-    paste_leaf(rng, scene, rgb, alpha, at, 1 / 0.6, turn, tilt=0.2, shadow=rng.uniform(0.2, 0.55))
+    paste_leaf(rng, scene, rgb, alpha, at, 1 / 0.6, turn, tilt=0.2, shadow=shadow)
 
 
 def _draw_square(
@@ -107,7 +108,7 @@ def _draw_square(
     return draw_leaf(rng, (size, size), (size / 2, size * 0.58), size * 0.46, -np.pi / 2, symptom, severity)
 
 
-def _plant(rng: np.random.Generator, scene: np.ndarray, shot: Shot) -> None:
+def _plant(rng: np.random.Generator, scene: np.ndarray, shot: Shot, shadow: float) -> None:
     height, width = scene.shape[:2]
     size = int(min(height, width) * rng.uniform(0.5, 0.8))
     upper = shot.severity * (0.3 if shot.symptom == "streak" else rng.uniform(0.7, 1.0))
@@ -138,18 +139,18 @@ def _plant(rng: np.random.Generator, scene: np.ndarray, shot: Shot) -> None:
                 rng.uniform(0.7, 1.1),
                 turn,
                 0.5,
-                shadow=0.35,
+                shadow=shadow,
             )
 
 
 # ---------------------------------------------------------------------------------------------- light, camera
 
 
-def light_scene(rng: np.random.Generator, scene: np.ndarray) -> None:
-    """Sun and shade in place: a gradient, the edge of a shadow, or light dappled by leaves above."""
+def light_scene(rng: np.random.Generator, scene: np.ndarray, open_sky: bool) -> None:
+    """Sun and shade in place: a gradient, and at times the edge of a shadow or light dappled by leaves above."""
     height, width = scene.shape[:2]
     light = np.ones((height, width), FLOAT)
-    kind = rng.random()
+    kind = 1.0 if open_sky else rng.random()
     if kind < 0.2:
         turn, off = rng.uniform(0, 2 * np.pi), rng.normal(0, 0.25)
         y, x = np.mgrid[0:height, 0:width].astype(FLOAT)
