@@ -129,6 +129,25 @@ def test_the_printed_table_shows_names_and_intervals_as_they_are(tmp_path: Path)
     assert "51.0 59.0 60.0" in out.getvalue() and "1 min 02 s" in out.getvalue()
 
 
+def test_a_narrow_terminal_gets_fewer_columns_and_a_file_gets_all(tmp_path: Path) -> None:
+    table = leaderboard([finished(tmp_path / "a-run-with-a-name", {"main": 1.0})])
+    text = {}
+    for terminal in (True, False):
+        out = io.StringIO()
+        print_leaderboard(table, Console(file=out, width=80, force_terminal=terminal, color_system=None))
+        text[terminal] = out.getvalue()
+    assert max(map(len, text[True].splitlines())) <= 80 and "not shown for lack of width" in text[True]
+    for lines in text.values():
+        assert "a-run-with-a-name" in lines and "accuracy" in lines
+    assert "51.0 59.0 60.0" in text[False] and "1 min 02 s" in text[False] and "not shown" not in text[False]
+    assert "51.0 59.0 60.0" not in text[True]
+
+
+def test_no_runs_make_an_empty_table() -> None:
+    assert leaderboard([]).empty
+    print_leaderboard(leaderboard([]), Console(file=io.StringIO()))
+
+
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="not a run folder"):
         leaderboard([tmp_path])

@@ -39,6 +39,12 @@ COLUMNS = [
     "run", "member", "split", "status", "n", "accuracy", "accuracy_low", "accuracy_high", *SCORES[1:],
     "folds", "seconds", "recipe", "seed",
 ]  # fmt: skip
+HEADINGS = (
+    "run", "member", "split", "n", "accuracy", "balanced", "macro-F1", "log loss", "ECE", "folds", "time",
+    "recipe", "seed",
+)  # fmt: skip
+KEEP = ("run", "member", "split", "n", "accuracy")  # columns that the narrowest terminal shows
+LEFT = ("run", "member", "split", "folds", "recipe")
 
 
 def leaderboard(runs: Sequence[Path]) -> pd.DataFrame:
@@ -61,29 +67,46 @@ def leaderboard(runs: Sequence[Path]) -> pd.DataFrame:
 
 
 def print_leaderboard(table: pd.DataFrame, console: Console | None = None) -> None:
-    """The leaderboard for a terminal; shares in percent, the accuracy with its 95 % interval."""
+    """The leaderboard for a terminal; shares in percent, the accuracy with its 95 % interval.
+
+    A terminal that is too narrow gets fewer columns and a line that names the others; a file gets all.
+    """
     console = console or Console()
-    out = Table(header_style="bold", show_lines=False, pad_edge=False)
-    for name in ("run", "member", "split"):
-        out.add_column(name, overflow="fold")
-    for name in ("n", "accuracy", "balanced", "macro-F1", "log loss", "ECE"):
-        out.add_column(name, justify="right", no_wrap=True)
-    for name in ("folds", "time", "recipe", "seed"):
-        out.add_column(name, overflow="fold")
-    for row in table.to_dict("records"):
-        score = _percent(row["accuracy"])
-        if not pd.isna(row["accuracy_low"]):
-            score += f" ({_percent(row['accuracy_low'])}–{_percent(row['accuracy_high'])})"
-        split = row["split"] if row["status"] == "done" else f"{row['split']}, {row['status']}"
-        cells = [
-            row["run"], row["member"], split, "–" if pd.isna(row["n"]) else f"{row['n']:.0f}", score,
-            _percent(row["balanced_accuracy"]), _percent(row["macro_f1"]), _number(row["log_loss"]),
-            _number(row["ece"]), " ".join(_percent(fold) for fold in row["folds"]), duration(row["seconds"]),
-            row["recipe"], "" if pd.isna(row["seed"]) else f"{row['seed']:.0f}",
-        ]  # fmt: skip
+    rows = [_cells(row) for row in table.to_dict("records")]
+    width = {name: max(len(name), *(len(row[name]) for row in rows), 0) for name in HEADINGS} if rows else {}
+    shown, hidden = list(width), []
+    if console.is_terminal:
+        for name in [name for name in reversed(shown) if name not in KEEP]:
+            if sum(width[name] + 3 for name in shown) > console.width:
+                shown.remove(name)
+                hidden.append(name)
+    else:
+        console.width = max(console.width, sum(width[name] + 3 for name in shown) + 1)
+    out = Table(header_style="bold", pad_edge=False)
+    for name in shown:
+        names = name in ("run", "member")  # may be long, so they may wrap
+        out.add_column(name, justify="left" if name in LEFT else "right", no_wrap=not names, overflow="fold")
+    for row, status in zip(rows, table["status"], strict=True):
         # Text: names are shown as they are, brackets are not markup
-        out.add_row(*(Text(str(cell)) for cell in cells), style="" if row["status"] == "done" else "dim")
+        out.add_row(*(Text(row[name]) for name in shown), style="" if status == "done" else "dim")
     console.print(out)
+    if hidden:
+        console.print(f"not shown for lack of width: {', '.join(reversed(hidden))}", style="dim")
+
+
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    score = _percent(row["accuracy"])
+    if not pd.isna(row["accuracy_low"]):
+        score += f" ({_percent(row['accuracy_low'])}–{_percent(row['accuracy_high'])})"
+    cells = [
+        row["run"], row["member"],
+        row["split"] if row["status"] == "done" else f"{row['split']}, {row['status']}",
+        "–" if pd.isna(row["n"]) else f"{row['n']:.0f}", score,
+        _percent(row["balanced_accuracy"]), _percent(row["macro_f1"]), _number(row["log_loss"]),
+        _number(row["ece"]), " ".join(_percent(fold) for fold in row["folds"]), duration(row["seconds"]),
+        row["recipe"], "" if pd.isna(row["seed"]) else f"{row['seed']:.0f}",
+    ]  # fmt: skip
+    return dict(zip(HEADINGS, map(str, cells), strict=True))
 
 
 def load_scores(run: Path) -> tuple[dict[str, Any], bool]:
