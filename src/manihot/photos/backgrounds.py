@@ -71,14 +71,14 @@ def draw_background(rng: np.random.Generator, shape: tuple[int, int], zoom: str)
     kind = rng.choice(list(BACKGROUNDS), p=chances[zoom])
     half = (shape[0] // 2, shape[1] // 2)
     small = BACKGROUNDS[kind](rng, half)
-    if rng.random() < 0.35 and kind != "foliage":
+    if rng.random() < 0.35 and kind not in ("foliage", "sky"):
         blend(small, _foliage(rng, half), ramp(smooth_noise(rng, half, 160, 2), -0.2, 0.2))
     if zoom != "plant" and rng.random() < 0.2:
         _draw_hand(rng, small)
     depth = rng.uniform(0.3, 1.2) if zoom == "plant" else rng.uniform(0.5, 4.0)
     small = cv2.GaussianBlur(small, (0, 0), depth)
     scene = cv2.resize(small, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
-    if depth < 2:
+    if depth < 2 and kind != "sky":
         dim(scene, 1 + FLOAT(0.05) * smooth_noise(rng, shape, 2.0))
     return scene, bool(kind == "sky")
 

@@ -53,8 +53,8 @@ def draw_photograph(rng: np.random.Generator, shot: Shot) -> np.ndarray:
 
 def _draw_stalk(
     rng: np.random.Generator, scene: np.ndarray, start: np.ndarray, end: np.ndarray, thick: float
-) -> None:
-    """A petiole from `start` to `end` (x, y), reddish or green, with a lit side, in place."""
+) -> np.ndarray:
+    """A stalk from `start` to `end` (x, y), reddish or green, with a lit side, in place; its line (9, 2)."""
     bow = np.array([-(end - start)[1], (end - start)[0]]) * rng.normal(0, 0.08)
     t = np.linspace(0, 1, 9)[:, None]
     points = start + (end - start) * t + bow * (t * (1 - t) * 4)
@@ -68,6 +68,7 @@ def _draw_stalk(
         cv2.polylines(
             scene, line - 8 * (width // 3), False, (colour * 1.3).tolist(), max(1, width // 3), cv2.LINE_AA, 4
         )
+    return points
 
 
 def _closeup(rng: np.random.Generator, scene: np.ndarray, shot: Shot, shadow: float) -> None:
@@ -117,11 +118,11 @@ def _plant(rng: np.random.Generator, scene: np.ndarray, shot: Shot, shadow: floa
     for _ in range(int(rng.integers(1, 4))):
         root = np.array([width * rng.uniform(0.2, 0.8), height * rng.uniform(0.95, 1.2)])
         top = np.array([root[0] + rng.normal(0, 0.1) * width, height * rng.uniform(0.1, 0.35)])
-        _draw_stalk(rng, scene, root, top, max(3, width * 0.012))
+        stem = _draw_stalk(rng, scene, root, top, max(3, width * 0.012))
         leaves = int(rng.integers(5, 10))
         for number in range(leaves):
             up = (number + 0.5) / leaves
-            node = root + (top - root) * (0.25 + 0.75 * up)
+            node = stem[round((0.2 + 0.8 * up) * 8)]
             out = float(rng.uniform(-1.25, 1.25)) * (1.3 - 0.4 * up)
             reach = size * rng.uniform(0.3, 0.7)
             ahead = np.array([np.sin(out), -np.cos(out) * 0.8])
@@ -147,7 +148,7 @@ def _plant(rng: np.random.Generator, scene: np.ndarray, shot: Shot, shadow: floa
 
 
 def light_scene(rng: np.random.Generator, scene: np.ndarray, open_sky: bool) -> None:
-    """Sun and shade in place: a gradient, and at times the edge of a shadow or light dappled by leaves above."""
+    """Sun and shade in place: a gradient, and at times the edge of a shadow or light dappled by leaves."""
     height, width = scene.shape[:2]
     light = np.ones((height, width), FLOAT)
     kind = 1.0 if open_sky else rng.random()
