@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from manihot.data.augment import build_ops
-from manihot.data.mixing import MIXES
+from manihot.data.mixing import Mixer
 from manihot.data.views import check_views
 from manihot.errors import SettingsError
 from manihot.models.heads import POOLING
@@ -28,15 +28,35 @@ def check_recipe(recipe: Recipe) -> None:
         ):
             if value not in known:
                 raise SettingsError(f"{where(key)}: unknown {value!r}", suggest(value, list(known)))
-        for choice in member.mixing:
-            if choice.name not in MIXES:
-                raise SettingsError(f"{where('mixing')}: unknown mix {choice.name!r}", suggest(choice.name, list(MIXES)))
         check_schedule(member.schedule, where("schedule"))
         check_averaging(member.averaging, where("averaging"))
         check_views(member.tta, where("tta"))
         try:
             build_ops(member.augment)
-            make_loss(member.loss.name, member.loss.settings, classes=5, photographs=1)
         except SettingsError as error:
-            key = "loss" if "loss" in error.what else "augment"
-            raise SettingsError(f"{where(key)}: {error.what}", error.remedy) from error
+            raise SettingsError(f"{where('augment')}: {error.what}", error.remedy) from error
+        if member.method == "finetune":
+            check_mixing(member, where("mixing"))
+            check_loss(member, where("loss"))
+
+
+def check_mixing(member: Recipe, where: str) -> None:
+    """SettingsError for a mix, a setting or probabilities that can't be."""
+    try:
+        if member.mixing:
+            Mixer(member.mixing, 1, 0, epochs=member.train.epochs)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error.what}", error.remedy) from error
+
+
+def check_loss(member: Recipe, where: str) -> None:
+    """SettingsError for a loss or setting that doesn't exist, or one that needs what the step doesn't have."""
+    weights = member.loss.settings.get("class_weights")
+    classes = len(weights) if isinstance(weights, list) else 5
+    try:
+        loss = make_loss(member.loss.name, member.loss.settings, classes=classes, photographs=1, class_counts=[1] * classes)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error.what}", error.remedy) from error
+    missing = set(loss.needs) - {"features", "index", "weight"}
+    if missing:
+        raise SettingsError(f"{where}: {member.loss.name} needs {', '.join(sorted(missing))}, which no recipe can give yet")

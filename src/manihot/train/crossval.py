@@ -142,8 +142,12 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
     weights = manifest.table["weight"].to_numpy()[train]
     dataset = TrainingPhotos(member.photos, train, soft_targets(manifest)[train], weights, augmenter)
     loader, batches = make_loader(dataset, recipe.train.batch, seed, recipe.train.workers, device.type == "cuda")
-    loss = make_loss(recipe.loss.name, recipe.loss.settings, classes=classes, photographs=len(train)).to(device)
-    mixer = Mixer(recipe.mixing, len(batches) * recipe.train.epochs, seed) if recipe.mixing else None
+    targets = soft_targets(manifest)[train]
+    counts = np.maximum(targets.sum(0), 1)  # a class without photographs here must not weigh without bound
+    loss = make_loss(
+        recipe.loss.name, recipe.loss.settings, classes=classes, photographs=len(train), class_counts=counts
+    ).to(device)
+    mixer = Mixer(recipe.mixing, len(batches) * recipe.train.epochs, seed, epochs=recipe.train.epochs) if recipe.mixing else None
     state = StepState(device, Normalise(member.preprocess).to(device), loss, PRECISIONS[precision], mixer)
 
     def judge(network: torch.nn.Module) -> dict[str, float]:
