@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from manihot.data.augment import AUGMENTS, Augmenter, apply_colour
 from manihot.data.canvas import Op
@@ -89,6 +91,7 @@ def test_another_epoch_photograph_or_seed_draws_anew() -> None:
         ({"name": "rotate", "limt": 3}, "did you mean 'limit'"),
         ({"name": "rotate", "p": 1.5}, "rotate, p"),
         ({"name": "rotate", "limit": [9, 3]}, "larger than the second"),
+        ({"name": "random_erasing", "ratio": [0, 2]}, "above 0"),
         ({"name": "rotate", "strength": [[0.5, 1], [0.2, 0]]}, "must rise"),
         ({"name": "one_of", "choices": [{"name": "rotat"}]}, "did you mean 'rotate'"),
         ({"name": "one_of", "choices": [{"name": "rotate", "limt": 3}]}, "did you mean 'limit'"),
@@ -365,3 +368,24 @@ def test_unsharp_mask_and_jpeg_do_what_they_say() -> None:
         np.abs(augment(fixed("jpeg", quality=q))(photo, 0, 0)[0].astype(int) - photo).mean() for q in (95, 5)
     )
     assert good < 2 < poor
+
+
+def test_any_chain_works_on_any_shape() -> None:
+    rng = np.random.default_rng(11)
+    names = list(AUGMENTS)
+    for seed in range(80):
+        chain = [fixed(names[k]) for k in rng.integers(0, len(names), 6)]
+        photo = leafy(*(int(v) for v in np.exp(rng.uniform(0, 5.5, 2)).astype(int)), seed=seed)
+        before, size = photo.copy(), tuple(int(v) for v in rng.integers(1, 70, 2))
+        pixels, matrix = augment(*chain, size=size, seed=seed)(photo, 0, seed)
+        assert pixels.shape == (*size, 3) and pixels.dtype == np.uint8 and np.isfinite(matrix).all()
+        assert np.array_equal(photo, before)
+
+
+def test_jpeg_is_that_of_an_rgb_picture() -> None:
+    photo = leafy(64, 48)
+    packed = io.BytesIO()
+    Image.fromarray(photo).save(packed, "JPEG", quality=30)
+    right = np.asarray(Image.open(packed)).astype(int)
+    pixels = augment(fixed("jpeg", quality=30))(photo, 0, 0)[0]
+    assert np.abs(pixels - right).mean() < 0.5 < np.abs(right - photo).mean()

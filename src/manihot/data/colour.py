@@ -18,6 +18,7 @@ from manihot.data.canvas import Canvas, ColourOp, Limit, chain_colour, uniform
 
 LUMA = np.array([0.299, 0.587, 0.114])
 YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
+YIQ_BACK = np.linalg.inv(YIQ)
 IMAGENET_AXES = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 IMAGENET_SPREAD = np.array(
     [0.2175, 0.0188, 0.0045]
@@ -142,5 +143,5 @@ def hue_matrix(degrees: float) -> np.ndarray:
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     turn = np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]])
     out = np.zeros((3, 4))
-    out[:, :3] = np.linalg.inv(YIQ) @ turn @ YIQ
+    out[:, :3] = YIQ_BACK @ turn @ YIQ
     return out

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from manihot.data.canvas import Canvas, PixelOp, Span, uniform
+from manihot.data.canvas import Canvas, PixelOp, PositiveSpan, Span, uniform
 
 Fill = Literal["mean", "noise"] | Annotated[int, Field(ge=0, le=255)]
 
@@ -72,7 +72,9 @@ class RandomErasing(ErasingOp):
     """One box of random area and proportion within the picture (arXiv 1708.04896)."""
 
     area: Span = Field((0.02, 0.33), description="share of the picture's area, from..to")
-    ratio: Span = Field((0.3, 3.3), description="height over width, from..to, evenly in its logarithm")
+    ratio: PositiveSpan = Field(
+        (0.3, 3.3), description="height over width, from..to, evenly in its logarithm"
+    )
     fill: Fill = Field(
         "noise", description="`noise` (the paper's), `mean` colour of the picture, or a level 0..255"
     )

@@ -13,7 +13,7 @@ import math
 import numpy as np
 from pydantic import Field
 
-from manihot.data.canvas import Border, Canvas, GeometricOp, Limit, Size, Span, uniform
+from manihot.data.canvas import Border, Canvas, GeometricOp, Limit, PositiveSpan, Size, Span, uniform
 
 
 class EdgeOp(GeometricOp):
@@ -32,15 +32,17 @@ class RandomResizedCrop(GeometricOp):
     """A box of random area and proportion, resized to the model's input (GoogLeNet, arXiv 1409.4842)."""
 
     p: float = Field(1.0, ge=0, le=1, description="probability; else the whole photograph is resized")
-    scale: Span = Field((0.08, 1.0), description="area of the box as a share of the photograph's, from..to")
-    ratio: Span = Field(
+    scale: PositiveSpan = Field(
+        (0.08, 1.0), description="area of the box as a share of the photograph's, from..to"
+    )
+    ratio: PositiveSpan = Field(
         (3 / 4, 4 / 3),
-        description="proportion of the box, from..to, evenly in its logarithm; 1 is that of the model's input",
+        description="proportion of the box, from..to, evenly in its logarithm; 1 is the model input's",
     )
 
     def matrix(self, canvas: Canvas, rng: np.random.Generator) -> tuple[np.ndarray, Size]:
         height, width = canvas.size
-        own = canvas.target[1] / canvas.target[0]  # relative to it, or a wide input would stretch every box
+        own = canvas.target[1] / canvas.target[0]
         lowest, highest = own * self.ratio[0], own * self.ratio[1]
         for _ in range(10):
             area = height * width * uniform(rng, self.scale)
@@ -84,7 +86,7 @@ class RandomCrop(GeometricOp):
     """A box anywhere in the photograph in the proportion of the model's input."""
 
     p: float = Field(1.0, ge=0, le=1, description="probability; else the whole photograph is resized")
-    share: Span = Field(
+    share: PositiveSpan = Field(
         (0.875, 0.875), description="edge of the box as a share of the largest such box's, from..to"
     )
 
@@ -154,7 +156,7 @@ class ShiftScaleRotate(EdgeOp):
 class Affine(EdgeOp):
     """Any mapping that keeps lines parallel: scale, shift, rotation and shear, about the middle."""
 
-    scale: Span = Field((1.0, 1.0), description="enlargement, from..to")
+    scale: PositiveSpan = Field((1.0, 1.0), description="enlargement, from..to")
     translate_x: Limit = Field((0.0, 0.0), description="share of the width, positive to the right")
     translate_y: Limit = Field((0.0, 0.0), description="share of the height, positive downwards")
     rotate: Limit = Field((0.0, 0.0), description="degrees")
@@ -162,7 +164,7 @@ class Affine(EdgeOp):
     shear_y: Limit = Field((0.0, 0.0), description="degrees by which level lines rise to the right")
 
     def matrix(self, canvas: Canvas, rng: np.random.Generator) -> tuple[np.ndarray, Size]:
-        degrees, scale = uniform(rng, self.rotate), max(uniform(rng, self.scale), 1e-2)
+        degrees, scale = uniform(rng, self.rotate), uniform(rng, self.scale)
         lean = uniform(rng, self.shear_x), uniform(rng, self.shear_y)
         across, down = uniform(rng, self.translate_x), uniform(rng, self.translate_y)
         canvas.note(degrees=degrees, scale=scale, shear_x=lean[0], shear_y=lean[1], across=across, down=down)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from manihot.data.canvas import Canvas, PixelOp, Span, uniform
+from manihot.data.canvas import Canvas, PixelOp, PositiveSpan, Span, uniform
 
 LEVELS = np.arange(256)
 
@@ -17,10 +17,10 @@ LEVELS = np.arange(256)
 class Gamma(PixelOp):
     """Levels raised to a power: below 1 brighter, above 1 darker."""
 
-    gamma: Span = Field((0.8, 1.25), description="power over levels scaled to 0..1, from..to")
+    gamma: PositiveSpan = Field((0.8, 1.25), description="power over levels scaled to 0..1, from..to")
 
     def pixels(self, canvas: Canvas, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        gamma = max(uniform(rng, self.gamma), 1e-2)
+        gamma = uniform(rng, self.gamma)
         canvas.note(gamma=gamma)
         return cv2.LUT(rgb, np.rint(255 * (LEVELS / 255) ** gamma).astype(np.uint8))
 
