@@ -27,7 +27,7 @@ from manihot.photos.scenes import ZOOMS, Shot, draw_photograph
 from manihot.progress import track
 from manihot.records.runs import atomic_path, load_json, save_json, write_atomic
 
-FORMAT = 2  # raised whenever the same settings give other files
+FORMAT = 3  # raised whenever the same settings give other files
 LEAST = 30  # photographs, so that every kind of fault has its place
 
 # In the order of the competition's label_num_to_disease_map.json; leaves.SYMPTOMS stands in the same order.
@@ -157,13 +157,13 @@ def _plan_originals(rng: np.random.Generator, count: int) -> pd.DataFrame:
     order = rng.permutation(count)
     label, is_old = label[order], is_old[order]
     zoom = np.where(
-        is_old, rng.choice(ZOOMS, count, p=[0.3, 0.55, 0.15]), rng.choice(ZOOMS, count, p=[0.22, 0.61, 0.17])
+        is_old, rng.choice(ZOOMS, count, p=[0.3, 0.55, 0.15]), rng.choice(ZOOMS, count, p=[0.22, 0.63, 0.15])
     )
     portrait = rng.random(count) < 0.15
     height = np.where(is_old, np.where(portrait, 640, 500), np.where(portrait, 800, 600))
     width = np.where(is_old, np.where(portrait, 480, 500), np.where(portrait, 600, 800))
     severity = np.where(
-        rng.random(count) < 0.1, rng.uniform(0.04, 0.35, count), rng.uniform(0.35, 1.0, count)
+        rng.random(count) < 0.1, rng.uniform(0.04, 0.35, count), rng.uniform(0.45, 1.0, count)
     )
     bad = rng.beta(1.1, 2.6, count)  # a steady hand and a clean lens, or not
     cast = np.exp(
