@@ -16,8 +16,9 @@ from manihot.data.views import make_view
 from manihot.errors import DataError
 from manihot.infer.runners import Runner, TorchRunner, choose_device
 from manihot.models.checkpoint import TrainedModel, load_model
-from manihot.photos.decode import PhotoFault, decode_photo
+from manihot.photos.decode import PhotoFault
 from manihot.photos.preprocess import Preprocess
+from manihot.photos.store import load_photo
 from manihot.progress import track
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import TINY, Predictions
@@ -46,7 +47,7 @@ class PhotoFiles:
     def __getitem__(self, index: int) -> np.ndarray:
         path = self.paths[index]
         try:
-            return self.first_step(decode_photo(path, at_least=self.first_step.size))
+            return load_photo(path, self.first_step)
         except PhotoFault as fault:
             raise DataError(f"{path}: {fault.kind}: {fault.detail}", fault.remedy) from fault
 
