@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from manihot.models.checkpoint import load_model as load_model
     from manihot.photos.demo import make_demo as make_demo
     from manihot.photos.scan import scan as scan
+    from manihot.pipeline import run as run
     from manihot.records.manifest import Manifest as Manifest
     from manihot.records.predictions import Predictions as Predictions
     from manihot.records.runs import RunFolder as RunFolder
     from manihot.settings import Recipe as Recipe
     from manihot.settings import load_recipe as load_recipe
-    from manihot.pipeline import run as run
 
 
 def __getattr__(name: str) -> Any:

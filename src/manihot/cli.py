@@ -24,17 +24,28 @@ app.command(recipes)
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"], help="Where to write.")]
 Photos = Annotated[list[Path], Parameter(help="Folder(s), a CSV or a manifest.parquet.")]
-ImageColumn = Annotated[str | None, Parameter(help="Column with the file, or a pattern such as leaf/{id}.jpg.")]
+ImageColumn = Annotated[
+    str | None, Parameter(help="Column with the file, or a pattern such as leaf/{id}.jpg.")
+]
 LabelColumn = Annotated[str | None, Parameter(help="Column with the class.")]
 SourceColumn = Annotated[str | None, Parameter(help="Column that says where a photograph comes from.")]
-GroupColumn = Annotated[str | None, Parameter(help="Column of what must stay together in a fold (a plant, a leaf).")]
+GroupColumn = Annotated[
+    str | None, Parameter(help="Column of what must stay together in a fold (a plant, a leaf).")
+]
 FoldColumn = Annotated[str | None, Parameter(help="Column with your own folds, 0 to K-1.")]
 SplitColumn = Annotated[str | None, Parameter(help="Column with train, val or test.")]
 ClassMap = Annotated[Path | None, Parameter(help="JSON file that maps label numbers to class names.")]
-RecipeName = Annotated[str | None, Parameter(name=["--recipe", "-r"], help="A name (see `manihot recipes`) or a .yaml file.")]
+RecipeName = Annotated[
+    str | None, Parameter(name=["--recipe", "-r"], help="A name (see `manihot recipes`) or a .yaml file.")
+]
 Sets = Annotated[
     list[str] | None,
-    Parameter(name=["--set", "-s"], negative="", help="A setting, key=value, e.g. train.epochs=3; may be repeated."),
+    Parameter(
+        name=["--set", "-s"], negative="", help="A setting, key=value, e.g. train.epochs=3; may be repeated."
+    ),
+]
+Update = Annotated[
+    bool, Parameter(negative="", help="Redo in OUT what changed settings or photographs change.")
 ]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, mps.")]
 Workers = Annotated[int, Parameter(help="Processes that read photographs.")]
@@ -46,27 +57,32 @@ def _one_or_many(photos: list[Path]) -> Any:
 
 @app.command
 def scan(
-    photos: Photos, *, out: Out, image: ImageColumn = None, label: LabelColumn = None, source: SourceColumn = None,
-    group: GroupColumn = None, fold: FoldColumn = None, split: SplitColumn = None, classes: ClassMap = None,
+    photos: Photos, *, out: Out, image: ImageColumn = None, label: LabelColumn = None,
+    source: SourceColumn = None, group: GroupColumn = None, fold: FoldColumn = None,
+    split: SplitColumn = None, classes: ClassMap = None,
     workers: Workers = 2,
 ) -> None:  # fmt: skip
     """Read every photograph once and write OUT/manifest.parquet and OUT/quarantine.csv.
 
-    Understands class folders (with or without train/val/test above them), a CSV or parquet table, the Kaggle cassava
-    layout, and Hugging Face metadata.csv or metadata.jsonl. Nothing in your folders is changed.
+    Understands class folders (with or without train/val/test above them), a CSV or parquet table, the Kaggle
+    cassava layout, and Hugging Face metadata.csv or metadata.jsonl. Nothing in your folders is changed.
     """
     from manihot.photos.scan import scan as scan_photos
 
     scan_photos(
-        _one_or_many(photos), out=out, image=image, label=label, source=source, group=group, fold=fold, split=split,
-        classes=classes, workers=workers,
+        _one_or_many(photos), out=out, image=image, label=label, source=source, group=group, fold=fold,
+        split=split, classes=classes, workers=workers,
     )  # fmt: skip
     say(f"Manifest: {out / 'manifest.parquet'}")
 
 
 @app.command(name="demo-data")
 def demo_data(
-    folder: Path, *, photos: Annotated[int, Parameter(help="How many.")] = 600, seed: int = 0, workers: Workers = 2
+    folder: Path,
+    *,
+    photos: Annotated[int, Parameter(help="How many.")] = 600,
+    seed: int = 0,
+    workers: Workers = 2,
 ) -> None:
     """Draw photographs of cassava leaves with known wrong labels, duplicates and broken files.
 
@@ -81,9 +97,10 @@ def demo_data(
 @app.command
 def run(
     photos: Photos, *, out: Out, recipe: RecipeName = None, set_: Sets = None, image: ImageColumn = None,
-    label: LabelColumn = None, source: SourceColumn = None, group: GroupColumn = None, fold: FoldColumn = None,
-    split: SplitColumn = None, classes: ClassMap = None, device: Device = "auto", workers: Workers = 2,
-    update: Annotated[bool, Parameter(negative="", help="Redo in OUT what changed settings or photographs change.")] = False,
+    label: LabelColumn = None, source: SourceColumn = None, group: GroupColumn = None,
+    fold: FoldColumn = None, split: SplitColumn = None, classes: ClassMap = None,
+    device: Device = "auto", workers: Workers = 2,
+    update: Update = False,
 ) -> None:  # fmt: skip
     """From photographs to an evaluated classifier and a report, in one command.
 
@@ -93,8 +110,9 @@ def run(
     from manihot import pipeline
 
     pipeline.run(
-        _one_or_many(photos), out, recipe, overrides=set_ or [], device=device, workers=workers, update=update,
-        image=image, label=label, source=source, group=group, fold=fold, split=split, classes=classes,
+        _one_or_many(photos), out, recipe, overrides=set_ or [], device=device, workers=workers,
+        update=update, image=image, label=label, source=source, group=group, fold=fold, split=split,
+        classes=classes,
     )  # fmt: skip
     compare([out])
 
@@ -105,11 +123,17 @@ def predict(
     photos: Annotated[Path, Parameter(help="Folder, CSV or manifest.parquet.")],
     *,
     out: Annotated[
-        Path, Parameter(name=["--out", "-o"], help=".parquet, .csv of probabilities, or a name ending in submission.csv for Kaggle's two columns.")
+        Path,
+        Parameter(
+            name=["--out", "-o"],
+            help=".parquet, .csv of probabilities, or a name ending in submission.csv (two columns).",
+        ),
     ],
     image: ImageColumn = None,
     label: LabelColumn = None,
-    tta: Annotated[int | None, Parameter(help="Use only the first so many of the model's views; 1 is fastest.")] = None,
+    tta: Annotated[
+        int | None, Parameter(help="Use only the first so many of the model's views; 1 is fastest.")
+    ] = None,
     device: Device = "auto",
     batch: Annotated[int, Parameter(help="Photographs at a time.")] = 32,
     workers: Workers = 2,
@@ -117,7 +141,9 @@ def predict(
     """Predict photographs with a trained model: every member, fold and view averaged."""
     from manihot.infer.predict import predict as predict_with
 
-    predictions = predict_with(model, photos, out, tta=tta, device=device, batch=batch, image=image, label=label, workers=workers)
+    predictions = predict_with(
+        model, photos, out, tta=tta, device=device, batch=batch, image=image, label=label, workers=workers
+    )
     say(f"{len(predictions)} photographs predicted: {out}")
 
 
@@ -160,7 +186,7 @@ def show(name: str, *, set_: Sets = None) -> None:
 
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[attr-defined]
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.dump(load_recipe(name, set_ or []).resolved(), sys.stdout)
 
 

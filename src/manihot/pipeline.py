@@ -1,4 +1,4 @@
-"""The main job, from photographs to a report: scan, folds, members, scores, report. Each part is a stage done once."""
+"""The main job, from photographs to a report: each part is a stage that is done once."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ PACKAGES = ("manihot", "torch", "timm", "numpy", "opencv-python-headless", "scik
 
 
 def run(
-    photos: Path | Sequence[Path], out: Path, recipe: str | Recipe | None = None, *, overrides: Sequence[str] = (),
-    device: str = "auto", workers: int = 2, update: bool = False, report: bool = True, **scan_options: Any,
+    photos: Path | Sequence[Path], out: Path, recipe: str | Recipe | None = None, *,
+    overrides: Sequence[str] = (), device: str = "auto", workers: int = 2, update: bool = False,
+    report: bool = True, **scan_options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Train and judge a classifier on photographs; returns the content of metrics.json.
 
-    photos, scan_options: see `manihot.scan`; a manifest.parquet is taken as it is. recipe: a name, a path, or a
-    Recipe; 'quick' without a GPU and 'standard' with one when left out. update: redo what other settings change in
-    an existing run folder, which is an error otherwise. Raises ManihotError; the same call continues a stopped run.
+    photos, scan_options: see `manihot.scan`; a manifest.parquet is taken as it is. recipe: a name, a path, or
+    a Recipe; 'quick' without a GPU and 'standard' with one when left out. update: redo what other settings
+    change in an existing run folder, which is an error otherwise. Raises ManihotError; the same call
+    continues a stopped run.
     """
     if recipe is None:
         recipe = choose_recipe(device)
@@ -106,7 +108,10 @@ def _scan(folder: RunFolder, photos: Any, workers: int, options: dict[str, Any])
     else:
         from manihot.photos.scan import scan
 
-        inputs = [_digest_listing(photos, folder.path), {k: str(v) for k, v in options.items() if v is not None}]
+        inputs = [
+            _digest_listing(photos, folder.path),
+            {k: str(v) for k, v in options.items() if v is not None},
+        ]
 
         def work() -> None:
             scan(photos, out=folder.path, workers=workers, **options)
@@ -116,7 +121,7 @@ def _scan(folder: RunFolder, photos: Any, workers: int, options: dict[str, Any])
 
 
 def _digest_listing(photos: Any, out: Path) -> str:
-    """Digest of names, sizes and times of everything below the sources: changes when a photograph comes or goes."""
+    """Digest of names, sizes and times of all below the sources: changes when a photograph comes or goes."""
     seen: list[tuple[str, int, int]] = []
     for source in [photos] if isinstance(photos, (str, os.PathLike)) else photos:
         place = Path(source)
@@ -124,10 +129,14 @@ def _digest_listing(photos: Any, out: Path) -> str:
             seen.append((digest_file(place), 0, 0))
             place = place.parent
         for parent, folders, files in os.walk(place):
-            folders[:] = sorted(f for f in folders if not f.startswith(".") and Path(parent, f).resolve() != out.resolve())
+            folders[:] = sorted(
+                f for f in folders if not f.startswith(".") and Path(parent, f).resolve() != out.resolve()
+            )
             for name in sorted(files):
                 facts = Path(parent, name).stat()
-                seen.append((Path(parent, name).relative_to(place).as_posix(), facts.st_size, facts.st_mtime_ns))
+                seen.append(
+                    (Path(parent, name).relative_to(place).as_posix(), facts.st_size, facts.st_mtime_ns)
+                )
     return digest_value(seen)
 
 
@@ -172,7 +181,9 @@ def score(folder: RunFolder, manifest: Manifest, names: Sequence[str], seed: int
                 first = common[0]
                 mean = Predictions.from_probs(first.image_id, probs, first.classes, first.labels, first.fold)
                 mean.save(folder / f"predictions/ensemble.{kind}.parquet")
-                found["ensemble"] |= {k: v for k, v in _evaluate(mean, groups, kind, seed).items() if k != "folds"}
+                found["ensemble"] |= {
+                    k: v for k, v in _evaluate(mean, groups, kind, seed).items() if k != "folds"
+                }
     save_json(folder / "metrics.json", found)
     return found
 
@@ -185,13 +196,21 @@ def _evaluate(predictions: Predictions, groups: dict[str, str], kind: str, seed:
         return {}
     group = np.array([groups.get(i, "") for i in known.image_id], dtype=object)
     out: dict[str, Any] = {
-        kind: metrics.evaluate(known.labels, known.pred_probs, known.classes, groups=group if (group != "").any() else None, seed=seed)
+        kind: metrics.evaluate(
+            known.labels,
+            known.pred_probs,
+            known.classes,
+            groups=group if (group != "").any() else None,
+            seed=seed,
+        )
     }
     folds = np.unique(known.fold)
     if kind == "oof" and (folds != ALWAYS_TRAIN).all():
         out["folds"] = {
             str(k): {
-                "accuracy": float(metrics.accuracy(known.labels[known.fold == k], known.pred_probs[known.fold == k])),
+                "accuracy": float(
+                    metrics.accuracy(known.labels[known.fold == k], known.pred_probs[known.fold == k])
+                ),
                 "n": int((known.fold == k).sum()),
             }
             for k in folds

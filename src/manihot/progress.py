@@ -1,4 +1,4 @@
-"""Progress on anything over two seconds: a bar with rate and time left in a terminal, plain lines in a log."""
+"""Progress on anything over two seconds: a bar with rate and time left in a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Task as RichTask
 from rich.text import Text
 
@@ -40,13 +47,15 @@ def track(items: Iterable[T], what: str, total: int | None = None, note: str = "
             yield from bar.track(items, total=total)
         return
     start = last = time.monotonic()
-    count = 0
-    for item in items:
+    for count, item in enumerate(items, 1):
         yield item
-        count += 1
         now = time.monotonic()
         if now - last >= LINE_EVERY:
             last = now
             rate = count / (now - start)
             left = f", {(total - count) / rate:.0f} s left" if total else ""
-            print(f"{what}: {count}{f'/{total}' if total else ''}, {rate:.1f}/s{left}", file=sys.stderr, flush=True)
+            print(
+                f"{what}: {count}{f'/{total}' if total else ''}, {rate:.1f}/s{left}",
+                file=sys.stderr,
+                flush=True,
+            )

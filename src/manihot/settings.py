@@ -1,8 +1,8 @@
 """Recipes: everything that decides a run, read from YAML with `extends:` and `--set group.key=value`.
 
-A recipe is a tree of frozen pydantic groups. An unknown key or a wrong type is a SettingsError with file, line,
-key and the nearest right name. Names of techniques (losses, augmentations, ...) are checked against their
-registries by `manihot.train.check`, which knows them; this module knows only their shape.
+A recipe is a tree of frozen pydantic groups. An unknown key or a wrong type is a SettingsError with file,
+line, key and the nearest right name. Names of techniques (losses, augmentations, ...) are checked against
+their registries by `manihot.train.check`, which knows them; this module knows only their shape.
 """
 
 from __future__ import annotations
@@ -43,73 +43,92 @@ class Choice(BaseModel):
 
 
 class Folds(Group):
-    """How photographs are held out. `auto` takes the user's own val split or fold column where there is one."""
+    """How photographs are held out. `auto` takes the user's fold column or val split if there is one."""
 
     kind: Literal["auto", "stratified", "column", "holdout", "none"] = "auto"
-    n: int = Field(5, ge=2, description="number of folds")
-    share: float = Field(0.2, gt=0, lt=1, description="held-out share for `holdout`")
-    seed: int | None = Field(None, description="seed of the split; the recipe's seed when left out")
-    only: tuple[int, ...] = Field((), description="train these folds only; all when empty")
+    n: int = Field(default=5, ge=2, description="number of folds")
+    share: float = Field(default=0.2, gt=0, lt=1, description="held-out share for `holdout`")
+    seed: int | None = Field(default=None, description="seed of the split; the recipe's seed when left out")
+    only: tuple[int, ...] = Field(default=(), description="train these folds only; all when empty")
 
 
 class Photo(Group):
     """How a photograph becomes the model's input."""
 
     size: Literal["auto"] | tuple[int, int] = Field(
-        "auto", description="(height, width); `auto` keeps `area` and the photographs' own proportion"
+        default="auto", description="(height, width); `auto` keeps `area` and the photographs' own proportion"
     )
-    area: int = Field(224 * 224, gt=0, description="pixels of an `auto` size")
-    fit: Literal["squash", "crop", "pad"] = Field("squash", description="how other proportions are brought to size")
-    store_scale: float = Field(1.15, ge=1, le=4, description="edge of the stored photographs over the input's")
+    area: int = Field(default=224 * 224, gt=0, description="pixels of an `auto` size")
+    fit: Literal["squash", "crop", "pad"] = Field(
+        default="squash", description="how other proportions are brought to size"
+    )
+    store_scale: float = Field(
+        default=1.15, ge=1, le=4, description="edge of the stored photographs over the input's"
+    )
 
 
 class Model(Group):
     """Backbone and head."""
 
-    backbone: str = Field("tf_efficientnet_lite0", description="any timm model name")
+    backbone: str = Field(default="tf_efficientnet_lite0", description="any timm model name")
     pretrained: bool | str = Field(
-        "embedded", description="`embedded`, true (the model hub's default), false (random), a hub tag, or a weights path"
+        default="embedded",
+        description="`embedded`, true (the hub's default), false (random), a hub tag, or a weights path",
     )
     pooling: str = "avg"
-    dropout: float = Field(0.2, ge=0, lt=1)
-    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth (drop-connect)")
-    freeze_stages: int = Field(0, ge=0, description="first stages of the backbone that are not trained")
-    freeze_norm: bool = Field(False, description="keep the statistics of batch norms as pretrained")
-    taps: tuple[int, ...] = Field((), description="stages pooled beside the last, counted from the end")
-    power: bool = Field(False, description="signed square root of the pooled features")
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    drop_path: float = Field(default=0.0, ge=0, lt=1, description="stochastic depth (drop-connect)")
+    freeze_stages: int = Field(
+        default=0, ge=0, description="first stages of the backbone that are not trained"
+    )
+    freeze_norm: bool = Field(default=False, description="keep the statistics of batch norms as pretrained")
+    taps: tuple[int, ...] = Field(
+        default=(), description="stages pooled beside the last, counted from the end"
+    )
+    power: bool = Field(default=False, description="signed square root of the pooled features")
 
 
 class Optimizer(Group):
     """Optimiser and learning rates."""
 
     name: str = "adamw"
-    lr: float = Field(1e-3, gt=0, description="rate of the backbone's last stage")
-    head_lr: float | None = Field(None, gt=0, description="rate of the head; `lr` when left out")
-    weight_decay: float = Field(0.05, ge=0, description="never on norms and biases")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the rate from a stage to the one below")
+    lr: float = Field(default=1e-3, gt=0, description="rate of the backbone's last stage")
+    head_lr: float | None = Field(default=None, gt=0, description="rate of the head; `lr` when left out")
+    weight_decay: float = Field(default=0.05, ge=0, description="never on norms and biases")
+    layer_decay: float = Field(
+        default=1.0, gt=0, le=1, description="factor on the rate from a stage to the one below"
+    )
 
 
 class Train(Group):
     """The loop of `finetune`."""
 
-    epochs: int = Field(12, ge=1)
-    batch: int = Field(32, ge=1)
-    accumulate: int = Field(1, ge=1)
-    clip: float = Field(5.0, ge=0, description="largest gradient norm; 0 for none")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="`auto`: measured on the CPU, bf16 on a GPU")
+    epochs: int = Field(default=12, ge=1)
+    batch: int = Field(default=32, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    clip: float = Field(default=5.0, ge=0, description="largest gradient norm; 0 for none")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="`auto`: measured on the CPU, bf16 on a GPU"
+    )
     channels_last: bool = True
-    keep: Literal["last", "best"] = Field("last", description="which epoch's weights are kept")
+    keep: Literal["last", "best"] = Field(default="last", description="which epoch's weights are kept")
     monitor: Literal["loss", "accuracy"] = "loss"
-    patience: int = Field(0, ge=0, description="stop after so many epochs without gain; 0 never")
-    workers: int = Field(0, ge=0, description="loader processes; 0 lets threads of this process do it")
+    patience: int = Field(default=0, ge=0, description="stop after so many epochs without gain; 0 never")
+    workers: int = Field(
+        default=0, ge=0, description="loader processes; 0 lets threads of this process do it"
+    )
 
 
 class Features(Group):
     """The frozen-backbone way: features of several views computed once, a regularised linear head a fold."""
 
-    c: tuple[float, ...] = Field((0.001, 0.003, 0.01, 0.03), description="inverse strengths tried within the training part")
-    batch: int = Field(32, ge=1)
-    runtime: Literal["auto", "torch", "onnx"] = Field("auto", description="`auto`: onnxruntime on a CPU, torch on a GPU")
+    c: tuple[float, ...] = Field(
+        default=(0.001, 0.003, 0.01, 0.03), description="inverse strengths tried within the training part"
+    )
+    batch: int = Field(default=32, ge=1)
+    runtime: Literal["auto", "torch", "onnx"] = Field(
+        default="auto", description="`auto`: onnxruntime on a CPU, torch on a GPU"
+    )
 
 
 class View(Group):
@@ -118,18 +137,18 @@ class View(Group):
     name: str = "full"
     flip: Literal["", "h", "v", "hv"] = ""
     transpose: bool = False
-    weight: float = Field(1.0, gt=0)
-    scale: float = Field(1.0, gt=0, le=1, description="share of each edge that `crop` views keep")
+    weight: float = Field(default=1.0, gt=0)
+    scale: float = Field(default=1.0, gt=0, le=1, description="share of each edge that `crop` views keep")
 
 
 class Recipe(Group):
-    """All settings of a run. `members` holds named sets of changes; without any there is one member, `main`."""
+    """All settings of a run. `members` holds named sets of changes; without them there is one, `main`."""
 
     name: str = ""
     description: str = ""
-    source: str = Field("", description="where the recipe comes from and what score was reported")
+    source: str = Field(default="", description="where the recipe comes from and what score was reported")
     method: Literal["features", "finetune"] = "finetune"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     folds: Folds = Folds()
     photo: Photo = Photo()
     model: Model = Model()
@@ -141,7 +160,7 @@ class Recipe(Group):
     averaging: Choice = Choice(name="none")
     train: Train = Train()
     features: Features = Features()
-    tta: tuple[View, ...] = Field((View(),), min_length=1)
+    tta: tuple[View, ...] = Field(default=(View(),), min_length=1)
     members: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     _lines: dict[KeyPath, str] = PrivateAttr(default_factory=dict)
@@ -262,7 +281,9 @@ def _find(name: str) -> tuple[str, str]:
             return str(packaged), packaged.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{name}: not readable ({error})") from error
-    raise SettingsError(f"there is no recipe {name!r}", suggest(name, recipe_names()) or "a name or a path to a .yaml")
+    raise SettingsError(
+        f"there is no recipe {name!r}", suggest(name, recipe_names()) or "a name or a path to a .yaml"
+    )
 
 
 def suggest(wrong: str, names: Sequence[str]) -> str:
@@ -327,8 +348,14 @@ def _validate(values: dict[str, Any], lines: dict[KeyPath, str], prefix: KeyPath
 
 def _explain(problem: Any, values: Any, lines: dict[KeyPath, str], prefix: KeyPath) -> tuple[str, str]:
     key = tuple(part for part in problem["loc"] if not (isinstance(part, str) and _is_type_tag(part)))
-    where = next((lines[(*prefix, *key)[:end]] for end in range(len(prefix) + len(key), 0, -1)
-                  if (*prefix, *key)[:end] in lines), None)
+    where = next(
+        (
+            lines[(*prefix, *key)[:end]]
+            for end in range(len(prefix) + len(key), 0, -1)
+            if (*prefix, *key)[:end] in lines
+        ),
+        None,
+    )
     if where is None:
         where = next((lines[key[:end]] for end in range(len(key), 0, -1) if key[:end] in lines), "recipe")
     dotted = ".".join(map(str, key)) or "recipe"
@@ -340,7 +367,10 @@ def _explain(problem: Any, values: Any, lines: dict[KeyPath, str], prefix: KeyPa
 
 
 def _is_type_tag(part: str) -> bool:
-    return part.startswith(("literal[", "tuple[", "bool", "str", "function-")) and part not in Recipe.model_fields
+    return (
+        part.startswith(("literal[", "tuple[", "bool", "str", "function-"))
+        and part not in Recipe.model_fields
+    )
 
 
 def _group_at(key: KeyPath) -> type[BaseModel]:

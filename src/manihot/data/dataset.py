@@ -1,4 +1,4 @@
-"""Training batches: rows of the store, augmented by (seed, epoch, photograph), the same for any number of workers."""
+"""Training batches: rows of the store, augmented by (seed, epoch, photograph), for any number of workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Batch = dict[str, Tensor]
 
 
 class TrainingPhotos(Dataset):
-    """Items (epoch, place) -> image uint8 (h, w, 3), colour matrix float32 (3, 4), target (K,), weight, place.
+    """Items (epoch, place) -> image uint8 (h, w, 3), colour matrix float32 (3, 4), target, weight, place.
 
     photos: the store. rows: rows of the store, (N,). targets: soft labels (N, K). weights: (N,).
     """
@@ -62,7 +62,9 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, int(place)) for place in places]
 
 
-def make_loader(dataset: TrainingPhotos, batch: int, seed: int, workers: int, pin: bool) -> tuple[DataLoader, EpochBatches]:
+def make_loader(
+    dataset: TrainingPhotos, batch: int, seed: int, workers: int, pin: bool
+) -> tuple[DataLoader, EpochBatches]:
     """The loader, and its batches, whose `epoch` is set before each pass."""
     batches = EpochBatches(len(dataset), batch, seed)
     loader = DataLoader(

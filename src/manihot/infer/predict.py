@@ -28,7 +28,7 @@ AHEAD = 2  # batches prepared while the device works
 
 
 class Photos(Protocol):
-    """A sequence of uint8 photographs (H, W, 3): the training store, or files decoded as they are asked for."""
+    """A sequence of uint8 photographs (H, W, 3): the training store, or files decoded when asked for."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> np.ndarray: ...
@@ -73,8 +73,8 @@ def each_batch(
 
 
 def forward_views(
-    runners: Sequence[Runner], photos: Photos, rows: np.ndarray, preprocess: Preprocess, views: Sequence[View],
-    batch: int = 32, want: str = "logits", what: str = "Predicting",
+    runners: Sequence[Runner], photos: Photos, rows: np.ndarray, preprocess: Preprocess,
+    views: Sequence[View], batch: int = 32, want: str = "logits", what: str = "Predicting",
 ) -> np.ndarray:  # fmt: skip
     """`want` ('logits' or 'embeddings') of each view, mean over the runners: float32 (N, V, D).
 
@@ -118,7 +118,9 @@ def predict_photos(
         photos = PhotoFiles(manifest.paths, model.preprocess)
         precision = str(model.about.get("precision", "fp32"))
         runners = [TorchRunner(network, model.preprocess, device, precision) for network in model.networks]
-        logits = merge_views(forward_views(runners, photos, rows, model.preprocess, model.views, batch), model.views)
+        logits = merge_views(
+            forward_views(runners, photos, rows, model.preprocess, model.views, batch), model.views
+        )
         total += len(model.networks) / networks * softmax(logits.astype(np.float64), axis=1)
     labels = manifest.labels if manifest.classes == models[0].classes else _match(manifest, models[0].classes)
     return Predictions.from_probs(manifest.image_id, total, models[0].classes, labels)
@@ -159,7 +161,9 @@ def predict(
             aside = Path(out).with_name(f"{Path(out).stem}.quarantine.csv")
             with atomic_path(aside) as temporary:
                 quarantine.to_csv(temporary, index=False)
-            say(f"{len(quarantine)} files could not be read and have no prediction; they are named in {aside}")
+            say(
+                f"{len(quarantine)} files could not be read and have no prediction; they are named in {aside}"
+            )
     return predictions
 
 
@@ -175,7 +179,9 @@ def save_predictions(predictions: Predictions, out: Path) -> None:
     best = predictions.logits.argmax(axis=1)
     names = predictions.classes
     numeric = all(name.isdigit() for name in names)
-    frame = pd.DataFrame({"image_id": predictions.image_id, "label": [int(names[k]) if numeric else int(k) for k in best]})
+    frame = pd.DataFrame(
+        {"image_id": predictions.image_id, "label": [int(names[k]) if numeric else int(k) for k in best]}
+    )
     with atomic_path(out) as temporary:
         frame.to_csv(temporary, index=False)
 

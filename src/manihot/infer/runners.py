@@ -17,7 +17,8 @@ from manihot.models.heads import Classifier
 from manihot.photos.preprocess import Preprocess
 from manihot.records.runs import atomic_path
 
-Outputs = dict[str, np.ndarray]  # "embeddings" (N, D) and, where the runner classifies, "logits" (N, K); float32
+# "embeddings" (N, D) and, where the runner classifies, "logits" (N, K); float32
+Outputs = dict[str, np.ndarray]
 Runner = Callable[[np.ndarray], Outputs]  # of uint8 (N, H, W, 3)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,9 +43,9 @@ def describe_device(device: torch.device) -> str:
 
 
 class Normalise(nn.Module):
-    """uint8 (N, H, W, 3) to normalised float32 (N, 3, H, W), after an optional colour matrix a photograph (N, 3, 4).
+    """uint8 (N, H, W, 3) to normalised float32 (N, 3, H, W), after an optional colour matrix (N, 3, 4).
 
-    The colour matrix acts on RGB in [0, 255], its last column is an offset; the result is clipped to [0, 255].
+    The colour matrix acts on RGB in [0, 255], its last column is an offset; the result is clipped.
     """
 
     mean: Tensor
@@ -52,7 +53,9 @@ class Normalise(nn.Module):
 
     def __init__(self, preprocess: Preprocess) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(preprocess.mean).mul(255).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(preprocess.mean).mul(255).view(1, 3, 1, 1), persistent=False
+        )
         self.register_buffer("std", torch.tensor(preprocess.std).mul(255).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, colour: Tensor | None = None) -> Tensor:
@@ -60,14 +63,20 @@ class Normalise(nn.Module):
         x = images.permute(0, 3, 1, 2).float()
         if colour is not None:
             n, _, h, w = x.shape
-            x = torch.baddbmm(colour[:, :, 3:], colour[:, :, :3], x.reshape(n, 3, h * w)).view(n, 3, h, w).clamp(0, 255)
+            x = (
+                torch.baddbmm(colour[:, :, 3:], colour[:, :, :3], x.reshape(n, 3, h * w))
+                .view(n, 3, h, w)
+                .clamp(0, 255)
+            )
         return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
 
 class TorchRunner:
     """Embeddings and logits of a Classifier."""
 
-    def __init__(self, model: Classifier, preprocess: Preprocess, device: torch.device, precision: str = "fp32") -> None:
+    def __init__(
+        self, model: Classifier, preprocess: Preprocess, device: torch.device, precision: str = "fp32"
+    ) -> None:
         self.model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.normalise = Normalise(preprocess).to(device)
         self.device = device
@@ -99,7 +108,9 @@ class Embedder(nn.Module):
 class OnnxRunner:
     """Embeddings of a frozen backbone in onnxruntime on the CPU."""
 
-    def __init__(self, model: Classifier, preprocess: Preprocess, path: Path, threads: int | None = None) -> None:
+    def __init__(
+        self, model: Classifier, preprocess: Preprocess, path: Path, threads: int | None = None
+    ) -> None:
         import onnxruntime
 
         if not path.exists():
@@ -127,7 +138,12 @@ def export_embedder(model: Classifier, preprocess: Preprocess, path: Path) -> No
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         batch = torch.export.Dim("batch", min=1, max=4096)
         program = torch.onnx.export(
-            embedder, (example,), dynamo=True, input_names=["photos"], dynamic_shapes={"photos": {0: batch}}, verbose=False
+            embedder,
+            (example,),
+            dynamo=True,
+            input_names=["photos"],
+            dynamic_shapes={"photos": {0: batch}},
+            verbose=False,
         )
     with atomic_path(path) as temporary:
         program.save(str(temporary), external_data=False)  # type: ignore[union-attr]

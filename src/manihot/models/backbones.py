@@ -22,11 +22,15 @@ def make_model(settings: Model, classes: int, size: tuple[int, int], seed: int =
     Raises WeightsError when the weights can't be had, SettingsError for an unknown pooling.
     """
     if settings.pooling not in POOLING:
-        raise SettingsError(f"model.pooling: unknown {settings.pooling!r}", suggest(settings.pooling, list(POOLING)))
+        raise SettingsError(
+            f"model.pooling: unknown {settings.pooling!r}", suggest(settings.pooling, list(POOLING))
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = make_backbone(settings.backbone, settings.pretrained, size, settings.drop_path)
-        model = Classifier(backbone, classes, settings.pooling, settings.dropout, settings.taps, settings.power)
+        model = Classifier(
+            backbone, classes, settings.pooling, settings.dropout, settings.taps, settings.power
+        )
     freeze(model, settings.freeze_stages)
     return model
 
@@ -35,17 +39,23 @@ def make_preprocess(settings: Model, size: tuple[int, int], fit: str) -> Preproc
     """The input of a backbone: its own mean and std (they differ: .5 for ViT and Lite, 0 for TResNet)."""
     base = settings.backbone.partition(".")[0]
     name = settings.backbone
-    if "." not in name and isinstance(settings.pretrained, str) and f"{base}.{settings.pretrained}" in timm.list_pretrained(f"{base}.*"):
+    if (
+        "." not in name
+        and isinstance(settings.pretrained, str)
+        and f"{base}.{settings.pretrained}" in timm.list_pretrained(f"{base}.*")
+    ):
         name = f"{base}.{settings.pretrained}"
     config = timm.get_pretrained_cfg(name)
     mean, std = (config.mean, config.std) if config is not None else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return Preprocess(size, fit, tuple(mean), tuple(std))
+    return Preprocess(size, fit, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
 def stages_of(model: Classifier) -> dict[str, int]:
     """Parameter name -> stage, 0 the stem, counted up to the head."""
     groups = group_parameters(model.backbone, model.backbone.group_matcher(coarse=True))
-    stages = {f"backbone.{name}": stage for stage, (_, names) in enumerate(sorted(groups.items())) for name in names}
+    stages = {
+        f"backbone.{name}": stage for stage, (_, names) in enumerate(sorted(groups.items())) for name in names
+    }
     top = max(stages.values(), default=0) + 1
     return {name: stages.get(name, top) for name, _ in model.named_parameters()}
 
@@ -59,7 +69,7 @@ def freeze(model: Classifier, stages: int) -> None:
 
 
 def set_training(model: Classifier, freeze_norm: bool = False) -> None:
-    """Training mode, except batch norms of frozen stages (all of them with `freeze_norm`), which keep their statistics."""
+    """Training mode; batch norms of frozen stages, or all with `freeze_norm`, keep their statistics."""
     model.train()
     for module in model.modules():
         if isinstance(module, NORMS):

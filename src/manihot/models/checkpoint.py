@@ -60,13 +60,15 @@ def load_network(path: Path) -> TrainedModel:
             card = json.loads((file.metadata() or {})["manihot"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise WeightsError(f"{path}: not a manihot model ({error})", "name a run folder, or a .safetensors of a run") from error
+        raise WeightsError(
+            f"{path}: not a manihot model ({error})", "name a run folder, or a .safetensors of a run"
+        ) from error
     settings = Model(**{**card["model"], "pretrained": False})
     preprocess = Preprocess.from_json(card["preprocess"])
     network = make_model(settings, len(card["classes"]), preprocess.size)
     network.load_state_dict(state, strict=True)
     network.eval().requires_grad_(False)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(memory_format=torch.channels_last)
     views = tuple(View(**view) for view in card["views"])
     return TrainedModel([network], tuple(card["classes"]), preprocess, views, card["about"])
 
@@ -78,9 +80,13 @@ def load_model(path: Path) -> list[TrainedModel]:
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(path.glob("members/*/fold*/best.safetensors")) or sorted(path.glob("fold*/best.safetensors"))
+        files = sorted(path.glob("members/*/fold*/best.safetensors")) or sorted(
+            path.glob("fold*/best.safetensors")
+        )
         if not files:
-            raise WeightsError(f"{path}: no trained model here", "name a finished run folder, or a .safetensors file")
+            raise WeightsError(
+                f"{path}: no trained model here", "name a finished run folder, or a .safetensors file"
+            )
     elif path.is_file():
         files = [path]
     else:

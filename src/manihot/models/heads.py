@@ -6,6 +6,7 @@ GeM: arXiv 1711.02512. Average and maximum side by side: the lecture's and fasta
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +44,21 @@ class Classifier(nn.Module):
     """A timm backbone, pooling, dropout and one linear layer.
 
     taps: stages pooled beside the last one, counted from the end (2 = the stage before the last stage).
-    power: signed square root of the pooled features (power normalisation, Perronnin et al. 2010), which tames the
-    few large values that a linear head would follow. Token models (ViT, DeiT) keep their own pooling under 'avg'.
+    power: signed square root of the pooled features (power normalisation, Perronnin et al. 2010), which tames
+    the few large values that a linear head would follow. Token models (ViT, DeiT) keep their own pooling
+    under 'avg'.
     """
 
+    backbone: Any  # a timm model: forward_features, forward_head, forward_intermediates
+
     def __init__(
-        self, backbone: nn.Module, classes: int, pooling: str, dropout: float, taps: tuple[int, ...] = (), power: bool = False
+        self,
+        backbone: nn.Module,
+        classes: int,
+        pooling: str,
+        dropout: float,
+        taps: tuple[int, ...] = (),
+        power: bool = False,
     ) -> None:
         super().__init__()
         self.power = power

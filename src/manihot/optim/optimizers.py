@@ -1,7 +1,7 @@
-"""Optimisers and parameter groups: no weight decay on norms and biases, rates by stage, a rate of its own for the head.
+"""Optimisers and parameter groups: no weight decay on norms and biases, rates by stage, the head's own rate.
 
-AdamP is timm's class called directly: `create_optimizer_v2("adamp")` turns Nesterov momentum on, which the paper
-(arXiv 2006.08217) doesn't have.
+AdamP is timm's class called directly: `create_optimizer_v2("adamp")` turns Nesterov momentum on, which the
+paper (arXiv 2006.08217) doesn't have.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def parameter_groups(model: Classifier, settings: Optimizer) -> list[dict[str, A
         if stage == top and settings.head_lr is not None:
             rate = settings.head_lr
         group = groups.setdefault(
-            (stage, decays), {"params": [], "lr": rate, "weight_decay": settings.weight_decay if decays else 0.0}
+            (stage, decays),
+            {"params": [], "lr": rate, "weight_decay": settings.weight_decay if decays else 0.0},
         )
         group["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
@@ -46,7 +47,9 @@ def parameter_groups(model: Classifier, settings: Optimizer) -> list[dict[str, A
 def make_optimizer(model: Classifier, settings: Optimizer) -> TorchOptimizer:
     """The recipe's optimiser over the model's parameter groups; SettingsError for an unknown name."""
     if settings.name not in OPTIMIZERS:
-        raise SettingsError(f"optimizer.name: unknown {settings.name!r}", suggest(settings.name, list(OPTIMIZERS)))
+        raise SettingsError(
+            f"optimizer.name: unknown {settings.name!r}", suggest(settings.name, list(OPTIMIZERS))
+        )
     return OPTIMIZERS[settings.name](parameter_groups(model, settings), settings.lr)
 
 

@@ -44,23 +44,29 @@ def step_factor(step: int, choice: Choice, epochs: int, steps_per_epoch: int) ->
     epoch = step / steps_per_epoch
     if epoch < warm:
         return (step + 1) / (warm * steps_per_epoch + 1)
-    return SCHEDULES[choice.name](epoch - warm, max(1e-9, epochs - warm), **settings)  # type: ignore[arg-type]
+    return SCHEDULES[choice.name](epoch - warm, max(1e-9, epochs - warm), **settings)
 
 
 def check_schedule(choice: Choice, where: str) -> None:
     """SettingsError for an unknown schedule or setting."""
     if choice.name not in SCHEDULES:
-        raise SettingsError(f"{where}: unknown schedule {choice.name!r}", suggest(choice.name, list(SCHEDULES)))
+        raise SettingsError(
+            f"{where}: unknown schedule {choice.name!r}", suggest(choice.name, list(SCHEDULES))
+        )
     known = ["warmup", *list(signature(SCHEDULES[choice.name]).parameters)[2:]]
     for key in choice.settings:
         if key not in known:
-            raise SettingsError(f"{where}: schedule {choice.name} has no setting {key!r}", suggest(key, known))
+            raise SettingsError(
+                f"{where}: schedule {choice.name} has no setting {key!r}", suggest(key, known)
+            )
 
 
 def make_schedule(optimizer: Optimizer, choice: Choice, epochs: int, steps_per_epoch: int) -> LambdaLR:
     """The scheduler to step after every batch."""
     check_schedule(choice, "schedule")
-    return LambdaLR(optimizer, partial(step_factor, choice=choice, epochs=epochs, steps_per_epoch=steps_per_epoch))
+    return LambdaLR(
+        optimizer, partial(step_factor, choice=choice, epochs=epochs, steps_per_epoch=steps_per_epoch)
+    )
 
 
 SCHEDULES: dict[str, Callable[..., float]] = {

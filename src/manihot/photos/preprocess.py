@@ -1,6 +1,7 @@
 """Preprocess: how a decoded photograph becomes a model's input, the same in training, prediction and export.
 
-Geometry (fit and resize) happens here, on uint8; the normalisation is carried along and applied on the device.
+Geometry (fit and resize) happens here, on uint8; the normalisation is carried along and applied on the
+device.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Preprocess:
-    """size: (height, width) in pixels. fit: 'squash' stretches, 'crop' cuts the middle, 'pad' adds grey borders.
+    """size: (height, width) in pixels. fit: 'squash' stretches, 'crop' cuts the middle, 'pad' adds grey.
 
     mean, std: of RGB in [0, 1], applied after scaling uint8 by 1/255. The resize is area averaging when it
-    shrinks and bilinear when it enlarges. stored: (height, width) that every photograph is first brought to, as the
-    training store holds it, so that prediction sees what training saw; None when that is `size` itself.
+    shrinks and bilinear when it enlarges. stored: (height, width) that every photograph is first brought to,
+    as the training store holds it, so that prediction sees what training saw; None when that is `size`
+    itself.
     """
 
     size: tuple[int, int]

@@ -1,1 +1,1 @@
-"""The two records through which the rooms speak, `Manifest` and `Predictions`, and the run folder they lie in."""
+"""The two records through which the rooms speak, `Manifest` and `Predictions`, and their run folder."""

@@ -58,7 +58,7 @@ class Manifest:
         for name, (dtype, default) in COLUMNS.items():
             if name not in table:
                 table[name] = default
-            table[name] = table[name].astype(str if dtype == "object" else dtype)  # type: ignore[call-overload]
+            table[name] = table[name].astype(str if dtype == "object" else dtype)
             if dtype == "object":
                 table[name] = table[name].astype(object)
         repeated = table["image_id"][table["image_id"].duplicated()]
@@ -71,7 +71,8 @@ class Manifest:
         if len(out_of_range):
             row = out_of_range.iloc[0]
             raise DataError(
-                f"photograph {row['image_id']!r} has label {row['label']}, but there are {len(classes)} classes",
+                f"photograph {row['image_id']!r} has label {row['label']}, "
+                f"but there are {len(classes)} classes",
                 "check the label column and the class names",
             )
         extra = [name for name in table.columns if name not in COLUMNS]
@@ -133,9 +134,13 @@ class Manifest:
             arrow = pq.read_table(path)
             about = json.loads(arrow.schema.metadata[b"manihot"])
         except FileNotFoundError as error:
-            raise DataError(f"{path}: there is no manifest here", "run `manihot scan PHOTOS --out RUN` first") from error
+            raise DataError(
+                f"{path}: there is no manifest here", "run `manihot scan PHOTOS --out RUN` first"
+            ) from error
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: not a manihot manifest ({error})", "make it with `manihot scan`") from error
+            raise DataError(
+                f"{path}: not a manihot manifest ({error})", "make it with `manihot scan`"
+            ) from error
         table = arrow.to_pandas()
         soft = None
         if "soft_label" in table:

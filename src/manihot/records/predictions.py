@@ -1,4 +1,4 @@
-"""Predictions: what a model says of photographs. Parquet for our own use, CSV `image_id,label,c0..cK-1` for others.
+"""Predictions: what a model says of photographs. Parquet for us, CSV `image_id,label,c0..cK-1` for others.
 
 Out-of-fold, test and new photographs use the same record, so that blends, audits and reports need not know
 where predictions come from.
@@ -41,7 +41,9 @@ class Predictions:
     def __post_init__(self) -> None:
         n, k = self.logits.shape
         if k != len(self.classes) or any(len(a) != n for a in (self.image_id, self.labels, self.fold)):
-            raise DataError(f"predictions of {n} photographs and {k} classes don't fit their ids, labels or classes")
+            raise DataError(
+                f"predictions of {n} photographs and {k} classes don't fit their ids, labels or classes"
+            )
         if not np.isfinite(self.logits).all():
             bad = self.image_id[~np.isfinite(self.logits).all(axis=1)]
             raise DataError(f"{len(bad)} photographs have predictions that are not finite, first {bad[0]!r}")
@@ -124,7 +126,9 @@ class Predictions:
         """Read parquet or CSV; CSV columns c0..cK-1 are probabilities, named by `classes` where given."""
         path = Path(path)
         if not path.exists():
-            raise DataError(f"{path}: there are no predictions here", "check the path, or run the training first")
+            raise DataError(
+                f"{path}: there are no predictions here", "check the path, or run the training first"
+            )
         if path.suffix == ".csv":
             return cls._from_csv(path, classes)
         try:
@@ -132,8 +136,10 @@ class Predictions:
             about = json.loads(arrow.schema.metadata[b"manihot"])
             logits = _to_matrix(arrow["logits"])
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: not a manihot predictions file ({error})", "parquet from manihot, or a CSV "
-                            "with columns image_id,label,c0,c1,...") from error
+            raise DataError(
+                f"{path}: not a manihot predictions file ({error})",
+                "parquet from manihot, or a CSV with columns image_id,label,c0,c1,...",
+            ) from error
         return cls(
             arrow["image_id"].to_numpy().astype(object),
             logits,
@@ -151,17 +157,25 @@ class Predictions:
             raise DataError(f"{path}: not readable as CSV ({error})") from error
         numbered = [(int(m[1]), name) for name in frame.columns if (m := re.fullmatch(r"c(\d+)", name))]
         columns = [name for _, name in sorted(numbered)]
-        if "image_id" not in frame or not columns or [k for k, _ in sorted(numbered)] != list(range(len(columns))):
+        if (
+            "image_id" not in frame
+            or not columns
+            or [k for k, _ in sorted(numbered)] != list(range(len(columns)))
+        ):
             raise DataError(
-                f"{path}: expected columns image_id, c0, c1, ... (and label), found {', '.join(frame.columns[:8])}",
+                f"{path}: expected columns image_id, c0, c1, ... (and label), "
+                f"found {', '.join(frame.columns[:8])}",
                 "one column of probabilities a class, named c0 to cK-1",
             )
         probs = frame[columns].to_numpy(dtype=np.float64)
-        wrong = ~(np.isfinite(probs).all(axis=1) & (probs >= 0).all(axis=1) & (abs(probs.sum(axis=1) - 1) < 0.01))
+        wrong = ~(
+            np.isfinite(probs).all(axis=1) & (probs >= 0).all(axis=1) & (abs(probs.sum(axis=1) - 1) < 0.01)
+        )
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             raise DataError(
-                f"{path}: {int(wrong.sum())} rows are not probabilities, first in line {row + 2}: {probs[row]}",
+                f"{path}: {int(wrong.sum())} rows are not probabilities, "
+                f"first in line {row + 2}: {probs[row]}",
                 "each row must be non-negative and sum to 1; apply the softmax to logits first",
             )
         probs /= probs.sum(axis=1, keepdims=True)

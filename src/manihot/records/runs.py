@@ -39,7 +39,7 @@ def explain_os_error(error: OSError, path: Path) -> RunFolderError:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path with the same suffix beside `path`; on success it is flushed and renamed to `path`.
+    """Yield a temporary path with the same suffix beside `path`; on success it is flushed and renamed.
 
     Raises RunFolderError (DiskFullError when the disk is full); on any failure `path` keeps its old content.
     """
@@ -50,7 +50,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise explain_os_error(error, path) from error
     finally:
@@ -74,7 +74,9 @@ def load_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path}: not readable as JSON ({error})", "remove the file and run again") from error
+        raise RunFolderError(
+            f"{path}: not readable as JSON ({error})", "remove the file and run again"
+        ) from error
 
 
 def digest_value(value: Any) -> str:

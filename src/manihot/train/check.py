@@ -20,7 +20,8 @@ def check_recipe(recipe: Recipe) -> None:
         below = ("members", name) if recipe.members else ()
 
         def where(key: str, below: tuple[str, ...] = below) -> str:
-            return f"{recipe.where(*below, key) if below and key in recipe.members[below[1]] else recipe.where(key)}: {key}"
+            own = below and key in recipe.members[below[1]]
+            return f"{recipe.where(*below, key) if own else recipe.where(key)}: {key}"
 
         for key, known, value in (
             ("optimizer", OPTIMIZERS, member.optimizer.name),
@@ -50,13 +51,17 @@ def check_mixing(member: Recipe, where: str) -> None:
 
 
 def check_loss(member: Recipe, where: str) -> None:
-    """SettingsError for a loss or setting that doesn't exist, or one that needs what the step doesn't have."""
+    """SettingsError for a loss or setting that doesn't exist, or one that needs what no step has."""
     weights = member.loss.settings.get("class_weights")
     classes = len(weights) if isinstance(weights, list) else 5
     try:
-        loss = make_loss(member.loss.name, member.loss.settings, classes=classes, photographs=1, class_counts=[1] * classes)
+        loss = make_loss(
+            member.loss.name, member.loss.settings, classes=classes, photographs=1, class_counts=[1] * classes
+        )
     except SettingsError as error:
         raise SettingsError(f"{where}: {error.what}", error.remedy) from error
     missing = set(loss.needs) - {"features", "index", "weight"}
     if missing:
-        raise SettingsError(f"{where}: {member.loss.name} needs {', '.join(sorted(missing))}, which no recipe can give yet")
+        raise SettingsError(
+            f"{where}: {member.loss.name} needs {', '.join(sorted(missing))}, which no recipe can give yet"
+        )

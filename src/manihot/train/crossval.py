@@ -1,7 +1,8 @@
 """Cross-validation: every member of a recipe on every fold, each fold a stage that is done once.
 
-A fold leaves members/NAME/foldK/ with best.safetensors, oof.parquet (the photographs it held out) and, where there
-are test photographs, test.parquet. Together they become predictions/NAME.oof.parquet and NAME.test.parquet.
+A fold leaves members/NAME/foldK/ with best.safetensors, oof.parquet (the photographs it held out) and, where
+there are test photographs, test.parquet. Together they become predictions/NAME.oof.parquet and
+NAME.test.parquet.
 """
 
 from __future__ import annotations
@@ -37,7 +38,21 @@ from manihot.train.loop import fit
 from manihot.train.probe import choose_precision
 from manihot.train.steps import STEPS, StepState
 
-DECIDES = ("method", "seed", "photo", "model", "augment", "mixing", "loss", "optimizer", "schedule", "averaging", "train", "features", "tta")
+DECIDES = (
+    "method",
+    "seed",
+    "photo",
+    "model",
+    "augment",
+    "mixing",
+    "loss",
+    "optimizer",
+    "schedule",
+    "averaging",
+    "train",
+    "features",
+    "tta",
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,9 @@ class Member:
         return self.recipe.seed * 1000 + fold
 
 
-def train_members(run: RunFolder, recipe: Recipe, manifest: Manifest, device: str = "auto", workers: int = 2) -> list[str]:
+def train_members(
+    run: RunFolder, recipe: Recipe, manifest: Manifest, device: str = "auto", workers: int = 2
+) -> list[str]:
     """Train every member on every fold and write its predictions; returns the members' names."""
     names = []
     for name, own in recipe.member_recipes().items():
@@ -84,7 +101,11 @@ def train_members(run: RunFolder, recipe: Recipe, manifest: Manifest, device: st
         store = run / f"store/{stored[0]}x{stored[1]}-{own.photo.fit}.npy"
         photos = make_store(store, manifest, preprocess.for_store, workers)
         member = Member(name, own, manifest, preprocess, photos, choose_device(device), run)
-        folds = [int(k) for k in np.unique(manifest.fold[manifest.fold >= 0]) if not recipe.folds.only or k in recipe.folds.only]
+        folds = [
+            int(k)
+            for k in np.unique(manifest.fold[manifest.fold >= 0])
+            if not recipe.folds.only or k in recipe.folds.only
+        ]
         for fold in folds or [0]:
             train_fold(member, fold)
         collect(member, folds)
@@ -93,7 +114,7 @@ def train_members(run: RunFolder, recipe: Recipe, manifest: Manifest, device: st
 
 
 def input_size(photo: Photo, manifest: Manifest) -> tuple[int, int]:
-    """(height, width) of the model's input: as given, or `area` pixels in the proportion most photographs have.
+    """(height, width) of the model's input: as given, or `area` pixels in the usual proportion.
 
     Edges are multiples of 32. Photographs that lie both ways, or whose proportions are unknown, get a square.
     """
@@ -111,7 +132,7 @@ def input_size(photo: Photo, manifest: Manifest) -> tuple[int, int]:
 
 
 def train_fold(member: Member, fold: int) -> None:
-    """One fold, unless it is done: train, save the network, predict what it held out and the test photographs."""
+    """One fold, unless it is done: train, save the network, predict held-out and test photographs."""
     folder = f"members/{member.name}/fold{fold}"
     train, held = member.rows(fold)
     settings = member.recipe.resolved()
@@ -136,35 +157,53 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
     """Train the whole network on photographs."""
     recipe, manifest, device = member.recipe, member.manifest, member.device
     seed, classes = member.seed(fold), len(manifest.classes)
-    model = make_model(recipe.model, classes, member.preprocess.size, seed).to(device, memory_format=_layout(recipe))  # type: ignore[call-overload]
-    precision = choose_precision(recipe.train.precision, model, recipe.model.backbone, member.preprocess.size, device)
+    model = make_model(recipe.model, classes, member.preprocess.size, seed).to(
+        device, memory_format=_layout(recipe)
+    )  # type: ignore[call-overload]
+    precision = choose_precision(
+        recipe.train.precision, model, recipe.model.backbone, member.preprocess.size, device
+    )
     augmenter = Augmenter(recipe.augment, member.preprocess.size, seed, recipe.train.epochs)
     weights = manifest.table["weight"].to_numpy()[train]
     dataset = TrainingPhotos(member.photos, train, soft_targets(manifest)[train], weights, augmenter)
-    loader, batches = make_loader(dataset, recipe.train.batch, seed, recipe.train.workers, device.type == "cuda")
+    loader, batches = make_loader(
+        dataset, recipe.train.batch, seed, recipe.train.workers, device.type == "cuda"
+    )
     targets = soft_targets(manifest)[train]
     counts = np.maximum(targets.sum(0), 1)  # a class without photographs here must not weigh without bound
     loss = make_loss(
         recipe.loss.name, recipe.loss.settings, classes=classes, photographs=len(train), class_counts=counts
     ).to(device)
-    mixer = Mixer(recipe.mixing, len(batches) * recipe.train.epochs, seed, epochs=recipe.train.epochs) if recipe.mixing else None
+    mixer = (
+        Mixer(recipe.mixing, len(batches) * recipe.train.epochs, seed, epochs=recipe.train.epochs)
+        if recipe.mixing
+        else None
+    )
     state = StepState(device, Normalise(member.preprocess).to(device), loss, PRECISIONS[precision], mixer)
 
     def judge(network: torch.nn.Module) -> dict[str, float]:
         runner = TorchRunner(network, member.preprocess, device, precision)  # type: ignore[arg-type]
         looks = (View(),)
-        logits = merge_views(forward_views([runner], member.photos, held, member.preprocess, looks, what="Held out"), looks)
+        logits = merge_views(
+            forward_views([runner], member.photos, held, member.preprocess, looks, what="Held out"), looks
+        )
         labels, probs = manifest.labels[held], softmax(logits.astype(np.float64), axis=1)
-        return {"loss": float(metrics.log_loss(labels, probs)), "accuracy": float(metrics.accuracy(labels, probs))}
+        return {
+            "loss": float(metrics.log_loss(labels, probs)),
+            "accuracy": float(metrics.accuracy(labels, probs)),
+        }
 
     folder = member.folder(fold)
     about = {"recipe": recipe.name, "member": member.name, "fold": fold, "precision": precision}
 
     def save(network: torch.nn.Module) -> None:
-        save_model(folder / "best.safetensors", network, recipe.model, manifest.classes, member.preprocess, recipe.tta, about)  # type: ignore[arg-type]
+        _save(member, folder, network, about)
 
     what = f"{member.name} fold {fold}"
-    fit(model, loader, batches, STEPS["supervised"], state, recipe, seed, folder, judge if len(held) else None, save, what)
+    fit(
+        model, loader, batches, STEPS["supervised"], state, recipe, seed, folder,
+        judge if len(held) else None, save, what,
+    )  # fmt: skip
     best = load_network(folder / "best.safetensors").networks[0]
     _predict_fold(member, fold, held, TorchRunner(best, member.preprocess, device, precision))
 
@@ -180,22 +219,35 @@ def features(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
     groups = np.unique(alone[train], return_inverse=True)[1]
     weights = manifest.table["weight"].to_numpy()[train]
     say(f"{member.name} fold {fold}: fitting the head on {len(train)} photographs")
-    weight, bias = fit_head(computed[train], soft.argmax(1), len(manifest.classes), weights, groups, recipe.features.c, member.seed(fold))
+    strengths, seed = recipe.features.c, member.seed(fold)
+    weight, bias = fit_head(
+        computed[train], soft.argmax(1), len(manifest.classes), weights, groups, strengths, seed
+    )
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(weight))
         model.head.bias.copy_(torch.from_numpy(bias))
     about = {"recipe": recipe.name, "member": member.name, "fold": fold, "precision": "fp32"}
-    save_model(member.folder(fold) / "best.safetensors", model, recipe.model, manifest.classes, member.preprocess, recipe.tta, about)
+    _save(member, member.folder(fold), model, about)
     for rows, name in ((held, "oof"), (member.test_rows, "test")):
         if len(rows):
             logits = merge_views(computed[rows] @ weight.T + bias, recipe.tta)
-            _as_predictions(member, rows, logits, fold, computed[rows].mean(1)).save(member.folder(fold) / f"{name}.parquet")
+            _as_predictions(member, rows, logits, fold, computed[rows].mean(1)).save(
+                member.folder(fold) / f"{name}.parquet"
+            )
+
+
+def _save(member: Member, folder: Path, network: torch.nn.Module, about: dict[str, Any]) -> None:
+    recipe, classes = member.recipe, member.manifest.classes
+    path = folder / "best.safetensors"
+    save_model(path, network, recipe.model, classes, member.preprocess, recipe.tta, about)  # type: ignore[arg-type]
 
 
 def _features_of(member: Member, model: Classifier) -> np.ndarray:
     """Features (N, V, D) of all photographs, from the run folder where they were computed before."""
     recipe = member.recipe
-    backbone = recipe.model.model_dump(mode="json", include={"backbone", "pretrained", "pooling", "taps", "power"})
+    backbone = recipe.model.model_dump(
+        mode="json", include={"backbone", "pretrained", "pooling", "taps", "power"}
+    )
     views = [view.model_dump(mode="json", exclude={"weight"}) for view in recipe.tta]
     size = member.preprocess.to_json()
     name = digest_value([backbone, views, size, _digest_photographs(member.manifest)])[:16]
@@ -204,9 +256,11 @@ def _features_of(member: Member, model: Classifier) -> np.ndarray:
     if runtime == "auto":
         runtime = "onnx" if member.device.type == "cpu" else "torch"
     runner: Runner = _Later(
-        lambda: OnnxRunner(model, member.preprocess, folder / "backbone.onnx")
-        if runtime == "onnx"
-        else TorchRunner(model, member.preprocess, member.device)
+        lambda: (
+            OnnxRunner(model, member.preprocess, folder / "backbone.onnx")
+            if runtime == "onnx"
+            else TorchRunner(model, member.preprocess, member.device)
+        )
     )
     return make_features(folder, runner, member.photos, member.preprocess, recipe.tta, recipe.features.batch)
 
@@ -229,7 +283,9 @@ def _predict_fold(member: Member, fold: int, held: np.ndarray, runner: TorchRunn
         if not len(rows):
             continue
         what = f"{member.name} fold {fold}: {name}"
-        logits = merge_views(forward_views([runner], member.photos, rows, member.preprocess, views, what=what), views)
+        logits = merge_views(
+            forward_views([runner], member.photos, rows, member.preprocess, views, what=what), views
+        )
         _as_predictions(member, rows, logits, fold).save(member.folder(fold) / f"{name}.parquet")
 
 
@@ -244,16 +300,24 @@ def _as_predictions(
 
 
 def collect(member: Member, folds: list[int]) -> None:
-    """Join the folds' predictions: held-out photographs in the manifest's order, test photographs averaged."""
-    parts = [Predictions.load(member.folder(k) / "oof.parquet") for k in folds if (member.folder(k) / "oof.parquet").exists()]
+    """Join the folds' predictions: held-out ones in the manifest's order, test photographs averaged."""
+    parts = [
+        Predictions.load(member.folder(k) / "oof.parquet")
+        for k in folds
+        if (member.folder(k) / "oof.parquet").exists()
+    ]
     if parts:
         order = np.isin(member.manifest.image_id, np.concatenate([part.image_id for part in parts]))
+        embeddings = [p.embeddings for p in parts if p.embeddings is not None]
         joined = Predictions(
-            np.concatenate([p.image_id for p in parts]), np.concatenate([p.logits for p in parts]), parts[0].classes,
-            np.concatenate([p.labels for p in parts]), np.concatenate([p.fold for p in parts]),
-            np.concatenate([p.embeddings for p in parts]) if all(p.embeddings is not None for p in parts) else None,  # type: ignore[misc]
+            np.concatenate([p.image_id for p in parts]), np.concatenate([p.logits for p in parts]),
+            parts[0].classes, np.concatenate([p.labels for p in parts]),
+            np.concatenate([p.fold for p in parts]),
+            np.concatenate(embeddings) if len(embeddings) == len(parts) else None,
         )  # fmt: skip
-        joined.align(member.manifest.image_id[order]).save(member.run / f"predictions/{member.name}.oof.parquet")
+        joined.align(member.manifest.image_id[order]).save(
+            member.run / f"predictions/{member.name}.oof.parquet"
+        )
     if len(member.test_rows):
         tests = [Predictions.load(member.folder(k) / "test.parquet") for k in folds or [0]]
         mean = np.mean([p.pred_probs for p in tests], axis=0)
@@ -262,7 +326,7 @@ def collect(member: Member, folds: list[int]) -> None:
 
 
 def soft_targets(manifest: Manifest) -> np.ndarray:
-    """Soft labels (N, K) float32: the hard label as one-hot where no soft one is given, zeros where neither is."""
+    """Soft labels (N, K) float32: the hard label as one-hot without a soft one, zeros without either."""
     hard = np.zeros((len(manifest), len(manifest.classes)), dtype=np.float32)
     known = manifest.labels >= 0
     hard[known, manifest.labels[known]] = 1

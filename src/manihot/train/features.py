@@ -1,8 +1,8 @@
-"""The `features` method: a frozen backbone looks at every photograph once, a regularised linear head learns a fold.
+"""The `features` method: a frozen backbone sees every photograph once, a linear head learns a fold.
 
-Each view of a photograph is a training row of its own, so that the head learns what flips and crops leave alone; a
-prediction is the mean over views, as for any other model. The standardisation of the features is folded into the
-saved network's linear layer, so that it takes photographs like any other.
+Each view of a photograph is a training row of its own, so that the head learns what flips and crops leave
+alone; a prediction is the mean over views, as for any other model. The standardisation of the features is
+folded into the saved network's linear layer, so that it takes photographs like any other.
 """
 
 from __future__ import annotations
@@ -49,28 +49,37 @@ def fit_head(
     features: np.ndarray, labels: np.ndarray, classes: int, weights: np.ndarray, groups: np.ndarray,
     strengths: Sequence[float], seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """A logistic regression on features (N, V, D): weight (K, D) and bias (K,) that act on features as they come.
+    """A logistic regression on features (N, V, D): weight (K, D) and bias (K,) for features as they come.
 
-    labels (N,) in 0..K-1, weights (N,), groups (N,): photographs that must not be torn apart. The regression's
-    strength is chosen inside these photographs.
+    labels (N,) in 0..K-1, weights (N,), groups (N,): photographs that must not be torn apart. The
+    regression's strength is chosen inside these photographs.
     """
     n, views, _ = features.shape
     rows = features.reshape(n * views, -1)
     centre, scale = rows.mean(0), rows.std(0) + 1e-6
     rows = (rows - centre) / scale
-    strength = strengths[0] if len(strengths) == 1 else _choose(rows, labels, weights, groups, views, strengths, seed)
+    strength = (
+        strengths[0]
+        if len(strengths) == 1
+        else _choose(rows, labels, weights, groups, views, strengths, seed)
+    )
     model = _logistic(rows, np.repeat(labels, views), np.repeat(weights, views), strength)
     weight = np.zeros((classes, rows.shape[1]), dtype=np.float32)
     bias = np.full(classes, -12.0, dtype=np.float32)  # a class without photographs: all but impossible
     coefficients, intercept = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # scikit-learn gives one row for two classes
-        coefficients, intercept = np.vstack([-coefficients, coefficients]) / 2, np.array([-intercept[0], intercept[0]]) / 2
+        coefficients, intercept = (
+            np.vstack([-coefficients, coefficients]) / 2,
+            np.array([-intercept[0], intercept[0]]) / 2,
+        )
     weight[model.classes_], bias[model.classes_] = coefficients, intercept
     weight = weight / scale
     return weight.astype(np.float32), (bias - weight @ centre).astype(np.float32)
 
 
-def _logistic(rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, strength: float) -> LogisticRegression:
+def _logistic(
+    rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, strength: float
+) -> LogisticRegression:
     return LogisticRegression(C=strength, max_iter=300, tol=1e-3).fit(rows, labels, sample_weight=weights)
 
 
@@ -78,7 +87,7 @@ def _choose(
     rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, groups: np.ndarray, views: int,
     strengths: Sequence[float], seed: int,
 ) -> float:  # fmt: skip
-    """The strength with the lowest log loss on a held-out quarter, one in four of each class, whole groups."""
+    """The strength with the lowest log loss on a held-out quarter: one in four a class, whole groups."""
     counts = np.bincount(labels)
     if counts[counts > 0].min() < 2:
         return min(strengths)
@@ -90,10 +99,20 @@ def _choose(
     losses = []
     for strength in strengths:
         model = _logistic(
-            by_photo[inside].reshape(len(inside) * views, -1), np.repeat(labels[inside], views), np.repeat(weights[inside], views), strength
+            by_photo[inside].reshape(len(inside) * views, -1),
+            np.repeat(labels[inside], views),
+            np.repeat(weights[inside], views),
+            strength,
         )
-        probs = model.predict_proba(by_photo[outside].reshape(len(outside) * views, -1)).reshape(len(outside), views, -1)
-        losses.append(log_loss(labels[outside], probs.mean(1), labels=model.classes_, sample_weight=weights[outside]))
+        probs = model.predict_proba(by_photo[outside].reshape(len(outside) * views, -1)).reshape(
+            len(outside), views, -1
+        )
+        losses.append(
+            log_loss(labels[outside], probs.mean(1), labels=model.classes_, sample_weight=weights[outside])
+        )
     best = strengths[int(np.argmin(losses))]
-    say(f"  strength {best:g} of {', '.join(f'{s:g}' for s in strengths)} (held-out log loss {min(losses):.3f})")
+    say(
+        f"  strength {best:g} of {', '.join(f'{s:g}' for s in strengths)} "
+        f"(held-out log loss {min(losses):.3f})"
+    )
     return best

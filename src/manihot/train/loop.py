@@ -1,7 +1,7 @@
-"""The training loop: epochs over batches, with a checkpoint after each epoch that a resumed run continues from.
+"""The training loop: epochs over batches, with a checkpoint after each from which a stopped run continues.
 
-After `kill -9` the same command gives bit-identical weights on the same machine: everything random is seeded by
-(seed, epoch), and last.ckpt holds the model, the optimiser, the schedule, the average and the loss's memory.
+After `kill -9` the same command gives bit-identical weights on the same machine: all that is random is
+seeded by (seed, epoch); last.ckpt holds the model, the optimiser, the schedule, the average, the loss state.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from manihot.records.runs import atomic_path, write_atomic
 from manihot.settings import Recipe
 from manihot.train.steps import Step, StepState
 
-Judge = Callable[[nn.Module], dict[str, float]]  # a network to {"loss": ..., "accuracy": ...} on held-out photographs
+# a network to {"loss": ..., "accuracy": ...} on held-out photographs
+Judge = Callable[[nn.Module], dict[str, float]]
 
 
 @dataclass
@@ -43,8 +44,8 @@ class Progress:
 
 
 def fit(
-    model: nn.Module, loader: Any, batches: EpochBatches, step: Step, state: StepState, recipe: Recipe, seed: int,
-    folder: Path, judge: Judge | None, save: Callable[[nn.Module], None], what: str,
+    model: nn.Module, loader: Any, batches: EpochBatches, step: Step, state: StepState, recipe: Recipe,
+    seed: int, folder: Path, judge: Judge | None, save: Callable[[nn.Module], None], what: str,
 ) -> Progress:  # fmt: skip
     """Train `model` in place by the recipe; `save` is called with the network to keep.
 
@@ -53,10 +54,19 @@ def fit(
     """
     train = recipe.train
     optimizer = make_optimizer(model, recipe.optimizer)  # type: ignore[arg-type]
-    schedule = make_schedule(optimizer, recipe.schedule, train.epochs, math.ceil(len(batches) / train.accumulate))
+    schedule = make_schedule(
+        optimizer, recipe.schedule, train.epochs, math.ceil(len(batches) / train.accumulate)
+    )
     averaging = AVERAGING[recipe.averaging.name](model, train.epochs, **recipe.averaging.settings)
     scaler = torch.amp.GradScaler(state.device.type, enabled=state.dtype == torch.float16)
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "averaging": averaging, "scaler": scaler, "loss": state.loss}
+    parts = {
+        "model": model,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "averaging": averaging,
+        "scaler": scaler,
+        "loss": state.loss,
+    }
     progress = _resume(folder / "last.ckpt", parts, state.device)
     if progress.epoch:
         say(f"{what}: continues after epoch {progress.epoch} of {train.epochs}")
@@ -68,7 +78,9 @@ def fit(
         set_training(model, recipe.model.freeze_norm)  # type: ignore[arg-type]
         rate = optimizer.param_groups[-1]["lr"]
         label = f"{what}, epoch {epoch + 1}/{train.epochs}"
-        loss = _train_epoch(model, loader, step, state, optimizer, schedule, scaler, averaging, recipe, progress, label)
+        loss = _train_epoch(
+            model, loader, step, state, optimizer, schedule, scaler, averaging, recipe, progress, label
+        )
         averaging.after_epoch(model, epoch)
         row = {"epoch": epoch, "lr": rate, "train_loss": loss}
         if judge is not None:
@@ -104,9 +116,11 @@ def _train_epoch(
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise DataError(
-                    f"{what}: the loss is {value}", "lower optimizer.lr, set train.precision=fp32, or raise train.clip above 0"
+                    f"{what}: the loss is {value}",
+                    "lower optimizer.lr, set train.precision=fp32, or raise train.clip above 0",
                 )
-            scaler.scale(loss * (sizes[offset] / sum(sizes))).backward()  # weighted by photographs, not by batches
+            share = sizes[offset] / sum(sizes)  # weighted by photographs, not by batches
+            scaler.scale(loss * share).backward()
             total += value * sizes[offset]
             seen += sizes[offset]
         if recipe.train.clip:
@@ -142,12 +156,15 @@ def _seed_of(seed: int, epoch: int) -> int:
 
 
 def _is_stalled(progress: Progress, patience: int) -> bool:
-    return bool(patience) and progress.best_epoch >= 0 and progress.epoch - 1 - progress.best_epoch >= patience
+    return (
+        bool(patience) and progress.best_epoch >= 0 and progress.epoch - 1 - progress.best_epoch >= patience
+    )
 
 
 def _save_checkpoint(folder: Path, parts: dict[str, Any], progress: Progress) -> None:
     state = {name: part.state_dict() for name, part in parts.items()}
-    state["schedule"] = {k: v for k, v in state["schedule"].items() if k != "lr_lambdas"}  # functions, rebuilt from the recipe
+    # the schedule's functions are rebuilt from the recipe
+    state["schedule"] = {k: v for k, v in state["schedule"].items() if k != "lr_lambdas"}
     state["progress"] = vars(progress)
     with atomic_path(folder / "last.ckpt") as temporary:
         torch.save(state, temporary)
@@ -163,10 +180,17 @@ def _resume(path: Path, parts: dict[str, Any], device: torch.device) -> Progress
             saved = state[name]
             part.load_state_dict({**part.state_dict(), **saved} if name == "schedule" else saved)
     except (RuntimeError, KeyError, ValueError) as error:
-        raise RunFolderError(f"{path}: the checkpoint doesn't fit this training ({error})", f"remove {path.parent} and run again") from error
+        raise RunFolderError(
+            f"{path}: the checkpoint doesn't fit this training ({error})",
+            f"remove {path.parent} and run again",
+        ) from error
     return Progress(**state["progress"])
 
 
 def _describe(row: dict[str, Any], what: str) -> str:
-    judged = f", held out: loss {row['val_loss']:.3f}, right {row['val_accuracy']:.1%}" if "val_loss" in row else ""
+    judged = (
+        f", held out: loss {row['val_loss']:.3f}, right {row['val_accuracy']:.1%}"
+        if "val_loss" in row
+        else ""
+    )
     return f"{what}: loss {row['train_loss']:.3f}{judged} ({row['seconds']:.0f} s)"
