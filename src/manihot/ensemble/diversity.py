@@ -114,27 +114,31 @@ def find_pareto_front(
 
 
 def draw_diversity(pred_probs: np.ndarray, labels: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Write a picture (PNG): disagreement and correlation of errors between members, side by side."""
+    """Write a picture (PNG): disagreement in percent and correlation of errors between members, side by
+    side.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     size = max(3.5, 0.55 * len(names) + 2)
-    figure = Figure(figsize=(2 * size, size), layout="constrained")
+    figure = Figure(figsize=(2.2 * size, size))
     FigureCanvasAgg(figure)
     panels = {
-        "different answers": (measure_disagreement(pred_probs), "viridis"),
-        "correlation of errors": (measure_error_correlation(pred_probs, labels), "viridis_r"),
+        "different answers, %": (100 * measure_disagreement(pred_probs), "viridis", ".1f"),
+        "correlation of errors": (measure_error_correlation(pred_probs, labels), "viridis_r", ".2f"),
     }
-    for axes, (title, (matrix, colours)) in zip(figure.subplots(1, 2), panels.items()):
+    for axes, (title, (matrix, colours, form)) in zip(figure.subplots(1, 2, sharey=True), panels.items()):
+        np.fill_diagonal(matrix, np.nan)  # a member against itself says nothing and would take up the scale
         axes.imshow(matrix, cmap=colours)
-        middle = np.nanmean(matrix)
+        known = matrix[np.isfinite(matrix)]
+        middle = known.mean() if len(known) else 0.0
         for (row, column), value in np.ndenumerate(matrix):
-            dark = (value < middle) == (colours == "viridis")
-            axes.text(
-                column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="w" if dark else "k"
-            )
+            if np.isfinite(value):
+                dark = (value < middle) == (colours == "viridis")
+                colour = "w" if dark else "k"
+                axes.text(column, row, format(value, form), ha="center", va="center", size=8, color=colour)
         axes.set_title(title)
         axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+        figure.savefig(temporary, dpi=110, format="png", bbox_inches="tight")

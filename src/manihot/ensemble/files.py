@@ -31,7 +31,7 @@ from manihot.ensemble.plans import load_plan
 from manihot.ensemble.search import SEARCHES
 from manihot.ensemble.stack import STACKERS, fit_stack, mean_of_stacks
 from manihot.errors import DataError, SettingsError
-from manihot.metrics import METRICS, evaluate
+from manihot.metrics import METRICS, PER_CLASS, evaluate
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.runs import atomic_path, save_json
@@ -289,15 +289,24 @@ def _write(
         y = members.labels[known]
         rows = [(name, member[known]) for name, member in zip(members.names, members.pred_probs)]
         rows.append((stem, probs[known]))
-        table = pd.DataFrame([{"member": n, **{key: m(y, p) for key, m in METRICS.items()}} for n, p in rows])
+        table = pd.DataFrame([{"member": n, **measure_all(y, p, members.classes)} for n, p in rows])
         _write_table(out / "members.csv", table)
         if len(y) <= INTERVALS_UP_TO:
             own_groups = None if groups is None else groups[known]
             record["metrics"] = evaluate(y, probs[known], members.classes, own_groups, repeats=200)
         else:
-            record["metrics"] = {"n": len(y), "metrics": table.iloc[-1].drop("member").to_dict()}
+            record["metrics"] = {"n": len(y), "metrics": table.loc[len(table) - 1, list(METRICS)].to_dict()}
     save_json(out / f"{stem}.json", record)
     return record
+
+
+def measure_all(labels: np.ndarray, pred_probs: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Every metric, and every metric of a class as `name[class]`, as one row of a table."""
+    row: dict[str, Any] = {name: metric(labels, pred_probs) for name, metric in METRICS.items()}
+    for name, metric in PER_CLASS.items():
+        values = np.asarray(metric(labels, pred_probs))
+        row |= {f"{name}[{c}]": float(value) for c, value in zip(classes, values)}
+    return row
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:

@@ -261,7 +261,9 @@ def draw_reliability(labels: np.ndarray, curves: dict[str, np.ndarray], path: Pa
         bins = reliability(labels, probs)
         filled = [b for b, count in enumerate(bins["count"]) if count]
         x, y = ([bins[key][b] for b in filled] for key in ("confidence", "accuracy"))
-        axes.plot(x, y, marker="o", label=f"{name} (ECE {ece(labels, probs):.3f})")
+        shares = np.array([bins["count"][b] for b in filled]) / sum(bins["count"])
+        (line,) = axes.plot(x, y, label=f"{name} (ECE {ece(labels, probs):.3f})")
+        axes.scatter(x, y, s=8 + 300 * shares, color=line.get_color(), alpha=0.6)  # area: photographs
     axes.set(xlabel="stated probability", ylabel="share that was right", xlim=(0, 1), ylim=(0, 1))
     axes.legend()
     with warnings.catch_warnings(), atomic_path(path) as temporary:
