@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Tiny networks: threads that wait for each other cost more than they give, above all on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
 import pytest
+from PIL import Image
 
 
 def shared_data(name: str = "") -> Path:
@@ -15,3 +20,49 @@ def shared_data(name: str = "") -> Path:
     if not (folder / name).exists():
         pytest.skip(f"real data not present: {folder / name} (set MANIHOT_DATA to the folder that holds bracol/ and cassava/)")
     return folder / name
+
+
+CLASSES = ("blue spots", "green", "red")
+
+
+@pytest.fixture(scope="session")
+def small_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """45 photographs of 48 x 64 in three class folders that a tiny network can learn, and two broken files."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(CLASSES):
+        (folder / name).mkdir()
+        for i in range(15):
+            picture = rng.integers(40, 120, (48, 64, 3))
+            picture[..., k] += 90
+            Image.fromarray(picture.astype(np.uint8)).save(folder / name / f"{name[:1]}{i:02d}.jpg", quality=90)
+    (folder / "red" / "empty.jpg").write_bytes(b"")
+    (folder / "green" / "page.jpg").write_text("<html></html>", encoding="utf-8")
+    return folder
+
+
+TINY_RECIPE = """
+method: finetune
+folds: {n: 2}
+photo: {size: [32, 48], store_scale: 1.2}
+model: {backbone: test_efficientnet, pretrained: false, dropout: 0.1}
+augment:
+  - {name: random_resized_crop, scale: [0.6, 1.0]}
+  - {name: horizontal_flip}
+  - {name: color_jitter, brightness: 0.1}
+mixing:
+  - {name: mixup, alpha: 0.2, p: 0.3}
+loss: {name: cross_entropy, smoothing: 0.1}
+optimizer: {name: adamw, lr: 3.0e-3}
+averaging: {name: ema, decay: 0.9}
+train: {epochs: 3, batch: 8, precision: fp32}
+tta: [{name: full}, {name: full, flip: h}]
+"""
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path) -> Path:
+    """Fine-tuning of a tiny random network: seconds."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY_RECIPE, encoding="utf-8")
+    return path

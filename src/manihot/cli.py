@@ -18,6 +18,7 @@ app = App(
     version=manihot.__version__,
     help="From a folder of field photographs with imperfect labels to a trustworthy classifier and a report.",
     help_epilogue="First steps:  manihot demo-data demo   then   manihot run demo --out runs/demo",
+    suppress_keyboard_interrupt=False,  # `main` answers it, with what to do next
 )
 recipes = App(name="recipes", help="List the recipes that come with the package, or show one.")
 app.command(recipes)

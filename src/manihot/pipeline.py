@@ -46,8 +46,10 @@ def run(
         _open(folder, resolved, photos, scan_options, update)
         manifest = _scan(folder, photos, workers, scan_options)
         manifest = _folds(folder, resolved, manifest)
+        from manihot.infer.runners import choose_device, describe_device
         from manihot.train.crossval import train_members
 
+        folder.update_record(device=describe_device(choose_device(device)))
         names = train_members(folder, resolved, manifest, device, workers)
         scores = score(folder, manifest, names, resolved.seed)
         folder.update_record(finished=time.time())
@@ -86,7 +88,7 @@ def _open(folder: RunFolder, recipe: Recipe, photos: Any, scan_options: dict[str
     folder.update_record(
         recipe_name=recipe.name, recipe=wanted, seed=recipe.seed, photos=sources,
         scan_options={k: str(v) for k, v in scan_options.items() if v is not None},
-        versions=versions, command=" ".join(sys.argv), system=f"{platform.system()} {platform.machine()}",
+        versions=versions, command=list(sys.argv), system=f"{platform.system()} {platform.machine()}",
     )  # fmt: skip
 
 

@@ -295,7 +295,9 @@ def _write(
             own_groups = None if groups is None else groups[known]
             record["metrics"] = evaluate(y, probs[known], members.classes, own_groups, repeats=200)
         else:
-            record["metrics"] = {"n": len(y), "metrics": table.loc[len(table) - 1, list(METRICS)].to_dict()}
+            values = table.loc[len(table) - 1, list(METRICS)]
+            plain = {str(key): None if np.isnan(value) else float(value) for key, value in values.items()}
+            record["metrics"] = {"n": len(y), "metrics": plain}
     save_json(out / f"{stem}.json", record)
     return record
 

@@ -19,10 +19,10 @@ from scipy.special import softmax
 from manihot import metrics
 from manihot.data.augment import Augmenter
 from manihot.data.dataset import TrainingPhotos, make_loader
-from manihot.data.mixing import Mixer
+from manihot.data.mixing import Mixer, class_activation
 from manihot.infer.predict import Photos, forward_views, merge_views
 from manihot.infer.runners import PRECISIONS, Normalise, OnnxRunner, Runner, TorchRunner, choose_device
-from manihot.models.backbones import make_model, make_preprocess
+from manihot.models.backbones import make_model, make_preprocess, set_training
 from manihot.models.checkpoint import load_network, save_model
 from manihot.models.heads import Classifier
 from manihot.optim.losses import make_loss
@@ -208,10 +208,27 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
     _predict_fold(member, fold, held, TorchRunner(best, member.preprocess, device, precision))
 
 
+def make_mixer(recipe: Recipe, batches: int, seed: int, model: Classifier) -> Mixer | None:
+    """The recipe's mixing, with the network's own activation maps for SnapMix."""
+    if not recipe.mixing:
+        return None
+
+    @torch.no_grad()
+    def cams(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        model.eval()  # the look at the unmixed photographs leaves batch-norm statistics as they are
+        maps = model.backbone.forward_features(images)
+        set_training(model, recipe.model.freeze_norm)
+        return class_activation(maps, model.head.weight, targets.argmax(1))
+
+    epochs = recipe.train.epochs
+    return Mixer(recipe.mixing, batches * epochs, seed, epochs=epochs, cams=cams)
+
+
 def features(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> None:
     """Fit a linear head on features that the frozen backbone computed once for all folds."""
     recipe, manifest = member.recipe, member.manifest
-    model = make_model(recipe.model, len(manifest.classes), member.preprocess.size, member.seed(fold))
+    # One backbone for all folds, a random one too: the features were computed by it.
+    model = make_model(recipe.model, len(manifest.classes), member.preprocess.size, member.seed(0))
     computed = _features_of(member, model)
     soft = soft_targets(manifest)[train]
     group = manifest.table["group"].to_numpy()
@@ -250,7 +267,8 @@ def _features_of(member: Member, model: Classifier) -> np.ndarray:
     )
     views = [view.model_dump(mode="json", exclude={"weight"}) for view in recipe.tta]
     size = member.preprocess.to_json()
-    name = digest_value([backbone, views, size, _digest_photographs(member.manifest)])[:16]
+    drawn = None if recipe.model.pretrained else member.seed(0)
+    name = digest_value([backbone, drawn, views, size, _digest_photographs(member.manifest)])[:16]
     folder = member.run / f"features/{name}"
     runtime = recipe.features.runtime
     if runtime == "auto":

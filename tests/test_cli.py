@@ -1,0 +1,98 @@
+"""The command line: help, messages and exit codes, as a user sees them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from manihot.cli import app
+from manihot.errors import DataError, SettingsError, WeightsError
+
+VERBS = ["scan", "demo-data", "run", "predict", "compare", "report", "recipes"]
+
+
+def manihot(*words: str | Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "manihot.cli", *map(str, words)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture):
+    app([verb, "--help"], exit_on_error=False, result_action="return_value")
+    text = capsys.readouterr().out
+    assert verb in text
+    assert len(text.splitlines()) > 4
+
+
+def test_a_wrong_setting_is_named_with_file_line_and_suggestion(small_photos: Path, tmp_path: Path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("extends: quick\n\ntrain: {epoch: 3}\n", encoding="utf-8")
+    found = manihot("run", small_photos, "--out", tmp_path / "out", "--recipe", recipe)
+    assert found.returncode == SettingsError.exit_code
+    assert "mine.yaml:3" in found.stderr
+    assert "train.epoch" in found.stderr
+    assert "'epochs'" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("loss: {name: focall}", "focal"),
+        ("augment: [{name: rotatee}]", "rotate"),
+        ("mixing: [{name: cutmixx}]", "cutmix"),
+        ("optimizer: {name: adamq}", "adam"),
+        ("schedule: {name: cosin}", "cosine"),
+        ("averaging: {name: emma}", "ema"),
+        ("tta: [{name: ful}]", "full"),
+        ("model: {pooling: avgg}", "avg"),
+    ],
+)
+def test_a_wrong_technique_is_found_before_anything_is_read(change: str, named: str, tmp_path: Path):
+    from manihot.pipeline import run
+
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"extends: standard\n{change}\n", encoding="utf-8")
+    with pytest.raises(SettingsError) as error:
+        run(tmp_path / "no photographs", tmp_path / "out", str(recipe))
+    assert f"{recipe}:2" in str(error.value)
+    assert named in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_photographs_is_a_clear_error(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    found = manihot("run", tmp_path / "empty", "--out", tmp_path / "out", "--recipe", "quick")
+    assert found.returncode == DataError.exit_code
+    assert "Traceback" not in found.stderr
+
+
+def test_no_model_is_a_clear_error(small_photos: Path, tmp_path: Path):
+    found = manihot("predict", tmp_path, small_photos, "--out", tmp_path / "p.csv")
+    assert found.returncode == WeightsError.exit_code
+    assert "no trained model" in found.stderr
+
+
+def test_an_unreachable_hub_names_the_remedies_and_is_never_silently_random(small_photos: Path, tmp_path: Path, monkeypatch):
+    import timm
+
+    from manihot.models.pretrained import make_backbone
+
+    def refuse(*args, pretrained=False, **more):
+        if pretrained:
+            raise OSError("no route to host")
+        raise AssertionError("random weights were made")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(WeightsError) as error:
+        make_backbone("resnet18", True, (64, 64))
+    for remedy in ("embedded", "file of weights", "pretrained: false"):
+        assert remedy in error.value.remedy
+
+
+def test_recipes_are_listed_and_shown():
+    assert "standard" in manihot("recipes").stderr + manihot("recipes").stdout
+    shown = manihot("recipes", "show", "quick", "--set", "seed=7")
+    assert "seed: 7" in shown.stdout

@@ -1,0 +1,137 @@
+"""The training loop: accumulation, resume, checkpoints, checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from manihot.data.augment import Augmenter
+from manihot.data.dataset import EpochBatches, TrainingPhotos, make_loader
+from manihot.errors import DataError
+from manihot.infer.runners import Normalise
+from manihot.models.backbones import make_model, make_preprocess
+from manihot.optim.losses import make_loss
+from manihot.settings import Choice, Recipe, load_recipe
+from manihot.train.loop import fit
+from manihot.train.steps import STEPS, StepState
+
+PHOTOS = np.random.default_rng(0).integers(0, 256, (22, 40, 40, 3), dtype=np.uint8)
+LABELS = np.arange(22) % 3
+
+
+def training(recipe: Recipe, folder: Path, step=STEPS["supervised"]):
+    """Train a tiny network by `recipe` in `folder`; the weights kept and the progress."""
+    preprocess = make_preprocess(recipe.model, (32, 32), "squash")
+    model = make_model(recipe.model, 3, (32, 32), seed=0)
+    data = TrainingPhotos(PHOTOS, np.arange(22), np.eye(3)[LABELS], np.ones(22), Augmenter(recipe.augment, (32, 32), 0, recipe.train.epochs))
+    loader, batches = make_loader(data, recipe.train.batch, 0, 0, False)
+    state = StepState(torch.device("cpu"), Normalise(preprocess), make_loss("cross_entropy", {}, classes=3), torch.float32)
+    kept: dict[str, torch.Tensor] = {}
+
+    def save(network):
+        kept.update({k: v.clone() for k, v in network.state_dict().items()})
+
+    def judge(network):
+        return {"loss": float(len(kept)), "accuracy": 0.5}
+
+    progress = fit(model, loader, batches, step, state, recipe, 0, folder, judge, save, "test")
+    return kept, progress
+
+
+@pytest.fixture
+def recipe(tiny_recipe: Path) -> Recipe:
+    return load_recipe(str(tiny_recipe), ["mixing=[]", "augment=[{name: horizontal_flip}]"])
+
+
+def test_a_stopped_training_continues_bit_for_bit(recipe: Recipe, tmp_path: Path):
+    whole, _ = training(recipe, tmp_path / "whole")
+    calls = 0
+
+    def stops(model, batch, state):
+        nonlocal calls
+        calls += 1
+        if calls == 5:  # in the second epoch of three batches
+            raise KeyboardInterrupt
+        return STEPS["supervised"](model, batch, state)
+
+    with pytest.raises(KeyboardInterrupt):
+        training(recipe, tmp_path / "stopped", stops)
+    resumed, progress = training(recipe, tmp_path / "stopped")
+    assert progress.epoch == 3
+    assert len(progress.history) == 3
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("name", ["none", "ema", "swa"])
+def test_every_kind_of_averaging_survives_a_resume(recipe: Recipe, tmp_path: Path, name: str):
+    recipe = recipe.model_copy(update={"averaging": Choice(name=name)})
+    whole, _ = training(recipe, tmp_path / "whole")
+    shorter = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": 3})})
+    calls = 0
+
+    def stops(model, batch, state):
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            raise KeyboardInterrupt
+        return STEPS["supervised"](model, batch, state)
+
+    with pytest.raises(KeyboardInterrupt):
+        training(shorter, tmp_path / "stopped", stops)
+    resumed, _ = training(shorter, tmp_path / "stopped")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_accumulation_weighs_by_photographs(recipe: Recipe, tmp_path: Path):
+    """8 + 7 + 7 photographs in three parts make the step of all 22 at once (no batch norm in training, no dropout)."""
+    plain = {
+        "averaging": Choice(name="none"),
+        "model": recipe.model.model_copy(update={"freeze_norm": True, "dropout": 0.0}),
+        "augment": (),
+        "optimizer": recipe.optimizer.model_copy(update={"name": "sgd", "lr": 0.1}),
+        "schedule": Choice(name="constant"),
+    }
+    parts = recipe.model_copy(update={**plain, "train": recipe.train.model_copy(update={"epochs": 1, "batch": 8, "accumulate": 3})})
+    whole = recipe.model_copy(update={**plain, "train": recipe.train.model_copy(update={"epochs": 1, "batch": 22})})
+    a, _ = training(parts, tmp_path / "a")
+    b, _ = training(whole, tmp_path / "b")
+    assert max(float((a[k].float() - b[k].float()).abs().max()) for k in a) < 1e-5
+
+
+def test_a_loss_that_is_not_finite_is_named_with_the_remedy(recipe: Recipe, tmp_path: Path):
+    def broken(model, batch, state):
+        return {"loss": STEPS["supervised"](model, batch, state)["loss"] * float("nan")}
+
+    with pytest.raises(DataError, match="loss is nan") as error:
+        training(recipe, tmp_path, broken)
+    assert "optimizer.lr" in error.value.remedy
+
+
+def test_early_stopping_and_best_epoch(recipe: Recipe, tmp_path: Path):
+    train = recipe.train.model_copy(update={"epochs": 9, "patience": 2, "keep": "best"})
+    _, progress = training(recipe.model_copy(update={"train": train}), tmp_path)
+    # the judge's loss is 0 before anything is kept and larger afterwards: the first epoch stays the best
+    assert progress.best_epoch == 0
+    assert progress.epoch == 3
+
+
+def test_batches_hold_every_photograph_once_and_none_is_tiny():
+    batches = EpochBatches(33, 8, seed=1)
+    seen = [place for batch in batches for _, place in batch]
+    assert sorted(seen) == list(range(33))
+    assert min(len(batch) for batch in batches) >= 6
+    first = list(batches)
+    batches.epoch = 1
+    assert list(batches) != first
+
+
+def test_workers_change_nothing():
+    augmenter = Augmenter((Choice(name="random_resized_crop"), Choice(name="color_jitter")), (32, 32), 0, 2)
+    data = TrainingPhotos(PHOTOS, np.arange(22), np.eye(3)[LABELS], np.ones(22), augmenter)
+    alone, _ = make_loader(data, 8, 0, 0, False)
+    helped, _ = make_loader(data, 8, 0, 1, False)
+    for a, b in zip(alone, helped):
+        assert all(torch.equal(a[key], b[key]) for key in a)

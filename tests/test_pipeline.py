@@ -1,0 +1,164 @@
+"""The main job end to end on small photographs: files, scores, resume, determinism, members, prediction."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import manihot
+from manihot.errors import RunFolderError
+from manihot.pipeline import run
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
+
+FEATURES = [
+    "method=features", "model.taps=[2]", "model.pooling=avgmax", "model.power=true", "features.c=[0.01, 0.1]",
+    "features.runtime=torch",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from conftest import TINY_RECIPE
+
+    folder = tmp_path_factory.mktemp("run")
+    recipe = folder / "tiny.yaml"
+    recipe.write_text(TINY_RECIPE, encoding="utf-8")
+    run(small_photos, folder / "out", str(recipe), workers=1)
+    return folder / "out"
+
+
+def test_a_run_leaves_every_file_of_the_run_folder(finished: Path):
+    for name in (
+        "run.json", "manifest.parquet", "quarantine.csv", "folds.parquet", "metrics.json", "report.html",
+        "predictions/main.oof.parquet", "members/main/fold0/best.safetensors", "members/main/fold1/history.jsonl",
+    ):  # fmt: skip
+        assert (finished / name).is_file(), name
+    assert not list(finished.rglob("*.part*"))
+    record = json.loads((finished / "run.json").read_text(encoding="utf-8"))
+    assert all(stage["status"] == "done" for stage in record["stages"].values())
+    assert record["recipe"]["train"]["epochs"] == 3
+
+
+def test_broken_photographs_are_quarantined_and_the_rest_is_judged(finished: Path):
+    quarantine = pd.read_csv(finished / "quarantine.csv")
+    assert set(quarantine["fault"]) == {"empty", "not_an_image"}
+    assert len(Manifest.load(finished / "manifest.parquet")) == 45
+
+
+def test_every_photograph_is_predicted_once_by_a_model_that_did_not_see_it(finished: Path):
+    oof = Predictions.load(finished / "predictions/main.oof.parquet")
+    folds = pd.read_parquet(finished / "folds.parquet")
+    assert oof.image_id.tolist() == folds["image_id"].tolist()
+    assert (oof.fold == folds["fold"].to_numpy()).all()
+
+
+def test_metrics_agree_with_the_predictions(finished: Path):
+    scores = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))["members"]["main"]["oof"]
+    oof = Predictions.load(finished / "predictions/main.oof.parquet")
+    assert scores["metrics"]["accuracy"]["value"] == pytest.approx((oof.logits.argmax(1) == oof.labels).mean())
+
+
+def test_the_same_command_does_nothing_twice(finished: Path, small_photos: Path):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
+    run(small_photos, finished, str(finished.parent / "tiny.yaml"), workers=1, report=False)
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
+
+
+def test_other_settings_in_the_same_folder_are_refused_until_asked_for(finished: Path, small_photos: Path):
+    with pytest.raises(RunFolderError, match=r"train\.epochs \(3 -> 4\)"):
+        run(small_photos, finished, str(finished.parent / "tiny.yaml"), overrides=["train.epochs=4"])
+
+
+def test_two_runs_with_one_seed_are_identical_and_another_seed_is_not(finished: Path, small_photos: Path, tmp_path: Path):
+    recipe = str(finished.parent / "tiny.yaml")
+    run(small_photos, tmp_path / "again", recipe, workers=1, report=False)
+    run(small_photos, tmp_path / "other", recipe, overrides=["seed=1"], workers=1, report=False)
+    one, two, other = (Predictions.load(f / "predictions/main.oof.parquet") for f in (finished, tmp_path / "again", tmp_path / "other"))
+    assert (one.logits == two.logits).all()
+    assert not np.array_equal(one.logits, other.logits)
+
+
+def test_predict_with_a_run_gives_probabilities_and_kaggle_files(finished: Path, small_photos: Path, tmp_path: Path):
+    found = manihot.predict(finished, small_photos, tmp_path / "p.csv", device="cpu")
+    assert len(found) == 45
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert np.allclose(table[["c0", "c1", "c2"]].sum(axis=1), 1)
+    assert (tmp_path / "p.quarantine.csv").is_file()
+    manihot.predict(finished, small_photos / "red", tmp_path / "submission.csv", device="cpu", tta=1)
+    assert list(pd.read_csv(tmp_path / "submission.csv").columns) == ["image_id", "label"]
+
+
+def test_a_photograph_is_predicted_from_its_file_as_it_was_from_the_store(finished: Path):
+    """Out-of-fold predictions come from the store, new ones from files: the same pixels, so the same numbers."""
+    manifest = Manifest.load(finished / "manifest.parquet")
+    oof = Predictions.load(finished / "predictions/main.oof.parquet")
+    model = manihot.load_model(finished / "members/main/fold0/best.safetensors")
+    from manihot.infer.predict import predict_photos
+
+    held = oof.fold == 0
+    found = predict_photos(model, manifest.take(held))
+    assert np.abs(found.pred_probs - oof.pred_probs[held]).max() < 1e-5
+
+
+def test_features_method_learns_and_its_saved_network_repeats_its_predictions(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
+    scores = run(small_photos, tmp_path / "f", str(tiny_recipe), overrides=FEATURES, workers=1, report=False)
+    assert scores["members"]["main"]["oof"]["metrics"]["accuracy"]["value"] > 0.8  # colours are easy even for random features
+    manifest = Manifest.load(tmp_path / "f/manifest.parquet")
+    oof = Predictions.load(tmp_path / "f/predictions/main.oof.parquet")
+    from manihot.infer.predict import predict_photos
+
+    held = oof.fold == 1
+    found = predict_photos(manihot.load_model(tmp_path / "f/members/main/fold1/best.safetensors"), manifest.take(held))
+    assert np.abs(found.pred_probs - oof.pred_probs[held]).max() < 1e-3
+
+
+def test_features_in_onnxruntime_equal_those_of_torch(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
+    from manihot.infer.runners import OnnxRunner, TorchRunner, choose_device
+    from manihot.models.backbones import make_model, make_preprocess
+    from manihot.settings import load_recipe
+
+    settings = load_recipe(str(tiny_recipe), FEATURES).model
+    preprocess = make_preprocess(settings, (32, 48), "squash")
+    model = make_model(settings, 3, (32, 48)).eval()
+    photos = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)
+    torch_values = TorchRunner(model, preprocess, choose_device("cpu"))(photos)["embeddings"]
+    onnx_values = OnnxRunner(model, preprocess, tmp_path / "b.onnx")(photos)["embeddings"]
+    assert np.abs(torch_values - onnx_values).max() < 1e-3
+
+
+def test_several_members_are_judged_alone_and_as_their_mean(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
+    members = "members={a: {model: {pooling: max}}, b: {train: {epochs: 1}}}"
+    scores = run(small_photos, tmp_path / "m", str(tiny_recipe), overrides=[members, "train.epochs=1"], workers=1, report=False)
+    assert set(scores["members"]) == {"a", "b"}
+    a, b, mean = (Predictions.load(tmp_path / f"m/predictions/{n}.oof.parquet") for n in ("a", "b", "ensemble"))
+    assert np.allclose((a.pred_probs + b.pred_probs) / 2, mean.pred_probs, atol=1e-6)
+
+
+def test_test_photographs_are_predicted_by_the_mean_of_the_folds(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
+    manifest, _ = manihot.scan(small_photos, workers=1)
+    split = np.where(np.arange(len(manifest)) % 5 == 0, "test", "train")
+    manifest.with_columns(split=split).save(tmp_path / "split.parquet")
+    scores = run(tmp_path / "split.parquet", tmp_path / "t", str(tiny_recipe), overrides=["train.epochs=1"], workers=1, report=False)
+    assert scores["members"]["main"]["test"]["n"] == 9
+    parts = [Predictions.load(tmp_path / f"t/members/main/fold{k}/test.parquet").pred_probs for k in (0, 1)]
+    together = Predictions.load(tmp_path / "t/predictions/main.test.parquet").pred_probs
+    assert np.allclose(np.mean(parts, axis=0), together, atol=1e-6)
+
+
+def test_input_size_follows_the_photographs():
+    from manihot.settings import Photo
+    from manihot.train.crossval import input_size
+
+    def sized(height: list[int], width: list[int]) -> Manifest:
+        table = pd.DataFrame({"image_id": [str(i) for i in range(len(height))], "height": height, "width": width})
+        return Manifest.from_table(table, ("a",), Path("."))
+
+    assert input_size(Photo(), sized([256] * 9, [512] * 9)) == (160, 320)
+    assert input_size(Photo(), sized([600] * 9, [600] * 9)) == (224, 224)
+    assert input_size(Photo(), sized([600, 800] * 5, [800, 600] * 5)) == (224, 224)
+    assert input_size(Photo(size=(64, 96)), sized([1], [1])) == (64, 96)
