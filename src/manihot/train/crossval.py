@@ -95,8 +95,7 @@ def train_members(
     for name, own in recipe.member_recipes().items():
         size = input_size(own.photo, manifest)
         preprocess = make_preprocess(own.model, size, own.photo.fit)
-        scale = own.photo.store_scale if own.method == "finetune" else 1.0
-        stored = (round(size[0] * scale), round(size[1] * scale))
+        stored = (round(size[0] * own.photo.store_scale), round(size[1] * own.photo.store_scale))
         preprocess = Preprocess(size, preprocess.fit, preprocess.mean, preprocess.std, stored)
         store = run / f"store/{stored[0]}x{stored[1]}-{own.photo.fit}.npy"
         photos = make_store(store, manifest, preprocess.for_store, workers)
