@@ -11,7 +11,7 @@ import pytest
 from manihot.cli import app
 from manihot.errors import DataError, SettingsError, WeightsError
 
-VERBS = ["scan", "demo-data", "run", "predict", "compare", "report", "recipes"]
+VERBS = ["scan", "demo-data", "run", "predict", "compare", "report", "recipes", "show-augment"]
 
 
 def manihot(*words: str | Path) -> subprocess.CompletedProcess:

@@ -164,6 +164,23 @@ def report(run: Annotated[Path, Parameter(help="A run folder.")]) -> None:
     say(f"Report: {make_report(run)}")
 
 
+@app.command(name="show-augment")
+def show_augment(
+    recipe: Annotated[str, Parameter(help="A recipe's name or a .yaml file.")],
+    photo: Path,
+    *,
+    out: Annotated[Path, Parameter(name=["--out", "-o"], help="A .html or .png file.")] = Path("augment.html"),
+    set_: Sets = None,
+    n: Annotated[int, Parameter(help="Pictures an epoch.")] = 24,
+) -> None:
+    """Draw what a recipe's augmentation makes of a photograph, to be checked with your own eyes."""
+    from manihot.deliver.show_augment import show_augment as draw
+    from manihot.settings import load_recipe
+
+    draw(load_recipe(recipe, set_ or []), photo, out, n=n)
+    say(f"Pictures: {out}")
+
+
 @recipes.default
 def list_recipes() -> None:
     """List the recipes that come with the package."""

@@ -75,10 +75,11 @@ def choose_recipe(device: str = "auto") -> str:
 def _open(folder: RunFolder, recipe: Recipe, photos: Any, scan_options: dict[str, Any], update: bool) -> None:
     known, wanted = folder.record.get("recipe"), recipe.resolved()
     sources = [str(p) for p in ([photos] if isinstance(photos, (str, os.PathLike)) else photos)]
+    options = {k: str(v) for k, v in scan_options.items() if v is not None}
     if known is not None and not update:
         changed = sorted(_differences(known, wanted))
-        if folder.record.get("photos") != sources:
-            changed.append(f"photos ({folder.record.get('photos')} -> {sources})")
+        changed += _differences(folder.record.get("photos"), sources, "photos")
+        changed += _differences(folder.record.get("scan_options"), options, "scan")
         if changed:
             raise RunFolderError(
                 f"{folder.path} holds a run with other settings: {', '.join(changed[:6])}",
@@ -87,7 +88,7 @@ def _open(folder: RunFolder, recipe: Recipe, photos: Any, scan_options: dict[str
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     folder.update_record(
         recipe_name=recipe.name, recipe=wanted, seed=recipe.seed, photos=sources,
-        scan_options={k: str(v) for k, v in scan_options.items() if v is not None},
+        scan_options=options,
         versions=versions, command=list(sys.argv), system=f"{platform.system()} {platform.machine()}",
     )  # fmt: skip
 
