@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from manihot.cli import app
 from manihot.errors import DataError, SettingsError, WeightsError
 
-VERBS = ["scan", "demo-data", "run", "predict", "compare", "report", "recipes", "show-augment"]
+VERBS = ["scan", "demo-data", "run", "predict", "compare", "report", "recipes", "show-augment", "blend", "stack", "calibrate"]
 
 
 def manihot(*words: str | Path) -> subprocess.CompletedProcess:
@@ -96,3 +98,28 @@ def test_recipes_are_listed_and_shown():
     assert "standard" in manihot("recipes").stderr + manihot("recipes").stdout
     shown = manihot("recipes", "show", "quick", "--set", "seed=7")
     assert "seed: 7" in shown.stdout
+
+
+def test_blend_stack_and_calibrate_work_on_csv_files_without_torch(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 120)
+    for name in "ab":
+        probs = rng.dirichlet([1, 1, 1], 120) + 2 * np.eye(3)[labels]
+        table = pd.DataFrame(probs / probs.sum(1, keepdims=True), columns=["c0", "c1", "c2"])
+        table.insert(0, "label", labels)
+        table.insert(0, "image_id", [f"{i}.jpg" for i in range(120)])
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    a, b = tmp_path / "a.csv", tmp_path / "b.csv"
+    code = (
+        "import sys; sys.argv[1:] = {words!r}\nfrom manihot.cli import main\n"
+        "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules"
+    )
+    for words, left in (
+        (["blend", a, b, "--out", tmp_path / "blend"], "blend/blend.json"),
+        (["stack", a, b, "--out", tmp_path / "stack"], "stack/stack.json"),
+        (["calibrate", a, "--out", tmp_path / "trust"], "trust/trust.json"),
+    ):
+        script = code.format(words=[str(w) for w in words])
+        found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert found.returncode == 0, found.stderr
+        assert (tmp_path / left).is_file()

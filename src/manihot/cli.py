@@ -164,6 +164,56 @@ def report(run: Annotated[Path, Parameter(help="A run folder.")]) -> None:
     say(f"Report: {make_report(run)}")
 
 
+Oof = Annotated[list[Path], Parameter(help="Out-of-fold predictions, one file a member: parquet, or CSV image_id,label,c0,c1,...")]
+Test = Annotated[list[Path] | None, Parameter(name="--test", help="The members' test predictions, in the same order.", consume_multiple=True)]
+Groups = Annotated[Path | None, Parameter(help="manifest.parquet whose groups keep duplicates together.")]
+
+
+@app.command
+def blend(
+    oof: Oof, *, out: Out, test: Test = None, method: Annotated[str, Parameter(help="auto, uniform, a mean or a search.")] = "auto",
+    weights: Annotated[list[float] | None, Parameter(help="Fixed weights, one a member.", consume_multiple=True)] = None,
+    mean: Annotated[str, Parameter(help="arithmetic, geometric, power or rank.")] = "arithmetic",
+    manifest: Groups = None, seed: int = 0,
+) -> None:  # fmt: skip
+    """Combine members' predictions, and say what the blend is worth on photographs it was not fitted on.
+
+    `auto` is plain averaging unless nested cross-validation shows that a fitted blend is better.
+    """
+    from manihot.ensemble.files import blend_files
+
+    found = blend_files(oof, out, test or (), method, weights, mean, manifest, seed=seed)
+    say(f"Blend: {found['method']}, written to {out / 'blend.json'}")
+
+
+@app.command
+def stack(
+    oof: Oof, *, out: Out, test: Test = None,
+    method: Annotated[list[str] | None, Parameter(help="logistic, lightgbm, mlp, cnn1d, cnn2d; several are averaged.", consume_multiple=True)] = None,
+    manifest: Groups = None, seed: int = 0,
+) -> None:  # fmt: skip
+    """Fit a second level on members' out-of-fold predictions, and say whether it gains over plain averaging."""
+    from manihot.ensemble.files import stack_files
+
+    found = stack_files(oof, out, test or (), method or ("logistic",), manifest, seed=seed)
+    verdict = "a gain over plain averaging" if found["gain"] else "no gain over plain averaging beyond chance"
+    say(f"Stack: right {found['accuracy']:.2%}, plain average {found['plain_accuracy']:.2%}: {verdict}; written to {out}")
+
+
+@app.command
+def calibrate(
+    oof: Annotated[Path, Parameter(help="Out-of-fold predictions: parquet or CSV.")], *, out: Out,
+    kind: Annotated[str, Parameter(help="auto, none, temperature, vector, isotonic, confidence.")] = "auto",
+    coverage: Annotated[float, Parameter(help="Share of photographs whose set of answers must hold the truth.")] = 0.9,
+    manifest: Groups = None, seed: int = 0,
+) -> None:  # fmt: skip
+    """Make probabilities mean what they say, and fit sets of answers that hold the truth as often as you name."""
+    from manihot.trust.files import calibrate_files
+
+    calibrate_files(oof, out, kind, coverage, manifest=manifest, seed=seed)
+    say(f"Calibration and sets: {out / 'trust.json'}")
+
+
 @app.command(name="show-augment")
 def show_augment(
     recipe: Annotated[str, Parameter(help="A recipe's name or a .yaml file.")],
