@@ -42,7 +42,7 @@ PUBLISHED = {"stress": 0.9524, "severity": 0.8651}
 def split_of(n: int, rotation: int) -> np.ndarray:
     """'train', 'val' or 'test' of each row of leaf.csv, by the published protocol."""
     order = list(range(n))
-    np.random.seed(150)  # noqa: NPY002 the protocol's own generator
+    np.random.seed(150)
     np.random.shuffle(order)
     start = (rotation - 1) * (n // 5)
     order = order[start:] + order[:start]
@@ -53,14 +53,26 @@ def split_of(n: int, rotation: int) -> np.ndarray:
     return split
 
 
-def measure(data: Path, work: Path, recipe: str, target: str, rotation: int, sets: list[str]) -> dict[str, Any]:
+def measure(
+    data: Path, work: Path, recipe: str, target: str, rotation: int, sets: list[str]
+) -> dict[str, Any]:
     """Run one rotation in a process of its own; accuracy on validation and test, seconds, peak memory."""
     run = work / f"{recipe}-{target}-{rotation}"
     manifest_path = work / f"{target}-{rotation}.parquet"
     if not manifest_path.exists():
         manifest, _ = scan(data / "leaf.csv", image="leaf/{id}.jpg", label=TARGETS[target])
         manifest.with_columns(split=split_of(len(manifest), rotation)).save(manifest_path)
-    command = [sys.executable, "-m", "manihot.cli", "run", str(manifest_path), "--out", str(run), "--recipe", recipe]
+    command = [
+        sys.executable,
+        "-m",
+        "manihot.cli",
+        "run",
+        str(manifest_path),
+        "--out",
+        str(run),
+        "--recipe",
+        recipe,
+    ]
     command += [part for one in sets for part in ("--set", one)]
     clock = time.perf_counter()
     child = subprocess.Popen(command)
@@ -83,7 +95,9 @@ def measure(data: Path, work: Path, recipe: str, target: str, rotation: int, set
 
 def settings_digest(recipe: str, sets: list[str]) -> str:
     """What decides a result: the resolved recipe without its words."""
-    return digest_value({k: v for k, v in load_recipe(recipe, sets).resolved().items() if k not in ("description", "source")})[:12]
+    return digest_value(
+        {k: v for k, v in load_recipe(recipe, sets).resolved().items() if k not in ("description", "source")}
+    )[:12]
 
 
 def machine() -> str:
@@ -103,7 +117,9 @@ def commit() -> str:
     """The short commit, with '+' where the working tree differs from it."""
     try:
         head = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True).strip()
-        dirty = subprocess.check_output(["git", "status", "--porcelain", "-uno", "../src"], cwd=HERE, text=True).strip()
+        dirty = subprocess.check_output(
+            ["git", "status", "--porcelain", "-uno", "../src"], cwd=HERE, text=True
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+" if dirty else "")
@@ -114,13 +130,16 @@ def interval(values: list[float]) -> tuple[float, float]:
     from scipy.stats import t
 
     n = len(values)
-    return float(np.mean(values)), float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    return float(np.mean(values)), float(
+        t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)
+    ) if n > 1 else math.nan
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: one line a recipe and target, beside the published figures."""
     lines = [
-        "| recipe | target | rotations | validation | test, mean ± 95 % | each rotation | published | time a rotation | peak memory |",
+        "| recipe | target | rotations | validation | test, mean ± 95 % | each rotation | published "
+        "| time a rotation | peak memory |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     frame = pd.DataFrame(rows)
@@ -129,15 +148,24 @@ def table(rows: list[dict[str, Any]]) -> str:
         each = " ".join(f"{v:.1%}" for v in part["test"])
         lines.append(
             f"| {recipe} | {target} | {len(part)} | {part['val'].mean():.2%} | **{mean:.2%}** ± {half:.2%} | {each} "
-            f"| {PUBLISHED[target]:.2%} | {part['seconds'].median() / 60:.1f} min | {part['peak_memory'].max() / 2**30:.1f} GiB |"
+            f"| {PUBLISHED[target]:.2%} | {part['seconds'].median() / 60:.1f} min "
+            f"| {part['peak_memory'].max() / 2**30:.1f} GiB |"
         )
     about = frame.iloc[-1]
-    return "\n".join([*lines, "", f"Machine: {about['machine']}; commits {', '.join(dict.fromkeys(frame['commit']))}; {about['date']}."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Machine: {about['machine']}; commits {', '.join(dict.fromkeys(frame['commit']))}; {about['date']}.",
+        ]
+    )
 
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     default = Path(os.environ.get("MANIHOT_DATA", HERE.parents[1] / "shared" / "data"))
     parser.add_argument("--data", type=Path, default=default / "bracol")
     parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "bracol")
@@ -159,7 +187,10 @@ def main() -> None:
             if known and known[0]["settings"] == digest and not options.fresh:
                 continue
             row = measure(options.data, options.work, options.recipe, options.target, rotation, options.sets)
-            print(f"{key}: validation {row['val']:.4f}, test {row['test']:.4f}, {row['seconds']:.0f} s", flush=True)
+            print(
+                f"{key}: validation {row['val']:.4f}, test {row['test']:.4f}, {row['seconds']:.0f} s",
+                flush=True,
+            )
             rows = [r for r in rows if (r["recipe"], r["target"], r["rotation"]) != key] + [row]
             save_json(RESULTS, rows)
     print(table(rows))

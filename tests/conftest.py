@@ -18,7 +18,9 @@ def shared_data(name: str = "") -> Path:
     home = os.environ.get("MANIHOT_DATA")
     folder = Path(home) if home else Path(__file__).resolve().parents[2] / "shared" / "data"
     if not (folder / name).exists():
-        pytest.skip(f"real data not present: {folder / name} (set MANIHOT_DATA to the folder that holds bracol/ and cassava/)")
+        pytest.skip(
+            f"real data not present: {folder / name} (set MANIHOT_DATA to the folder that holds bracol/ and cassava/)"
+        )
     return folder / name
 
 
@@ -35,7 +37,9 @@ def small_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(15):
             picture = rng.integers(40, 120, (48, 64, 3))
             picture[..., k] += 90
-            Image.fromarray(picture.astype(np.uint8)).save(folder / name / f"{name[:1]}{i:02d}.jpg", quality=90)
+            Image.fromarray(picture.astype(np.uint8)).save(
+                folder / name / f"{name[:1]}{i:02d}.jpg", quality=90
+            )
     (folder / "red" / "empty.jpg").write_bytes(b"")
     (folder / "green" / "page.jpg").write_text("<html></html>", encoding="utf-8")
     return folder

@@ -13,11 +13,25 @@ import pytest
 from manihot.cli import app
 from manihot.errors import DataError, SettingsError, WeightsError
 
-VERBS = ["scan", "demo-data", "run", "predict", "compare", "report", "recipes", "show-augment", "blend", "stack", "calibrate"]
+VERBS = [
+    "scan",
+    "demo-data",
+    "run",
+    "predict",
+    "compare",
+    "report",
+    "recipes",
+    "show-augment",
+    "blend",
+    "stack",
+    "calibrate",
+]
 
 
 def manihot(*words: str | Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "manihot.cli", *map(str, words)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "manihot.cli", *map(str, words)], capture_output=True, text=True
+    )
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -77,7 +91,9 @@ def test_no_model_is_a_clear_error(small_photos: Path, tmp_path: Path):
     assert "no trained model" in found.stderr
 
 
-def test_an_unreachable_hub_names_the_remedies_and_is_never_silently_random(small_photos: Path, tmp_path: Path, monkeypatch):
+def test_an_unreachable_hub_names_the_remedies_and_is_never_silently_random(
+    small_photos: Path, tmp_path: Path, monkeypatch
+):
     import timm
 
     from manihot.models.pretrained import make_backbone

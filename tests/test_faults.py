@@ -31,7 +31,9 @@ def command(photos: Path, out: Path, recipe: Path) -> list[str]:
 
 
 def start(photos: Path, out: Path, recipe: Path) -> subprocess.Popen:
-    return subprocess.Popen(command(photos, out, recipe), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command(photos, out, recipe), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -50,7 +52,9 @@ def whole(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
     folder = tmp_path_factory.mktemp("whole")
     (folder / "tiny.yaml").write_text(TINY_RECIPE, encoding="utf-8")
-    subprocess.run(command(small_photos, folder / "out", folder / "tiny.yaml"), check=True, capture_output=True)
+    subprocess.run(
+        command(small_photos, folder / "out", folder / "tiny.yaml"), check=True, capture_output=True
+    )
     return folder / "tiny.yaml", folder / "out/predictions/main.oof.parquet"
 
 
@@ -72,7 +76,9 @@ def whole(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         ),
     ],
 )
-def test_after_kill_9_the_same_command_ends_with_the_same_numbers(whole, small_photos: Path, tmp_path: Path, moment: str):
+def test_after_kill_9_the_same_command_ends_with_the_same_numbers(
+    whole, small_photos: Path, tmp_path: Path, moment: str
+):
     recipe, expected = whole
     process = start(small_photos, tmp_path / "out", recipe)
     wait_for(tmp_path / "out" / moment, process)
@@ -85,8 +91,12 @@ def test_after_kill_9_the_same_command_ends_with_the_same_numbers(whole, small_p
     assert not list((tmp_path / "out").rglob("*.part*"))
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, EXIT_INTERRUPTED), (signal.SIGTERM, EXIT_TERMINATED)])
-def test_a_stop_by_hand_says_what_to_do_and_has_its_own_exit_code(whole, small_photos: Path, tmp_path: Path, sent, code):
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, EXIT_INTERRUPTED), (signal.SIGTERM, EXIT_TERMINATED)]
+)
+def test_a_stop_by_hand_says_what_to_do_and_has_its_own_exit_code(
+    whole, small_photos: Path, tmp_path: Path, sent, code
+):
     recipe, expected = whole
     process = start(small_photos, tmp_path / "out", recipe)
     wait_for(tmp_path / "out/members/main/fold0/last.ckpt", process)
@@ -125,13 +135,17 @@ def test_a_full_disk_keeps_the_last_good_state(whole, small_photos: Path, tmp_pa
 def test_a_folder_that_cannot_be_written_is_named(whole, small_photos: Path, tmp_path: Path):
     recipe, _ = whole
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    found = subprocess.run(command(small_photos, tmp_path / "file" / "out", recipe), capture_output=True, text=True)
+    found = subprocess.run(
+        command(small_photos, tmp_path / "file" / "out", recipe), capture_output=True, text=True
+    )
     assert found.returncode == RunFolderError.exit_code, found.stderr
     assert "Traceback" not in found.stderr
     if os.geteuid() == 0:
         return  # root may write anywhere
     (tmp_path / "shut").mkdir(mode=0o500)
-    found = subprocess.run(command(small_photos, tmp_path / "shut/out", recipe), capture_output=True, text=True)
+    found = subprocess.run(
+        command(small_photos, tmp_path / "shut/out", recipe), capture_output=True, text=True
+    )
     assert found.returncode == RunFolderError.exit_code
     assert "not allowed" in found.stderr
 
@@ -139,6 +153,8 @@ def test_a_folder_that_cannot_be_written_is_named(whole, small_photos: Path, tmp
 def test_two_processes_never_write_one_run(whole, small_photos: Path, tmp_path: Path):
     recipe, _ = whole
     with RunFolder(tmp_path / "out"):
-        second = subprocess.run(command(small_photos, tmp_path / "out", recipe), capture_output=True, text=True)
+        second = subprocess.run(
+            command(small_photos, tmp_path / "out", recipe), capture_output=True, text=True
+        )
     assert second.returncode == RunFolderError.exit_code
     assert "another manihot process" in second.stderr

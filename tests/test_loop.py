@@ -26,9 +26,17 @@ def training(recipe: Recipe, folder: Path, step=STEPS["supervised"]):
     """Train a tiny network by `recipe` in `folder`; the weights kept and the progress."""
     preprocess = make_preprocess(recipe.model, (32, 32), "squash")
     model = make_model(recipe.model, 3, (32, 32), seed=0)
-    data = TrainingPhotos(PHOTOS, np.arange(22), np.eye(3)[LABELS], np.ones(22), Augmenter(recipe.augment, (32, 32), 0, recipe.train.epochs))
+    data = TrainingPhotos(
+        PHOTOS,
+        np.arange(22),
+        np.eye(3)[LABELS],
+        np.ones(22),
+        Augmenter(recipe.augment, (32, 32), 0, recipe.train.epochs),
+    )
     loader, batches = make_loader(data, recipe.train.batch, 0, 0, False)
-    state = StepState(torch.device("cpu"), Normalise(preprocess), make_loss("cross_entropy", {}, classes=3), torch.float32)
+    state = StepState(
+        torch.device("cpu"), Normalise(preprocess), make_loss("cross_entropy", {}, classes=3), torch.float32
+    )
     kept: dict[str, torch.Tensor] = {}
 
     def save(network):
@@ -94,8 +102,12 @@ def test_accumulation_weighs_by_photographs(recipe: Recipe, tmp_path: Path):
         "optimizer": recipe.optimizer.model_copy(update={"name": "sgd", "lr": 0.1}),
         "schedule": Choice(name="constant"),
     }
-    parts = recipe.model_copy(update={**plain, "train": recipe.train.model_copy(update={"epochs": 1, "batch": 8, "accumulate": 3})})
-    whole = recipe.model_copy(update={**plain, "train": recipe.train.model_copy(update={"epochs": 1, "batch": 22})})
+    parts = recipe.model_copy(
+        update={**plain, "train": recipe.train.model_copy(update={"epochs": 1, "batch": 8, "accumulate": 3})}
+    )
+    whole = recipe.model_copy(
+        update={**plain, "train": recipe.train.model_copy(update={"epochs": 1, "batch": 22})}
+    )
     a, _ = training(parts, tmp_path / "a")
     b, _ = training(whole, tmp_path / "b")
     assert max(float((a[k].float() - b[k].float()).abs().max()) for k in a) < 1e-5

@@ -60,7 +60,9 @@ def test_every_photograph_is_predicted_once_by_a_model_that_did_not_see_it(finis
 def test_metrics_agree_with_the_predictions(finished: Path):
     scores = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))["members"]["main"]["oof"]
     oof = Predictions.load(finished / "predictions/main.oof.parquet")
-    assert scores["metrics"]["accuracy"]["value"] == pytest.approx((oof.logits.argmax(1) == oof.labels).mean())
+    assert scores["metrics"]["accuracy"]["value"] == pytest.approx(
+        (oof.logits.argmax(1) == oof.labels).mean()
+    )
 
 
 def test_the_same_command_does_nothing_twice(finished: Path, small_photos: Path):
@@ -74,16 +76,23 @@ def test_other_settings_in_the_same_folder_are_refused_until_asked_for(finished:
         run(small_photos, finished, str(finished.parent / "tiny.yaml"), overrides=["train.epochs=4"])
 
 
-def test_two_runs_with_one_seed_are_identical_and_another_seed_is_not(finished: Path, small_photos: Path, tmp_path: Path):
+def test_two_runs_with_one_seed_are_identical_and_another_seed_is_not(
+    finished: Path, small_photos: Path, tmp_path: Path
+):
     recipe = str(finished.parent / "tiny.yaml")
     run(small_photos, tmp_path / "again", recipe, workers=1, report=False)
     run(small_photos, tmp_path / "other", recipe, overrides=["seed=1"], workers=1, report=False)
-    one, two, other = (Predictions.load(f / "predictions/main.oof.parquet") for f in (finished, tmp_path / "again", tmp_path / "other"))
+    one, two, other = (
+        Predictions.load(f / "predictions/main.oof.parquet")
+        for f in (finished, tmp_path / "again", tmp_path / "other")
+    )
     assert (one.logits == two.logits).all()
     assert not np.array_equal(one.logits, other.logits)
 
 
-def test_predict_with_a_run_gives_probabilities_and_kaggle_files(finished: Path, small_photos: Path, tmp_path: Path):
+def test_predict_with_a_run_gives_probabilities_and_kaggle_files(
+    finished: Path, small_photos: Path, tmp_path: Path
+):
     found = manihot.predict(finished, small_photos, tmp_path / "p.csv", device="cpu")
     assert len(found) == 45
     table = pd.read_csv(tmp_path / "p.csv")
@@ -105,15 +114,21 @@ def test_a_photograph_is_predicted_from_its_file_as_it_was_from_the_store(finish
     assert np.abs(found.pred_probs - oof.pred_probs[held]).max() < 1e-5
 
 
-def test_features_method_learns_and_its_saved_network_repeats_its_predictions(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
+def test_features_method_learns_and_its_saved_network_repeats_its_predictions(
+    small_photos: Path, tiny_recipe: Path, tmp_path: Path
+):
     scores = run(small_photos, tmp_path / "f", str(tiny_recipe), overrides=FEATURES, workers=1, report=False)
-    assert scores["members"]["main"]["oof"]["metrics"]["accuracy"]["value"] > 0.8  # colours are easy even for random features
+    assert (
+        scores["members"]["main"]["oof"]["metrics"]["accuracy"]["value"] > 0.8
+    )  # colours are easy even for random features
     manifest = Manifest.load(tmp_path / "f/manifest.parquet")
     oof = Predictions.load(tmp_path / "f/predictions/main.oof.parquet")
     from manihot.infer.predict import predict_photos
 
     held = oof.fold == 1
-    found = predict_photos(manihot.load_model(tmp_path / "f/members/main/fold1/best.safetensors"), manifest.take(held))
+    found = predict_photos(
+        manihot.load_model(tmp_path / "f/members/main/fold1/best.safetensors"), manifest.take(held)
+    )
     assert np.abs(found.pred_probs - oof.pred_probs[held]).max() < 1e-3
 
 
@@ -131,19 +146,39 @@ def test_features_in_onnxruntime_equal_those_of_torch(small_photos: Path, tiny_r
     assert np.abs(torch_values - onnx_values).max() < 1e-3
 
 
-def test_several_members_are_judged_alone_and_as_their_mean(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
+def test_several_members_are_judged_alone_and_as_their_mean(
+    small_photos: Path, tiny_recipe: Path, tmp_path: Path
+):
     members = "members={a: {model: {pooling: max}}, b: {train: {epochs: 1}}}"
-    scores = run(small_photos, tmp_path / "m", str(tiny_recipe), overrides=[members, "train.epochs=1"], workers=1, report=False)
+    scores = run(
+        small_photos,
+        tmp_path / "m",
+        str(tiny_recipe),
+        overrides=[members, "train.epochs=1"],
+        workers=1,
+        report=False,
+    )
     assert set(scores["members"]) == {"a", "b"}
-    a, b, mean = (Predictions.load(tmp_path / f"m/predictions/{n}.oof.parquet") for n in ("a", "b", "ensemble"))
+    a, b, mean = (
+        Predictions.load(tmp_path / f"m/predictions/{n}.oof.parquet") for n in ("a", "b", "ensemble")
+    )
     assert np.allclose((a.pred_probs + b.pred_probs) / 2, mean.pred_probs, atol=1e-6)
 
 
-def test_test_photographs_are_predicted_by_the_mean_of_the_folds(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
+def test_test_photographs_are_predicted_by_the_mean_of_the_folds(
+    small_photos: Path, tiny_recipe: Path, tmp_path: Path
+):
     manifest, _ = manihot.scan(small_photos, workers=1)
     split = np.where(np.arange(len(manifest)) % 5 == 0, "test", "train")
     manifest.with_columns(split=split).save(tmp_path / "split.parquet")
-    scores = run(tmp_path / "split.parquet", tmp_path / "t", str(tiny_recipe), overrides=["train.epochs=1"], workers=1, report=False)
+    scores = run(
+        tmp_path / "split.parquet",
+        tmp_path / "t",
+        str(tiny_recipe),
+        overrides=["train.epochs=1"],
+        workers=1,
+        report=False,
+    )
     assert scores["members"]["main"]["test"]["n"] == 9
     parts = [Predictions.load(tmp_path / f"t/members/main/fold{k}/test.parquet").pred_probs for k in (0, 1)]
     together = Predictions.load(tmp_path / "t/predictions/main.test.parquet").pred_probs
@@ -155,8 +190,10 @@ def test_input_size_follows_the_photographs():
     from manihot.train.crossval import input_size
 
     def sized(height: list[int], width: list[int]) -> Manifest:
-        table = pd.DataFrame({"image_id": [str(i) for i in range(len(height))], "height": height, "width": width})
-        return Manifest.from_table(table, ("a",), Path("."))
+        table = pd.DataFrame(
+            {"image_id": [str(i) for i in range(len(height))], "height": height, "width": width}
+        )
+        return Manifest.from_table(table, ("a",), Path())
 
     assert input_size(Photo(), sized([256] * 9, [512] * 9)) == (160, 320)
     assert input_size(Photo(), sized([600] * 9, [600] * 9)) == (224, 224)

@@ -164,15 +164,26 @@ def report(run: Annotated[Path, Parameter(help="A run folder.")]) -> None:
     say(f"Report: {make_report(run)}")
 
 
-Oof = Annotated[list[Path], Parameter(help="Out-of-fold predictions, one file a member: parquet, or CSV image_id,label,c0,c1,...")]
-Test = Annotated[list[Path] | None, Parameter(name="--test", help="The members' test predictions, in the same order.", consume_multiple=True)]
+Oof = Annotated[
+    list[Path],
+    Parameter(help="Out-of-fold predictions, one file a member: parquet, or CSV image_id,label,c0,c1,..."),
+]
+Test = Annotated[
+    list[Path] | None,
+    Parameter(name="--test", help="The members' test predictions, in the same order.", consume_multiple=True),
+]
+BlendMethod = Annotated[str, Parameter(help="auto, uniform, a mean or a search.")]
+Stackers = Annotated[
+    list[str] | None,
+    Parameter(help="logistic, lightgbm, mlp, cnn1d, cnn2d; several are averaged.", consume_multiple=True),
+]
+Weights = Annotated[list[float] | None, Parameter(help="Fixed weights, one a member.", consume_multiple=True)]
 Groups = Annotated[Path | None, Parameter(help="manifest.parquet whose groups keep duplicates together.")]
 
 
 @app.command
 def blend(
-    oof: Oof, *, out: Out, test: Test = None, method: Annotated[str, Parameter(help="auto, uniform, a mean or a search.")] = "auto",
-    weights: Annotated[list[float] | None, Parameter(help="Fixed weights, one a member.", consume_multiple=True)] = None,
+    oof: Oof, *, out: Out, test: Test = None, method: BlendMethod = "auto", weights: Weights = None,
     mean: Annotated[str, Parameter(help="arithmetic, geometric, power or rank.")] = "arithmetic",
     manifest: Groups = None, seed: int = 0,
 ) -> None:  # fmt: skip
@@ -188,16 +199,15 @@ def blend(
 
 @app.command
 def stack(
-    oof: Oof, *, out: Out, test: Test = None,
-    method: Annotated[list[str] | None, Parameter(help="logistic, lightgbm, mlp, cnn1d, cnn2d; several are averaged.", consume_multiple=True)] = None,
-    manifest: Groups = None, seed: int = 0,
+    oof: Oof, *, out: Out, test: Test = None, method: Stackers = None, manifest: Groups = None, seed: int = 0,
 ) -> None:  # fmt: skip
     """Fit a second level on members' out-of-fold predictions, and say whether it gains over plain averaging."""
     from manihot.ensemble.files import stack_files
 
     found = stack_files(oof, out, test or (), method or ("logistic",), manifest, seed=seed)
     verdict = "a gain over plain averaging" if found["gain"] else "no gain over plain averaging beyond chance"
-    say(f"Stack: right {found['accuracy']:.2%}, plain average {found['plain_accuracy']:.2%}: {verdict}; written to {out}")
+    scores = f"right {found['accuracy']:.2%}, plain average {found['plain_accuracy']:.2%}"
+    say(f"Stack: {scores}: {verdict}; written to {out}")
 
 
 @app.command
@@ -219,7 +229,9 @@ def show_augment(
     recipe: Annotated[str, Parameter(help="A recipe's name or a .yaml file.")],
     photo: Path,
     *,
-    out: Annotated[Path, Parameter(name=["--out", "-o"], help="A .html or .png file.")] = Path("augment.html"),
+    out: Annotated[Path, Parameter(name=["--out", "-o"], help="A .html or .png file.")] = Path(
+        "augment.html"
+    ),
     set_: Sets = None,
     n: Annotated[int, Parameter(help="Pictures an epoch.")] = 24,
 ) -> None:

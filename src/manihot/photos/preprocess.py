@@ -59,7 +59,8 @@ class Preprocess:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Preprocess:
         """The inverse of `to_json`."""
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**fields)
 
 
 def resize(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:

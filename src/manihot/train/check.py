@@ -45,9 +45,16 @@ def check_mixing(member: Recipe, where: str) -> None:
     """SettingsError for a mix, a setting or probabilities that can't be."""
     try:
         if member.mixing:
-            mixer = Mixer(member.mixing, 1, 0, epochs=member.train.epochs, cams=lambda images, targets: images[:, 0])
-            if mixer.needs_cams and (member.model.pooling != "avg" or member.model.taps or member.model.power):
-                raise SettingsError("SnapMix needs the activation map of average-pooled features", "model.pooling: avg, without taps and power")
+            mixer = Mixer(
+                member.mixing, 1, 0, epochs=member.train.epochs, cams=lambda images, targets: images[:, 0]
+            )
+            if mixer.needs_cams and (
+                member.model.pooling != "avg" or member.model.taps or member.model.power
+            ):
+                raise SettingsError(
+                    "SnapMix needs the activation map of average-pooled features",
+                    "model.pooling: avg, without taps and power",
+                )
     except SettingsError as error:
         raise SettingsError(f"{where}: {error.what}", error.remedy) from error
 
