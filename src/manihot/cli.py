@@ -25,6 +25,7 @@ app.command(recipes)
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"], help="Where to write.")]
 Photos = Annotated[list[Path], Parameter(help="Folder(s), a CSV or a manifest.parquet.")]
+Table = Annotated[Path | None, Parameter(help="A table of photographs whose paths start at PHOTOS.")]
 ImageColumn = Annotated[
     str | None, Parameter(help="Column with the file, or a pattern such as leaf/{id}.jpg.")
 ]
@@ -58,7 +59,7 @@ def _one_or_many(photos: list[Path]) -> Any:
 
 @app.command
 def scan(
-    photos: Photos, *, out: Out, image: ImageColumn = None, label: LabelColumn = None,
+    photos: Photos, *, out: Out, csv: Table = None, image: ImageColumn = None, label: LabelColumn = None,
     source: SourceColumn = None, group: GroupColumn = None, fold: FoldColumn = None,
     split: SplitColumn = None, classes: ClassMap = None,
     workers: Workers = 2,
@@ -71,7 +72,7 @@ def scan(
     from manihot.photos.scan import scan as scan_photos
 
     scan_photos(
-        _one_or_many(photos), out=out, image=image, label=label, source=source, group=group, fold=fold,
+        _one_or_many(photos), out=out, csv=csv, image=image, label=label, source=source, group=group, fold=fold,
         split=split, classes=classes, workers=workers,
     )  # fmt: skip
     say(f"Manifest: {out / 'manifest.parquet'}")
@@ -97,8 +98,8 @@ def demo_data(
 
 @app.command
 def run(
-    photos: Photos, *, out: Out, recipe: RecipeName = None, set_: Sets = None, image: ImageColumn = None,
-    label: LabelColumn = None, source: SourceColumn = None, group: GroupColumn = None,
+    photos: Photos, *, out: Out, recipe: RecipeName = None, set_: Sets = None, csv: Table = None,
+    image: ImageColumn = None, label: LabelColumn = None, source: SourceColumn = None, group: GroupColumn = None,
     fold: FoldColumn = None, split: SplitColumn = None, classes: ClassMap = None,
     device: Device = "auto", workers: Workers = 2,
     update: Update = False,
