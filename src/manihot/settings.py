@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import difflib
 import io
+import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from manihot.errors import SettingsError
 
@@ -62,9 +63,7 @@ class Photo(Group):
     fit: Literal["squash", "crop", "pad"] = Field(
         default="squash", description="how other proportions are brought to size"
     )
-    store_scale: float = Field(
-        default=1.15, ge=1, le=4, description="edge of the stored photographs over the input's"
-    )
+    store_scale: float = Field(default=1.15, ge=1, le=4, description="edge of the stored photographs over the input's")
 
 
 class Model(Group):
@@ -78,11 +77,9 @@ class Model(Group):
     pooling: str = "avg"
     dropout: float = Field(default=0.2, ge=0, lt=1)
     drop_path: float = Field(default=0.0, ge=0, lt=1, description="stochastic depth (drop-connect)")
-    freeze_stages: int = Field(
-        default=0, ge=0, description="first stages of the backbone that are not trained"
-    )
+    freeze_stages: int = Field(default=0, ge=0, description="first stages of the backbone that are not trained")
     freeze_norm: bool = Field(default=False, description="keep the statistics of batch norms as pretrained")
-    taps: tuple[int, ...] = Field(
+    taps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(), description="stages pooled beside the last, counted from the end"
     )
     power: bool = Field(default=False, description="signed square root of the pooled features")
@@ -95,9 +92,7 @@ class Optimizer(Group):
     lr: float = Field(default=1e-3, gt=0, description="rate of the backbone's last stage")
     head_lr: float | None = Field(default=None, gt=0, description="rate of the head; `lr` when left out")
     weight_decay: float = Field(default=0.05, ge=0, description="never on norms and biases")
-    layer_decay: float = Field(
-        default=1.0, gt=0, le=1, description="factor on the rate from a stage to the one below"
-    )
+    layer_decay: float = Field(default=1.0, gt=0, le=1, description="factor on the rate from a stage to the one below")
 
 
 class Train(Group):
@@ -114,9 +109,7 @@ class Train(Group):
     keep: Literal["last", "best"] = Field(default="last", description="which epoch's weights are kept")
     monitor: Literal["loss", "accuracy"] = "loss"
     patience: int = Field(default=0, ge=0, description="stop after so many epochs without gain; 0 never")
-    workers: int = Field(
-        default=0, ge=0, description="loader processes; 0 lets threads of this process do it"
-    )
+    workers: int = Field(default=0, ge=0, description="loader processes; 0 lets threads of this process do it")
 
 
 class Features(Group):
@@ -165,16 +158,6 @@ class Recipe(Group):
 
     _lines: dict[KeyPath, str] = PrivateAttr(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _members_are_recipes(self) -> Recipe:
-        for name, changes in self.members.items():
-            if not name.replace("-", "").replace("_", "").isalnum():
-                raise ValueError(f"member name {name!r}: use letters, digits, - and _")
-            unknown = set(changes) - set(Recipe.model_fields) | ({"members", "name", "folds"} & set(changes))
-            if unknown:
-                raise ValueError(f"member {name!r} can't set {', '.join(sorted(unknown))}")
-        return self
-
     def where(self, *key: str | int) -> str:
         """`file:line` of a key, or of the nearest key above it that stands in a file."""
         for end in range(len(key), 0, -1):
@@ -194,6 +177,7 @@ class Recipe(Group):
         plain.pop("members")
         out = {}
         for name, changes in self.members.items():
+            _check_member(name, changes, self._lines)
             member = _validate(merge(plain, changes), self._lines, ("members", name))
             member._lines.update(self._lines)
             out[name] = member
@@ -220,14 +204,28 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
         try:
             value = _plain(YAML(typ="rt").load(io.StringIO(text)))
-        except MarkedYAMLError as error:
-            raise SettingsError(f"--set {override}: the value is not YAML ({error.problem})") from error
+        except YAMLError as error:
+            raise SettingsError(f"--set {override}: the value is not YAML ({_problem(error)})") from error
         _set(values, path, value, f"--set {override}")
         lines[path] = f"--set {override}"
     values.setdefault("name", Path(str(name)).stem)
     recipe = _validate(values, lines)
     recipe._lines.update(lines)
+    recipe.member_recipes()  # a wrong setting of a member is said now
     return recipe
+
+
+def _check_member(name: str, changes: dict[str, Any], lines: dict[KeyPath, str]) -> None:
+    where = lines.get(("members", name), "recipe")
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise SettingsError(f"{where}: member name {name!r}", "use letters, digits, - and _")
+    for key in changes:
+        where = lines.get(("members", name, key), where)
+        if key in ("members", "name", "folds"):
+            raise SettingsError(
+                f"{where}: member {name!r} can't set {key!r}",
+                "set it outside `members`, for all",
+            )
 
 
 def merge(below: Any, above: Any) -> Any:
@@ -242,15 +240,18 @@ def merge(below: Any, above: Any) -> Any:
     return {**below, **{key: merge(below.get(key), value) for key, value in above.items()}}
 
 
-def _read(name: str, lines: dict[KeyPath, str], seen: tuple[str, ...]) -> dict[str, Any]:
-    path, text = _find(name)
-    if path in seen:
-        raise SettingsError(f"{path}: `extends` runs in a circle: {' -> '.join([*seen, path])}")
+def _read(name: str, lines: dict[KeyPath, str], seen: tuple[str, ...], said: str = "") -> dict[str, Any]:
+    path, text = _find(name, said)
+    same = str(Path(path).resolve())
+    if same in seen:
+        circle = " -> ".join(Path(p).name for p in [*seen, same])
+        raise SettingsError(f"{said}`extends` runs in a circle: {circle}", "let one of them stand alone")
     try:
         tree = YAML(typ="rt").load(io.StringIO(text))
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise SettingsError(f"{path}:{line}: not valid YAML: {error.problem or error}") from error
+    except YAMLError as error:
+        mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
+        line = f":{mark.line + 1}" if mark else ""
+        raise SettingsError(f"{path}{line}: not valid YAML: {_problem(error)}", "check that line") from error
     if tree is None:
         tree = CommentedMap()
     if not isinstance(tree, CommentedMap):
@@ -261,7 +262,8 @@ def _read(name: str, lines: dict[KeyPath, str], seen: tuple[str, ...]) -> dict[s
     parent = values.pop("extends", None)
     if parent is not None:
         beside = Path(path).parent / str(parent)
-        above = _read(str(beside) if beside.is_file() else str(parent), lines, (*seen, path))
+        said = f"{own_lines[('extends',)]}: "
+        above = _read(str(beside) if beside.is_file() else str(parent), lines, (*seen, same), said)
         for about_parent in ("name", "description", "source"):
             above.pop(about_parent, None)
         above_name = {key: value for key, value in values.items() if key == "name"}
@@ -271,7 +273,12 @@ def _read(name: str, lines: dict[KeyPath, str], seen: tuple[str, ...]) -> dict[s
     return values
 
 
-def _find(name: str) -> tuple[str, str]:
+def _problem(error: YAMLError) -> str:
+    problem = error.problem if isinstance(error, MarkedYAMLError) else None
+    return " ".join(str(problem or error).split())
+
+
+def _find(name: str, said: str = "") -> tuple[str, str]:
     packaged = resources.files("manihot") / "recipes" / f"{name}.yaml"
     path = Path(name)
     try:
@@ -280,9 +287,9 @@ def _find(name: str) -> tuple[str, str]:
         if "/" not in name and "\\" not in name and packaged.is_file():
             return str(packaged), packaged.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{name}: not readable ({error})") from error
+        raise SettingsError(f"{said}{name}: not readable ({error})") from error
     raise SettingsError(
-        f"there is no recipe {name!r}", suggest(name, recipe_names()) or "a name or a path to a .yaml"
+        f"{said}there is no recipe {name!r}", suggest(name, recipe_names()) or "a name or a path to a .yaml"
     )
 
 
@@ -308,7 +315,8 @@ def _plain(node: Any) -> Any:
 def _note_lines(node: Any, path: str, key: KeyPath, lines: dict[KeyPath, str]) -> None:
     if isinstance(node, CommentedMap):
         for name, value in node.items():
-            lines[(*key, str(name))] = f"{path}:{node.lc.key(name)[0] + 1}"
+            own = name in (node.lc.data or {})  # not so for what an anchor (`<<: *x`) merges in
+            lines[(*key, str(name))] = f"{path}:{(node.lc.key(name)[0] if own else node.lc.line) + 1}"
             _note_lines(value, path, (*key, str(name)), lines)
     elif isinstance(node, CommentedSeq):
         for index, value in enumerate(node):
@@ -317,12 +325,14 @@ def _note_lines(node: Any, path: str, key: KeyPath, lines: dict[KeyPath, str]) -
 
 
 def _set(tree: Any, path: KeyPath, value: Any, said: str) -> None:
-    for part in path[:-1]:
+    for at, part in enumerate(path[:-1], 1):
         if isinstance(tree, list):
             if not isinstance(part, int) or part >= len(tree):
                 raise SettingsError(f"{said}: there is no item {part} in a list of {len(tree)}")
             tree = tree[part]
         elif isinstance(tree, dict):
+            if str(part) not in tree and isinstance(path[at], int):
+                raise SettingsError(f"{said}: there is no list {part!r} yet", f"give it whole: {part}=[...]")
             tree = tree.setdefault(str(part), {})
         else:
             raise SettingsError(f"{said}: {part!r} stands below a value, not a group")
@@ -339,15 +349,21 @@ def _set(tree: Any, path: KeyPath, value: Any, said: str) -> None:
 
 def _validate(values: dict[str, Any], lines: dict[KeyPath, str], prefix: KeyPath = ()) -> Recipe:
     try:
-        return Recipe.model_validate(values)
+        # as JSON: strict (no text or yes/no for a number), yet lists may stand for tuples
+        return Recipe.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        problems = [_explain(problem, values, lines, prefix) for problem in error.errors()]
+        errors = error.errors()
+        inner = {tuple(e["loc"][:end]) for e in errors for end in range(len(e["loc"]))}
+        problems = [_explain(problem, lines, prefix) for problem in errors if problem["loc"] not in inner]
     what = "\n".join(text for text, _ in problems)
     raise SettingsError(what, "; ".join(dict.fromkeys(remedy for _, remedy in problems if remedy)))
 
 
-def _explain(problem: Any, values: Any, lines: dict[KeyPath, str], prefix: KeyPath) -> tuple[str, str]:
-    key = tuple(part for part in problem["loc"] if not (isinstance(part, str) and _is_type_tag(part)))
+def _explain(problem: Any, lines: dict[KeyPath, str], prefix: KeyPath) -> tuple[str, str]:
+    *above, last = problem["loc"] or ("recipe",)
+    unknown = problem["type"] == "extra_forbidden"
+    key = tuple(part for part in above if not _is_type_tag(part))
+    key += (last,) if unknown or not _is_type_tag(last) else ()
     where = next(
         (
             lines[(*prefix, *key)[:end]]
@@ -359,18 +375,16 @@ def _explain(problem: Any, values: Any, lines: dict[KeyPath, str], prefix: KeyPa
     if where is None:
         where = next((lines[key[:end]] for end in range(len(key), 0, -1) if key[:end] in lines), "recipe")
     dotted = ".".join(map(str, key)) or "recipe"
-    if problem["type"] == "extra_forbidden":
+    if unknown:
         group = _group_at(key[:-1])
         return f"{where}: unknown setting {dotted!r}", suggest(str(key[-1]), list(group.model_fields))
     got = problem.get("input")
     return f"{where}: {dotted}: {problem['msg'].removeprefix('Value error, ')} (got {got!r})", ""
 
 
-def _is_type_tag(part: str) -> bool:
-    return (
-        part.startswith(("literal[", "tuple[", "bool", "str", "function-"))
-        and part not in Recipe.model_fields
-    )
+def _is_type_tag(part: str | int) -> bool:
+    """Whether pydantic, not the recipe, wrote this part of a place: the tried branch of a union."""
+    return isinstance(part, str) and (part in ("bool", "str") or part.startswith(("literal[", "tuple[")))
 
 
 def _group_at(key: KeyPath) -> type[BaseModel]:

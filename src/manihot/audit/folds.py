@@ -6,7 +6,13 @@ straddles two folds.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import numpy as np
+import pandas as pd
 from sklearn.model_selection import (
     GroupShuffleSplit,
     StratifiedGroupKFold,
@@ -34,30 +40,54 @@ def make_folds(manifest: Manifest, settings: Folds, seed: int = 0) -> tuple[np.n
             "no labelled photographs to train on",
             "give a label column, class folders, or check the quarantine",
         )
+    rows = np.flatnonzero(usable)
+    labels = manifest.labels[rows]
+    if len(np.unique(labels)) < 2:
+        raise DataError(
+            f"all labelled photographs are of one class, {manifest.classes[int(labels[0])]!r}",
+            "a classifier needs at least two classes",
+        )
     kind = settings.kind
     if kind == "auto":
-        kind = "column" if (manifest.fold >= 0).any() or (table["split"] == "val").any() else "stratified"
+        own = (manifest.fold >= 0) | (table["split"] == "val").to_numpy()
+        kind = "column" if (own & usable).any() else "stratified"
     fold = np.full(len(manifest), ALWAYS_TRAIN, dtype=np.int64)
     if kind == "none":
         return fold, []
     if kind == "column":
-        return _from_columns(manifest, usable), _warn_unseen(manifest, usable)
-    own_val = table["split"].to_numpy() == "val"
-    rows = np.flatnonzero(usable & ~own_val)
-    labels = manifest.labels[rows]
+        fold = _from_columns(manifest, usable)
+        return fold, _warn_torn(fold[rows], table["group"].to_numpy()[rows])
     groups = _whole_groups(table["group"].to_numpy()[rows])
     grouped = len(np.unique(groups)) < len(groups)
-    warnings = _check_counts(manifest, labels, groups, settings.n if kind == "stratified" else 2)
-    if kind == "holdout":
-        fold[rows[_holdout(labels, groups, grouped, settings.share, seed)]] = 0
+    said = _check_counts(manifest, labels, groups, settings.n if kind == "stratified" else 2)
+    with _without_rare_class_warning():
+        if kind == "holdout":
+            fold[rows[_holdout(labels, groups, grouped, settings.share, seed)]] = 0
+        else:
+            fold[rows] = _stratified(labels, groups, grouped, settings.n, seed)
+    empty = settings.n - len(np.unique(fold[rows])) if kind == "stratified" else 0
+    if empty:
+        said.append(f"{empty} of {settings.n} folds hold no photograph: some groups are too large to share out")
+    return fold, said
+
+
+@contextmanager
+def _without_rare_class_warning() -> Iterator[None]:
+    """Our own warning names the class and says what it means."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class in y has only")
+        yield
+
+
+def _stratified(labels: np.ndarray, groups: np.ndarray, grouped: bool, n: int, seed: int) -> np.ndarray:
+    if grouped:
+        parts = StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(labels, labels, groups)
     else:
-        splitter = StratifiedGroupKFold if grouped else StratifiedKFold
-        parts = splitter(settings.n, shuffle=True, random_state=seed).split(
-            np.zeros(len(rows)), labels, groups
-        )
-        for k, (_, held) in enumerate(parts):
-            fold[rows[held]] = k
-    return fold, warnings
+        parts = StratifiedKFold(n, shuffle=True, random_state=seed).split(labels, labels)
+    fold = np.empty(len(labels), dtype=np.int64)
+    for k, (_, held) in enumerate(parts):
+        fold[held] = k
+    return fold
 
 
 def _from_columns(manifest: Manifest, usable: np.ndarray) -> np.ndarray:
@@ -77,16 +107,12 @@ def _from_columns(manifest: Manifest, usable: np.ndarray) -> np.ndarray:
     return fold
 
 
-def _warn_unseen(manifest: Manifest, usable: np.ndarray) -> list[str]:
-    group = manifest.table["group"].to_numpy()
-    fold = np.where(usable, _from_columns(manifest, usable), -2)
-    named = (group != "") & usable
-    torn = (
-        sum(len(set(fold[named & (group == g)])) > 1 for g in np.unique(group[named])) if named.any() else 0
-    )
-    return (
-        [f"{torn} groups stand in more than one of the given folds: scores may be too good"] if torn else []
-    )
+def _warn_torn(fold: np.ndarray, group: np.ndarray) -> list[str]:
+    named = group != ""
+    torn = int((pd.Series(fold[named]).groupby(group[named]).nunique() > 1).sum())
+    if not torn:
+        return []
+    return [f"{torn} groups stand in more than one of the given folds: scores may be too good"]
 
 
 def _whole_groups(group: np.ndarray) -> np.ndarray:
@@ -101,36 +127,33 @@ def _check_counts(manifest: Manifest, labels: np.ndarray, groups: np.ndarray, fo
             f"{len(labels)} photographs in {len(np.unique(groups))} groups can't make {folds} folds",
             "lower folds.n, or use folds.kind=none",
         )
-    present = np.unique(labels)
-    if len(present) < 2:
+    present, counts = np.unique(labels, return_counts=True)
+    if counts.max() < folds:
         raise DataError(
-            f"all labelled photographs are of one class, {manifest.classes[int(present[0])]!r}",
-            "a classifier needs at least two classes",
+            f"no class has as many photographs as there are folds ({folds}); the largest has {counts.max()}",
+            f"set folds.n={max(2, counts.max())} or lower, use folds.kind=none, or collect more photographs",
         )
-    warnings = []
-    for k in present:
-        count = int((labels == k).sum())
+    said = []
+    for k, count in zip(present, counts):
         if count < folds:
-            warnings.append(
+            said.append(
                 f"class {manifest.classes[int(k)]!r} has {count} photographs, fewer than {folds} folds: "
                 "some folds hold none of it, and its scores mean little"
             )
-    return warnings
+    return said
 
 
 def _holdout(labels: np.ndarray, groups: np.ndarray, grouped: bool, share: float, seed: int) -> np.ndarray:
-    if grouped:
-        folds = max(2, round(1 / share))
-        if abs(1 / folds - share) < 0.02:
-            splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-            return next(iter(splitter.split(np.zeros(len(labels)), labels, groups)))[1]
-        return next(
-            iter(GroupShuffleSplit(1, test_size=share, random_state=seed).split(labels, labels, groups))
-        )[1]
+    folds = max(2, round(1 / share))
+    splitter: Any
+    if not grouped:
+        splitter = StratifiedShuffleSplit(1, test_size=share, random_state=seed)
+    elif abs(1 / folds - share) < 0.02:
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    else:
+        splitter = GroupShuffleSplit(1, test_size=share, random_state=seed)
     try:
-        return next(
-            iter(StratifiedShuffleSplit(1, test_size=share, random_state=seed).split(labels, labels))
-        )[1]
+        return next(iter(splitter.split(labels, labels, groups if grouped else None)))[1]
     except ValueError as error:
         raise DataError(
             f"can't hold out {share:.0%} of {len(labels)} photographs class by class: {error}",

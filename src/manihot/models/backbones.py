@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 from timm.models import group_parameters
@@ -9,7 +11,7 @@ from torch import nn
 
 from manihot.errors import SettingsError
 from manihot.models.heads import POOLING, Classifier
-from manihot.models.pretrained import make_backbone
+from manihot.models.pretrained import make_backbone, name_weights
 from manihot.photos.preprocess import Preprocess
 from manihot.settings import Model, suggest
 
@@ -19,33 +21,40 @@ NORMS = (nn.modules.batchnorm._BatchNorm,)
 def make_model(settings: Model, classes: int, size: tuple[int, int], seed: int = 0) -> Classifier:
     """The classifier of a recipe, with a head initialised from `seed`.
 
-    Raises WeightsError when the weights can't be had, SettingsError for an unknown pooling.
+    Raises WeightsError when the weights can't be had, SettingsError for what the backbone can't do.
     """
     if settings.pooling not in POOLING:
-        raise SettingsError(
-            f"model.pooling: unknown {settings.pooling!r}", suggest(settings.pooling, list(POOLING))
-        )
+        raise SettingsError(f"model.pooling: unknown {settings.pooling!r}", suggest(settings.pooling, list(POOLING)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = make_backbone(settings.backbone, settings.pretrained, size, settings.drop_path)
-        model = Classifier(
-            backbone, classes, settings.pooling, settings.dropout, settings.taps, settings.power
-        )
+        _check_taps(settings, backbone)
+        try:
+            model = Classifier(
+                backbone, classes, settings.pooling, settings.dropout, settings.taps, settings.power, size
+            )
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise SettingsError(
+                f"model.backbone: {settings.backbone} can't take {size[0]}x{size[1]} pixels ({error})",
+                "set photo.size to one that it takes, for example photo.size=[224,224]",
+            ) from error
     freeze(model, settings.freeze_stages)
     return model
 
 
+def _check_taps(settings: Model, backbone: Any) -> None:
+    """SettingsError where the backbone has no such taps."""
+    name = settings.backbone
+    stages = len(getattr(backbone, "feature_info", ()))
+    if settings.taps and not hasattr(backbone, "forward_intermediates"):
+        raise SettingsError(f"model.taps: {name} doesn't give its inner stages", "use model.taps=[]")
+    if settings.taps and max(settings.taps) > stages:
+        raise SettingsError(f"model.taps: {max(settings.taps)}, but {name} has {stages} stages", "use lower ones")
+
+
 def make_preprocess(settings: Model, size: tuple[int, int], fit: str) -> Preprocess:
     """The input of a backbone: its own mean and std (they differ: .5 for ViT and Lite, 0 for TResNet)."""
-    base = settings.backbone.partition(".")[0]
-    name = settings.backbone
-    if (
-        "." not in name
-        and isinstance(settings.pretrained, str)
-        and f"{base}.{settings.pretrained}" in timm.list_pretrained(f"{base}.*")
-    ):
-        name = f"{base}.{settings.pretrained}"
-    config = timm.get_pretrained_cfg(name)
+    config = timm.get_pretrained_cfg(name_weights(settings.backbone, settings.pretrained))
     mean, std = (config.mean, config.std) if config is not None else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     return Preprocess(size, fit, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
@@ -53,18 +62,23 @@ def make_preprocess(settings: Model, size: tuple[int, int], fit: str) -> Preproc
 def stages_of(model: Classifier) -> dict[str, int]:
     """Parameter name -> stage, 0 the stem, counted up to the head."""
     groups = group_parameters(model.backbone, model.backbone.group_matcher(coarse=True))
-    stages = {
-        f"backbone.{name}": stage for stage, (_, names) in enumerate(sorted(groups.items())) for name in names
-    }
+    stages = {f"backbone.{name}": stage for stage, (_, names) in enumerate(sorted(groups.items())) for name in names}
     top = max(stages.values(), default=0) + 1
     return {name: stages.get(name, top) for name, _ in model.named_parameters()}
 
 
 def freeze(model: Classifier, stages: int) -> None:
-    """Stop training of the first `stages` stages (0 is the stem)."""
+    """Stop training of the first `stages` stages (0 is the stem); SettingsError where there are fewer."""
     if not stages:
         return
-    for name, stage in stages_of(model).items():
+    known = stages_of(model)
+    top = max(known.values())
+    if stages > top:
+        raise SettingsError(
+            f"model.freeze_stages: {stages}, but the backbone has {top} stages",
+            f"{top} freezes all of it and trains the head alone",
+        )
+    for name, stage in known.items():
         model.get_parameter(name).requires_grad_(stage >= stages)
 
 

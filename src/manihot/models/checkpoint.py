@@ -63,10 +63,18 @@ def load_network(path: Path) -> TrainedModel:
         raise WeightsError(
             f"{path}: not a manihot model ({error})", "name a run folder, or a .safetensors of a run"
         ) from error
-    settings = Model(**{**card["model"], "pretrained": False})
-    preprocess = Preprocess.from_json(card["preprocess"])
-    network = make_model(settings, len(card["classes"]), preprocess.size)
-    network.load_state_dict(state, strict=True)
+    if card.get("format") != FORMAT:
+        raise WeightsError(
+            f"{path}: a model of format {card.get('format')}, this manihot reads {FORMAT}",
+            "use the manihot that trained it",
+        )
+    try:
+        settings = Model(**{**card["model"], "pretrained": False})
+        preprocess = Preprocess.from_json(card["preprocess"])
+        network = make_model(settings, len(card["classes"]), preprocess.size)
+        network.load_state_dict(state, strict=True)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"{path}: its weights and its description don't fit ({error})", "train it anew") from error
     network.eval().requires_grad_(False)
     network = network.to(memory_format=torch.channels_last)
     views = tuple(View(**view) for view in card["views"])
@@ -80,13 +88,9 @@ def load_model(path: Path) -> list[TrainedModel]:
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(path.glob("members/*/fold*/best.safetensors")) or sorted(
-            path.glob("fold*/best.safetensors")
-        )
+        files = sorted(path.glob("members/*/fold*/best.safetensors")) or sorted(path.glob("fold*/best.safetensors"))
         if not files:
-            raise WeightsError(
-                f"{path}: no trained model here", "name a finished run folder, or a .safetensors file"
-            )
+            raise WeightsError(f"{path}: no trained model here", "name a finished run folder, or a .safetensors file")
     elif path.is_file():
         files = [path]
     else:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manihot.errors import SettingsError
+
 
 def average(maps: Tensor) -> Tensor:
     """(N, C, H, W) to (N, C): the mean over places."""
@@ -44,9 +46,9 @@ class Classifier(nn.Module):
     """A timm backbone, pooling, dropout and one linear layer.
 
     taps: stages pooled beside the last one, counted from the end (2 = the stage before the last stage).
-    power: signed square root of the pooled features (power normalisation, Perronnin et al. 2010), which tames
-    the few large values that a linear head would follow. Token models (ViT, DeiT) keep their own pooling
-    under 'avg'.
+    power: signed square root of the pooled features (power normalisation, Perronnin et al. 2010), which
+    tames the few large values that a linear head would follow. size: (height, width) of the input; only
+    transformers mind. Token models (ViT, DeiT) keep their own pooling under 'avg'.
     """
 
     backbone: Any  # a timm model: forward_features, forward_head, forward_intermediates
@@ -59,6 +61,7 @@ class Classifier(nn.Module):
         dropout: float,
         taps: tuple[int, ...] = (),
         power: bool = False,
+        size: tuple[int, int] = (64, 64),
     ) -> None:
         super().__init__()
         self.power = power
@@ -69,7 +72,6 @@ class Classifier(nn.Module):
         with torch.inference_mode():
             was_training = backbone.training
             backbone.eval()
-            size = _input_size(backbone)
             width = self.embed(torch.zeros(1, 3, *size)).shape[1]
             backbone.train(was_training)
         self.head = nn.Linear(width, classes)
@@ -83,11 +85,18 @@ class Classifier(nn.Module):
             pooled = torch.cat([self._pool(last), *(POOLING[self.pooling](m) for m in maps)], 1)
         else:
             pooled = self._pool(self.backbone.forward_features(images))
-        return pooled.sign() * pooled.abs().sqrt() if self.power else pooled
+        if self.power:  # the small number keeps the gradient finite where a feature is 0
+            return pooled.sign() * (pooled.abs() + 1e-8).sqrt()
+        return pooled
 
     def _pool(self, features: Tensor) -> Tensor:
         if features.ndim == 4 and self.backbone_is_nchw:
             return POOLING[self.pooling](features)
+        if self.pooling != "avg":
+            raise SettingsError(
+                f"model.pooling: {self.pooling!r} needs feature maps, this backbone has tokens",
+                "use model.pooling=avg: its own pooling",
+            )
         return self.backbone.forward_head(features, pre_logits=True)
 
     @property
@@ -102,10 +111,3 @@ class Classifier(nn.Module):
     def classify(self, embeddings: Tensor) -> Tensor:
         """Pooled features (N, D) to logits (N, K)."""
         return self.head(self.drop(embeddings))
-
-
-def _input_size(backbone: nn.Module) -> tuple[int, int]:
-    patch = getattr(backbone, "patch_embed", None)
-    if patch is not None and getattr(patch, "img_size", None):
-        return tuple(patch.img_size)
-    return (64, 64)

@@ -7,16 +7,17 @@ every step, as the lecture's team did by mistake, gives another model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from inspect import signature
 from typing import Any, Protocol
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import AveragedModel
 
 from manihot.errors import SettingsError
+from manihot.models.backbones import NORMS
 from manihot.settings import Choice, suggest
 
 
@@ -87,6 +88,11 @@ class Swa(NoAveraging):
     def __init__(self, model: nn.Module, epochs: int, start: float = 0.5) -> None:
         self.first = int(epochs * start)
         self.average = AveragedModel(model)
+        self.norms: list[str] = []  # batch norms whose statistics the training measures
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        if not self.norms:  # asked here, where the model stands in training mode
+            self.norms = [n for n, m in model.named_modules() if isinstance(m, NORMS) and m.training]
 
     def after_epoch(self, model: nn.Module, epoch: int) -> None:
         if epoch >= self.first:
@@ -95,32 +101,66 @@ class Swa(NoAveraging):
     def model(self, model: nn.Module) -> nn.Module:
         return model  # its batch-norm statistics are measured only once, in `finish`
 
-    @torch.no_grad()
     def finish(self, model: nn.Module, inputs: Callable[[], Iterable[Tensor]]) -> nn.Module:
         if int(self.average.n_averaged) == 0:
             return model
-        update_bn(inputs(), self.average.module)
+        measure_norms(self.average.module, self.norms, inputs())
         return self.average.module
 
     def state_dict(self) -> dict[str, Any]:
-        return self.average.state_dict()
+        return {"average": self.average.state_dict(), "norms": self.norms}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.average.load_state_dict(state)
+        self.average.load_state_dict(state["average"])
+        self.norms = list(state["norms"])
+
+
+@torch.no_grad()
+def measure_norms(model: nn.Module, norms: Sequence[str], inputs: Iterable[Tensor]) -> None:
+    """Measure the statistics of the batch norms named `norms` anew, as the mean over batches of `inputs`.
+
+    torch's update_bn would also overwrite those of frozen stages, and drop out features while it measures.
+    """
+    if not norms:
+        return
+    model.eval()
+    momenta = {}
+    for name in norms:
+        norm: Any = model.get_submodule(name)
+        momenta[name] = norm.momentum
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean
+        norm.train()
+    for images in inputs:
+        model(images)
+    for name in norms:
+        norm = model.get_submodule(name)
+        norm.momentum = momenta[name]
+        norm.eval()
 
 
 def check_averaging(choice: Choice, where: str) -> None:
     """SettingsError for an unknown kind or setting."""
     if choice.name not in AVERAGING:
-        raise SettingsError(
-            f"{where}: unknown averaging {choice.name!r}", suggest(choice.name, list(AVERAGING))
-        )
+        raise SettingsError(f"{where}: unknown averaging {choice.name!r}", suggest(choice.name, list(AVERAGING)))
     known = list(signature(AVERAGING[choice.name]).parameters)[2:]
     for key in choice.settings:
         if key not in known:
-            raise SettingsError(
-                f"{where}: averaging {choice.name} has no setting {key!r}", suggest(key, known)
-            )
+            raise SettingsError(f"{where}: averaging {choice.name} has no setting {key!r}", suggest(key, known))
+    for key, value in choice.settings.items():
+        fine, wanted = LIMITS[key]
+        if not fine(value):
+            raise SettingsError(f"{where}: {key} = {value!r}", f"{key} is {wanted}")
 
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+
+
+LIMITS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "decay": (_is_share, "a number from 0 to below 1"),
+    "start": (_is_share, "a share of the epochs, from 0 to below 1"),
+    "warmup": (lambda value: isinstance(value, bool), "true or false"),
+}
 
 AVERAGING: dict[str, Callable[..., Averaging]] = {"none": NoAveraging, "ema": Ema, "swa": Swa}

@@ -39,7 +39,7 @@ def inverse_epoch(epoch: float, epochs: int) -> float:
 
 def step_factor(step: int, choice: Choice, epochs: int, steps_per_epoch: int) -> float:
     """The factor at a step (from 0), with the choice's settings and warm-up."""
-    settings = choice.settings
+    settings = choice.settings  # a copy
     warm = float(settings.pop("warmup", 0.0)) * epochs
     epoch = step / steps_per_epoch
     if epoch < warm:
@@ -50,24 +50,24 @@ def step_factor(step: int, choice: Choice, epochs: int, steps_per_epoch: int) ->
 def check_schedule(choice: Choice, where: str) -> None:
     """SettingsError for an unknown schedule or setting."""
     if choice.name not in SCHEDULES:
-        raise SettingsError(
-            f"{where}: unknown schedule {choice.name!r}", suggest(choice.name, list(SCHEDULES))
-        )
+        raise SettingsError(f"{where}: unknown schedule {choice.name!r}", suggest(choice.name, list(SCHEDULES)))
     known = ["warmup", *list(signature(SCHEDULES[choice.name]).parameters)[2:]]
     for key in choice.settings:
         if key not in known:
-            raise SettingsError(
-                f"{where}: schedule {choice.name} has no setting {key!r}", suggest(key, known)
-            )
+            raise SettingsError(f"{where}: schedule {choice.name} has no setting {key!r}", suggest(key, known))
+    for key, value in choice.settings.items():
+        low, high = LIMITS[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise SettingsError(f"{where}: {key} = {value!r}", f"{key} is a number from {low:g} to {high:g}")
 
 
 def make_schedule(optimizer: Optimizer, choice: Choice, epochs: int, steps_per_epoch: int) -> LambdaLR:
     """The scheduler to step after every batch."""
     check_schedule(choice, "schedule")
-    return LambdaLR(
-        optimizer, partial(step_factor, choice=choice, epochs=epochs, steps_per_epoch=steps_per_epoch)
-    )
+    return LambdaLR(optimizer, partial(step_factor, choice=choice, epochs=epochs, steps_per_epoch=steps_per_epoch))
 
+
+LIMITS = {"warmup": (0.0, 1.0), "floor": (0.0, 1.0), "period": (0.01, 1e6)}
 
 SCHEDULES: dict[str, Callable[..., float]] = {
     "constant": constant,

@@ -58,7 +58,13 @@ class Manifest:
         for name, (dtype, default) in COLUMNS.items():
             if name not in table:
                 table[name] = default
-            table[name] = table[name].astype(str if dtype == "object" else dtype)
+            try:
+                table[name] = table[name].astype(str if dtype == "object" else dtype)
+            except (TypeError, ValueError) as error:
+                raise DataError(
+                    f"column {name!r} of the manifest holds something else than numbers ({error})",
+                    f"correct the column, or leave it out: {default} is taken then",
+                ) from error
             if dtype == "object":
                 table[name] = table[name].astype(object)
         repeated = table["image_id"][table["image_id"].duplicated()]
@@ -71,8 +77,7 @@ class Manifest:
         if len(out_of_range):
             row = out_of_range.iloc[0]
             raise DataError(
-                f"photograph {row['image_id']!r} has label {row['label']}, "
-                f"but there are {len(classes)} classes",
+                f"photograph {row['image_id']!r} has label {row['label']}, but there are {len(classes)} classes",
                 "check the label column and the class names",
             )
         extra = [name for name in table.columns if name not in COLUMNS]
@@ -133,17 +138,17 @@ class Manifest:
         try:
             arrow = pq.read_table(path)
             about = json.loads(arrow.schema.metadata[b"manihot"])
+            classes, root = tuple(about["classes"]), Path(about["root"])
         except FileNotFoundError as error:
             raise DataError(
                 f"{path}: there is no manifest here", "run `manihot scan PHOTOS --out RUN` first"
             ) from error
-        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}: not a manihot manifest ({error})", "make it with `manihot scan`"
-            ) from error
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: not a manihot manifest ({error})", "make it with `manihot scan`") from error
         table = arrow.to_pandas()
         soft = None
         if "soft_label" in table:
-            soft = np.stack(list(table.pop("soft_label"))).astype(np.float32)
-        manifest = cls.from_table(table, tuple(about["classes"]), Path(about["root"]))
+            rows = list(table.pop("soft_label"))
+            soft = np.array(rows, dtype=np.float32).reshape(len(rows), len(classes))
+        manifest = cls.from_table(table, classes, root)
         return replace(manifest, soft_labels=soft)

@@ -41,12 +41,16 @@ class Predictions:
     def __post_init__(self) -> None:
         n, k = self.logits.shape
         if k != len(self.classes) or any(len(a) != n for a in (self.image_id, self.labels, self.fold)):
-            raise DataError(
-                f"predictions of {n} photographs and {k} classes don't fit their ids, labels or classes"
-            )
+            raise DataError(f"predictions of {n} photographs and {k} classes don't fit their ids, labels or classes")
         if not np.isfinite(self.logits).all():
             bad = self.image_id[~np.isfinite(self.logits).all(axis=1)]
             raise DataError(f"{len(bad)} photographs have predictions that are not finite, first {bad[0]!r}")
+        if n and (self.labels >= k).any():
+            row = int(np.flatnonzero(self.labels >= k)[0])
+            raise DataError(
+                f"photograph {self.image_id[row]!r} has label {self.labels[row]}, but there are {k} classes",
+                "labels are class numbers from 0, -1 where none is known",
+            )
 
     def __len__(self) -> int:
         return len(self.image_id)
@@ -92,7 +96,14 @@ class Predictions:
 
     def align(self, image_id: np.ndarray) -> Predictions:
         """The rows of `image_id`, in that order; an id without a prediction is a DataError."""
-        where = pd.Index(self.image_id).get_indexer(pd.Index(image_id))
+        index = pd.Index(self.image_id)
+        if not index.is_unique:
+            twice = self.image_id[index.duplicated()]
+            raise DataError(
+                f"{len(twice)} photographs are predicted more than once, first {twice[0]!r}",
+                "give each photograph its own id",
+            )
+        where = index.get_indexer(pd.Index(image_id))
         if (where < 0).any():
             missing = np.asarray(image_id)[where < 0]
             raise DataError(f"{len(missing)} photographs have no prediction, first {missing[0]!r}")
@@ -101,7 +112,7 @@ class Predictions:
     def save(self, path: Path) -> None:
         """Write parquet, or CSV with probabilities where the name ends in .csv; atomic."""
         path = Path(path)
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             frame = pd.DataFrame({"image_id": self.image_id, "label": self.labels})
             log_probs = log_softmax(self.logits.astype(np.float64), axis=1)
             for k in range(len(self.classes)):
@@ -126,61 +137,65 @@ class Predictions:
         """Read parquet or CSV; CSV columns c0..cK-1 are probabilities, named by `classes` where given."""
         path = Path(path)
         if not path.exists():
-            raise DataError(
-                f"{path}: there are no predictions here", "check the path, or run the training first"
-            )
-        if path.suffix == ".csv":
+            raise DataError(f"{path}: there are no predictions here", "check the path, or run the training first")
+        if path.suffix.lower() == ".csv":
             return cls._from_csv(path, classes)
         try:
             arrow = pq.read_table(path)
             about = json.loads(arrow.schema.metadata[b"manihot"])
+            classes = tuple(about["classes"])
             logits = _to_matrix(arrow["logits"])
-        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            embeddings = _to_matrix(arrow["embedding"]) if "embedding" in arrow.column_names else None
+            image_id, label, fold = (arrow[name].to_numpy() for name in ("image_id", "label", "fold"))
+        except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: not a manihot predictions file ({error})",
                 "parquet from manihot, or a CSV with columns image_id,label,c0,c1,...",
             ) from error
-        return cls(
-            arrow["image_id"].to_numpy().astype(object),
-            logits,
-            tuple(about["classes"]),
-            arrow["label"].to_numpy(),
-            arrow["fold"].to_numpy(),
-            _to_matrix(arrow["embedding"]) if "embedding" in arrow.column_names else None,
-        )
+        return cls(image_id.astype(object), logits, classes, label, fold, embeddings)
 
     @classmethod
     def _from_csv(cls, path: Path, classes: tuple[str, ...] | None) -> Predictions:
         try:
-            frame = pd.read_csv(path, dtype={"image_id": str})
-        except (ValueError, UnicodeDecodeError) as error:
+            # an image may be named NA: empty cells alone are missing
+            frame = pd.read_csv(path, dtype={"image_id": str, "label": str}, keep_default_na=False, na_values=[""])
+        except (OSError, ValueError) as error:
             raise DataError(f"{path}: not readable as CSV ({error})") from error
         numbered = [(int(m[1]), name) for name in frame.columns if (m := re.fullmatch(r"c(\d+)", name))]
         columns = [name for _, name in sorted(numbered)]
-        if (
-            "image_id" not in frame
-            or not columns
-            or [k for k, _ in sorted(numbered)] != list(range(len(columns)))
-        ):
+        if "image_id" not in frame or not columns or [k for k, _ in sorted(numbered)] != list(range(len(columns))):
             raise DataError(
-                f"{path}: expected columns image_id, c0, c1, ... (and label), "
-                f"found {', '.join(frame.columns[:8])}",
+                f"{path}: expected columns image_id, c0, c1, ... (and label), found {', '.join(frame.columns[:8])}",
                 "one column of probabilities a class, named c0 to cK-1",
             )
-        probs = frame[columns].to_numpy(dtype=np.float64)
-        wrong = ~(
-            np.isfinite(probs).all(axis=1) & (probs >= 0).all(axis=1) & (abs(probs.sum(axis=1) - 1) < 0.01)
-        )
+        if frame["image_id"].isna().any():
+            row = int(np.flatnonzero(frame["image_id"].isna())[0])
+            raise DataError(f"{path}: line {row + 2} has no image_id", "name the photograph of each row")
+        probs = frame[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+        wrong = ~(np.isfinite(probs).all(axis=1) & (probs >= 0).all(axis=1) & (abs(probs.sum(axis=1) - 1) < 0.01))
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             raise DataError(
-                f"{path}: {int(wrong.sum())} rows are not probabilities, "
-                f"first in line {row + 2}: {probs[row]}",
+                f"{path}: {int(wrong.sum())} rows are not probabilities, first in line {row + 2}: {probs[row]}",
                 "each row must be non-negative and sum to 1; apply the softmax to logits first",
             )
-        probs /= probs.sum(axis=1, keepdims=True)
-        labels = frame["label"].fillna(-1).to_numpy() if "label" in frame else None
-        return cls.from_probs(frame["image_id"].to_numpy(), probs, classes or tuple(columns), labels)
+        probs = probs / probs.sum(axis=1, keepdims=True)
+        names = classes or tuple(columns)
+        labels = _read_labels(frame["label"], names, path) if "label" in frame else None
+        return cls.from_probs(frame["image_id"].to_numpy(), probs, names, labels)
+
+
+def _read_labels(cells: pd.Series, classes: tuple[str, ...], path: Path) -> np.ndarray:
+    """Class numbers from cells of text that hold a number, one of `classes`, or nothing (-1)."""
+    by_name = cells.map({name: float(k) for k, name in enumerate(classes)})
+    numbers = pd.to_numeric(cells, errors="coerce").fillna(by_name).where(cells.notna(), -1).to_numpy(np.float64)
+    bad = np.flatnonzero(~np.isfinite(numbers) | (numbers % 1 != 0))
+    if len(bad):
+        raise DataError(
+            f"{path}: label {cells.iloc[bad[0]]!r} in line {bad[0] + 2} is no class number or name",
+            f"numbers from 0, or one of: {', '.join(classes)}",
+        )
+    return numbers.astype(np.int64)
 
 
 def _fixed_list(matrix: np.ndarray) -> pa.Array:
@@ -190,4 +205,4 @@ def _fixed_list(matrix: np.ndarray) -> pa.Array:
 
 def _to_matrix(column: pa.ChunkedArray) -> np.ndarray:
     array = column.combine_chunks()
-    return array.flatten().to_numpy().astype(np.float32).reshape(len(array), -1)
+    return array.flatten().to_numpy().astype(np.float32).reshape(len(array), array.type.list_size)

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from manihot.errors import DiskFullError, RunFolderError
+
+FULL = 1 << 16  # bytes; with less than this a failed write is put down to the full disk
 
 
 def explain_os_error(error: OSError, path: Path) -> RunFolderError:
@@ -53,8 +56,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise explain_os_error(error, path) from error
+    except Exception as error:  # torch and safetensors hide the system's error number
+        if _is_full(path.parent):
+            raise explain_os_error(OSError(errno.ENOSPC, str(error)), path) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < FULL
+    except OSError:
+        return False
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -74,9 +88,7 @@ def load_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunFolderError(
-            f"{path}: not readable as JSON ({error})", "remove the file and run again"
-        ) from error
+        raise RunFolderError(f"{path}: not readable as JSON ({error})", "remove the file and run again") from error
 
 
 def digest_value(value: Any) -> str:

@@ -7,6 +7,7 @@ folded into the saved network's linear layer, so that it takes photographs like 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,11 +59,7 @@ def fit_head(
     rows = features.reshape(n * views, -1)
     centre, scale = rows.mean(0), rows.std(0) + 1e-6
     rows = (rows - centre) / scale
-    strength = (
-        strengths[0]
-        if len(strengths) == 1
-        else _choose(rows, labels, weights, groups, views, strengths, seed)
-    )
+    strength = strengths[0] if len(strengths) == 1 else _choose(rows, labels, weights, groups, views, strengths, seed)
     model = _logistic(rows, np.repeat(labels, views), np.repeat(weights, views), strength)
     weight = np.zeros((classes, rows.shape[1]), dtype=np.float32)
     bias = np.full(classes, -12.0, dtype=np.float32)  # a class without photographs: all but impossible
@@ -77,9 +74,7 @@ def fit_head(
     return weight.astype(np.float32), (bias - weight @ centre).astype(np.float32)
 
 
-def _logistic(
-    rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, strength: float
-) -> LogisticRegression:
+def _logistic(rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, strength: float) -> LogisticRegression:
     return LogisticRegression(C=strength, max_iter=300, tol=1e-3).fit(rows, labels, sample_weight=weights)
 
 
@@ -89,13 +84,17 @@ def _choose(
 ) -> float:  # fmt: skip
     """The strength with the lowest log loss on a held-out quarter: one in four a class, whole groups."""
     counts = np.bincount(labels)
-    if counts[counts > 0].min() < 2:
+    if counts[counts > 0].min() < 2 or counts.max() < 4 or len(np.unique(groups)) < 4:
         return min(strengths)
     splitter = StratifiedGroupKFold(4, shuffle=True, random_state=seed)
-    inside, outside = next(iter(splitter.split(np.zeros(len(labels)), labels, groups)))
+    with warnings.catch_warnings():  # a class of two or three photographs is in few of the quarters
+        warnings.filterwarnings("ignore", message="The least populated class in y has only")
+        inside, outside = next(iter(splitter.split(np.zeros(len(labels)), labels, groups)))
     by_photo = rows.reshape(len(labels), views, -1)
     seen = np.isin(labels[outside], labels[inside])
     outside = outside[seen]
+    if len(np.unique(labels[inside])) < 2 or not len(outside):
+        return min(strengths)
     losses = []
     for strength in strengths:
         model = _logistic(
@@ -107,12 +106,7 @@ def _choose(
         probs = model.predict_proba(by_photo[outside].reshape(len(outside) * views, -1)).reshape(
             len(outside), views, -1
         )
-        losses.append(
-            log_loss(labels[outside], probs.mean(1), labels=model.classes_, sample_weight=weights[outside])
-        )
+        losses.append(log_loss(labels[outside], probs.mean(1), labels=model.classes_, sample_weight=weights[outside]))
     best = strengths[int(np.argmin(losses))]
-    say(
-        f"  strength {best:g} of {', '.join(f'{s:g}' for s in strengths)} "
-        f"(held-out log loss {min(losses):.3f})"
-    )
+    say(f"  strength {best:g} of {', '.join(f'{s:g}' for s in strengths)} (held-out log loss {min(losses):.3f})")
     return best

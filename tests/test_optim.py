@@ -1,0 +1,371 @@
+"""Optimisers, schedules and averages: groups and rates as the recipe says, means computed by hand."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+
+import pytest
+import timm.optim
+import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from manihot.errors import SettingsError
+from manihot.models.backbones import make_model, set_training, stages_of
+from manihot.optim.averaging import AVERAGING, check_averaging, measure_norms
+from manihot.optim.optimizers import OPTIMIZERS, make_optimizer, parameter_groups
+from manihot.optim.schedules import SCHEDULES, check_schedule, make_schedule, step_factor
+from manihot.settings import Choice, Model, Optimizer
+
+SMALL = (64, 64)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return make_model(Model(backbone="test_efficientnet", pretrained=False), 3, SMALL)
+
+
+def batch(seed: int = 0) -> torch.Tensor:
+    return torch.rand(4, 3, *SMALL, generator=torch.Generator().manual_seed(seed))
+
+
+# Optimisers
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_lowers_a_loss_and_resumes_to_the_bit(name):
+    def fresh() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = make_model(Model(backbone="test_efficientnet", pretrained=False, dropout=0.0), 3, SMALL)
+        return model, make_optimizer(model, Optimizer(name=name, lr=3e-3))
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+        losses = []
+        set_training(model)
+        for _ in range(steps):
+            loss = nn.functional.cross_entropy(model(batch()), torch.tensor([0, 1, 2, 0]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        return losses
+
+    model, optimizer = fresh()
+    losses = train(model, optimizer, 4)
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    state = deepcopy(optimizer.state_dict())
+    rest = train(model, optimizer, 3)
+    assert rest[-1] < losses[0]
+    again, second = fresh()
+    again.load_state_dict(weights)
+    second.load_state_dict(state)
+    assert train(again, second, 3) == rest
+
+
+def test_an_unknown_optimizer_is_refused(network):
+    with pytest.raises(SettingsError, match="unknown 'adamx'"):
+        make_optimizer(network, Optimizer(name="adamx"))
+
+
+def test_norms_and_biases_never_decay(network):
+    groups = parameter_groups(network, Optimizer(weight_decay=0.1))
+    for group in groups:
+        assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.1}
+        assert group["weight_decay"] in (0.0, 0.1)
+    together = [id(p) for group in groups for p in group["params"]]
+    assert sorted(together) == sorted(id(p) for p in network.parameters())  # each once
+
+
+def test_rates_fall_from_stage_to_stage_and_the_head_has_its_own(network):
+    stages = stages_of(network)
+    top = max(stages.values())
+    rate = {
+        id(p): group["lr"]
+        for group in parameter_groups(network, Optimizer(lr=1.0, layer_decay=0.5, head_lr=7.0))
+        for p in group["params"]
+    }
+    for name, parameter in network.named_parameters():
+        expected = 7.0 if stages[name] == top else 0.5 ** (top - 1 - stages[name])
+        assert rate[id(parameter)] == pytest.approx(expected), name
+    plain = parameter_groups(network, Optimizer(lr=0.3))
+    assert {group["lr"] for group in plain} == {0.3}
+
+
+def test_frozen_stages_are_not_given_to_the_optimizer():
+    model = make_model(Model(backbone="test_efficientnet", pretrained=False, freeze_stages=2), 3, SMALL)
+    given = {id(p) for group in parameter_groups(model, Optimizer()) for p in group["params"]}
+    assert given == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def walk(make, steps: int = 20) -> torch.Tensor:
+    """The weights after some steps on a bowl whose gradient is known."""
+    weights = nn.Parameter(torch.linspace(-1, 1, 24).view(4, 6))
+    bias = nn.Parameter(torch.linspace(0.5, 1, 4))
+    optimizer = make(
+        [
+            {"params": [bias], "weight_decay": 0.0, "lr": 0.01},
+            {"params": [weights], "weight_decay": 0.1, "lr": 0.02},
+        ]
+    )
+    target = torch.linspace(2, -1, 24).view(4, 6)
+    for step in range(steps):
+        optimizer.zero_grad()
+        scale = 1 + step % 3
+        (((weights - target) ** 2 * scale).sum() + (weights.sum(1) * bias).sum() + bias.square().sum()).backward()
+        optimizer.step()
+    return torch.cat([weights.detach().flatten(), bias.detach()])
+
+
+def test_adamp_is_timms_called_directly():
+    ours = walk(lambda groups: OPTIMIZERS["adamp"](groups, 1e-3))
+    torch.testing.assert_close(ours, walk(lambda groups: timm.optim.AdamP(groups, lr=1e-3)), rtol=0, atol=0)
+    nesterov = walk(lambda groups: timm.optim.AdamP(groups, lr=1e-3, nesterov=True))
+    assert float((ours - nesterov).abs().max()) > 1e-3  # what create_optimizer_v2 would give
+
+
+def test_sgd_is_nesterovs():
+    ours = walk(lambda groups: OPTIMIZERS["sgd"](groups, 1e-3))
+    torch.testing.assert_close(
+        ours,
+        walk(lambda groups: torch.optim.SGD(groups, lr=1e-3, momentum=0.9, nesterov=True)),
+        rtol=0,
+        atol=0,
+    )
+
+
+# Schedules
+
+
+def factors(choice: Choice, epochs: int = 10, steps: int = 7) -> list[float]:
+    return [step_factor(step, choice, epochs, steps) for step in range(epochs * steps + 1)]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.33, 1.0])
+@pytest.mark.parametrize("epochs", [1, 10])
+@pytest.mark.parametrize("steps", [1, 7])
+def test_every_schedule_stays_between_nothing_and_the_whole_rate(name, warmup, epochs, steps):
+    found = factors(Choice(name=name, warmup=warmup), epochs, steps)
+    assert all(math.isfinite(f) and 0 <= f <= 1 for f in found)
+    assert found[0] > 0
+    warm = [f for step, f in enumerate(found) if step / steps < warmup * epochs]
+    assert warm == sorted(warm)
+    assert len(set(warm)) == len(warm)
+    assert len(warm) == math.ceil(warmup * epochs * steps - 1e-9)
+
+
+def test_cosine_begins_at_one_and_ends_at_its_floor():
+    found = factors(Choice(name="cosine", floor=0.2))
+    assert found[0] == 1
+    assert found[35] == pytest.approx(0.6)
+    assert found[-1] == pytest.approx(0.2)
+    assert found == sorted(found, reverse=True)
+    assert factors(Choice(name="cosine"))[-1] == pytest.approx(0, abs=1e-12)
+    warm = factors(Choice(name="cosine", warmup=0.2))
+    assert max(warm) == warm[14] == 1
+    assert warm[-1] == pytest.approx(0, abs=1e-12)
+
+
+def test_cosine_restarts_every_period():
+    found = factors(Choice(name="cosine_restarts", period=5.0, floor=0.1))
+    assert found[0] == found[35] == 1
+    assert min(found) == pytest.approx(found[34])
+    assert 0.1 < found[34] < 0.11
+
+
+def test_inverse_epoch_falls_from_epoch_to_epoch():
+    found = factors(Choice(name="inverse_epoch"), 4, 3)
+    assert found[:12] == [1] * 3 + [1 / 2] * 3 + [1 / 3] * 3 + [1 / 4] * 3
+
+
+def test_the_schedule_scales_each_groups_rate():
+    one, two = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [one], "lr": 1.0}, {"params": [two], "lr": 4.0}])
+    choice = Choice(name="cosine", warmup=0.1)
+    schedule = make_schedule(optimizer, choice, 10, 7)
+    for factor in factors(choice)[:-1]:
+        assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([factor, 4 * factor])
+        optimizer.step()
+        schedule.step()
+    assert choice.settings == {"warmup": 0.1}  # read, never used up
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        (Choice(name="cosin"), "unknown schedule 'cosin'"),
+        (Choice(name="cosine", flor=0.1), "no setting 'flor'"),
+        (Choice(name="constant", floor=0.1), "no setting 'floor'"),
+        (Choice(name="cosine", warmup=1.5), "warmup = 1.5"),
+        (Choice(name="cosine", warmup="long"), "warmup = 'long'"),
+        (Choice(name="cosine", warmup=True), "warmup = True"),
+        (Choice(name="cosine", warmup=math.nan), "warmup = nan"),
+        (Choice(name="cosine", floor=-0.1), "floor = -0.1"),
+        (Choice(name="cosine_restarts", period=0), "period = 0"),
+    ],
+)
+def test_a_wrong_schedule_is_explained(choice, words):
+    with pytest.raises(SettingsError, match=rf"mine\.yaml:3: schedule.*{words}") as caught:
+        check_schedule(choice, "mine.yaml:3: schedule")
+    assert caught.value.remedy
+
+
+# Averages
+
+
+class Counter(nn.Module):
+    """Its one weight is the global step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+
+def run_counter(average, model: Counter, epochs: int = 5, steps: int = 100) -> None:
+    step = 0
+    for epoch in range(epochs):
+        for _ in range(steps):
+            model.weight.data.fill_(step)
+            average.after_step(model, step)
+            step += 1
+        average.after_epoch(model, epoch)
+
+
+def test_swa_averages_the_ends_of_epochs():
+    model = Counter()
+    average = AVERAGING["swa"](model, 5, start=0.0)
+    run_counter(average, model)
+    kept = average.finish(model, list)
+    assert float(kept.weight.detach()) == 299  # of 99, 199, 299, 399, 499; every step would give 249.5
+    assert int(average.average.n_averaged) == 5
+    assert float(model.weight.detach()) == 499
+    assert average.model(model) is model
+
+
+def test_swa_begins_at_its_share_of_the_epochs():
+    model = Counter()
+    average = AVERAGING["swa"](model, 5, start=0.5)  # epochs 2, 3, 4
+    run_counter(average, model)
+    assert float(average.finish(model, list).weight.detach()) == 399
+    untouched = AVERAGING["swa"](model, 5)
+    assert untouched.finish(model, list) is model
+
+
+def test_swa_resumes_from_its_state():
+    model = Counter()
+    whole, first = (AVERAGING["swa"](model, 4, start=0.0) for _ in range(2))
+    for epoch in range(4):
+        model.weight.data.fill_(epoch**2)
+        whole.after_epoch(model, epoch)
+        if epoch == 2:
+            second = AVERAGING["swa"](model, 4, start=0.0)
+            second.load_state_dict(first.state_dict())
+            first = second
+        first.after_epoch(model, epoch)
+    assert float(first.finish(model, list).weight.detach()) == float(whole.finish(model, list).weight.detach()) == 3.5
+
+
+def test_measured_norms_are_torchs_where_all_are_trained():
+    def fresh() -> nn.Module:
+        return make_model(Model(backbone="test_efficientnet", pretrained=False, dropout=0.0), 3, SMALL)
+
+    ours, theirs = fresh(), fresh()
+    batches = [batch(1), batch(2), batch(3)]
+    set_training(ours)
+    names = [n for n, m in ours.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    measure_norms(ours, names, batches)
+    update_bn(batches, theirs)
+    for name, value in theirs.named_buffers():
+        torch.testing.assert_close(dict(ours.named_buffers())[name], value)
+    assert not any(m.training for m in ours.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize(("stages", "freeze_norm"), [(0, False), (2, False), (0, True)])
+def test_swa_measures_the_statistics_that_training_measures(stages, freeze_norm):
+    model = make_model(Model(backbone="test_efficientnet", pretrained=False, freeze_stages=stages), 3, SMALL)
+    average = AVERAGING["swa"](model, 2, start=0.0)
+    set_training(model, freeze_norm)
+    kept = {n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and not m.training}
+    assert bool(kept) == bool(stages or freeze_norm)
+    average.after_step(model, 0)
+    average.after_epoch(model, 0)
+    model.eval()  # as judging leaves it
+    resumed = AVERAGING["swa"](model, 2, start=0.0)
+    resumed.load_state_dict(average.state_dict())
+    before = {n: b.clone() for n, b in resumed.average.module.named_buffers() if n.endswith("running_mean")}
+    final = resumed.finish(model, lambda: [batch(1) + 1, batch(2) + 1])
+    for name, value in final.named_buffers():
+        if name.endswith("running_mean"):
+            assert torch.equal(value, before[name]) == (name.removesuffix(".running_mean") in kept), name
+
+
+def test_ema_with_warmup_has_moved_where_the_plain_one_has_not():
+    model = Counter()
+    warm, plain = (AVERAGING["ema"](model, 6, decay=0.9999, warmup=w) for w in (True, False))
+    model.weight.data.fill_(1.0)
+    for step in range(2, 602):  # timm copies the weights in the first two steps
+        warm.after_step(model, step)
+        plain.after_step(model, step)
+    assert float(plain.model(model).weight.detach()) == pytest.approx(1 - 0.9999**600, abs=1e-4)  # 6 %
+    assert float(warm.model(model).weight.detach()) > 0.99
+    assert warm.finish(model, list) is warm.model(model)
+
+
+def test_ema_is_the_running_mean_of_its_definition():
+    model = Counter()
+    average = AVERAGING["ema"](model, 1, decay=0.9, warmup=False)
+    expected = 0.0
+    for step in range(2, 12):
+        model.weight.data.fill_(step)
+        average.after_step(model, step)
+        expected = 0.9 * expected + 0.1 * step
+    assert float(average.model(model).weight.detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(model.weight.detach()) == 11
+
+
+def test_ema_carries_the_statistics_of_batch_norms():
+    model = make_model(Model(backbone="test_efficientnet", pretrained=False), 3, SMALL)
+    average = AVERAGING["ema"](model, 1, decay=0.5, warmup=False)
+    set_training(model)
+    for step in range(8):
+        model(batch(step) + 1)
+        average.after_step(model, step)
+    moved = [b.abs().sum() > 0 for n, b in average.model(model).named_buffers() if n.endswith("running_mean")]
+    assert all(moved)
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_every_average_gives_a_network_and_a_state(name):
+    model = make_model(Model(backbone="test_efficientnet", pretrained=False), 3, SMALL)
+    average = AVERAGING[name](model, 2)
+    set_training(model)
+    for epoch in range(2):
+        for step in range(2):
+            model(batch(step))
+            average.after_step(model, 2 * epoch + step)
+        average.after_epoch(model, epoch)
+    other = AVERAGING[name](model, 2)
+    other.load_state_dict(average.state_dict())
+    one, two = (a.finish(model, lambda: [batch(1)]) for a in (average, other))
+    assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
+    assert set(one.state_dict()) == set(model.state_dict())
+    one.eval()
+    assert torch.isfinite(one(batch())).all()
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        (Choice(name="sma"), "unknown averaging 'sma'"),
+        (Choice(name="ema", deacy=0.9), "no setting 'deacy'"),
+        (Choice(name="none", start=0.5), "no setting 'start'"),
+        (Choice(name="ema", decay=1.0), "decay = 1.0"),
+        (Choice(name="ema", decay="slow"), "decay = 'slow'"),
+        (Choice(name="ema", warmup=3), "warmup = 3"),
+        (Choice(name="swa", start=1), "start = 1"),
+    ],
+)
+def test_a_wrong_average_is_explained(choice, words):
+    with pytest.raises(SettingsError, match=rf"averaging.*{words}") as caught:
+        check_averaging(choice, "averaging")
+    assert caught.value.remedy
