@@ -320,15 +320,28 @@ def test_refusals_of_the_system_are_explained(tmp_path, monkeypatch, number, kin
     assert [p.name for p in tmp_path.iterdir()] == ["scores.json"]
 
 
-def test_a_library_that_hides_the_full_disk(tmp_path, monkeypatch):
-    path = tmp_path / "model.safetensors"
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("PytorchStreamWriter failed writing file data/0"),  # torch
+        OSError("2000000 requested and 262112 written"),  # numpy
+    ],
+)
+def test_a_library_that_hides_the_full_disk(tmp_path, monkeypatch, error):
+    path = tmp_path / "last.ckpt"
     with monkeypatch.context() as patched:
         usage = type("Usage", (), {"free": 0})
         patched.setattr(runs.shutil, "disk_usage", lambda folder: usage)
         with pytest.raises(DiskFullError, match="no space left"), atomic_path(path):
-            raise RuntimeError("PytorchStreamWriter failed writing file data/0")
-    with pytest.raises(RuntimeError, match="other"), atomic_path(path):
-        raise RuntimeError("other")
+            raise error
+    with pytest.raises(RunFolderError if isinstance(error, OSError) else RuntimeError) as caught, atomic_path(path):
+        raise error
+    assert not isinstance(caught.value, DiskFullError)
+
+
+def test_a_library_that_tells_of_the_full_disk_in_words(tmp_path):
+    with pytest.raises(DiskFullError, match="no space left"), atomic_path(tmp_path / "best.safetensors"):
+        raise ValueError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")

@@ -54,17 +54,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    except Exception as error:  # torch and safetensors hide the system's error number
-        if _is_full(path.parent):
+    except Exception as error:
+        if _hides_full_disk(error, path.parent):
             raise explain_os_error(OSError(errno.ENOSPC, str(error)), path) from error
+        if isinstance(error, OSError):
+            raise explain_os_error(error, path) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _is_full(folder: Path) -> bool:
+def _hides_full_disk(error: Exception, folder: Path) -> bool:
+    """Whether a library's error without the system's number comes from a full disk (numpy, torch, safetensors)."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return False
+    if any(f"os error {number})" in str(error) for number in (errno.ENOSPC, 112)):  # 112: Windows
+        return True
     try:
         return shutil.disk_usage(folder).free < FULL
     except OSError:
