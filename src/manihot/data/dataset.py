@@ -70,6 +70,8 @@ def make_loader(
     loader = DataLoader(
         dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin, persistent_workers=workers > 0,
         worker_init_fn=one_thread if workers else None,
+        # A forked process inherits the locks of opencv's and OpenMP's threads, and may wait for them for ever.
+        multiprocessing_context="spawn" if workers else None,
     )  # fmt: skip
     return loader, batches
 
