@@ -18,7 +18,7 @@ from manihot.errors import RunFolderError
 from manihot.progress import say
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import RunFolder, atomic_path, digest_file, digest_value, save_json
+from manihot.records.runs import RunFolder, atomic_path, digest_file, digest_value, save_json, write_atomic
 from manihot.settings import Recipe, load_recipe
 
 PACKAGES = ("manihot", "torch", "timm", "numpy", "opencv-python-headless", "scikit-learn", "onnxruntime")
@@ -102,12 +102,12 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 def _scan(folder: RunFolder, photos: Any, workers: int, options: dict[str, Any]) -> Manifest:
     first = Path(photos) if isinstance(photos, (str, os.PathLike)) else None
-    if first is not None and first.name.endswith(".parquet") and _is_manifest(first):
+    if first is not None and Manifest.is_file(first):
         inputs: Any = digest_file(first)
 
         def work() -> None:
             Manifest.load(first).save(folder / "manifest.parquet")
-            _write_text(folder / "quarantine.csv", "file,fault,detail,remedy,label\n")
+            write_atomic(folder / "quarantine.csv", "file,fault,detail,remedy,label\n")
     else:
         from manihot.photos.scan import scan
 
@@ -219,15 +219,3 @@ def _evaluate(predictions: Predictions, groups: dict[str, str], kind: str, seed:
             for k in folds
         }
     return out
-
-
-def _is_manifest(path: Path) -> bool:
-    from manihot.infer.predict import _is_manifest as is_manifest
-
-    return is_manifest(path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    from manihot.records.runs import write_atomic
-
-    write_atomic(path, text)

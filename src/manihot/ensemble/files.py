@@ -258,12 +258,6 @@ def load_groups(manifest: Path | None, members: Members) -> np.ndarray | None:
     return np.asarray(table.to_numpy()[where], dtype=object)
 
 
-def save_submission(predictions: Predictions, path: Path) -> None:
-    """Write a Kaggle submission, CSV `image_id,label` with the index of the most probable class; atomic."""
-    answers = predictions.logits.argmax(axis=1)
-    _write_table(path, pd.DataFrame({"image_id": predictions.image_id, "label": answers}))
-
-
 def _write(
     out: Path,
     stem: str,
@@ -283,7 +277,7 @@ def _write(
     if tests is not None and test_probs is not None:
         test = Predictions.from_probs(tests.image_id, test_probs, members.classes, tests.labels)
         test.save(out / f"{stem}.test.parquet")
-        save_submission(test, out / "submission.csv")
+        test.save_submission(out / "submission.csv")
     known = members.labels >= 0
     if known.any():
         y = members.labels[known]

@@ -146,7 +146,7 @@ def predict(
     from manihot.progress import say
 
     models = load_model(Path(model))
-    if Path(photos).suffix == ".parquet" and _is_manifest(Path(photos)):
+    if Manifest.is_file(Path(photos)):
         manifest, quarantine = Manifest.load(Path(photos)), None
     else:
         manifest, quarantine = scan(Path(photos), **scan_options)  # type: ignore[arg-type]
@@ -169,28 +169,7 @@ def predict(
 
 def save_predictions(predictions: Predictions, out: Path) -> None:
     """Parquet, CSV of probabilities, or, where the name ends in submission.csv, Kaggle's two columns."""
-    if not out.name.endswith("submission.csv"):
+    if out.name.endswith("submission.csv"):
+        predictions.save_submission(out)
+    else:
         predictions.save(out)
-        return
-    import pandas as pd
-
-    from manihot.records.runs import atomic_path
-
-    best = predictions.logits.argmax(axis=1)
-    names = predictions.classes
-    numeric = all(name.isdigit() for name in names)
-    frame = pd.DataFrame(
-        {"image_id": predictions.image_id, "label": [int(names[k]) if numeric else int(k) for k in best]}
-    )
-    with atomic_path(out) as temporary:
-        frame.to_csv(temporary, index=False)
-
-
-def _is_manifest(path: Path) -> bool:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return b"manihot" in (pq.read_schema(path).metadata or {})
-    except (OSError, pa.ArrowException):
-        return False

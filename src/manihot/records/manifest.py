@@ -132,6 +132,14 @@ class Manifest:
         with atomic_path(path) as temporary:
             pq.write_table(arrow, temporary)
 
+    @staticmethod
+    def is_file(path: Path) -> bool:
+        """Whether `path` is a manifest that `save` wrote, rather than a user's own table."""
+        try:
+            return path.suffix == ".parquet" and b"manihot" in (pq.read_schema(path).metadata or {})
+        except (OSError, pa.ArrowException):
+            return False
+
     @classmethod
     def load(cls, path: Path) -> Manifest:
         """Read what `save` wrote; anything else is a DataError."""

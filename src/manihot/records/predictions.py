@@ -132,6 +132,14 @@ class Predictions:
         with atomic_path(path) as temporary:
             pq.write_table(pa.table(columns).replace_schema_metadata({b"manihot": about}), temporary)
 
+    def save_submission(self, path: Path) -> None:
+        """Write Kaggle's CSV `image_id,label`, atomic: the best class's number, or its name where that is one."""
+        best = self.logits.argmax(axis=1)
+        if all(name.isdigit() for name in self.classes):
+            best = np.array([int(name) for name in self.classes])[best]
+        with atomic_path(path) as temporary:
+            pd.DataFrame({"image_id": self.image_id, "label": best}).to_csv(temporary, index=False)
+
     @classmethod
     def load(cls, path: Path, classes: tuple[str, ...] | None = None) -> Predictions:
         """Read parquet or CSV; CSV columns c0..cK-1 are probabilities, named by `classes` where given."""
