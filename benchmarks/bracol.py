@@ -94,10 +94,9 @@ def measure(
 
 
 def settings_digest(recipe: str, sets: list[str]) -> str:
-    """What decides a result: the resolved recipe without its words."""
-    return digest_value(
-        {k: v for k, v in load_recipe(recipe, sets).resolved().items() if k not in ("description", "source")}
-    )[:12]
+    """What decides a result: the settings that differ from the defaults, so that a new setting changes none."""
+    resolved = load_recipe(recipe, sets).model_dump(mode="json", exclude_defaults=True)
+    return digest_value({k: v for k, v in resolved.items() if k not in ("name", "description", "source")})[:12]
 
 
 def machine() -> str:
