@@ -132,7 +132,7 @@ def test_early_stopping_and_best_epoch(recipe: Recipe, tmp_path: Path):
 
 def test_batches_hold_every_photograph_once_and_none_is_tiny():
     batches = EpochBatches(33, 8, seed=1)
-    seen = [place for batch in batches for _, place in batch]
+    seen = [place for batch in batches for _, place, _ in batch]
     assert sorted(seen) == list(range(33))
     assert min(len(batch) for batch in batches) >= 6
     first = list(batches)

@@ -1,8 +1,9 @@
-"""Training batches: rows of the store, augmented by (seed, epoch, photograph), for any number of workers."""
+"""Training batches: rows of the store, augmented by (seed, epoch, photograph, repeat), for any number of workers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
@@ -17,8 +18,9 @@ Batch = dict[str, Tensor]
 
 
 class TrainingPhotos(Dataset):
-    """Items (epoch, place) -> image uint8 (h, w, 3), colour matrix float32 (3, 4), target, weight, place.
+    """Items (epoch, place, repeat) -> image uint8 (h, w, 3), colour matrix float32 (3, 4), target, weight, place.
 
+    repeat: how often the epoch saw the photograph before; each time it is augmented in another way.
     photos: the store. rows: rows of the store, (N,). targets: soft labels (N, K). weights: (N,).
     """
 
@@ -32,10 +34,10 @@ class TrainingPhotos(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
-        epoch, place = item
+    def __getitem__(self, item: tuple[int, int, int]) -> dict[str, Any]:
+        epoch, place, repeat = item
         row = int(self.rows[place])
-        image, colour = self.augmenter(self.photos[row], epoch, row)
+        image, colour = self.augmenter(self.photos[row], epoch, row + repeat * len(self.photos))
         return {
             "image": torch.from_numpy(image),
             "colour": torch.from_numpy(colour),
@@ -45,28 +47,42 @@ class TrainingPhotos(Dataset):
         }
 
 
-class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, place), shuffled by (seed, epoch), of nearly equal sizes so that none is tiny."""
+class EpochBatches(Sampler[list[tuple[int, int, int]]]):
+    """Batches of (epoch, place, repeat), shuffled by (seed, epoch), of nearly equal sizes so that none is tiny.
 
-    def __init__(self, photographs: int, batch: int, seed: int) -> None:
-        self.photographs, self.seed = photographs, seed
-        self.count = max(1, -(-photographs // batch))
+    draw: the places that an epoch sees, some of them several times; the same number in every epoch. All once
+    when left out.
+    """
+
+    def __init__(
+        self, photographs: int, batch: int, seed: int, draw: Callable[[int], np.ndarray] | None = None
+    ) -> None:
+        self.seed = seed
+        self.draw = draw or (lambda epoch: np.arange(photographs))
+        self.count = max(1, -(-len(self.draw(0)) // batch))
         self.epoch = 0
 
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.photographs)
-        for places in np.array_split(order, self.count):
-            yield [(self.epoch, int(place)) for place in places]
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        places = self.draw(self.epoch)
+        order = places[np.random.default_rng([self.seed, self.epoch]).permutation(len(places))]
+        seen: Counter[int] = Counter()
+        for batch in np.array_split(order, self.count):
+            items = []
+            for place in map(int, batch):
+                items.append((self.epoch, place, seen[place]))
+                seen[place] += 1
+            yield items
 
 
 def make_loader(
-    dataset: TrainingPhotos, batch: int, seed: int, workers: int, pin: bool
-) -> tuple[DataLoader, EpochBatches]:
-    """The loader, and its batches, whose `epoch` is set before each pass."""
-    batches = EpochBatches(len(dataset), batch, seed)
+    dataset: TrainingPhotos, batch: int, seed: int, workers: int, pin: bool,
+    draw: Callable[[int], np.ndarray] | None = None,
+) -> tuple[DataLoader, EpochBatches]:  # fmt: skip
+    """The loader, and its batches, whose `epoch` is set before each pass; `draw` as for EpochBatches."""
+    batches = EpochBatches(len(dataset), batch, seed, draw)
     loader = DataLoader(
         dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin, persistent_workers=workers > 0,
         worker_init_fn=one_thread if workers else None,
