@@ -97,10 +97,7 @@ class Thumbnails:
             small = make_thumbnail(decode_photo(path, at_least=(EDGE, EDGE)))
         except PhotoFault as fault:
             return Thumbnail(path.name, "", "", str(fault).splitlines()[0])
-        out = io.BytesIO()
-        Image.fromarray(small).save(out, "JPEG", quality=QUALITY, optimize=True)
-        uri = data_uri(out.getvalue(), "image/jpeg")
-        return Thumbnail(path.name, uri, link_from(self._run, path), aspect=small.shape[1] / small.shape[0])
+        return Thumbnail(path.name, jpeg_uri(small), link_from(self._run, path), aspect=small.shape[1] / small.shape[0])
 
 
 def make_thumbnail(rgb: np.ndarray) -> np.ndarray:
@@ -111,6 +108,13 @@ def make_thumbnail(rgb: np.ndarray) -> np.ndarray:
     scale = min(1.0, EDGE / (ch * cw) ** 0.5)
     size = (max(1, round(ch * scale)), max(1, round(cw * scale)))
     return resize(rgb[top : top + ch, left : left + cw], size)
+
+
+def jpeg_uri(rgb: np.ndarray) -> str:
+    """uint8 RGB (H, W, 3) as a JPEG in a data URI."""
+    out = io.BytesIO()
+    Image.fromarray(rgb).save(out, "JPEG", quality=QUALITY, optimize=True)
+    return data_uri(out.getvalue(), "image/jpeg")
 
 
 def data_uri(content: bytes, kind: str) -> str:

@@ -18,6 +18,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from manihot.deliver import pictures
 from manihot.deliver.compare import SCORES, duration, stage_seconds
+from manihot.deliver.explain import explain_mistakes
 from manihot.deliver.material import Material, gather
 from manihot.deliver.words import count_of, headline, interval_text, judgement, number, percent
 from manihot.progress import track
@@ -88,6 +89,7 @@ def contents(material: Material) -> dict[str, Any]:
         "confusion": _confusion(found),
         "trust": _trust(material, found),
         "mistakes": mistakes,
+        "heat": explain_mistakes(material, mistakes),
         "doubtful": doubtful,
         "about": _about(material),
     }
