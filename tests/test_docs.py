@@ -25,7 +25,7 @@ from manihot.data.mixing import MIXES, NEEDS
 from manihot.data.views import VIEWS
 from manihot.errors import SettingsError
 from manihot.metrics import METRICS, PER_CLASS
-from manihot.models.heads import POOLING
+from manihot.models.heads import POOLING, TILE_ATTENTION
 from manihot.optim.averaging import AVERAGING
 from manihot.optim.losses import LOSSES
 from manihot.optim.losses.contract import COMMON, Row
@@ -94,9 +94,10 @@ REGISTRIES: dict[str, tuple[dict[str, Any], Callable[[str], set[str]]]] = {
     ),
     "Mixes": (MIXES, keyword_settings),
     "Optimisers": (OPTIMIZERS, lambda name: set()),
-    "Schedules": (SCHEDULES, lambda name: own_settings(SCHEDULES[name], ("epoch", "epochs"))),
+    "Schedules": (SCHEDULES, lambda name: own_settings(SCHEDULES[name], ("epoch", "epochs", "scores"))),
     "Averages of the weights": (AVERAGING, lambda name: own_settings(AVERAGING[name], ("model", "epochs"))),
     "Pooling": (POOLING, lambda name: set()),
+    "Attention over tiles": (TILE_ATTENTION, lambda name: set()),
     "Views": (VIEWS, lambda name: set()),
     "Metrics": (METRICS, lambda name: set()),
     "Metrics of each class": (PER_CLASS, lambda name: set()),

@@ -10,11 +10,12 @@ import torch
 
 from manihot.data.augment import Augmenter
 from manihot.data.dataset import EpochBatches, TrainingPhotos, make_loader
-from manihot.errors import DataError
+from manihot.errors import DataError, SettingsError
 from manihot.infer.runners import Normalise
 from manihot.models.backbones import make_model, make_preprocess
 from manihot.optim.losses import make_loss
 from manihot.settings import Choice, Recipe, load_recipe
+from manihot.train.check import check_recipe
 from manihot.train.loop import fit
 from manihot.train.steps import STEPS, StepState
 
@@ -111,6 +112,58 @@ def test_accumulation_weighs_by_photographs(recipe: Recipe, tmp_path: Path):
     a, _ = training(parts, tmp_path / "a")
     b, _ = training(whole, tmp_path / "b")
     assert max(float((a[k].float() - b[k].float()).abs().max()) for k in a) < 1e-5
+
+
+def test_accumulation_warns_where_batch_norms_see_parts(recipe: Recipe, tmp_path: Path, capsys):
+    train = recipe.train.model_copy(update={"epochs": 1, "accumulate": 2})
+    training(recipe.model_copy(update={"train": train}), tmp_path / "a")
+    assert "batch norms see 8 photographs at a time, not the 16 of a step" in capsys.readouterr().err
+    frozen = recipe.model.model_copy(update={"freeze_norm": True})
+    training(recipe.model_copy(update={"train": train, "model": frozen}), tmp_path / "b")
+    training(recipe.model_copy(update={"train": train.model_copy(update={"accumulate": 1})}), tmp_path / "c")
+    assert "batch norms" not in capsys.readouterr().err
+
+
+def test_batch_norms_make_accumulation_another_gradient(recipe: Recipe, tmp_path: Path):
+    """Why the warning: 8 + 7 + 7 photographs in parts, batch norms in training mode, against 22 at once."""
+    plain = {
+        "averaging": Choice(name="none"), "augment": (), "schedule": Choice(name="constant"),
+        "model": recipe.model.model_copy(update={"dropout": 0.0}),
+        "optimizer": recipe.optimizer.model_copy(update={"name": "sgd", "lr": 1e-3}),
+    }  # fmt: skip
+    start = make_model(plain["model"], 3, (32, 32), seed=0).state_dict()
+    moved = []
+    for name, batch, accumulate in (("parts", 8, 3), ("whole", 22, 1)):
+        train = recipe.train.model_copy(
+            update={"epochs": 1, "batch": batch, "accumulate": accumulate, "clip": 0.0}
+        )
+        kept, _ = training(recipe.model_copy(update={**plain, "train": train}), tmp_path / name)
+        moved.append(torch.cat([(kept[k] - start[k]).flatten() for k in kept if k.endswith("weight")]))
+    assert float((moved[0] - moved[1]).norm() / moved[1].norm()) > 0.2
+
+
+def test_a_plateau_without_held_out_photographs_is_refused(recipe: Recipe, tmp_path: Path):
+    recipe = recipe.model_copy(update={"schedule": Choice(name="plateau")})
+    with pytest.raises(SettingsError, match="plateau watches held-out photographs"):
+        fit(None, None, None, None, None, recipe, 0, tmp_path, None, None, "test")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["averaging={name: swa}", "train.keep=best"], r"train: keep 'best' .* average of averaging 'swa'"),
+        (["schedule={name: plateau}", "folds.kind=none"], "schedule: plateau watches held-out"),
+        (["optimizer.name=ranger", "optimizer.lookahead=5"], "optimizer: ranger has its own Lookahead"),
+        (["model.tiles=[2, 2]", "mixing=[{name: snapmix}]"], "mixing: SnapMix needs"),
+        (["model.tiles=[2, 2]", "method=features"], "model: the method 'features'"),
+        (["model.tile_attention=tan"], "model: unknown 'tan'"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(tiny_recipe: Path, sets, words):
+    with pytest.raises(SettingsError, match=words) as caught:
+        check_recipe(load_recipe(str(tiny_recipe), sets))
+    assert caught.value.remedy
+    check_recipe(load_recipe(str(tiny_recipe), ["averaging={name: ema}", "train.keep=best", "optimizer.sam=0.1"]))
 
 
 def test_a_loss_that_is_not_finite_is_named_with_the_remedy(recipe: Recipe, tmp_path: Path):

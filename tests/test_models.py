@@ -16,7 +16,7 @@ from manihot.errors import SettingsError, WeightsError
 from manihot.models import pretrained
 from manihot.models.backbones import NORMS, freeze, make_model, make_preprocess, set_training, stages_of
 from manihot.models.checkpoint import load_model, load_network, save_model
-from manihot.models.heads import POOLING, Classifier
+from manihot.models.heads import POOLING, TILE_ATTENTION, Classifier, cut_tiles
 from manihot.models.pretrained import embedded_state, make_backbone, name_weights
 from manihot.photos.preprocess import Preprocess
 from manihot.settings import Model, View
@@ -278,6 +278,97 @@ def test_power_has_a_gradient_where_a_feature_is_zero():
     assert (model.embed(images) == 0).all()
 
 
+# Several dropouts
+
+
+def test_several_dropouts_give_the_mean_of_their_logits():
+    model = make_model(settings_of(dropout=0.5, dropout_samples=5), 3, SMALL).train()
+    embeddings = torch.rand(4, model.head.in_features, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(7)
+    ours = model.classify(embeddings)
+    torch.manual_seed(7)
+    each = [model.head(nn.functional.dropout(embeddings, 0.5)) for _ in range(5)]
+    torch.testing.assert_close(ours, torch.stack(each).mean(0))
+    assert not torch.equal(each[0], each[1])  # five masks, not one
+
+
+def test_several_dropouts_are_calmer_and_vanish_when_predicting():
+    one, five = (make_model(settings_of(dropout=0.5, dropout_samples=n), 3, SMALL).train() for n in (1, 5))
+    embeddings = torch.rand(1, one.head.in_features, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    spread = [torch.cat([m.classify(embeddings) for _ in range(400)]).var(0).mean() for m in (one, five)]
+    assert float((spread[0] / spread[1]).detach()) == pytest.approx(5, rel=0.25)
+    assert torch.equal(one.eval().classify(embeddings), five.eval().classify(embeddings))
+
+
+# Attention over tiles
+
+
+def test_tiles_are_cut_row_by_row():
+    grid = torch.arange(6.0).view(1, 1, 2, 3).repeat_interleave(4, 2).repeat_interleave(5, 3)
+    images = torch.cat([grid, grid + 10]).expand(2, 3, 8, 15)
+    tiles = cut_tiles(images, (2, 3))
+    assert tiles.shape == (12, 3, 4, 5)
+    expected = torch.cat([torch.arange(6.0), torch.arange(6.0) + 10])
+    assert torch.equal(tiles, expected.view(12, 1, 1, 1).expand_as(tiles))
+
+
+@pytest.mark.parametrize("pattern", TILE_ATTENTION)
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_vit"])
+def test_a_photograph_is_the_weighted_mean_of_its_tiles(pattern, backbone):
+    settings = settings_of(backbone, tiles=(2, 3), tile_attention=pattern, power=True)
+    model = make_model(settings, 4, (64, 96), seed=3).eval()
+    images = photos(2, (64, 96))
+    one_tile = make_model(settings_of(backbone, power=True), 4, (32, 32), seed=3).eval()
+    one_tile.load_state_dict(
+        {k: v for k, v in model.state_dict().items() if not k.startswith("attention.")}, strict=True
+    )
+    features = torch.stack(
+        [
+            one_tile.embed(images[:, :, 32 * row : 32 * (row + 1), 32 * column : 32 * (column + 1)])
+            for row in range(2)
+            for column in range(3)
+        ],
+        dim=1,
+    )
+    parts = dict(model.attention.named_parameters())
+    if pattern == "linear":
+        scores = features @ parts["weight"][0] + parts["bias"]
+    else:
+        hidden = torch.tanh(features @ parts["0.weight"].T + parts["0.bias"])
+        assert hidden.shape[2] == 256
+        scores = hidden @ parts["2.weight"][0] + parts["2.bias"]
+    weights = scores.exp() / scores.exp().sum(1, keepdim=True)
+    torch.testing.assert_close(model.weigh_tiles(features), weights)
+    torch.testing.assert_close(model.embed(images), (weights[..., None] * features).sum(1), atol=1e-5, rtol=1e-4)
+    assert model(images).shape == (2, 4)
+    swapped = torch.cat([images[:, :, 32:], images[:, :, :32]], 2)
+    torch.testing.assert_close(model(swapped), model(images), atol=1e-5, rtol=1e-4)  # the order doesn't matter
+
+
+def test_like_tiles_weigh_alike_and_the_attention_learns_at_the_heads_rate():
+    model = make_model(settings_of(tiles=(2, 2)), 3, SMALL)
+    features = torch.rand(3, 1, model.head.in_features).expand(3, 4, -1)
+    torch.testing.assert_close(model.weigh_tiles(features), torch.full((3, 4), 0.25))
+    stages = stages_of(model)
+    top = max(stages.values())
+    assert {name for name, stage in stages.items() if stage == top} == {
+        "head.weight", "head.bias", "attention.weight", "attention.bias",
+    }  # fmt: skip
+    model(photos(4)).square().sum().backward()
+    assert float(model.attention.weight.grad.abs().sum()) > 0
+
+
+def test_a_model_of_tiles_comes_back_to_the_bit(tmp_path):
+    settings = settings_of("test_vit", tiles=(2, 2), tile_attention="tanh", dropout_samples=3)
+    model = make_model(settings, 3, SMALL, 5).eval()
+    path = tmp_path / "best.safetensors"
+    save_model(path, model, settings, ("a", "b", "c"), make_preprocess(settings, SMALL, "squash"), (View(),))
+    network = load_network(path).networks[0]
+    with torch.inference_mode():
+        torch.testing.assert_close(network(photos()), model(photos()), atol=1e-6, rtol=1e-5)
+
+
 def test_taps_are_counted_from_the_end():
     model = make_model(settings_of("test_resnet", taps=(1,)), 3, SMALL).eval()
     last, tapped = model.embed(photos()).chunk(2, dim=1)
@@ -289,6 +380,8 @@ def test_taps_are_counted_from_the_end():
     [
         (settings_of(pooling="avgg"), SMALL, "unknown 'avgg'"),
         (settings_of("test_vit", pooling="gem"), (160, 160), "'gem' needs feature maps"),
+        (settings_of(tiles=(3, 1)), SMALL, r"64x64 pixels don't divide into 3 x 1 tiles"),
+        (settings_of(tiles=(2, 2), tile_attention="tan"), SMALL, "unknown 'tan'"),
         (settings_of("test_resnet", taps=(9,)), SMALL, "model.taps: 9, but test_resnet has"),
         (settings_of("test_efficientnet", freeze_stages=99), SMALL, "model.freeze_stages: 99"),
         (settings_of("test_vit"), (50, 77), r"model\.backbone: test_vit can't take 50x77"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from copy import deepcopy
 
+import numpy as np
 import pytest
+import timm
 import timm.optim
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from torch.optim.swa_utils import update_bn
 
 from manihot.errors import SettingsError
 from manihot.models.backbones import make_model, set_training, stages_of
+from manihot.models.heads import Classifier
 from manihot.optim.averaging import AVERAGING, check_averaging, measure_norms
 from manihot.optim.optimizers import OPTIMIZERS, make_optimizer, parameter_groups
 from manihot.optim.schedules import SCHEDULES, check_schedule, make_schedule, step_factor
@@ -76,6 +79,37 @@ def test_norms_and_biases_never_decay(network):
     assert sorted(together) == sorted(id(p) for p in network.parameters())  # each once
 
 
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [
+        ("test_vit", {"cls_token", "pos_embed"}),
+        ("beit_base_patch16_224", {"cls_token", "relative_position_bias_table", "gamma_1", "gamma_2"}),
+        ("swin_tiny_patch4_window7_224", {"relative_position_bias_table"}),
+        ("fastvit_t8", {"gamma"}),
+        ("eca_nfnet_l0", {"gain"}),
+        ("botnet26t_256", {"height_rel", "width_rel"}),
+    ],
+)
+def test_embeddings_tokens_tables_and_gammas_never_decay(backbone, expected):
+    """Several have two and more dimensions, and timm's own list lacks some of them."""
+    with torch.device("meta"):
+        network = Classifier.__new__(Classifier)
+        nn.Module.__init__(network)
+        network.backbone = timm.create_model(backbone, num_classes=0)
+        network.head = nn.Linear(8, 3)
+    decayed = {
+        id(p) for group in parameter_groups(network, Optimizer(weight_decay=0.1)) for p in group["params"]
+        if group["weight_decay"]
+    }  # fmt: skip
+    free = {name for name, p in network.named_parameters() if id(p) not in decayed}
+    assert expected <= {name.rpartition(".")[2] for name in free}
+    for name, parameter in network.named_parameters():
+        layer = network.get_submodule(name.rpartition(".")[0])
+        matrix = name.endswith(".weight") and isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd))
+        assert (name in free) != matrix, name
+        assert parameter.ndim > 1 or name in free
+
+
 def test_rates_fall_from_stage_to_stage_and_the_head_has_its_own(network):
     stages = stages_of(network)
     top = max(stages.values())
@@ -121,6 +155,18 @@ def test_adamp_is_timms_called_directly():
     torch.testing.assert_close(ours, walk(lambda groups: timm.optim.AdamP(groups, lr=1e-3)), rtol=0, atol=0)
     nesterov = walk(lambda groups: timm.optim.AdamP(groups, lr=1e-3, nesterov=True))
     assert float((ours - nesterov).abs().max()) > 1e-3  # what create_optimizer_v2 would give
+    assert torch.equal(walk(lambda groups: OPTIMIZERS["adamp_nesterov"](groups, 1e-3)), nesterov)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "settings"),
+    [("sgdp", "SGDP", {"momentum": 0.9, "nesterov": True}), ("adamp", "AdamP", {})],
+)
+def test_projections_are_another_implementations(name, other, settings):
+    oracle = pytest.importorskip("pytorch_optimizer")
+    ours = walk(lambda groups: OPTIMIZERS[name](groups, 1e-3))
+    theirs = walk(lambda groups: getattr(oracle, other)(groups, lr=1e-3, **settings))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_sgd_is_nesterovs():
@@ -178,6 +224,99 @@ def test_inverse_epoch_falls_from_epoch_to_epoch():
     assert found[:12] == [1] * 3 + [1 / 2] * 3 + [1 / 3] * 3 + [1 / 4] * 3
 
 
+def test_cosine_restarts_can_rise_as_the_first_places_did():
+    """1e-4/7 with eta_min 1e-4 and T0 = 10: 1.4e-5 at first, 9.8e-5 in the last epoch, then anew."""
+    found = factors(Choice(name="cosine_restarts", period=10.0, floor=7.0), 20, 3)
+    rates = [1e-4 / 7 * factor for factor in found[::3]]
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1e-4 / 7)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=10, eta_min=1e-4)
+    for rate in rates:
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        torchs.step()
+    assert rates[9] == pytest.approx(9.79e-5, rel=1e-3)
+    assert rates[10] == rates[0] == pytest.approx(1.43e-5, rel=1e-3)
+
+
+def test_step_and_multistep_are_torchs():
+    weight = nn.Parameter(torch.zeros(1))
+    for choice, make in (
+        (Choice(name="step", every=3, drop=0.5), lambda o: torch.optim.lr_scheduler.StepLR(o, 3, 0.5)),
+        (
+            Choice(name="multistep", at=[0.3, 0.7]),
+            lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [3, 7], 0.1),
+        ),
+    ):
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        torchs = make(optimizer)
+        for found in factors(choice)[:-1:7]:
+            assert found == pytest.approx(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            torchs.step()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_one_cycle_is_torchs_with_momentum(kind):
+    """torch's cycle is over at its last step; ours of N steps is at its end after them: torch's of N + 1."""
+    steps, peak = 70, 0.3
+    settings = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    ours = kind([nn.Parameter(torch.zeros(1))], lr=0.5, **settings)
+    theirs = kind([nn.Parameter(torch.zeros(1))], lr=0.5, **settings)
+    schedule = make_schedule(ours, Choice(name="one_cycle", peak=peak), 10, 7)
+    torchs = torch.optim.lr_scheduler.OneCycleLR(
+        theirs, 0.5, total_steps=steps + 1, pct_start=(peak * steps + 1) / (steps + 1)
+    )
+    lows = []
+    for _ in range(steps):
+        one, two = ours.param_groups[0], theirs.param_groups[0]
+        assert one["lr"] == pytest.approx(two["lr"], rel=1e-6)
+        momenta = [g["momentum"] if "momentum" in g else g["betas"][0] for g in (one, two)]
+        assert momenta[0] == pytest.approx(momenta[1], rel=1e-6)
+        lows.append(momenta[0])
+        ours.step()
+        theirs.step()
+        schedule.step()
+        torchs.step()
+    assert lows[0] == pytest.approx(0.95)
+    assert min(lows) == lows[21] == pytest.approx(0.85)
+    assert ours.param_groups[0]["lr"] == pytest.approx(0.5 * 4e-6)
+    if "betas" in ours.param_groups[0]:
+        assert ours.param_groups[0]["betas"][1] == 0.999  # its second beta is left alone
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_plateau_is_torchs_also_where_accuracy_is_watched(sign):
+    scores = np.round(np.random.default_rng(3).random(60), 2)  # with ties
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    torchs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, mode="min" if sign > 0 else "max", factor=0.5, patience=3, threshold=0.05, min_lr=0.01, eps=0
+    )
+    ours = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    choice = Choice(name="plateau", drop=0.5, patience=3, threshold=0.05, floor=0.01)
+    schedule = make_schedule(ours, choice, 60, 2)
+    seen = set()
+    for score in scores:
+        torchs.step(float(score))
+        for _ in range(2):
+            ours.step()
+            schedule.step()
+        schedule.after_epoch(sign * float(score))
+        assert ours.param_groups[0]["lr"] == pytest.approx(optimizer.param_groups[0]["lr"])
+        seen.add(ours.param_groups[0]["lr"])
+    assert len(seen) > 4
+    again = make_schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), choice, 60, 2)
+    again.load_state_dict(schedule.state_dict())
+    assert again.optimizer.param_groups[0]["lr"] == ours.param_groups[0]["lr"]
+
+
+def test_warm_up_rises_to_where_the_schedule_begins():
+    found = factors(Choice(name="one_cycle", warmup=0.2, start=0.1))
+    assert found[:14] == pytest.approx([0.1 * (step + 1) / 15 for step in range(14)])
+    assert found[14] == pytest.approx(0.1)
+    assert found[13] < found[14] < found[15]
+
+
 def test_the_schedule_scales_each_groups_rate():
     one, two = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([{"params": [one], "lr": 1.0}, {"params": [two], "lr": 4.0}])
@@ -202,6 +341,12 @@ def test_the_schedule_scales_each_groups_rate():
         (Choice(name="cosine", warmup=math.nan), "warmup = nan"),
         (Choice(name="cosine", floor=-0.1), "floor = -0.1"),
         (Choice(name="cosine_restarts", period=0), "period = 0"),
+        (Choice(name="plateau", patience=1.5), "patience = 1.5"),
+        (Choice(name="plateau", scores=[1]), "no setting 'scores'"),
+        (Choice(name="multistep", at=[0.5, 2]), r"at = \[0.5, 2\]"),
+        (Choice(name="multistep", at=0.5), "at = 0.5"),
+        (Choice(name="multistep", at=[]), r"at = \[\]"),
+        (Choice(name="one_cycle", momentum_low=1), "momentum_low = 1"),
     ],
 )
 def test_a_wrong_schedule_is_explained(choice, words):

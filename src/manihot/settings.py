@@ -76,6 +76,11 @@ class Model(Group):
     )
     pooling: str = "avg"
     dropout: float = Field(default=0.2, ge=0, lt=1)
+    dropout_samples: int = Field(default=1, ge=1, description="dropouts whose logits are averaged in training")
+    tiles: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+        default=(1, 1), description="rows and columns that a photograph is cut into, weighted by attention"
+    )
+    tile_attention: str = Field(default="linear", description="a row of the attention over tiles")
     drop_path: float = Field(default=0.0, ge=0, lt=1, description="stochastic depth (drop-connect)")
     freeze_stages: int = Field(default=0, ge=0, description="first stages of the backbone that are not trained")
     freeze_norm: bool = Field(default=False, description="keep the statistics of batch norms as pretrained")
@@ -91,8 +96,12 @@ class Optimizer(Group):
     name: str = "adamw"
     lr: float = Field(default=1e-3, gt=0, description="rate of the backbone's last stage")
     head_lr: float | None = Field(default=None, gt=0, description="rate of the head; `lr` when left out")
-    weight_decay: float = Field(default=0.05, ge=0, description="never on norms and biases")
+    weight_decay: float = Field(default=0.05, ge=0, description="on matrices: never on norms, biases, embeddings")
     layer_decay: float = Field(default=1.0, gt=0, le=1, description="factor on the rate from a stage to the one below")
+    lookahead: int = Field(default=0, ge=0, description="steps between synchronisations of Lookahead; 0 for none")
+    lookahead_share: float = Field(default=0.5, gt=0, le=1, description="of the way that the slow weights go")
+    sam: float = Field(default=0.0, ge=0, description="radius of sharpness-aware minimisation (SAM); 0 for none")
+    sam_adaptive: bool = Field(default=False, description="ASAM: each weight's neighbourhood has its own size")
 
 
 class Train(Group):

@@ -10,7 +10,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from manihot.errors import SettingsError
-from manihot.models.heads import POOLING, Classifier
+from manihot.models.heads import POOLING, TILE_ATTENTION, Classifier
 from manihot.models.pretrained import make_backbone, name_weights
 from manihot.photos.preprocess import Preprocess
 from manihot.settings import Model, suggest
@@ -25,21 +25,39 @@ def make_model(settings: Model, classes: int, size: tuple[int, int], seed: int =
     """
     if settings.pooling not in POOLING:
         raise SettingsError(f"model.pooling: unknown {settings.pooling!r}", suggest(settings.pooling, list(POOLING)))
+    tile = _tile_size(settings, size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = make_backbone(settings.backbone, settings.pretrained, size, settings.drop_path)
+        backbone = make_backbone(settings.backbone, settings.pretrained, tile, settings.drop_path)
         _check_taps(settings, backbone)
         try:
             model = Classifier(
-                backbone, classes, settings.pooling, settings.dropout, settings.taps, settings.power, size
-            )
+                backbone, classes, settings.pooling, settings.dropout, settings.taps, settings.power, size,
+                settings.tiles, settings.tile_attention, settings.dropout_samples,
+            )  # fmt: skip
         except (AssertionError, RuntimeError, ValueError) as error:
             raise SettingsError(
-                f"model.backbone: {settings.backbone} can't take {size[0]}x{size[1]} pixels ({error})",
+                f"model.backbone: {settings.backbone} can't take {tile[0]}x{tile[1]} pixels ({error})",
                 "set photo.size to one that it takes, for example photo.size=[224,224]",
             ) from error
     freeze(model, settings.freeze_stages)
     return model
+
+
+def _tile_size(settings: Model, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) that the backbone sees; SettingsError where the photograph can't be cut into such tiles."""
+    if settings.tile_attention not in TILE_ATTENTION:
+        raise SettingsError(
+            f"model.tile_attention: unknown {settings.tile_attention!r}",
+            suggest(settings.tile_attention, list(TILE_ATTENTION)),
+        )
+    rows, columns = settings.tiles
+    if size[0] % rows or size[1] % columns:
+        raise SettingsError(
+            f"model.tiles: {size[0]}x{size[1]} pixels don't divide into {rows} x {columns} tiles",
+            f"set photo.size, for example photo.size=[{rows * 224},{columns * 224}]",
+        )
+    return size[0] // rows, size[1] // columns
 
 
 def _check_taps(settings: Model, backbone: Any) -> None:

@@ -1,6 +1,8 @@
 """Heads: how a backbone's feature maps become one vector, and the vector becomes logits.
 
-GeM: arXiv 1711.02512. Average and maximum side by side: the lecture's and fastai's `avgmax`.
+GeM: arXiv 1711.02512. Average and maximum side by side: the lecture's and fastai's `avgmax`. Attention over
+tiles and several dropouts: the third place's of Cassava 2020 (multi-sample dropout: arXiv 1905.09788, which
+averages losses; the third place averaged logits, and so do we).
 """
 
 from __future__ import annotations
@@ -42,16 +44,41 @@ POOLING: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def cut_tiles(images: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(N, C, H, W) to (N * rows * columns, C, H / rows, W / columns); a photograph's tiles lie row by row."""
+    rows, columns = grid
+    channels, height, width = images.shape[1:]
+    apart = images.reshape(-1, channels, rows, height // rows, columns, width // columns)
+    tiles = apart.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, height // rows, width // columns)
+    return tiles.contiguous(memory_format=torch.channels_last)
+
+
+def linear_score(width: int) -> nn.Module:
+    """Pattern A: one linear layer scores a tile."""
+    return nn.Linear(width, 1)
+
+
+def tanh_score(width: int) -> nn.Module:
+    """Pattern B: 256 hidden units and tanh."""
+    return nn.Sequential(nn.Linear(width, 256), nn.Tanh(), nn.Linear(256, 1))
+
+
+TILE_ATTENTION: dict[str, Callable[[int], nn.Module]] = {"linear": linear_score, "tanh": tanh_score}
+
+
 class Classifier(nn.Module):
     """A timm backbone, pooling, dropout and one linear layer.
 
     taps: stages pooled beside the last one, counted from the end (2 = the stage before the last stage).
     power: signed square root of the pooled features (power normalisation, Perronnin et al. 2010), which
     tames the few large values that a linear head would follow. size: (height, width) of the input; only
-    transformers mind. Token models (ViT, DeiT) keep their own pooling under 'avg'.
+    transformers mind. Token models (ViT, DeiT) keep their own pooling under 'avg'. tiles: the photograph is
+    cut into a grid of (rows, columns); the features are the tiles' mean, weighted by the softmax of what the row
+    `tile_attention` gives each. dropout_samples: dropouts whose logits are averaged in training.
     """
 
     backbone: Any  # a timm model: forward_features, forward_head, forward_intermediates
+    attention: nn.Module | None
 
     def __init__(
         self,
@@ -62,9 +89,14 @@ class Classifier(nn.Module):
         taps: tuple[int, ...] = (),
         power: bool = False,
         size: tuple[int, int] = (64, 64),
+        tiles: tuple[int, int] = (1, 1),
+        tile_attention: str = "linear",
+        dropout_samples: int = 1,
     ) -> None:
         super().__init__()
         self.power = power
+        self.tiles = tiles
+        self.dropout_samples = dropout_samples
         self.backbone = backbone
         self.pooling = pooling
         self.taps = taps
@@ -72,14 +104,26 @@ class Classifier(nn.Module):
         with torch.inference_mode():
             was_training = backbone.training
             backbone.eval()
-            width = self.embed(torch.zeros(1, 3, *size)).shape[1]
+            width = self._embed(torch.zeros(1, 3, size[0] // tiles[0], size[1] // tiles[1])).shape[1]
             backbone.train(was_training)
         self.head = nn.Linear(width, classes)
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
+        self.attention = TILE_ATTENTION[tile_attention](width) if tiles != (1, 1) else None
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) to pooled features (N, D)."""
+        if self.attention is None:
+            return self._embed(images)
+        features = self._embed(cut_tiles(images, self.tiles)).unflatten(0, (-1, self.tiles[0] * self.tiles[1]))
+        return (self.weigh_tiles(features).unsqueeze(2) * features).sum(1)
+
+    def weigh_tiles(self, features: Tensor) -> Tensor:
+        """Features of tiles (N, T, D) to their weights (N, T), which sum to 1."""
+        assert self.attention is not None
+        return self.attention(features).squeeze(2).softmax(1)
+
+    def _embed(self, images: Tensor) -> Tensor:
         if self.taps:
             last, maps = self.backbone.forward_intermediates(images, indices=[-tap for tap in self.taps])
             pooled = torch.cat([self._pool(last), *(POOLING[self.pooling](m) for m in maps)], 1)
@@ -110,4 +154,8 @@ class Classifier(nn.Module):
 
     def classify(self, embeddings: Tensor) -> Tensor:
         """Pooled features (N, D) to logits (N, K)."""
-        return self.head(self.drop(embeddings))
+        if self.dropout_samples == 1 or not self.training:
+            return self.head(self.drop(embeddings))
+        # the head is linear: the logits of the mean are the mean of the logits, at the price of one
+        samples = [self.drop(embeddings) for _ in range(self.dropout_samples)]
+        return self.head(torch.stack(samples).mean(0))

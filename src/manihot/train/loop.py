@@ -2,6 +2,11 @@
 
 After `kill -9` the same command gives bit-identical weights on the same machine: all that is random is
 seeded by (seed, epoch); last.ckpt holds the model, the optimiser, the schedule, the average, the loss state.
+
+With `optimizer.sam` every step looks twice at the same photographs: the same mixed batches, the same masks of
+dropout and stochastic depth (the generators are set back), batch-norm statistics and the memory of losses moved
+by the first look alone, over all batches of an accumulated step. A gradient that is not finite leaves the
+weights where they were.
 """
 
 from __future__ import annotations
@@ -9,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from manihot.data.dataset import EpochBatches
-from manihot.errors import DataError, RunFolderError
-from manihot.models.backbones import set_training
+from manihot.errors import DataError, RunFolderError, SettingsError
+from manihot.models.backbones import NORMS, set_training
 from manihot.optim.averaging import AVERAGING, Averaging
 from manihot.optim.optimizers import make_optimizer
-from manihot.optim.schedules import make_schedule
+from manihot.optim.sam import Sam, frozen_statistics, gradient_norm
+from manihot.optim.schedules import NEEDS_SCORES, Schedule, make_schedule
 from manihot.progress import say, track
 from manihot.records.runs import atomic_path, write_atomic
 from manihot.settings import Recipe
@@ -53,20 +59,16 @@ def fit(
     history.jsonl. Raises DataError when the loss is no longer finite.
     """
     train = recipe.train
-    optimizer = make_optimizer(model, recipe.optimizer)  # type: ignore[arg-type]
-    schedule = make_schedule(
-        optimizer, recipe.schedule, train.epochs, math.ceil(len(batches) / train.accumulate)
-    )
-    averaging = AVERAGING[recipe.averaging.name](model, train.epochs, **recipe.averaging.settings)
-    scaler = torch.amp.GradScaler(state.device.type, enabled=state.dtype == torch.float16)
-    parts = {
-        "model": model,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "averaging": averaging,
-        "scaler": scaler,
-        "loss": state.loss,
-    }
+    if judge is None and recipe.schedule.name in NEEDS_SCORES:
+        raise SettingsError(f"schedule: {recipe.schedule.name} watches held-out photographs, and there are none")
+    parts = _parts(model, math.ceil(len(batches) / train.accumulate), state, recipe)
+    optimizer, schedule, averaging = parts["optimizer"], parts["schedule"], parts["averaging"]
+    set_training(model, recipe.model.freeze_norm)  # type: ignore[arg-type]
+    if train.accumulate > 1 and any(isinstance(m, NORMS) and m.training for m in model.modules()):
+        say(
+            f"Warning: batch norms see {train.batch} photographs at a time, not the {train.batch * train.accumulate} "
+            "of a step, so accumulation isn't one large batch; model.freeze_norm=true makes it exact"
+        )
     progress = _resume(folder / "last.ckpt", parts, state.device)
     if progress.epoch:
         say(f"{what}: continues after epoch {progress.epoch} of {train.epochs}")
@@ -78,9 +80,7 @@ def fit(
         set_training(model, recipe.model.freeze_norm)  # type: ignore[arg-type]
         rate = optimizer.param_groups[-1]["lr"]
         label = f"{what}, epoch {epoch + 1}/{train.epochs}"
-        loss = _train_epoch(
-            model, loader, step, state, optimizer, schedule, scaler, averaging, recipe, progress, label
-        )
+        loss = _train_epoch(model, loader, step, state, parts, recipe, progress, label)
         averaging.after_epoch(model, epoch)
         row = {"epoch": epoch, "lr": rate, "train_loss": loss}
         if judge is not None:
@@ -90,6 +90,7 @@ def fit(
         progress.epoch += 1
         if judge is not None:
             watched = row["val_loss"] if train.monitor == "loss" else -row["val_accuracy"]
+            schedule.after_epoch(watched)
             if watched < progress.best:
                 progress.best, progress.best_epoch = watched, epoch
                 if train.keep == "best":
@@ -101,38 +102,122 @@ def fit(
     return progress
 
 
+def _parts(model: nn.Module, steps_per_epoch: int, state: StepState, recipe: Recipe) -> dict[str, Any]:
+    """All that a checkpoint holds, by name."""
+    optimizer = make_optimizer(model, recipe.optimizer)  # type: ignore[arg-type]
+    epochs = recipe.train.epochs
+    return {
+        "model": model,
+        "optimizer": optimizer,
+        "schedule": make_schedule(optimizer, recipe.schedule, epochs, steps_per_epoch),
+        "averaging": AVERAGING[recipe.averaging.name](model, epochs, **recipe.averaging.settings),
+        "scaler": torch.amp.GradScaler(state.device.type, enabled=state.dtype == torch.float16),
+        "loss": state.loss,
+    }
+
+
 def _train_epoch(
-    model: nn.Module, loader: Any, step: Step, state: StepState, optimizer: Any, schedule: Any, scaler: Any,
-    averaging: Averaging, recipe: Recipe, progress: Progress, what: str,
+    model: nn.Module, loader: Any, step: Step, state: StepState, parts: dict[str, Any], recipe: Recipe,
+    progress: Progress, what: str,
 ) -> float:  # fmt: skip
     """One pass; the mean training loss."""
-    accumulate, total, seen = recipe.train.accumulate, 0.0, 0
+    optimizer, scaler = parts["optimizer"], parts["scaler"]
+    schedule: Schedule = parts["schedule"]
+    averaging: Averaging = parts["averaging"]
+    accumulate, total, seen, skipped = recipe.train.accumulate, 0.0, 0, 0
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    for first, group in enumerate(_grouped(track(loader, what, total=len(loader)), accumulate)):
-        sizes = [len(batch["image"]) for batch in group]
-        for offset, batch in enumerate(group):
-            state.batch_number = first * accumulate + offset
-            loss = step(model, batch, state)["loss"]
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise DataError(
-                    f"{what}: the loss is {value}",
-                    "lower optimizer.lr, set train.precision=fp32, or raise train.clip above 0",
-                )
-            share = sizes[offset] / sum(sizes)  # weighted by photographs, not by batches
-            scaler.scale(loss * share).backward()
-            total += value * sizes[offset]
-            seen += sizes[offset]
+    settings = recipe.optimizer
+    sam = Sam(trained, settings.sam, settings.sam_adaptive) if settings.sam else None
+    for number, group in enumerate(_grouped(track(loader, what, total=len(loader)), accumulate)):
+        first = number * accumulate
+        if sam is None:
+            loss = gradient(model, group, first, step, state, scaler, what)
+        else:
+            loss = sharpness_gradient(model, group, first, step, state, scaler, what, optimizer, sam)
+        total += loss
+        seen += sum(len(batch["image"]) for batch in group)
         if recipe.train.clip:
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(trained, recipe.train.clip)
-        scaler.step(optimizer)
+        if sam is None or scaler.is_enabled() or _is_finite(trained):
+            scaler.step(optimizer)  # an enabled scaler skips infinite gradients by itself
+        else:
+            skipped += 1
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
         averaging.after_step(model, progress.step)
         progress.step += 1
+    if skipped:
+        say(f"Warning: {what}: {skipped} steps left out, their gradients were not finite; lower optimizer.lr or .sam")
     return total / max(1, seen)
+
+
+def gradient(
+    model: nn.Module, group: Sequence[Any], first: int, step: Step, state: StepState, scaler: Any, what: str,
+    strict: bool = True,
+) -> float:  # fmt: skip
+    """Add the gradient of a group of batches, weighted by photographs; the sum of the photographs' losses.
+
+    first: number in the epoch of the group's first batch. Raises DataError when the loss is no longer finite,
+    if `strict`.
+    """
+    sizes, total = [len(batch["image"]) for batch in group], 0.0
+    for offset, batch in enumerate(group):
+        state.batch_number = first + offset
+        loss = step(model, batch, state)["loss"]
+        value = float(loss.detach())
+        if strict and not math.isfinite(value):
+            raise DataError(
+                f"{what}: the loss is {value}",
+                "lower optimizer.lr, set train.precision=fp32, or raise train.clip above 0",
+            )
+        share = sizes[offset] / sum(sizes)  # weighted by photographs, not by batches
+        scaler.scale(loss * share).backward()
+        total += value * sizes[offset]
+    return total
+
+
+def sharpness_gradient(
+    model: nn.Module, group: Sequence[Any], first: int, step: Step, state: StepState, scaler: Any, what: str,
+    optimizer: Any, sam: Sam,
+) -> float:  # fmt: skip
+    """As `gradient`, but the gradient is the one at the worst place nearby; the loss is the first look's."""
+    state.kept, before = {}, _random_state(state.device)
+    try:
+        total = gradient(model, group, first, step, state, scaler, what)
+        if not sam.perturb():
+            return total  # without a direction: zero, or not finite, which the caller sees
+        optimizer.zero_grad(set_to_none=True)
+        _set_random_state(state.device, before)
+        state.loss.eval()
+        try:
+            with frozen_statistics(model):
+                gradient(model, group, first, step, state, scaler, what, strict=False)
+        finally:
+            state.loss.train()
+            sam.restore()
+        return total
+    finally:
+        state.kept = None
+
+
+def _is_finite(parameters: Sequence[Tensor]) -> bool:
+    return bool(torch.isfinite(gradient_norm(p.grad for p in parameters if p.grad is not None)))
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    if device.type == "cpu":
+        return [torch.get_rng_state()]
+    which = [device] if device.type == "cuda" else []  # other kinds have one generator
+    return [torch.get_rng_state(), torch.get_device_module(device).get_rng_state(*which)]
+
+
+def _set_random_state(device: torch.device, state: list[Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    if device.type != "cpu":
+        which = [device] if device.type == "cuda" else []
+        torch.get_device_module(device).set_rng_state(state[1], *which)
 
 
 def _grouped(batches: Any, count: int) -> Iterator[list[Any]]:
@@ -163,8 +248,6 @@ def _is_stalled(progress: Progress, patience: int) -> bool:
 
 def _save_checkpoint(folder: Path, parts: dict[str, Any], progress: Progress) -> None:
     state = {name: part.state_dict() for name, part in parts.items()}
-    # the schedule's functions are rebuilt from the recipe
-    state["schedule"] = {k: v for k, v in state["schedule"].items() if k != "lr_lambdas"}
     state["progress"] = vars(progress)
     with atomic_path(folder / "last.ckpt") as temporary:
         torch.save(state, temporary)
@@ -177,8 +260,7 @@ def _resume(path: Path, parts: dict[str, Any], device: torch.device) -> Progress
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         for name, part in parts.items():
-            saved = state[name]
-            part.load_state_dict({**part.state_dict(), **saved} if name == "schedule" else saved)
+            part.load_state_dict(state[name])
     except (RuntimeError, KeyError, ValueError) as error:
         raise RunFolderError(
             f"{path}: the checkpoint doesn't fit this training ({error})",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from manihot.data.dataset import Batch
 from manihot.infer.runners import Normalise
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -25,19 +27,32 @@ class StepState:
     epoch: int = 0
     batch_number: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
+    kept: dict[int, Any] | None = None  # by batch number; what SAM's second pass sees again
+
+    def once(self, make: Callable[[], T]) -> T:
+        """What `make` gives; in SAM's second pass what it gave for this batch in the first."""
+        if self.kept is None:
+            return make()
+        if self.batch_number not in self.kept:
+            self.kept[self.batch_number] = make()
+        return self.kept[self.batch_number]
 
 
 Step = Callable[[nn.Module, Batch, StepState], dict[str, Tensor]]
 
 
+def mixed_batch(image: Tensor, moved: Batch, state: StepState) -> tuple[Tensor, Tensor]:
+    """Normalised images and soft labels on the device, mixed where the recipe mixes."""
+    images = state.normalise(image.to(state.device, non_blocking=True), moved["colour"])
+    if state.mixer is None:
+        return images, moved["target"]
+    return state.mixer(images, moved["target"], state.epoch, state.batch_number)
+
+
 def supervised(model: nn.Module, batch: Batch, state: StepState) -> dict[str, Tensor]:
     """The loss of labelled photographs, after mixing where the recipe mixes."""
-    moved = {name: value.to(state.device, non_blocking=True) for name, value in batch.items()}
-    images = state.normalise(moved["image"], moved["colour"])
-    targets = moved["target"]
-    if state.mixer is not None:
-        mixed = state.mixer(images, targets, state.epoch, state.batch_number)
-        images, targets = mixed.images, mixed.targets
+    moved = {name: value.to(state.device, non_blocking=True) for name, value in batch.items() if name != "image"}
+    images, targets = state.once(lambda: mixed_batch(batch["image"], moved, state))
     with torch.autocast(state.device.type, state.dtype, enabled=state.dtype != torch.float32):
         features = model.embed(images)  # type: ignore[operator]
         logits = model.classify(features)  # type: ignore[operator]
