@@ -22,6 +22,7 @@ from manihot.cli import app
 from manihot.data.augment import AUGMENTS, Augmenter
 from manihot.data.canvas import Op
 from manihot.data.mixing import MIXES, NEEDS
+from manihot.data.sampling import SAMPLINGS
 from manihot.data.views import VIEWS
 from manihot.errors import SettingsError
 from manihot.metrics import METRICS, PER_CLASS
@@ -37,7 +38,7 @@ from manihot.train.check import check_recipe
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 GROUPS = {
-    "The recipe": settings.Recipe, "`folds`": settings.Folds, "`photo`": settings.Photo,
+    "The recipe": settings.Recipe, "`folds`": settings.Folds, "`sources`": settings.Source, "`audit`": settings.Audit, "`photo`": settings.Photo,
     "`model`": settings.Model, "`optimizer`": settings.Optimizer, "`train`": settings.Train,
     "`features`": settings.Features, "`tta`": settings.View,
 }  # fmt: skip
@@ -89,6 +90,7 @@ def keyword_settings(name: str) -> set[str]:
 
 REGISTRIES: dict[str, tuple[dict[str, Any], Callable[[str], set[str]]]] = {
     "Losses": (LOSSES, lambda name: set(LOSSES[name].settings) - set(COMMON)),
+    "Sampling": (SAMPLINGS, lambda name: own_settings(SAMPLINGS[name], ("labels", "rng"))),
     "Augmentations": (
         AUGMENTS, lambda name: set(AUGMENTS[name].model_fields) - (set(Op.model_fields) - {"p"}),
     ),

@@ -53,6 +53,23 @@ class Folds(Group):
     only: tuple[int, ...] = Field(default=(), description="train these folds only; all when empty")
 
 
+class Source(Group):
+    """What one source of photographs is used for."""
+
+    use: Literal["all", "train", "unlabelled", "ignore"] = Field(
+        default="all", description="`train`: never held out; `unlabelled`: its labels are not looked at"
+    )
+    classes: tuple[str, ...] = Field(default=(), description="only these classes; all when empty")
+    but: tuple[str, ...] = Field(default=(), description="all but these classes")
+
+
+class Audit(Group):
+    """What a run looks for in the photographs and their labels."""
+
+    duplicates: bool = Field(default=True, description="find duplicates first, and keep each group in one fold")
+    labels: bool = Field(default=True, description="find wrong labels, from predictions of models that never saw them")
+
+
 class Photo(Group):
     """How a photograph becomes the model's input."""
 
@@ -151,9 +168,12 @@ class Recipe(Group):
     source: str = Field(default="", description="where the recipe comes from and what score was reported")
     method: Literal["features", "finetune"] = "finetune"
     seed: int = Field(default=0, ge=0)
+    sources: dict[str, Source] = Field(default_factory=dict, description="a source's name to what it is used for")
+    audit: Audit = Field(default=Audit(), description="what a run looks for in photographs and labels")
     folds: Folds = Folds()
     photo: Photo = Photo()
     model: Model = Model()
+    sampling: Choice = Field(default=Choice(name="each_once"), description="which photographs an epoch sees, how often")
     augment: tuple[Choice, ...] = ()
     mixing: tuple[Choice, ...] = ()
     loss: Choice = Choice(name="cross_entropy")
@@ -230,7 +250,7 @@ def _check_member(name: str, changes: dict[str, Any], lines: dict[KeyPath, str])
         raise SettingsError(f"{where}: member name {name!r}", "use letters, digits, - and _")
     for key in changes:
         where = lines.get(("members", name, key), where)
-        if key in ("members", "name", "folds"):
+        if key in ("members", "name", "folds", "sources", "audit"):
             raise SettingsError(
                 f"{where}: member {name!r} can't set {key!r}",
                 "set it outside `members`, for all",

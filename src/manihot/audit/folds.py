@@ -20,6 +20,7 @@ from sklearn.model_selection import (
     StratifiedShuffleSplit,
 )
 
+from manihot.audit.sources import TRAIN_ONLY
 from manihot.errors import DataError
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.settings import Folds
@@ -28,13 +29,16 @@ from manihot.settings import Folds
 def make_folds(manifest: Manifest, settings: Folds, seed: int = 0) -> tuple[np.ndarray, list[str]]:
     """The fold that holds each photograph out, int64 (N,), ALWAYS_TRAIN (-1) where none does, and warnings.
 
-    Only labelled photographs of the splits 'train' and 'val' are held out; test photographs and unlabelled
-    ones never. 'auto': the fold column where the manifest has one, the user's own val split where there is
+    Only labelled photographs of the splits 'train' and 'val' are held out; test photographs, unlabelled ones and
+    those of sources that are only trained on never.
+    'auto': the fold column where the manifest has one, the user's own val split where there is
     one, stratified otherwise. Raises DataError when the photographs don't allow it.
     """
     seed = settings.seed if settings.seed is not None else seed
     table = manifest.table
     usable = (table["split"] != "test").to_numpy() & (manifest.labels >= 0)
+    if TRAIN_ONLY in table:
+        usable &= ~table[TRAIN_ONLY].to_numpy(dtype=bool)
     if not usable.any():
         raise DataError(
             "no labelled photographs to train on",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from manihot.data.augment import build_ops
 from manihot.data.mixing import Mixer
+from manihot.data.sampling import check_sampling
 from manihot.data.views import check_views
 from manihot.errors import SettingsError
 from manihot.models.heads import POOLING, TILE_ATTENTION
@@ -32,6 +33,7 @@ def check_recipe(recipe: Recipe) -> None:
                 raise SettingsError(f"{where(key)}: unknown {value!r}", suggest(value, list(known)))
         check_schedule(member.schedule, where("schedule"))
         check_averaging(member.averaging, where("averaging"))
+        check_sampling(member.sampling, where("sampling"))
         check_views(member.tta, where("tta"))
         try:
             build_ops(member.augment)

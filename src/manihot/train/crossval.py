@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.special import softmax
+from torch.utils.data import DataLoader
 
 from manihot import metrics
 from manihot.data.augment import Augmenter
-from manihot.data.dataset import TrainingPhotos, make_loader
+from manihot.data.dataset import EpochBatches, TrainingPhotos, make_loader
+from manihot.data.sampling import draw_epoch, expected_repeats
 from manihot.data.mixing import Mixer, class_activation
 from manihot.infer.predict import Photos, forward_views, merge_views
 from manihot.infer.runners import PRECISIONS, Normalise, OnnxRunner, Runner, TorchRunner, choose_device
@@ -43,6 +45,7 @@ DECIDES = (
     "seed",
     "photo",
     "model",
+    "sampling",
     "augment",
     "mixing",
     "loss",
@@ -93,13 +96,7 @@ def train_members(
     """Train every member on every fold and write its predictions; returns the members' names."""
     names = []
     for name, own in recipe.member_recipes().items():
-        size = input_size(own.photo, manifest)
-        preprocess = make_preprocess(own.model, size, own.photo.fit)
-        stored = (round(size[0] * own.photo.store_scale), round(size[1] * own.photo.store_scale))
-        preprocess = Preprocess(size, preprocess.fit, preprocess.mean, preprocess.std, stored)
-        store = run / f"store/{stored[0]}x{stored[1]}-{own.photo.fit}.npy"
-        photos = make_store(store, manifest, preprocess.for_store, workers)
-        member = Member(name, own, manifest, preprocess, photos, choose_device(device), run)
+        member = make_member(run, name, own, manifest, device, workers)
         folds = [
             int(k)
             for k in np.unique(manifest.fold[manifest.fold >= 0])
@@ -110,6 +107,19 @@ def train_members(
         collect(member, folds)
         names.append(name)
     return names
+
+
+def make_member(
+    run: RunFolder, name: str, own: Recipe, manifest: Manifest, device: str = "auto", workers: int = 2
+) -> Member:
+    """A member with its photographs in the store of `run`, ready to be trained."""
+    size = input_size(own.photo, manifest)
+    preprocess = make_preprocess(own.model, size, own.photo.fit)
+    stored = (round(size[0] * own.photo.store_scale), round(size[1] * own.photo.store_scale))
+    preprocess = Preprocess(size, preprocess.fit, preprocess.mean, preprocess.std, stored)
+    store = run / f"store/{stored[0]}x{stored[1]}-{own.photo.fit}.npy"
+    photos = make_store(store, manifest, preprocess.for_store, workers)
+    return Member(name, own, manifest, preprocess, photos, choose_device(device), run)
 
 
 def input_size(photo: Photo, manifest: Manifest) -> tuple[int, int]:
@@ -152,8 +162,19 @@ def train_fold(member: Member, fold: int) -> None:
     member.run.stage(folder, inputs, outputs, work)
 
 
-def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> None:
-    """Train the whole network on photographs."""
+@dataclass(frozen=True)
+class Training:
+    """What `fit` needs for one fold: a fresh network, its batches, its loss and mixing, its precision by name."""
+
+    model: Classifier
+    loader: DataLoader
+    batches: EpochBatches
+    state: StepState
+    precision: str
+
+
+def make_training(member: Member, fold: int, train: np.ndarray) -> Training:
+    """A fresh network, and all that its training on the rows `train` needs, as the recipe says."""
     recipe, manifest, device = member.recipe, member.manifest, member.device
     seed, classes = member.seed(fold), len(manifest.classes)
     model = make_model(recipe.model, classes, member.preprocess.size, seed).to(
@@ -166,19 +187,24 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
     weights = manifest.table["weight"].to_numpy()[train]
     dataset = TrainingPhotos(member.photos, train, soft_targets(manifest)[train], weights, augmenter)
     loader, batches = make_loader(
-        dataset, recipe.train.batch, seed, recipe.train.workers, device.type == "cuda"
-    )
+        dataset, recipe.train.batch, seed, recipe.train.workers, device.type == "cuda",
+        lambda epoch: draw_epoch(recipe.sampling, manifest.labels[train], seed, epoch),
+    )  # fmt: skip
     targets = soft_targets(manifest)[train]
     counts = np.maximum(targets.sum(0), 1)  # a class without photographs here must not weigh without bound
     loss = make_loss(
         recipe.loss.name, recipe.loss.settings, classes=classes, photographs=len(train), class_counts=counts
     ).to(device)
-    mixer = (
-        Mixer(recipe.mixing, len(batches) * recipe.train.epochs, seed, epochs=recipe.train.epochs)
-        if recipe.mixing
-        else None
-    )
+    mixer = make_mixer(recipe, len(batches), seed, model)
     state = StepState(device, Normalise(member.preprocess).to(device), loss, PRECISIONS[precision], mixer)
+    return Training(model, loader, batches, state, precision)
+
+
+def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> None:
+    """Train the whole network on photographs."""
+    recipe, manifest, device = member.recipe, member.manifest, member.device
+    training = make_training(member, fold, train)
+    seed, precision = member.seed(fold), training.precision
 
     def judge(network: torch.nn.Module) -> dict[str, float]:
         runner = TorchRunner(network, member.preprocess, device, precision)  # type: ignore[arg-type]
@@ -200,7 +226,7 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
 
     what = f"{member.name} fold {fold}"
     fit(
-        model, loader, batches, STEPS["supervised"], state, recipe, seed, folder,
+        training.model, training.loader, training.batches, STEPS["supervised"], training.state, recipe, seed, folder,
         judge if len(held) else None, save, what,
     )  # fmt: skip
     best = load_network(folder / "best.safetensors").networks[0]
@@ -234,6 +260,7 @@ def features(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
     alone = np.where(group == "", [f"\0{i}" for i in range(len(group))], group).astype(str)
     groups = np.unique(alone[train], return_inverse=True)[1]
     weights = manifest.table["weight"].to_numpy()[train]
+    weights = weights * expected_repeats(recipe.sampling, manifest.labels[train], member.seed(fold))
     say(f"{member.name} fold {fold}: fitting the head on {len(train)} photographs")
     strengths, seed = recipe.features.c, member.seed(fold)
     weight, bias = fit_head(

@@ -1,0 +1,63 @@
+"""What each source of photographs is used for: judged, trained on only, or without its labels.
+
+A second source (another year, another district, photographs from the web) may help training, but must not
+decide how good the classifier is on the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from manihot.errors import SettingsError
+from manihot.records.manifest import UNLABELLED, Manifest
+from manihot.settings import Source, suggest
+
+TRAIN_ONLY = "train_only"  # column: never held out, so never part of a score
+
+
+def use_sources(manifest: Manifest, sources: Mapping[str, Source]) -> tuple[Manifest, list[str]]:
+    """The manifest as `sources` (name -> how it is used) wants it, and what was done, in words.
+
+    Photographs that a source's settings leave out are not in the result; unlabelled ones have label -1; those that
+    are only trained on have True in the column `train_only`. A source that isn't named is used whole. Raises
+    SettingsError for a source or class that doesn't exist.
+    """
+    if not sources:
+        return manifest, []
+    names = manifest.table["source"].astype(str).to_numpy()
+    labels = manifest.labels.copy()
+    keep = np.ones(len(manifest), dtype=bool)
+    train_only = np.zeros(len(manifest), dtype=bool)
+    said = []
+    for name, settings in sources.items():
+        own = names == name
+        if not own.any():
+            raise SettingsError(f"sources: no photograph has source {name!r}", suggest(name, sorted(set(names))))
+        chosen = own & _in_classes(manifest, name, settings)
+        if settings.use == "ignore":
+            chosen[:] = False
+        keep &= ~own | chosen
+        if settings.use == "train":
+            train_only |= chosen & (manifest.table["split"] != "test").to_numpy()
+        if settings.use == "unlabelled":
+            labels[chosen] = UNLABELLED
+        said.append(f"source {name!r}: {_use(settings.use)}, {int(chosen.sum())} of {int(own.sum())} photographs")
+    return manifest.with_columns(label=labels, **{TRAIN_ONLY: train_only}).take(keep), said
+
+
+def _in_classes(manifest: Manifest, name: str, settings: Source) -> np.ndarray:
+    for one in (*settings.classes, *settings.but):
+        if one not in manifest.classes:
+            raise SettingsError(f"sources.{name}: there is no class {one!r}", suggest(one, list(manifest.classes)))
+    wanted = settings.classes or manifest.classes
+    numbers = [k for k, one in enumerate(manifest.classes) if one in wanted and one not in settings.but]
+    whole = not settings.classes and not settings.but
+    return np.isin(manifest.labels, numbers) | whole
+
+
+def _use(use: str) -> str:
+    return {"all": "used whole", "train": "trained on only", "unlabelled": "without its labels", "ignore": "left out"}[
+        use
+    ]
