@@ -189,6 +189,19 @@ def reliability_diagram(bins: dict[str, list[Any]]) -> Markup:
         return _svg(figure, "reliability diagram")
 
 
+def confidence_histograms(old: np.ndarray, new: np.ndarray) -> Markup:
+    """How sure a model is, as shares of photographs: top probabilities (N,) it was fitted on, and new ones."""
+    edges = np.linspace(0, 1, 21)
+    with rc_context(STYLE):
+        figure, axes = _figure(4.5, 2.9)
+        for values, colour, label, dash in ((old, BLUE, "fitted on", "-"), (new, ORANGE, "new", "--")):
+            shares = 100 * np.histogram(values, edges)[0] / max(1, len(values))
+            axes.stairs(shares, edges, color=colour, lw=2, ls=dash, label=label)
+        axes.set(xlabel="probability of the model's answer", ylabel="% of photographs", xlim=(0, 1.02))
+        axes.legend(loc="upper left")
+        return _svg(figure, "how sure it was and is")
+
+
 def skip_curve(kept: np.ndarray, right: np.ndarray) -> Markup:
     """Share right among the surest photographs against the share that is answered at all."""
     with rc_context(STYLE):

@@ -1,0 +1,264 @@
+"""What a member was fitted on, and new photographs judged the same way, so that the two can be compared.
+
+Out-of-fold predictions come from one network each: the one that had not seen the photograph. New photographs
+that several networks judge together are surer for that reason alone, and the embeddings of two networks lie in
+two spaces. So each new photograph is judged by one network too, drawn as often as the folds are large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from manihot.errors import DataError, ManihotError
+from manihot.progress import say
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
+from manihot.records.runs import digest_file, digest_value
+
+REFERENCE = 1000  # photographs embedded anew where the training kept no embeddings
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A member of a run: its networks by fold, its out-of-fold predictions and their photographs."""
+
+    run: Path
+    member: str
+    networks: dict[int, Path]
+    oof: Predictions
+    manifest: Manifest | None
+    every_view: bool = True  # whether the embeddings are means over views, or of the first alone
+
+
+def find_fitted(model: Path) -> Fitted:
+    """What belongs to a run folder, RUN/members/NAME or one of its .safetensors.
+
+    Of a run with several members the first. Raises DataError where the run folder isn't around the model or
+    holds no out-of-fold predictions, WeightsError where there is no model.
+    """
+    from manihot.models.checkpoint import load_model
+
+    model = Path(model).absolute()
+    only = model if model.is_file() else None
+    folder = only.parent.parent if only else model
+    if only is None and not [*folder.glob("members/*/fold*/best.safetensors"), *folder.glob("fold*/best.safetensors")]:
+        load_model(model)  # raises what says which models there are
+    names = sorted({path.parents[1].name for path in folder.glob("members/*/fold*/best.safetensors")})
+    if names:
+        folder = folder / "members" / names[0]
+        if len(names) > 1:
+            say(
+                f"{model.name} has the members {', '.join(names)}; {names[0]} watches. "
+                "Name RUN/members/NAME for another."
+            )
+    run, member = folder.parent.parent, folder.name
+    oof = run / "predictions" / f"{member}.oof.parquet"
+    if folder.parent.name != "members" or not oof.is_file():
+        raise DataError(
+            f"{model}: only a run folder knows what its model was fitted on, and there is no {oof.name} in "
+            f"{oof.parent}",
+            "name the run folder that trained it (RUN or RUN/members/NAME); or compare saved predictions of both",
+        )
+    files = {int(p.parent.name[4:]): p for p in folder.glob("fold*/best.safetensors") if p.parent.name[4:].isdigit()}
+    made = Predictions.load(oof)
+    if only is not None:
+        files = {fold: path for fold, path in files.items() if path == only}
+    made = made.take(np.isin(made.fold, list(files)))
+    if not files or not len(made):
+        raise DataError(f"{model}: no network here that held photographs out", "name the whole run folder")
+    manifest = Manifest.load(run / "manifest.parquet") if (run / "manifest.parquet").is_file() else None
+    return Fitted(run, member, files, made, manifest)
+
+
+def with_embeddings(fitted: Fitted, device: Any, batch: int, seed: int = 0) -> tuple[Fitted, str]:
+    """The same with embeddings of its reference photographs, and '' or why there are none.
+
+    Fine-tuning keeps none: up to REFERENCE photographs are embedded anew, from the run's store or their files,
+    and kept in RUN/watch for the next time.
+    """
+    if fitted.oof.embeddings is not None:
+        return fitted, ""
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(len(fitted.oof))[:REFERENCE])
+    chosen = fitted.oof.take(rows)
+    digest = digest_value([*(digest_file(path) for path in fitted.networks.values()), chosen.image_id.tolist()])
+    kept = fitted.run / "watch" / f"{fitted.member}-{digest[:12]}.parquet"
+    if kept.is_file():
+        return replace(fitted, oof=Predictions.load(kept), every_view=False), ""
+    if fitted.manifest is None:
+        return fitted, "the run folder has no manifest.parquet"
+    embeddings = None
+    for fold, path in sorted(fitted.networks.items()):
+        own = np.flatnonzero(chosen.fold == fold)
+        try:
+            photos, where = _reference_photos(fitted, path, chosen.image_id[own])
+            found = embed(path, photos, where, device, batch, f"Reference photographs, fold {fold}")
+        except ManihotError as error:
+            return fitted, error.what
+        embeddings = np.empty((len(chosen), found.shape[1]), np.float32) if embeddings is None else embeddings
+        embeddings[own] = found
+    done = replace(chosen, embeddings=embeddings)
+    try:
+        done.save(kept)
+    except ManihotError as error:
+        say(f"The reference is computed anew the next time: {error.what}")
+    return replace(fitted, oof=done, every_view=False), ""
+
+
+def _reference_photos(fitted: Fitted, network: Path, image_id: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Photographs as training saw them, from the store or from their files, and the rows of `image_id`."""
+    from manihot.infer.predict import PhotoFiles
+    from manihot.models.checkpoint import load_network
+    from manihot.photos.store import PhotoStore
+
+    preprocess = load_network(network).preprocess
+    height, width = preprocess.for_store.size
+    try:
+        store = PhotoStore.open(fitted.run / f"store/{height}x{width}-{preprocess.fit}.npy")
+        return store, store.rows(image_id)
+    except ManihotError:  # the store was removed to save room: the files will do
+        assert fitted.manifest is not None
+        paths = dict(zip(fitted.manifest.image_id, fitted.manifest.paths, strict=True))
+        gone = [i for i in image_id if i not in paths or not paths[i].is_file()]
+        if gone:
+            raise DataError(
+                f"{len(gone)} of the photographs it was fitted on are no longer where they were, first {gone[0]!r}"
+            ) from None
+        return PhotoFiles([paths[i] for i in image_id], preprocess), np.arange(len(image_id))
+
+
+def judge(
+    network: Path, photos: Any, rows: np.ndarray, device: Any, batch: int, every_view: bool, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, K) of all views merged, and embeddings (N, D), their mean or of the first view; by one network.
+
+    photos: a sequence of stored photographs, of which `rows` are looked at.
+    """
+    from manihot.infer.predict import each_batch, merge_views
+    from manihot.models.checkpoint import load_network
+
+    one = load_network(network)
+    runner = _runner(one, device)
+    parts: list[list[np.ndarray]] = [[] for _ in one.views]
+    seen: list[list[np.ndarray]] = [[] for _ in one.views]
+    for _, v, images in each_batch(photos, rows, one.preprocess, one.views, batch, what):
+        out = runner(images)
+        parts[v].append(out["logits"])
+        seen[v].append(out["embeddings"])
+    logits = np.stack([np.concatenate(part) for part in parts], axis=1)
+    embeddings = [np.concatenate(part) for part in (seen if every_view else seen[:1])]
+    return merge_views(logits, one.views), np.mean(embeddings, axis=0)
+
+
+def embed(network: Path, photos: Any, rows: np.ndarray, device: Any, batch: int, what: str) -> np.ndarray:
+    """Embeddings (N, D) of the first view."""
+    from manihot.infer.predict import forward_views
+    from manihot.models.checkpoint import load_network
+
+    one = load_network(network)
+    views = one.views[:1]
+    return forward_views([_runner(one, device)], photos, rows, one.preprocess, views, batch, "embeddings", what)[:, 0]
+
+
+def _runner(one: Any, device: Any) -> Any:
+    from manihot.infer.runners import TorchRunner
+
+    return TorchRunner(one.networks[0], one.preprocess, device, str(one.about.get("precision", "fp32")))
+
+
+def judge_new(fitted: Fitted, new: Manifest, device: Any, batch: int, seed: int = 0) -> Predictions:
+    """Predictions with embeddings of new photographs, each by one network.
+
+    A photograph that the member was fitted on (the same bytes) is judged by the network that held it out.
+    """
+    from manihot.infer.predict import PhotoFiles
+    from manihot.models.checkpoint import load_network
+
+    folds, counts = np.unique(fitted.oof.fold, return_counts=True)
+    fold = np.random.default_rng(seed).choice(folds, size=len(new), p=counts / counts.sum())
+    known = held_out_by(fitted, new)
+    fold = np.where(known >= 0, known, fold)
+    logits, embeddings = np.zeros((len(new), len(fitted.oof.classes)), np.float32), None
+    for k in np.unique(fold):
+        rows = np.flatnonzero(fold == k)
+        network = fitted.networks[int(k)]
+        photos = PhotoFiles(new.paths, load_network(network).preprocess)
+        logits[rows], found = judge(
+            network, photos, rows, device, batch, fitted.every_view, f"New photographs, fold {k}"
+        )
+        embeddings = np.zeros((len(new), found.shape[1]), np.float32) if embeddings is None else embeddings
+        embeddings[rows] = found
+    index = {name: k for k, name in enumerate(fitted.oof.classes)}
+    number = np.array([index.get(name, -1) for name in new.classes] + [-1])  # the last serves label -1
+    return Predictions(new.image_id, logits, fitted.oof.classes, number[new.labels], fold, embeddings)
+
+
+def held_out_by(fitted: Fitted, new: Manifest) -> np.ndarray:
+    """For each new photograph the fold that held its very bytes out, int64 (N,), -1 where the member has none."""
+    nowhere = np.full(len(new), -1)
+    if fitted.manifest is None:
+        return nowhere
+    fold_of = pd.Series(fitted.oof.fold, index=fitted.oof.image_id)
+    table = fitted.manifest.table[fitted.manifest.table["sha256"] != ""]
+    by_bytes = dict(zip(table["sha256"], table["image_id"].map(fold_of), strict=True))
+    found = np.array([by_bytes.get(digest, np.nan) for digest in new.table["sha256"]], dtype=float)
+    return np.where(np.isfinite(found), np.nan_to_num(found, nan=-1), -1).astype(np.int64)
+
+
+def nearest_known(fitted: Fitted, new: Predictions, k: int = 10) -> pd.DataFrame:
+    """How far each new photograph lies from what its network was fitted on; rows as in `new`.
+
+    Columns: distance to the k-th nearest reference photograph of the same network (unit embeddings); stranger,
+    the share of reference photographs that lie nearer to their own k-th; nearest, the image id of the nearest.
+    """
+    oof = fitted.oof
+    assert oof.embeddings is not None and new.embeddings is not None
+    out = pd.DataFrame({"distance": np.full(len(new), np.nan), "stranger": np.nan, "nearest": ""})
+    for fold in np.unique(new.fold):
+        rows, own = np.flatnonzero(new.fold == fold), np.flatnonzero(oof.fold == fold)
+        known, asked = _unit(oof.embeddings[own]), _unit(new.embeddings[rows])
+        among = known @ known.T
+        np.fill_diagonal(among, -np.inf)
+        place = max(1, min(k, len(own) - 1))
+        usual = np.sort(_kth(among, place))
+        alike = asked @ known.T
+        distance = _kth(alike, place)
+        out.loc[rows, "distance"] = distance
+        out.loc[rows, "stranger"] = np.searchsorted(usual, distance) / len(usual)
+        out.loc[rows, "nearest"] = oof.image_id[own[alike.argmax(axis=1)]]
+    return out
+
+
+def _unit(embeddings: np.ndarray) -> np.ndarray:
+    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+
+
+def _kth(similarity: np.ndarray, k: int) -> np.ndarray:
+    """Distance to the k-th nearest from cosines (N, M)."""
+    nearest = np.partition(similarity, similarity.shape[1] - k, axis=1)[:, similarity.shape[1] - k]
+    return np.sqrt(np.maximum(0.0, 2.0 - 2.0 * nearest))
+
+
+def describe_sizes(manifest: Manifest | None, image_id: Sequence[str] | np.ndarray) -> dict[str, Any] | None:
+    """Facts of photographs from a manifest: commonest sizes, share upright, median bytes; None where unknown."""
+    if manifest is None:
+        return None
+    table = manifest.table[manifest.table["image_id"].isin(list(image_id))]
+    table = table[(table["height"] > 0) & (table["width"] > 0)]
+    if not len(table):
+        return None
+    sizes = table.groupby(["width", "height"]).size().sort_values(ascending=False, kind="stable")
+    return {
+        "photographs": len(table),
+        "sizes": [{"width": int(w), "height": int(h), "share": n / len(table)} for (w, h), n in sizes.head(3).items()],
+        "upright": float((table["height"] > table["width"]).mean()),
+        "megapixels": float((table["height"] * table["width"]).median() / 1e6),
+        "bytes": float(table["bytes"].median()),
+        "sources": {str(name): int(n) for name, n in table["source"].value_counts().items()},
+    }

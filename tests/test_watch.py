@@ -1,0 +1,199 @@
+"""Watching new photographs: the same field, another one, too few, the very same photographs, a model alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from manihot.deliver.fitted import find_fitted, held_out_by, judge_new, nearest_known, with_embeddings
+from manihot.deliver.watch import watch
+from manihot.errors import DataError, WeightsError
+from manihot.infer.predict import predict_photos
+from manihot.models.checkpoint import load_model
+from manihot.photos.scan import scan
+from manihot.pipeline import run as run_pipeline
+from manihot.records.manifest import Manifest
+from manihot.trust.drift import EXIT_MOVED, EXIT_SAME, EXIT_TOO_FEW
+from test_report import Page
+
+CLASSES = ("blue spots", "green", "red")
+CPU = torch.device("cpu")
+BASE = """
+folds: {n: 2}
+photo: {size: [32, 48], store_scale: 1.0}
+model: {backbone: test_efficientnet, pretrained: false, dropout: 0.0}
+tta: [{name: full}, {name: full, flip: h}]
+"""
+FEATURES = "method: features\nfeatures: {c: [0.01], runtime: torch}\n" + BASE
+FINETUNE = "method: finetune\ntrain: {epochs: 1, batch: 16, precision: fp32}\n" + BASE
+
+
+def draw(folder: Path, n: int, seed: int, classes: tuple[int, ...] = (0, 1, 2), haze: int = 0) -> Path:
+    """Noise with one channel raised by class; `haze` is added to all of it."""
+    rng = np.random.default_rng(seed)
+    for i in range(n):
+        k = classes[i % len(classes)]
+        picture = rng.integers(40, 120, (24, 36, 3))
+        picture[..., k] += 40 + rng.integers(0, 40)
+        (folder / CLASSES[k]).mkdir(parents=True, exist_ok=True)
+        small = Image.fromarray((picture + haze).clip(0, 255).astype(np.uint8))
+        small.resize((72, 48)).save(folder / CLASSES[k] / f"{seed}-{i:03d}.png")
+    return folder
+
+
+def fit(home: Path, recipe: str) -> Path:
+    (home / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    photos = draw(home / "photos", 150, 0)
+    run_pipeline(photos, home / "run", str(home / "recipe.yaml"), device="cpu", workers=1, report=False)
+    return home / "run"
+
+
+@pytest.fixture(scope="module")
+def features_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(tmp_path_factory.mktemp("features"), FEATURES)
+
+
+@pytest.fixture(scope="module")
+def finetune_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(tmp_path_factory.mktemp("finetune"), FINETUNE)
+
+
+def load(out: Path) -> tuple[dict, Page]:
+    html = (out / "WATCH.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert not page.wrong and not page.open
+    assert all(address.startswith("data:image/") for address in page.all("img", "src"))
+    assert not re.search(r"(?:src|href)=\"https?:", html)
+    return json.loads((out / "watch.json").read_text(encoding="utf-8")), page
+
+
+def test_photographs_like_those_it_was_fitted_on(features_run: Path, tmp_path: Path):
+    new = draw(tmp_path / "new", 60, 1)
+    (new / "red" / "page.jpg").write_text("<html>", encoding="utf-8")
+    report = watch(features_run, new, tmp_path / "out", device="cpu", workers=1)
+    assert report.exit_code == EXIT_SAME, report.table
+    assert report.table["what"].tolist() == ["input", "prediction mix", "confidence", "unknown"]
+    assert abs(report.table["effect"][0] - 0.5) < 0.15
+    record, page = load(tmp_path / "out")
+    assert record["exit_code"] == 0 and record["photographs"] == 60 and record["already_known"] == 0
+    assert record["labelled"]["n"] == 60 and record["labelled"]["low"] < record["labelled"]["accuracy"]
+    assert record["unreadable"] == 1 and "page.jpg" in page.text
+    assert len(page.all("img", "src")) == 2 * 12  # each beside its nearest
+    assert record["photographs_now"]["sizes"] == [{"width": 72, "height": 48, "share": 1.0}]
+    before = (tmp_path / "out" / "WATCH.html").read_bytes()
+    watch(features_run, new, tmp_path / "out", device="cpu", workers=1)
+    assert (tmp_path / "out" / "WATCH.html").read_bytes() == before
+
+
+def test_haze_moves_the_input_and_strange_ones_stand_first(features_run: Path, tmp_path: Path):
+    new = draw(tmp_path / "new", 24, 2)
+    draw(tmp_path / "new", 60, 3, haze=90)
+    report = watch(features_run, new, tmp_path / "out", device="cpu", workers=1)
+    moved = report.table.loc[report.table["moved"], "what"].tolist()
+    assert report.exit_code == EXIT_MOVED and "input" in moved and "unknown" in moved
+    record, page = load(tmp_path / "out")
+    assert all(row["image_id"].endswith(".png") and "3-" in row["image_id"] for row in record["furthest"])
+    assert record["furthest"][0]["stranger"] > 0.98 and "Moved from" in page.text
+
+
+def test_another_mix_of_classes_is_told(features_run: Path, tmp_path: Path):
+    report = watch(features_run, draw(tmp_path / "new", 60, 4, classes=(2,)), tmp_path / "out", device="cpu", workers=1)
+    row = report.table.set_index("what").loc["prediction mix"]
+    assert row["moved"] and row["effect"] > 0.4
+    assert report.shares["answered_now"][2] > 0.8 and report.exit_code == EXIT_MOVED
+
+
+def test_too_few_to_tell(features_run: Path, tmp_path: Path):
+    report = watch(features_run, draw(tmp_path / "new", 9, 5, haze=90), tmp_path / "out", device="cpu", workers=1)
+    assert report.exit_code == EXIT_TOO_FEW
+    assert "too few" in load(tmp_path / "out")[1].text
+
+
+def test_at_most_so_many_are_looked_at(features_run: Path, tmp_path: Path):
+    report = watch(features_run, draw(tmp_path / "new", 50, 6), tmp_path / "out", device="cpu", workers=1, most=35)
+    record, _ = load(tmp_path / "out")
+    assert report.photographs == 35 and record["found"] == 50
+
+
+@pytest.mark.parametrize("kind", ["features", "finetune"])
+def test_its_own_photographs_are_judged_by_the_network_that_held_them_out(kind: str, request: pytest.FixtureRequest):
+    run = request.getfixturevalue(f"{kind}_run")
+    fitted, why = with_embeddings(find_fitted(run), CPU, 32)
+    assert not why and (run / "watch").exists() == (kind == "finetune")
+    known = Manifest.load(run / "manifest.parquet")
+    made = judge_new(fitted, known, CPU, 32)
+    expected = fitted.oof.align(known.image_id)
+    assert np.array_equal(held_out_by(fitted, known), expected.fold)
+    np.testing.assert_allclose(made.pred_probs, expected.pred_probs, atol=1e-4)
+    np.testing.assert_allclose(made.embeddings, expected.embeddings, atol=1e-3)
+    assert nearest_known(fitted, made)["nearest"].tolist() == known.image_id.tolist()  # itself
+
+
+def test_new_photographs_are_no_surer_for_being_judged_by_several(finetune_run: Path, tmp_path: Path):
+    """Two networks that disagree: their mean is unsure of everything, each of them is sure."""
+    run = tmp_path / "run"
+    shutil.copytree(finetune_run, run)
+    from manihot.models.checkpoint import save_model
+    from manihot.settings import Model
+
+    for fold, network in enumerate(sorted(run.glob("members/main/fold*/best.safetensors"))):
+        one = load_model(network)[0]
+        with torch.no_grad():
+            one.networks[0].head.weight.zero_()
+            one.networks[0].head.bias.copy_(torch.tensor([5.0, 0, 0] if fold else [0, 5.0, 0]))
+        settings = Model(backbone="test_efficientnet", pretrained=False, dropout=0.0)
+        save_model(network, one.networks[0], settings, one.classes, one.preprocess, one.views)
+    new, _ = scan(draw(tmp_path / "new", 40, 7), workers=1)
+    alone = judge_new(find_fitted(run), new, CPU, 32)
+    assert alone.pred_probs.max(axis=1).min() > 0.98 and set(alone.fold) == {0, 1}
+    assert predict_photos(load_model(run), new, CPU).pred_probs.max() < 0.6
+
+
+def test_fine_tuned_networks_keep_their_reference(finetune_run: Path, tmp_path: Path):
+    run, new = tmp_path / "run", draw(tmp_path / "new", 40, 8, haze=90)
+    shutil.copytree(finetune_run, run, ignore=shutil.ignore_patterns("watch"))
+    first = watch(run, new, tmp_path / "a", device="cpu", workers=1)
+    assert first.exit_code == EXIT_MOVED and first.table["what"][0] == "input"
+    shutil.rmtree(run / "store")
+    again = watch(run, new, tmp_path / "b", device="cpu", workers=1)
+    assert again.table.equals(first.table)
+    # nothing left to embed: the rest is still answered, and the page says why not this
+    shutil.rmtree(run / "watch")
+    manifest = Manifest.load(run / "manifest.parquet")
+    replace(manifest, root=tmp_path / "gone").save(run / "manifest.parquet")
+    least = watch(run, new, tmp_path / "c", device="cpu", workers=1)
+    assert least.table["what"].tolist() == ["prediction mix", "confidence"]
+    record, page = load(tmp_path / "c")
+    assert "no longer where they were" in page.text and "Least sure" in page.text
+    assert [row["probability"] for row in record["furthest"]] == sorted(
+        row["probability"] for row in record["furthest"]
+    )
+
+
+def test_a_model_is_named_by_run_member_or_file(features_run: Path, tmp_path: Path):
+    member = features_run / "members" / "main"
+    whole, one = find_fitted(member), find_fitted(member / "fold1" / "best.safetensors")
+    assert len(whole.oof) == len(find_fitted(features_run).oof) == 150
+    assert set(one.networks) == {1} and set(one.oof.fold) == {1} and one.run == features_run
+
+
+def test_a_model_without_its_run_folder_is_told_apart(features_run: Path, tmp_path: Path):
+    alone = tmp_path / "model.safetensors"
+    shutil.copy(features_run / "members" / "main" / "fold0" / "best.safetensors", alone)
+    new = draw(tmp_path / "new", 3, 9)
+    with pytest.raises(DataError, match="only a run folder knows") as error:
+        watch(alone, new, tmp_path / "out")
+    assert "name the run folder" in error.value.remedy and not (tmp_path / "out").exists()
+    with pytest.raises(WeightsError):
+        watch(tmp_path / "nothing", new, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError):
+        watch(features_run, tmp_path / "empty", tmp_path / "out")
