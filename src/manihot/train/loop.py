@@ -128,7 +128,7 @@ def _train_epoch(
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     settings = recipe.optimizer
     sam = Sam(trained, settings.sam, settings.sam_adaptive) if settings.sam else None
-    for number, group in enumerate(_grouped(track(loader, what, total=len(loader)), accumulate)):
+    for number, group in enumerate(grouped(track(loader, what, total=len(loader)), accumulate)):
         first = number * accumulate
         if sam is None:
             loss = gradient(model, group, first, step, state, scaler, what)
@@ -180,12 +180,12 @@ def gradient(
 
 def sharpness_gradient(
     model: nn.Module, group: Sequence[Any], first: int, step: Step, state: StepState, scaler: Any, what: str,
-    optimizer: Any, sam: Sam,
+    optimizer: Any, sam: Sam, strict: bool = True,
 ) -> float:  # fmt: skip
     """As `gradient`, but the gradient is the one at the worst place nearby; the loss is the first look's."""
     state.kept, before = {}, _random_state(state.device)
     try:
-        total = gradient(model, group, first, step, state, scaler, what)
+        total = gradient(model, group, first, step, state, scaler, what, strict)
         if not sam.perturb():
             return total  # without a direction: zero, or not finite, which the caller sees
         optimizer.zero_grad(set_to_none=True)
@@ -220,7 +220,8 @@ def _set_random_state(device: torch.device, state: list[Tensor]) -> None:
         torch.get_device_module(device).set_rng_state(state[1], *which)
 
 
-def _grouped(batches: Any, count: int) -> Iterator[list[Any]]:
+def grouped(batches: Any, count: int) -> Iterator[list[Any]]:
+    """Lists of `count` batches, the last one shorter."""
     group = []
     for batch in batches:
         group.append(batch)

@@ -1,0 +1,188 @@
+"""Learning-rate finder: the loss while the rate rises exponentially, a step each (arXiv 1506.01186, section 3.3).
+
+The network is a fresh one and is thrown away; only the table and the picture are written. Rates of stages and
+head keep their proportions; the rate of the table is `optimizer.lr`, that of the backbone's last stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from scipy.ndimage import gaussian_filter1d
+
+from manihot.audit.folds import make_folds
+from manihot.errors import DataError, RunFolderError, SettingsError
+from manihot.models.backbones import set_training
+from manihot.optim.optimizers import make_optimizer
+from manihot.optim.sam import Sam
+from manihot.photos.scan import scan
+from manihot.progress import say, track
+from manihot.records.manifest import Manifest
+from manihot.records.runs import RunFolder, atomic_path
+from manihot.settings import Recipe, load_recipe, suggest
+from manihot.train.check import check_recipe
+from manihot.train.crossval import Training, make_member, make_training
+from manihot.train.loop import gradient, grouped, sharpness_gradient
+from manihot.train.steps import STEPS
+
+DIVERGED = 4.0  # times the lowest running mean of the loss: no use to go on
+MEMORY = 0.9  # of the running mean that is watched for this
+BLUR = 0.03  # of all steps: spread of the Gaussian that smooths the finished curve, on both sides, so without lag
+
+
+def lr_find(
+    photos: Path | Sequence[Path], recipe: str | Recipe, out: Path, *, overrides: Sequence[str] = (),
+    member: str = "", lowest: float = 1e-7, highest: float = 10.0, steps: int = 100, device: str = "auto",
+    workers: int = 2, **scan_options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Sweep the rate of a recipe on the training part of its first fold; writes lr.csv and lr.png to `out`.
+
+    photos, scan_options: see `manihot.scan`; a manifest.parquet is taken as it is. member: which one; the first
+    when left out. lowest, highest: of the sweep, `steps` steps at most. Returns `suggestion` (the lower of the
+    next two), `steepest`, `tenth_of_minimum`, and the paths `table` and `picture`. Raises ManihotError.
+    """
+    if not 0 < lowest < highest or steps < 10:
+        raise SettingsError(
+            f"a sweep from {lowest:g} to {highest:g} in {steps} steps", "use rates that rise from above 0, 10 steps"
+        )
+    whole = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    check_recipe(whole)
+    members = whole.member_recipes()
+    name = member or next(iter(members))
+    if name not in members:
+        raise SettingsError(f"the recipe has no member {name!r}", suggest(name, list(members)))
+    own = members[name]
+    if own.method != "finetune":
+        raise SettingsError(
+            f"the method {own.method!r} has no learning rate", "use a recipe with method: finetune, as standard"
+        )
+    with RunFolder(Path(out)) as folder:
+        if "stages" in folder.record:
+            raise RunFolderError(f"{folder.path} holds a run", "choose another folder for the sweep with --out")
+        manifest = _manifest(photos, folder.path, workers, scan_options)
+        fold, _ = make_folds(manifest, whole.folds, whole.seed)
+        one = make_member(folder, name, own, manifest.with_columns(fold=fold), device, workers)
+        which = next(iter(whole.folds.only), 0)
+        rows, _ = one.rows(which)
+        if not len(rows):
+            raise DataError(f"fold {which} has no photographs to train on", "set folds.only to another one")
+        table = find_lr(make_training(one, which, rows), own, one.seed(which), lowest, highest, steps)
+        found = suggest_rates(table)
+        with atomic_path(folder / "lr.csv") as temporary:
+            table.to_csv(temporary, index=False)
+        draw_curve(table, found, folder / "lr.png")
+    say(f"Learning rate: {found['suggestion']:.1e} (--set optimizer.lr={found['suggestion']:.1e})")
+    return {**found, "table": folder / "lr.csv", "picture": folder / "lr.png"}
+
+
+def _manifest(photos: Any, out: Path, workers: int, options: dict[str, Any]) -> Manifest:
+    if isinstance(photos, str | Path) and Manifest.is_file(Path(photos)):
+        return Manifest.load(Path(photos))
+    return scan(photos, out=out, workers=workers, **options)[0]
+
+
+def find_lr(
+    training: Training, recipe: Recipe, seed: int, lowest: float = 1e-7, highest: float = 10.0, steps: int = 100
+) -> pd.DataFrame:
+    """Train `training`'s network while the rate rises by the same factor a step, until the loss runs away.
+
+    Returns the columns lr, loss (the mean over a step's photographs, before the step), smoothed.
+    """
+    model, state = training.model, training.state
+    optimizer = make_optimizer(model, recipe.optimizer)
+    shares = [group["lr"] / recipe.optimizer.lr for group in optimizer.param_groups]
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    scaler = torch.amp.GradScaler(state.device.type, enabled=state.dtype == torch.float16)
+    sam = Sam(trained, recipe.optimizer.sam, recipe.optimizer.sam_adaptive) if recipe.optimizer.sam else None
+    torch.manual_seed(seed)
+    set_training(model, recipe.model.freeze_norm)
+    rates = np.geomspace(lowest, highest, steps)
+    seen: list[float] = []
+    for rate, (first, group) in zip(track(rates, "Learning rates", total=steps), _steps(training, recipe)):
+        for one, share in zip(optimizer.param_groups, shares):
+            one["lr"] = rate * share
+        arguments = (model, group, first, STEPS["supervised"], state, scaler, "Learning rates")
+        if sam is None:
+            total = gradient(*arguments, strict=False)
+        else:
+            total = sharpness_gradient(*arguments, optimizer, sam, strict=False)
+        seen.append(total / sum(len(batch["image"]) for batch in group))
+        if _ran_away(seen):
+            break
+        if recipe.train.clip:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(trained, recipe.train.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+    finite = [loss for loss in seen if math.isfinite(loss)]
+    if len(finite) < 5:
+        raise DataError(
+            f"the loss ran away after {len(seen)} steps from a rate of {lowest:g}", "begin lower, or use precision fp32"
+        )
+    smoothed = gaussian_filter1d(np.array(finite), max(1.0, BLUR * steps), mode="nearest")
+    return pd.DataFrame({"lr": rates[: len(finite)], "loss": finite, "smoothed": smoothed})
+
+
+def _steps(training: Training, recipe: Recipe) -> Iterator[tuple[int, list[Any]]]:
+    """Batches of each step and the first one's number, epoch after epoch without an end."""
+    state, epochs = training.state, recipe.train.epochs
+    for number in range(10**9):
+        training.batches.epoch = state.epoch = number % epochs
+        state.loss.start_epoch(state.epoch, epochs)
+        for place, group in enumerate(grouped(training.loader, recipe.train.accumulate)):
+            yield place * recipe.train.accumulate, group
+
+
+def _ran_away(seen: Sequence[float]) -> bool:
+    """Whether the last loss isn't finite, or the running mean is far above the lowest that it had."""
+    if not math.isfinite(seen[-1]):
+        return True
+    mean, lowest = 0.0, math.inf
+    for count, loss in enumerate(seen, 1):
+        mean = MEMORY * mean + (1 - MEMORY) * loss
+        unbiased = mean / (1 - MEMORY**count)
+        lowest = min(lowest, unbiased)
+    return unbiased > DIVERGED * lowest
+
+
+def suggest_rates(table: pd.DataFrame) -> dict[str, float]:
+    """`steepest`: where the smoothed loss falls fastest over log(lr), before its minimum; `tenth_of_minimum`:
+    a tenth of the rate at the minimum; `suggestion`: the lower of the two."""
+    smoothed, logs = table["smoothed"].to_numpy(), np.log10(table["lr"].to_numpy())
+    lowest = max(1, int(smoothed.argmin()))
+    steepest = int(np.gradient(smoothed, logs)[: lowest + 1].argmin())
+    found = {"steepest": float(10 ** logs[steepest]), "tenth_of_minimum": float(10 ** logs[lowest] / 10)}
+    return {"suggestion": min(found.values()), **found}
+
+
+def draw_curve(table: pd.DataFrame, found: dict[str, float], path: Path) -> None:
+    """The curve with both suggestions, as .png or .svg, atomically."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(table["lr"], table["loss"], color="#999999", linewidth=0.8, label="each step")
+    axes.plot(table["lr"], table["smoothed"], color="#0072b2", linewidth=2, label="smoothed")
+    for name, style in (("steepest", "--"), ("tenth_of_minimum", ":")):
+        words = f"{name.replace('_', ' ')}: {found[name]:.1e}"
+        axes.axvline(found[name], color="#d55e00", linestyle=style, label=words)
+    axes.set(xscale="log", xlabel="learning rate (optimizer.lr)", ylabel="training loss")
+    low, high = float(table["smoothed"].min()), float(table["smoothed"].iloc[0])
+    room = max(high - low, 1e-6)
+    axes.set_ylim(low - 0.3 * room, high + room)
+    axes.legend(frameon=False)
+    kind = path.suffix.lower().lstrip(".")
+    canvases = {"png": FigureCanvasAgg, "svg": FigureCanvasSVG}
+    if kind not in canvases:
+        raise SettingsError(f"{path}: not a picture that can be drawn", "end the name in .png or .svg")
+    canvases[kind](figure)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=kind, dpi=120)
