@@ -1,0 +1,223 @@
+"""From saved predictions and a file of costs to decisions, and what they save: a missed mosaic costs more than a
+false alarm.
+
+The answer of least expected cost (Elkan, The foundations of cost-sensitive learning, IJCAI 2001), or an expert
+where asking one is cheaper still (Chow 1970, On optimum recognition error and reject tradeoff). Expected costs
+are as right as the probabilities: calibrate them first.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from manihot.errors import DataError
+from manihot.metrics import accuracy, ece, paired_difference
+from manihot.progress import say
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
+from manihot.records.runs import atomic_path, save_json
+from manihot.settings import suggest
+from manihot.trust.calibrate import Calibrator, check_probs
+from manihot.trust.decide import check_costs, cost_sensitive_accuracy, make_costs, mean_cost
+
+ASK = "ask an expert"
+TILTED = 0.05  # ECE from which expected costs are not to be trusted
+
+
+@dataclass(frozen=True)
+class Costs:
+    """matrix: float64 (K, K), row = true class, column = answer, 0 for a right one. ask: what an expert costs, or
+    None where nobody can be asked.
+    """
+
+    matrix: np.ndarray
+    ask: float | None = None
+
+    def decide(self, pred_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The answer of least expected cost, int (N,), K for asking, and that cost, float64 (N,)."""
+        probs, _ = check_probs(pred_probs)
+        expected = probs @ (self.matrix if self.ask is None else self.with_ask())
+        answer = expected.argmin(axis=1)
+        return answer, expected[np.arange(len(probs)), answer]
+
+    def with_ask(self) -> np.ndarray:
+        """The matrix with a last column for asking, (K, K + 1); infinite where nobody can be asked."""
+        column = np.full((len(self.matrix), 1), np.inf if self.ask is None else self.ask)
+        return np.hstack([self.matrix, column])
+
+
+def load_costs(path: Path, classes: Sequence[str]) -> Costs:
+    """Read costs for `classes` from .yaml or .csv; DataError names the file and what is wrong.
+
+    YAML: `missed:` class -> price of missing it (any other mistake costs 1), or `costs:` true class -> answer ->
+    cost (1 where left out); and `ask:` the price of asking an expert. CSV: first column the true class, one
+    column an answer, and a column `ask` (one number) where an expert can be asked.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable ({error})", "give a .yaml or .csv of costs") from error
+    try:
+        return _from_csv(text, classes) if path.suffix.lower() == ".csv" else _from_yaml(text, classes)
+    except (YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: not a file of costs ({' '.join(str(error).split())})", FORM) from error
+    except DataError as error:
+        raise DataError(f"{path}: {error.what}", error.remedy or FORM) from error
+
+
+FORM = "for example `missed: {mosaic: 10}` and `ask: 0.5` in a .yaml; see the page on trust"
+
+
+def _from_yaml(text: str, classes: Sequence[str]) -> Costs:
+    tree = YAML(typ="safe", pure=True).load(io.StringIO(text))
+    if not isinstance(tree, Mapping) or not set(tree) <= {"missed", "costs", "ask"} or not tree:
+        named = ", ".join(map(str, tree)) if isinstance(tree, Mapping) else type(tree).__name__
+        raise DataError(f"expected `missed`, `costs` or `ask`, found {named}")
+    if "missed" in tree and "costs" in tree:
+        raise DataError("`missed` and `costs` both say what a mistake costs", "keep one of them")
+    by_name = {str(name): value for name, value in (tree.get("missed") or tree.get("costs") or {}).items()}
+    _check_names(by_name, classes)
+    if "costs" not in tree:
+        matrix = make_costs(classes, {name: float(price) for name, price in by_name.items()})
+    else:
+        matrix = np.ones((len(classes), len(classes)))
+        np.fill_diagonal(matrix, 0)
+        for name, row in by_name.items():
+            _check_names({str(answer): 0 for answer in row}, classes)
+            for answer, price in row.items():
+                matrix[list(classes).index(name), list(classes).index(str(answer))] = float(price)
+    return _checked(matrix, tree.get("ask"), classes)
+
+
+def _from_csv(text: str, classes: Sequence[str]) -> Costs:
+    table = pd.read_csv(io.StringIO(text), index_col=0, dtype=str, keep_default_na=False)
+    table.index, table.columns = table.index.map(str), table.columns.map(str)
+    ask = None
+    if "ask" in table and "ask" not in classes:
+        prices = set(table.pop("ask"))
+        if len(prices) > 1:
+            raise DataError("column `ask` holds several prices", "an expert costs the same whatever the class")
+        ask = prices.pop()
+    for names in (table.index, table.columns):
+        _check_names(dict.fromkeys(names), classes)
+        missing = [name for name in classes if name not in names]
+        if missing:
+            raise DataError(f"class {missing[0]!r} is missing", f"a row and a column each for {', '.join(classes)}")
+    return _checked(table.loc[list(classes), list(classes)].astype(float).to_numpy(), ask, classes)
+
+
+def _check_names(found: Mapping[str, Any], classes: Sequence[str]) -> None:
+    for name in found:
+        if name not in classes:
+            raise DataError(f"there is no class {name!r}", suggest(name, list(classes)))
+
+
+def _checked(matrix: np.ndarray, ask: Any, classes: Sequence[str]) -> Costs:
+    price = None if ask is None else float(ask)
+    if price is not None and not (np.isfinite(price) and price >= 0):
+        raise DataError(f"asking an expert can't cost {ask}", "a number from 0")
+    return Costs(check_costs(matrix, len(classes)), price)
+
+
+def decide_files(
+    predictions: Path, costs: Path, out: Path, *, calibrator: Path | None = None, manifest: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Decide every photograph at least expected cost; writes decisions.csv and costs.json, gives what that says.
+
+    predictions: parquet or CSV; calibrated ones, or with the `calibrator.json` that `manihot calibrate` saved.
+    costs: see `load_costs`. manifest: parquet whose groups keep duplicates together in the intervals. Where
+    labels are known, costs.json compares with plain answers (the most probable class) on the same photographs.
+    """
+    made = Predictions.load(Path(predictions))
+    priced = load_costs(costs, made.classes)
+    probs = made.pred_probs.astype(np.float64)
+    if calibrator is not None:
+        probs = Calibrator.load(Path(calibrator))(probs)
+    answer, price = priced.decide(probs)
+    names = np.array([*made.classes, ASK], dtype=object)
+    plain = probs.argmax(axis=1)
+    table = pd.DataFrame(
+        {
+            "image_id": made.image_id,
+            "answer": names[answer],
+            "most_probable": names[plain],
+            "probability": probs.max(axis=1),
+            "expected_cost": price,
+            "expected_cost_of_most_probable": (probs @ priced.matrix)[np.arange(len(probs)), plain],
+        }
+    )
+    with atomic_path(Path(out) / "decisions.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    record: dict[str, Any] = {
+        "predictions": str(predictions),
+        "classes": list(made.classes),
+        "costs": priced.matrix.tolist(),
+        "ask": priced.ask,
+        "photographs": len(made),
+        "asked": float((answer == len(made.classes)).mean()) if len(made) else 0.0,
+        "changed": float((answer != plain).mean()) if len(made) else 0.0,
+        "expected_cost": float(price.mean()) if len(made) else None,
+        "measured": _measure(made, priced, probs, answer, plain, manifest, seed),
+    }
+    save_json(Path(out) / "costs.json", record)
+    return record
+
+
+def _measure(
+    made: Predictions, costs: Costs, probs: np.ndarray, answer: np.ndarray, plain: np.ndarray, manifest: Path | None,
+    seed: int,
+) -> dict[str, Any] | None:  # fmt: skip
+    """What the decisions cost on labelled photographs, against the most probable class; None without labels."""
+    known = made.labels >= 0
+    if not known.any():
+        return None
+    y, k = made.labels[known], len(made.classes)
+    tilt = ece(y, probs[known])
+    if tilt > TILTED:
+        say(
+            f"Warning: these probabilities are off by {tilt:.1%} on average (ECE), and the expected costs with them; "
+            "calibrate first (`manihot calibrate`)"
+        )
+    group = None
+    if manifest is not None:
+        table = Manifest.load(Path(manifest)).table.set_index("image_id")["group"]
+        group = table.reindex(made.image_id[known]).fillna("").to_numpy(dtype=object)
+    prices = costs.with_ask()
+    chosen, usual = (np.eye(k + 1)[part[known]] for part in (answer, plain))
+
+    def cost(labels: np.ndarray, answers: np.ndarray, weights: np.ndarray | None = None) -> Any:
+        each = prices[labels, answers.argmax(axis=1)]
+        return each.mean() if weights is None else weights @ each / weights.sum(axis=-1)
+
+    difference, low, high = paired_difference(y, chosen, usual, cost, group, seed=seed)
+    told = answer[known] < k
+    found = {
+        name: {
+            "plain": float((plain[known][y == c] == c).mean()) if (y == c).any() else None,
+            "decided": float((answer[known][y == c] == c).mean()) if (y == c).any() else None,
+        }
+        for c, name in enumerate(made.classes)
+    }
+    worst = costs.matrix.any()
+    return {
+        "photographs": int(known.sum()),
+        "cost_plain": mean_cost(y, plain[known], costs.matrix),
+        "cost_decided": mean_cost(y, answer[known], prices),
+        "difference": {"value": difference, "low": low, "high": high},
+        "cost_sensitive_accuracy_plain": cost_sensitive_accuracy(y, plain[known], costs.matrix) if worst else None,
+        "accuracy_plain": accuracy(y, probs[known]),
+        "right_where_answered": float((answer[known][told] == y[told]).mean()) if told.any() else None,
+        "ece": tilt,
+        "found": found,
+    }
