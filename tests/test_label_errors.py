@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from manihot.audit import label_scores
-from manihot.audit.label_errors import find_label_errors, label_issues, save_issues
+from manihot.audit.label_errors import find_label_errors, label_issues
 from manihot.audit.label_neighbours import find_neighbours, reduce_embeddings, typicality
 from manihot.errors import DataError
 from manihot.records.manifest import Manifest
@@ -342,16 +341,14 @@ def test_errors_name_what_is_wrong() -> None:
             find_label_errors(**{"labels": labels, "pred_probs": probs, **bad})
 
 
-def test_tables_are_saved_for_people_and_programs(tmp_path: Path) -> None:
+def test_the_table_goes_to_parquet_and_back(tmp_path: Path) -> None:
     predictions, manifest = records()
     table = label_issues(predictions, manifest)
-    save_issues(table, tmp_path / "label_issues.csv")
-    save_issues(table, tmp_path / "label_issues.parquet")
-    read = pd.read_csv(tmp_path / "label_issues.csv")
-    assert json.loads(read["neighbours"][0]) == [*table["neighbours"][0]]
+    table.to_parquet(tmp_path / "label_issues.parquet", index=False)
     back = pd.read_parquet(tmp_path / "label_issues.parquet")
     np.testing.assert_allclose(back["label_score"], table["label_score"])
     assert [*back["neighbours"][0]] == [*table["neighbours"][0]]
+    assert back.attrs == table.attrs
 
 
 def test_no_torch_is_loaded() -> None:

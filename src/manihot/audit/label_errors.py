@@ -1,16 +1,14 @@
 """Wrong labels: every photograph's given label judged by several pieces of evidence, and by all of them together.
 
 Predictions must be out of fold: a model that learned a wrong label defends it. cleanlab's names where it has them.
-The combination (`combine_evidence`) knows no truth and fits no weight: what it pools, and how, was fixed on other
-photographs (handwritten digits, crops of leaf symptoms) than those that benchmarks/label_errors.py judges it on.
+The combination (`combine_evidence`) knows no truth and fits no weight: what it pools, and how, was settled once by
+planting wrong labels, and benchmarks/label_errors.py says on which photographs.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +30,6 @@ from manihot.errors import DataError
 from manihot.progress import say
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import atomic_path
 
 NEIGHBOURS = 20  # photographs that vote; 10 and 40 gave the same within a hundredth
 SHOWN = 5  # neighbours named in the table
@@ -272,19 +269,6 @@ def label_issues(
     for column in ("given_label", "suggested_label", "predicted_label"):
         table[column] = names[table[column].to_numpy(dtype=np.int64)]
     return table
-
-
-def save_issues(table: pd.DataFrame, path: Path) -> None:
-    """Write the table as parquet, or as CSV where the name ends in .csv (neighbours as a JSON list); atomic."""
-    with atomic_path(Path(path)) as temporary:
-        if Path(path).suffix.lower() == ".csv":
-            if "neighbours" in table:
-                table = table.assign(
-                    neighbours=[json.dumps([*row], ensure_ascii=False, default=str) for row in table["neighbours"]]
-                )
-            table.to_csv(temporary, index=False, lineterminator="\n")
-        else:
-            table.to_parquet(temporary, index=False)
 
 
 def _check_folds(fold: np.ndarray, out_of_fold: bool) -> None:

@@ -12,7 +12,7 @@ from scipy.special import softmax
 STRENGTH = 200.0  # photographs' worth of prior belief in a noise channel that confuses all classes alike
 LOWEST_THRESHOLD = 2e-6  # cleanlab's lower bound of a class's threshold
 NEVER = 2.0  # threshold of a class that no photograph is labelled with: out of reach for a probability
-STEPS, RATE, MOMENTUM = 100, 2.0, 0.9  # gradient descent of the linear head; chosen on digits and leaf crops
+STEPS, RATE, MOMENTUM = 100, 2.0, 0.9  # gradient descent of the linear head
 BIAS_RATE = 0.2  # share of the rate that the biases get
 
 
