@@ -25,7 +25,7 @@ from manihot.audit.label_neighbours import (
     reduce_embeddings,
     typicality,
 )
-from manihot.audit.label_scores import noise_channel, normalise, self_confidence
+from manihot.audit.label_scores import best_other, noise_channel, normalise, self_confidence
 from manihot.errors import DataError
 from manihot.progress import say
 from manihot.records.manifest import Manifest
@@ -92,9 +92,9 @@ def find_label_errors(
     (area under the margin, from `history` or a linear head on the embeddings, squashed to (0, 1)), absent or NaN
     where their input is; cleanlab_issue (its default filter); neighbours (ids).
 
-    is_label_issue: label_score is below .5, and the photograph is among the n worst, n being the number off the
-    diagonal of the confident joint of predictions and neighbours together (`count_errors`), whose thresholds are
-    the classes' own. Raises DataError for arrays that don't fit each other.
+    is_label_issue: label_score is below .5, another class is likelier by predictions and neighbours together, and the
+    photograph is among the n worst, n being the number off the diagonal of those predictions' confident joint
+    (`count_errors`), whose thresholds are the classes' own. Raises DataError for arrays that don't fit each other.
     """
     labels, pred_probs = _check(labels, pred_probs, combine)
     n_all = len(labels)
@@ -148,9 +148,10 @@ def _judge(
         evidence = Evidence(labels, probs, channel, None, None)
     score = combine_evidence(evidence)
     errors = label_scores.count_errors(labels, evidence.pooled)
+    beaten = best_other(labels, evidence.pooled) > self_confidence(labels, evidence.pooled)
     issue = np.zeros(n, dtype=bool)
     issue[np.argsort(score, kind="stable")[:errors]] = True
-    issue &= score < 0.5
+    issue &= (score < 0.5) & beaten
     table = pd.DataFrame({
         "image_id": ids, "given_label": labels, "suggested_label": _suggest(evidence, issue),
         "label_score": score, "is_label_issue": issue, **columns,
@@ -166,25 +167,30 @@ def _judge(
 def combine_evidence(evidence: Evidence) -> np.ndarray:
     """How right the given labels look, (N,) in [0, 1], from all evidence; low = bad.
 
-    Predictions alone: a half normalised margin, a quarter self-confidence, a quarter posterior of the given label.
+    Predictions alone: mean log-odds of self-confidence (twice) and normalised margin. The margin finds more where
+    annotators confuse two classes, and fails where the classes themselves are hard to tell apart.
     With neighbours: the posterior of the given label from predictions and neighbours. With training margins: the mean
     of that score's log-odds and of the margins, which are first stretched to the same spread, as logits of different
     networks have different scales.
     """
     labels = evidence.labels
-    score = self_confidence(labels, evidence.posterior)
     if evidence.neighbours is None:
         margin = label_scores.normalized_margin(labels, evidence.probs)
-        score = 0.5 * margin + 0.25 * self_confidence(labels, evidence.probs) + 0.25 * score
+        odds = (2 * _log_odds(self_confidence(labels, evidence.probs)) + _log_odds(margin)) / 3
+    else:
+        odds = _log_odds(self_confidence(labels, evidence.posterior))
     if evidence.margins is None:
-        return score
-    odds = logit(np.clip(score, 1e-6, 1 - 1e-6))
+        return expit(odds)
     seen = np.isfinite(evidence.margins)
     spread = float(evidence.margins[seen].std()) if seen.any() else 0.0
     if spread == 0:
-        return score
+        return expit(odds)
     stretched = evidence.margins * float(odds[seen].std()) / spread
     return expit(np.where(seen, (odds + stretched) / 2, odds))
+
+
+def _log_odds(score: np.ndarray) -> np.ndarray:
+    return logit(np.clip(score, 1e-6, 1 - 1e-6))
 
 
 def _copies_say(labels: np.ndarray, copies: np.ndarray, channel: np.ndarray) -> np.ndarray:
