@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
+from conftest import shared_data
 from manihot.audit import label_scores
 from manihot.audit.label_errors import find_label_errors, label_issues
 from manihot.audit.label_neighbours import find_neighbours, reduce_embeddings, typicality
@@ -357,3 +359,20 @@ def test_no_torch_is_loaded() -> None:
         "find_label_errors(np.arange(8) % 2, np.full((8, 2), .5)); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_real_predictions_find_what_two_competitors_found_and_leave_odd_photographs_alone() -> None:
+    folder = shared_data("cassava")
+    found = Predictions.load(folder / "oof_blend_14th.csv")
+    lists = json.loads((folder / "noise_lists.json").read_text(encoding="utf-8"))
+    wrong, also_wrong, odd = (
+        np.isin(found.image_id, lists[name]) for name in ("riron_consensus_noise", "25th_outliers", "monofo_invalid")
+    )
+    table = label_issues(found, out_of_fold=True).set_index("image_id").loc[found.image_id]
+    reference = wrong & also_wrong
+    ap = {name: average_precision_score(reference, -table[name]) for name in ("label_score", "self_confidence")}
+    assert ap["label_score"] > ap["self_confidence"] > 10 * reference.mean()
+    flagged = table["is_label_issue"].to_numpy()
+    streak = (found.labels == 1) & ~odd
+    assert flagged[odd].mean() <= flagged[streak].mean()
