@@ -201,7 +201,7 @@ def red_finder(fit: str, views: tuple[View, ...] = (View(),), stored: float = 1.
     model = Classifier(RedCells(), 2, "avg", 0.0, size=(96, 96), **settings).eval()
     with torch.no_grad():
         model.head.weight.copy_(torch.tensor([[1.0], [-1.0]]))
-        if getattr(model, "attention", None) is not None:
+        if model.attention is not None:
             model.attention.weight.zero_()
     size = (round(96 * stored), round(96 * stored))
     return TrainedModel([model], ("red", "other"), Preprocess((96, 96), fit, stored=size), views, {})
@@ -254,6 +254,13 @@ def test_what_a_crop_never_sees_stays_dark_and_is_told():
     assert np.array_equal(found.seen.any(axis=0), (np.arange(200) >= 50) & (np.arange(200) < 150))
     (padded,) = explain_photos(red_finder("pad"), [wide], np.array([[0]]))
     assert padded.seen.all() and abs(centre(padded.maps[0])[1] - 0.1) < 0.03
+
+
+def test_tiles_are_joined():
+    place = (0.3, 0.7)
+    for tiles in ((2, 2), (3, 1)):
+        (found,) = explain_photos(red_finder("squash", tiles=tiles), [spot((192, 192), *place)], np.array([[0]]))
+        assert np.abs(np.array(centre(found.maps[0])) - place).max() < 0.02, tiles
 
 
 def test_views_weigh_as_they_do_in_a_prediction():

@@ -57,6 +57,32 @@ def test_every_photograph_is_predicted_once_by_a_model_that_did_not_see_it(finis
     assert (oof.fold == folds["fold"].to_numpy()).all()
 
 
+def test_a_run_ends_with_calibration_and_sets_of_answers(finished: Path):
+    from manihot.trust.files import apply_trust
+
+    trust = json.loads((finished / "trust/trust.json").read_text(encoding="utf-8"))
+    assert trust["photographs"] == 45 and trust["sets"]["coverage"] == 0.9
+    answers = apply_trust(Predictions.load(finished / "predictions/main.oof.parquet"), finished / "trust")
+    assert len(answers) == 45
+
+
+def test_members_weigh_in_a_prediction_as_in_the_blend(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
+    out = tmp_path / "two"
+    members = "members={a: {}, b: {seed: 3, method: features}, c: {seed: 4}}"
+    run(small_photos, out, str(tiny_recipe), overrides=[members, "features.runtime=torch"], workers=1, report=False)
+    blend = json.loads((out / "blend/blend.json").read_text(encoding="utf-8"))
+    assert blend["members"] == ["a", "b", "c"] and blend["method"] == "uniform"
+    manifest = Manifest.load(out / "manifest.parquet")
+    from manihot.infer.predict import predict_photos
+
+    plain = predict_photos(manihot.load_model(out), manifest).pred_probs
+    parts = [predict_photos(manihot.load_model(out / f"members/{n}"), manifest).pred_probs for n in "abc"]
+    assert np.allclose(plain, np.mean(parts, axis=0), atol=1e-5)
+    (out / "blend/blend.json").write_text(json.dumps({"weights": {"a": 0.75, "b": 0.25, "c": 0.0}}))
+    weighted = predict_photos(manihot.load_model(out), manifest).pred_probs
+    assert np.allclose(weighted, 0.75 * parts[0] + 0.25 * parts[1], atol=1e-5)
+
+
 def test_metrics_agree_with_the_predictions(finished: Path):
     scores = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))["members"]["main"]["oof"]
     oof = Predictions.load(finished / "predictions/main.oof.parquet")
@@ -98,6 +124,10 @@ def test_predict_with_a_run_gives_probabilities_and_kaggle_files(
     table = pd.read_csv(tmp_path / "p.csv")
     assert np.allclose(table[["c0", "c1", "c2"]].sum(axis=1), 1)
     assert (tmp_path / "p.quarantine.csv").is_file()
+    answers = pd.read_csv(tmp_path / "p.answers.csv", keep_default_na=False)
+    assert answers["image_id"].tolist() == table["image_id"].tolist()
+    sure = answers["answer"] != "ask an expert"
+    assert (answers["answer"][sure] == answers["could_be"][sure]).all()
     manihot.predict(finished, small_photos / "red", tmp_path / "submission.csv", device="cpu", tta=1)
     assert list(pd.read_csv(tmp_path / "submission.csv").columns) == ["image_id", "label"]
 

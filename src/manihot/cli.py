@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 from cyclopts import App, Parameter
 
 import manihot
-from manihot.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ManihotError
+from manihot.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ManihotError, SettingsError
 from manihot.progress import console, say
 
 app = App(
@@ -26,14 +26,10 @@ app.command(recipes)
 Out = Annotated[Path, Parameter(name=["--out", "-o"], help="Where to write.")]
 Photos = Annotated[list[Path], Parameter(help="Folder(s), a CSV or a manifest.parquet.")]
 Table = Annotated[Path | None, Parameter(help="A table of photographs whose paths start at PHOTOS.")]
-ImageColumn = Annotated[
-    str | None, Parameter(help="Column with the file, or a pattern such as leaf/{id}.jpg.")
-]
+ImageColumn = Annotated[str | None, Parameter(help="Column with the file, or a pattern such as leaf/{id}.jpg.")]
 LabelColumn = Annotated[str | None, Parameter(help="Column with the class.")]
 SourceColumn = Annotated[str | None, Parameter(help="Column that says where a photograph comes from.")]
-GroupColumn = Annotated[
-    str | None, Parameter(help="Column of what must stay together in a fold (a plant, a leaf).")
-]
+GroupColumn = Annotated[str | None, Parameter(help="Column of what must stay together in a fold (a plant, a leaf).")]
 FoldColumn = Annotated[str | None, Parameter(help="Column with your own folds, 0 to K-1.")]
 SplitColumn = Annotated[str | None, Parameter(help="Column with train, val or test.")]
 ClassMap = Annotated[Path | None, Parameter(help="JSON file that maps label numbers to class names.")]
@@ -42,13 +38,9 @@ RecipeName = Annotated[
 ]
 Sets = Annotated[
     list[str] | None,
-    Parameter(
-        name=["--set", "-s"], negative="", help="A setting, key=value, e.g. train.epochs=3; may be repeated."
-    ),
+    Parameter(name=["--set", "-s"], negative="", help="A setting, key=value, e.g. train.epochs=3; may be repeated."),
 ]
-Update = Annotated[
-    bool, Parameter(negative="", help="Redo in OUT what changed settings or photographs change.")
-]
+Update = Annotated[bool, Parameter(negative="", help="Redo in OUT what changed settings or photographs change.")]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, mps.")]
 Workers = Annotated[int, Parameter(help="Processes that read photographs.")]
 
@@ -113,10 +105,91 @@ def run(
 
     pipeline.run(
         _one_or_many(photos), out, recipe, overrides=set_ or [], device=device, workers=workers,
-        update=update, image=image, label=label, source=source, group=group, fold=fold, split=split,
+        update=update, csv=csv, image=image, label=label, source=source, group=group, fold=fold, split=split,
         classes=classes,
     )  # fmt: skip
     compare([out])
+
+
+@app.command
+def audit(
+    photos: Annotated[list[Path] | None, Parameter(help="Folder(s), a CSV or a manifest.parquet.")] = None, *, out: Out,
+    predictions: Annotated[
+        Path | None, Parameter(help="Out-of-fold predictions made anywhere: parquet, or CSV image_id,label,c0,c1,...")
+    ] = None,
+    what_if: Annotated[bool, Parameter(negative="", help="Also learn under cleaned labels: is it worth it?")] = False,
+    trusted: Annotated[str | None, Parameter(help="Column that is true where a label is known to be right.")] = None,
+    recipe: RecipeName = "quick", set_: Sets = None, csv: Table = None,
+    image: ImageColumn = None, label: LabelColumn = None, source: SourceColumn = None, group: GroupColumn = None,
+    fold: FoldColumn = None, split: SplitColumn = None, classes: ClassMap = None, device: Device = "auto",
+    workers: Workers = 2, update: Update = False,
+) -> None:  # fmt: skip
+    """Find what is wrong with photographs and labels: duplicates, wrong labels, sources that differ.
+
+    Tables in OUT/audit, a page in OUT/audit.html; next: manihot clean OUT. With --predictions alone, photographs are
+    not needed, and every photograph must have been predicted by a model that never saw it. Nothing is changed.
+    """
+    from manihot import pipeline
+
+    if photos is None:
+        if predictions is None:
+            raise SettingsError("nothing to audit", "give PHOTOS, or --predictions OOF.csv")
+        from manihot.audit.stages import audit_predictions
+
+        found = audit_predictions(predictions, out)
+        say(f"{found['label_issues']} of {found['judged']} labels look wrong: {out / 'audit/label_issues.csv'}")
+        return
+    if predictions is not None:
+        raise SettingsError("--predictions go without photographs", "leave one of them out")
+    pipeline.run(
+        _one_or_many(photos), out, recipe, overrides=set_ or [], device=device, workers=workers, update=update,
+        what_if=what_if, trusted=trusted, csv=csv, image=image, label=label, source=source, group=group, fold=fold,
+        split=split, classes=classes,
+    )  # fmt: skip
+
+
+@app.command
+def clean(
+    run: Annotated[Path, Parameter(help="An audited run folder, or a manifest.parquet.")], *, out: Out,
+    rule: Annotated[
+        list[str] | None,
+        Parameter(
+            negative="", consume_multiple=True,
+            help="RULE=ACTION; may be repeated, the first one's word holds. Rules: flagged, confident, worst, "
+            "cleanlab, duplicates, conflicts. Actions: drop, relabel, soft, down_weight, keep. "
+            "Without any: flagged=drop conflicts=soft duplicates=drop.",
+        ),
+    ] = None,
+    decisions: Annotated[Path | None, Parameter(help="A decisions.csv, corrected by hand, instead of rules.")] = None,
+    predictions: Annotated[
+        Path | None, Parameter(help="Of a model that never saw these photographs, instead of the audit's own.")
+    ] = None,
+    threshold: Annotated[float, Parameter(help="Probability above which `confident` believes the model.")] = 0.9,
+    n: Annotated[int | None, Parameter(help="At most so many photographs a rule, the worst first.")] = None,
+    only: Annotated[
+        list[str] | None, Parameter(negative="", consume_multiple=True, help="Only photographs with these labels.")
+    ] = None,
+    weight: Annotated[float, Parameter(help="What a down_weight photograph counts.")] = 0.5,
+) -> None:  # fmt: skip
+    """Turn an audit's findings into a new manifest: OUT/manifest.parquet, with a reason for every decision.
+
+    The original and its photographs stay as they are. `manihot audit PHOTOS --out RUN --what-if` says beforehand
+    whether cleaning is worth it: scores of a run on a cleaned manifest are against the cleaned labels and look better
+    than they are.
+    """
+    from rich.table import Table as Grid
+
+    from manihot.audit.cleaning import clean as clean_labels
+
+    counts = clean_labels(
+        run, out, rule or (), decisions=decisions, predictions=predictions, threshold=threshold, n=n, classes=only,
+        weight=weight,
+    )  # fmt: skip
+    grid = Grid(*map(str, counts.columns), box=None)
+    for row in counts.itertuples(index=False):
+        grid.add_row(*map(str, row))
+    console.print(grid)
+    say(f"Decisions: {out / 'decisions.csv'}   next: manihot run {out / 'manifest.parquet'} --out {out / 'run'}")
 
 
 @app.command
@@ -133,9 +206,7 @@ def predict(
     ],
     image: ImageColumn = None,
     label: LabelColumn = None,
-    tta: Annotated[
-        int | None, Parameter(help="Use only the first so many of the model's views; 1 is fastest.")
-    ] = None,
+    tta: Annotated[int | None, Parameter(help="Use only the first so many of the model's views; 1 is fastest.")] = None,
     device: Device = "auto",
     batch: Annotated[int, Parameter(help="Photographs at a time.")] = 32,
     workers: Workers = 2,
@@ -230,9 +301,7 @@ def show_augment(
     recipe: Annotated[str, Parameter(help="A recipe's name or a .yaml file.")],
     photo: Path,
     *,
-    out: Annotated[Path, Parameter(name=["--out", "-o"], help="A .html or .png file.")] = Path(
-        "augment.html"
-    ),
+    out: Annotated[Path, Parameter(name=["--out", "-o"], help="A .html or .png file.")] = Path("augment.html"),
     set_: Sets = None,
     n: Annotated[int, Parameter(help="Pictures an epoch.")] = 24,
 ) -> None:

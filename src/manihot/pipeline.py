@@ -14,26 +14,30 @@ from typing import Any
 import numpy as np
 
 from manihot.audit.folds import make_folds
+from manihot.audit.sources import use_sources
+from manihot.audit.stages import audit_labels, audit_what_if, group_duplicates
 from manihot.errors import RunFolderError
 from manihot.progress import say
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import RunFolder, atomic_path, digest_file, digest_value, save_json, write_atomic
+from manihot.records.runs import RunFolder, digest_file, digest_value, save_json, write_atomic
 from manihot.settings import Recipe, load_recipe
 
+ENOUGH_FOR_TRUST = 40  # held-out photographs, below which calibration would be noise
 PACKAGES = ("manihot", "torch", "timm", "numpy", "opencv-python-headless", "scikit-learn", "onnxruntime")
 
 
 def run(
     photos: Path | Sequence[Path], out: Path, recipe: str | Recipe | None = None, *,
     overrides: Sequence[str] = (), device: str = "auto", workers: int = 2, update: bool = False,
-    report: bool = True, **scan_options: Any,
+    report: bool = True, what_if: bool = False, trusted: str | None = None, **scan_options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Train and judge a classifier on photographs; returns the content of metrics.json.
 
     photos, scan_options: see `manihot.scan`; a manifest.parquet is taken as it is. recipe: a name, a path, or
     a Recipe; 'quick' without a GPU and 'standard' with one when left out. update: redo what other settings
-    change in an existing run folder, which is an error otherwise. Raises ManihotError; the same call
+    change in an existing run folder, which is an error otherwise. what_if: also learn under cleaned labels, and say
+    whether cleaning is worth it, on photographs that the column `trusted` names too. Raises ManihotError; the same call
     continues a stopped run.
     """
     if recipe is None:
@@ -44,13 +48,24 @@ def run(
     check_recipe(resolved)
     with RunFolder(Path(out)) as folder:
         _open(folder, resolved, photos, scan_options, update)
-        manifest = _scan(folder, photos, workers, scan_options)
+        manifest, said = use_sources(_scan(folder, photos, workers, scan_options), resolved.sources)
+        for sentence in said:
+            say(sentence)
+        if resolved.audit.duplicates:
+            manifest = group_duplicates(folder, manifest, workers)
         manifest = _folds(folder, resolved, manifest)
         from manihot.infer.runners import choose_device, describe_device
         from manihot.train.crossval import train_members
 
         folder.update_record(device=describe_device(choose_device(device)))
         names = train_members(folder, resolved, manifest, device, workers)
+        blend_stage(folder, names, resolved.seed)
+        best = names[0] if len(names) == 1 else "ensemble"
+        trust_stage(folder, best, resolved.seed)
+        if resolved.audit.labels:
+            audit_labels(folder, manifest, best)
+        if what_if:
+            say(audit_what_if(folder, manifest, best, resolved.seed, trusted))
         scores = score(folder, manifest, names, resolved.seed)
         folder.update_record(finished=time.time())
         if report:
@@ -137,56 +152,84 @@ def _digest_listing(photos: Any, out: Path) -> str:
             )
             for name in sorted(files):
                 facts = Path(parent, name).stat()
-                seen.append(
-                    (Path(parent, name).relative_to(place).as_posix(), facts.st_size, facts.st_mtime_ns)
-                )
+                seen.append((Path(parent, name).relative_to(place).as_posix(), facts.st_size, facts.st_mtime_ns))
     return digest_value(seen)
 
 
 def _folds(folder: RunFolder, recipe: Recipe, manifest: Manifest) -> Manifest:
-    inputs = [digest_file(folder / "manifest.parquet"), recipe.folds.model_dump(mode="json"), recipe.seed]
+    sources = {name: source.model_dump(mode="json") for name, source in recipe.sources.items()}
+    groups = digest_value(manifest.table["group"].tolist())
+    settings = recipe.folds.model_dump(mode="json")
+    inputs = [digest_file(folder / "manifest.parquet"), sources, groups, settings, recipe.seed]
     path = folder / "folds.parquet"
 
     def work() -> None:
         fold, warnings = make_folds(manifest, recipe.folds, recipe.seed)
         for warning in warnings:
             say(f"Warning: {warning}")
-        table = manifest.table[["image_id"]].assign(fold=fold)
-        with atomic_path(path) as temporary:
-            table.to_parquet(temporary, index=False)
+        manifest.with_columns(fold=fold).save(path)
 
     folder.stage("folds", inputs, ["folds.parquet"], work)
-    import pandas as pd
+    return Manifest.load(path)
 
-    return manifest.with_columns(fold=pd.read_parquet(path)["fold"].to_numpy())
+
+def blend_stage(folder: RunFolder, names: Sequence[str], seed: int) -> None:
+    """The members' blend into RUN/blend: plain averaging unless nested cross-validation shows a gain."""
+    if len(names) < 2:
+        return
+    oof, test = ([folder / f"predictions/{name}.{kind}.parquet" for name in names] for kind in ("oof", "test"))
+    if not all(path.exists() for path in oof):
+        return
+    tests = test if all(path.exists() for path in test) else []
+    outputs = ["blend/blend.json", "predictions/ensemble.oof.parquet"]
+    outputs += ["predictions/ensemble.test.parquet"] if tests else []
+
+    def work() -> None:
+        from manihot.ensemble.files import blend_files
+
+        found = blend_files(oof, folder / "blend", tests, manifest=folder / "folds.parquet", seed=seed)
+        for kind in ("oof", "test") if tests else ("oof",):
+            blended = Predictions.load(folder / f"blend/blend.{kind}.parquet")
+            blended.save(folder / f"predictions/ensemble.{kind}.parquet")
+        say(f"Blend of {len(names)} members: {found['method']}")
+
+    inputs = [[digest_file(path) for path in (*oof, *tests, folder / "folds.parquet")], seed]
+    folder.stage("blend", inputs, outputs, work)
+
+
+def trust_stage(folder: RunFolder, name: str, seed: int) -> None:
+    """Calibration and sets of answers for the run's predictions, into RUN/trust, where there are enough of them."""
+    oof = folder / f"predictions/{name}.oof.parquet"
+    if not oof.exists():
+        return
+    known = int((Predictions.load(oof).labels >= 0).sum())
+    if known < ENOUGH_FOR_TRUST:
+        say(f"No calibration: {known} photographs were held out, {ENOUGH_FOR_TRUST} are needed")
+        return
+
+    def work() -> None:
+        from manihot.trust.files import calibrate_files
+
+        calibrate_files(oof, folder / "trust", manifest=folder / "folds.parquet", seed=seed)
+
+    inputs = [digest_file(oof), digest_file(folder / "folds.parquet"), seed]
+    folder.stage("trust", inputs, ["trust/trust.json", "trust/calibrator.json", "trust/sets.json"], work)
 
 
 def score(folder: RunFolder, manifest: Manifest, names: Sequence[str], seed: int) -> dict[str, Any]:
-    """Scores of every member, and of the members' mean where there are several, into metrics.json."""
+    """Scores of every member, and of their blend where there are several, into metrics.json."""
     groups = dict(zip(manifest.image_id, manifest.table["group"]))
     found: dict[str, Any] = {"members": {}}
-    kinds: dict[str, list[Predictions]] = {"oof": [], "test": []}
-    for name in names:
+    for name in [*names, "ensemble"] if len(names) > 1 else names:
         entry: dict[str, Any] = {}
-        for kind in kinds:
+        for kind in ("oof", "test"):
             path = folder / f"predictions/{name}.{kind}.parquet"
             if path.exists():
-                predictions = Predictions.load(path)
-                kinds[kind].append(predictions)
-                entry |= _evaluate(predictions, groups, kind, seed)
-        found["members"][name] = entry
-    if len(names) > 1:
-        found["ensemble"] = {}
-        for kind, parts in kinds.items():
-            if len(parts) == len(names):
-                common = [p.align(parts[0].image_id) for p in parts]
-                probs = np.mean([p.pred_probs for p in common], axis=0)
-                first = common[0]
-                mean = Predictions.from_probs(first.image_id, probs, first.classes, first.labels, first.fold)
-                mean.save(folder / f"predictions/ensemble.{kind}.parquet")
-                found["ensemble"] |= {
-                    k: v for k, v in _evaluate(mean, groups, kind, seed).items() if k != "folds"
-                }
+                entry |= _evaluate(Predictions.load(path), groups, kind, seed)
+        if name == "ensemble":
+            found["ensemble"] = {key: value for key, value in entry.items() if key != "folds"}
+        else:
+            found["members"][name] = entry
     save_json(folder / "metrics.json", found)
     return found
 
@@ -211,9 +254,7 @@ def _evaluate(predictions: Predictions, groups: dict[str, str], kind: str, seed:
     if kind == "oof" and (folds != ALWAYS_TRAIN).all():
         out["folds"] = {
             str(k): {
-                "accuracy": float(
-                    metrics.accuracy(known.labels[known.fold == k], known.pred_probs[known.fold == k])
-                ),
+                "accuracy": float(metrics.accuracy(known.labels[known.fold == k], known.pred_probs[known.fold == k])),
                 "n": int((known.fold == k).sum()),
             }
             for k in folds

@@ -139,7 +139,7 @@ def choose_method(network: Classifier, size: tuple[int, int]) -> str:
 
     SettingsError for a backbone with neither feature maps nor readable attention.
     """
-    device, tiles = next(network.parameters()).device, getattr(network, "tiles", (1, 1))
+    device, tiles = next(network.parameters()).device, network.tiles
     with torch.no_grad():
         blank = torch.zeros(1, 3, size[0] // tiles[0], size[1] // tiles[1], device=device)
         features = network.backbone.forward_features(blank)
@@ -177,7 +177,7 @@ def grad_cam(network: Classifier, images: Tensor) -> tuple[Tensor, Evidence]:
     those of tiles are joined.
     """
     leaves: list[Tensor] = []
-    rows, columns = getattr(network, "tiles", (1, 1))
+    rows, columns = network.tiles
 
     def leaf(features: Tensor) -> Tensor:
         if features.ndim != 4 or len(features) != len(images) * rows * columns:

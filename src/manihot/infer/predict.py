@@ -19,7 +19,7 @@ from manihot.models.checkpoint import TrainedModel, load_model
 from manihot.photos.decode import PhotoFault
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.store import load_photo
-from manihot.progress import track
+from manihot.progress import say, track
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import TINY, Predictions
 from manihot.settings import View
@@ -109,19 +109,19 @@ def merge_views(logits: np.ndarray, views: Sequence[View]) -> np.ndarray:
 def predict_photos(
     models: Sequence[TrainedModel], manifest: Manifest, device: torch.device | None = None, batch: int = 32
 ) -> Predictions:
-    """Predict every photograph of `manifest` by the mean probability over models, networks and views."""
+    """Predict every photograph of `manifest`: mean probability over views, a model's networks, and weighted models."""
     device = device or choose_device()
     rows = np.arange(len(manifest))
     total = np.zeros((len(manifest), len(models[0].classes)))
-    networks = sum(len(model.networks) for model in models)
-    for model in models:
+    weights = np.array([model.weight for model in models])
+    for model, weight in zip(models, weights / weights.sum()):
         photos = PhotoFiles(manifest.paths, model.preprocess)
         precision = str(model.about.get("precision", "fp32"))
         runners = [TorchRunner(network, model.preprocess, device, precision) for network in model.networks]
         logits = merge_views(
             forward_views(runners, photos, rows, model.preprocess, model.views, batch), model.views
         )
-        total += len(model.networks) / networks * softmax(logits.astype(np.float64), axis=1)
+        total += weight * softmax(logits.astype(np.float64), axis=1)
     labels = manifest.labels if manifest.classes == models[0].classes else _match(manifest, models[0].classes)
     return Predictions.from_probs(manifest.image_id, total, models[0].classes, labels)
 
@@ -140,10 +140,10 @@ def predict(
 
     tta: use the first so many of each model's views; all when left out.
     out: .parquet or .csv of probabilities; a name that ends in submission.csv gets Kaggle's `image_id,label`.
-    Unreadable photographs are named in `<out>.quarantine.csv` and left out. See `scan` for `scan_options`.
+    Unreadable photographs are named in `<out>.quarantine.csv` and left out. Where `model` is a run folder that holds
+    its calibration, `<out>.answers.csv` says which classes a photograph could be. See `scan` for `scan_options`.
     """
     from manihot.photos.scan import scan
-    from manihot.progress import say
 
     models = load_model(Path(model))
     if Manifest.is_file(Path(photos)):
@@ -155,6 +155,8 @@ def predict(
     predictions = predict_photos(models, manifest, choose_device(device), batch)
     if out is not None:
         save_predictions(predictions, Path(out))
+        if (Path(model) / "trust/sets.json").is_file() and not Path(out).name.endswith("submission.csv"):
+            _save_answers(predictions, Path(model) / "trust", Path(out).with_name(f"{Path(out).stem}.answers.csv"))
         if quarantine is not None and len(quarantine):
             from manihot.records.runs import atomic_path
 
@@ -165,6 +167,17 @@ def predict(
                 f"{len(quarantine)} files could not be read and have no prediction; they are named in {aside}"
             )
     return predictions
+
+
+def _save_answers(predictions: Predictions, trust: Path, out: Path) -> None:
+    from manihot.records.runs import atomic_path
+    from manihot.trust.files import apply_trust
+
+    answers = apply_trust(predictions, trust)
+    with atomic_path(out) as temporary:
+        answers.to_csv(temporary, index=False)
+    unsure = int((answers["answer"] == "ask an expert").sum())
+    say(f"{len(answers) - unsure} photographs have one answer, {unsure} should be shown to an expert: {out}")
 
 
 def save_predictions(predictions: Predictions, out: Path) -> None:

@@ -18,7 +18,7 @@ from manihot.errors import WeightsError
 from manihot.models.backbones import make_model
 from manihot.models.heads import Classifier
 from manihot.photos.preprocess import Preprocess
-from manihot.records.runs import atomic_path
+from manihot.records.runs import atomic_path, load_json
 from manihot.settings import Model, View
 
 FORMAT = 1
@@ -33,6 +33,7 @@ class TrainedModel:
     preprocess: Preprocess
     views: tuple[View, ...]
     about: dict[str, Any]
+    weight: float = 1.0  # in the mean over models
 
 
 def save_model(
@@ -84,7 +85,8 @@ def load_network(path: Path) -> TrainedModel:
 def load_model(path: Path) -> list[TrainedModel]:
     """The models of a run, a member or a file: one TrainedModel for each way of seeing a photograph.
 
-    path: RUN (all members, all folds), RUN/members/NAME, or one .safetensors. Folds of a member are averaged.
+    path: RUN (all members, all folds), RUN/members/NAME, or one .safetensors. Folds of a member are averaged,
+    members of a run weigh as its blend says.
     """
     path = Path(path)
     if path.is_dir():
@@ -99,11 +101,19 @@ def load_model(path: Path) -> list[TrainedModel]:
     for file in files:
         one = load_network(file)
         for known in models:
-            if (known.classes, known.preprocess, known.views) == (one.classes, one.preprocess, one.views):
+            if _alike(known) == _alike(one):
                 known.networks += one.networks
                 break
         else:
             models.append(one)
     if len({model.classes for model in models}) > 1:
         raise WeightsError(f"{path}: the members don't predict the same classes")
-    return models
+    blend = path / "blend" / "blend.json"
+    weights = (load_json(blend).get("weights") or {}) if blend.is_file() else {}
+    for model in models:
+        model.weight = float(weights.get(model.about.get("member"), 1.0))
+    return [model for model in models if model.weight > 0] or models
+
+
+def _alike(model: TrainedModel) -> tuple[object, ...]:
+    return model.classes, model.preprocess, model.views, model.about.get("member")

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 from manihot import metrics
 from manihot.data.augment import Augmenter
 from manihot.data.dataset import EpochBatches, TrainingPhotos, make_loader
-from manihot.data.sampling import draw_epoch, expected_repeats
 from manihot.data.mixing import Mixer, class_activation
+from manihot.data.sampling import draw_epoch, expected_repeats
 from manihot.infer.predict import Photos, forward_views, merge_views
 from manihot.infer.runners import PRECISIONS, Normalise, OnnxRunner, Runner, TorchRunner, choose_device
 from manihot.models.backbones import make_model, make_preprocess, set_training

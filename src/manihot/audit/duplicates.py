@@ -1,0 +1,300 @@
+"""Duplicates: exact, re-encoded, resized, turned, cropped, or the same subject photographed again.
+
+Exact copies have the same sha256. All others must pass one check whatever proposed them (perceptual hash in 8
+orientations, crops of small pictures, embeddings): the pictures are aligned and their fine structure compared, so
+that leaves with the same outline are not taken for copies. Groups are the connected components of the pairs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+import numpy as np
+import pandas as pd
+
+from manihot.audit.alignment import CROPS, SMALL, CropSearch, align, shrink
+from manihot.audit.hashes import Looks, count_bits, hash_pairs, orient_coefficients, turned_hashes
+from manihot.audit.neighbours import join_labels, number_by_appearance, pairs_within
+from manihot.errors import DataError
+from manihot.records.manifest import ALWAYS_TRAIN, Manifest
+
+SAME = 0.75  # correlation of the fine structure from which two photographs show the same
+COPY = 0.95  # and from which one file was made from the other; below it the subject was photographed again
+LIKELY = 0.88  # correlation of descriptions from which a pair is checked
+HASH_BITS = 6  # of 63 that may differ
+HASH_LIKELY = 0.7  # correlation of descriptions that a pair close in its hashes must have
+EMBEDDING_EPS = 0.35  # distance of unit vectors, cosine about .94
+PARTNERS = 16  # likely copies a photograph that are checked, the likeliest first
+PRUNE_AT = 2_000_000  # likely pairs held at once
+CUT = 0.03  # share of an edge that must be missing for a photograph to count as cropped
+MIRRORED, TURNED = (1, 2, 4, 7), (3, 5, 6)  # orientations, as hashes.orient_pictures numbers them
+
+COLUMNS = (
+    "image_id", "group", "kind", "distance", "nearest", "phash_distance", "label", "source", "split", "fold",
+    "label_conflict", "crosses_folds", "crosses_splits",
+)  # fmt: skip
+KINDS = {
+    "exact": "the same bytes",
+    "reencoded": "the same picture, saved again",
+    "resized": "the same picture with other pixel numbers",
+    "rotated": "turned by a quarter or a half",
+    "flipped": "mirrored, perhaps also turned",
+    "cropped": "a part of the other, perhaps also turned",
+    "again": "the same subject photographed again, from nearly the same place",
+}
+_LIKELY_COLUMNS = ("part", "whole", "orientation", "crop", "score")
+
+
+def find_duplicates(
+    manifest: Manifest,
+    looks: Looks | None = None,
+    embeddings: np.ndarray | None = None,
+    same: float = SAME,
+    embedding_eps: float = EMBEDDING_EPS,
+) -> pd.DataFrame:
+    """Photographs that have a duplicate, one row each, sorted by group, with the columns of COLUMNS.
+
+    looks: of `hashes.look_at_photos`; without them only exact copies are found. embeddings: (N, D) in the order of
+    the manifest or None; they only propose pairs at most `embedding_eps` apart (unit vectors), which matters for
+    copies that were edited much. same: correlation of the fine structure that is asked for.
+    `kind` (KINDS) and `distance` (1 - correlation, 0 for exact copies) tell of the `nearest` member of the group.
+    `crosses_folds`: some model trains on one member and is judged on another. Raises DataError.
+    """
+    if embeddings is not None and looks is None:
+        raise DataError("embeddings only propose duplicates", "look at the photographs too: pass looks")
+    pairs = _exact_pairs(manifest)
+    if looks is not None:
+        near = _near_pairs(manifest, looks, embeddings, same, embedding_eps)
+        pairs = pd.concat([pairs, near], ignore_index=True) if len(near) else pairs
+    return _describe(manifest, pairs, looks)
+
+
+def _exact_pairs(manifest: Manifest) -> pd.DataFrame:
+    """Each file with the first that has the same sha256: `first, second, kind, distance`."""
+    sha256 = manifest.table["sha256"]
+    known = sha256[sha256 != ""]
+    first = known.groupby(known).transform(lambda rows: rows.index[0]).astype(np.int64)
+    copies = first[first.index != first]
+    return pd.DataFrame(
+        {"first": copies.to_numpy(), "second": copies.index.to_numpy(), "kind": "exact", "distance": 0.0}
+    )
+
+
+def _near_pairs(
+    manifest: Manifest, looks: Looks, embeddings: np.ndarray | None, same: float, eps: float
+) -> pd.DataFrame:
+    sha256 = manifest.table["sha256"]
+    kept = np.flatnonzero(~sha256.duplicated().to_numpy() | (sha256 == "").to_numpy())  # one of each exact group
+    where = looks.rows(manifest.image_id[kept])
+    search = CropSearch(shrink(looks.thumbnails, SMALL)[where])
+    if embeddings is not None:
+        if len(embeddings) != len(manifest):
+            raise DataError(
+                f"{len(embeddings)} embeddings don't fit {len(manifest)} photographs", "give one row a photograph"
+            )
+        embeddings = np.asarray(embeddings, np.float32)[kept]
+    likely = _likely_pairs(search, looks.phash[where], embeddings, eps)
+    part, whole, orientation = (likely[name].to_numpy() for name in ("part", "whole", "orientation"))
+    box, score = align(looks.thumbnails, where[part], where[whole], orientation, CROPS[likely["crop"].to_numpy()])
+    found = score >= same
+    part, whole = kept[part[found]], kept[whole[found]]
+    kind = _name_kinds(manifest, part, whole, orientation[found], box[found], score[found])
+    return pd.DataFrame({"first": whole, "second": part, "kind": kind, "distance": 1 - score[found]})
+
+
+def _likely_pairs(search: CropSearch, phash: np.ndarray, embeddings: np.ndarray | None, eps: float) -> pd.DataFrame:
+    """Pairs worth checking, the best orientation and crop of each: `part, whole, orientation, crop, score`."""
+    held = pd.DataFrame({name: np.empty(0, float if name == "score" else np.int64) for name in _LIKELY_COLUMNS})
+    waiting, count = [held], 0
+    for block in _proposals(search, phash, embeddings, eps):
+        waiting.append(pd.DataFrame(block))
+        count += len(block["part"])
+        if count > PRUNE_AT:
+            waiting, count = [_prune(pd.concat(waiting))], 0
+    return _prune(pd.concat(waiting))
+
+
+def _proposals(
+    search: CropSearch, phash: np.ndarray, embeddings: np.ndarray | None, eps: float
+) -> Iterator[dict[str, np.ndarray]]:
+    yield from search.search(LIKELY)
+    whole = search.describe(search.whole)
+    turned = [search.describe(orient_coefficients(search.whole, g)) for g in range(8)]
+    for i, j, g, _ in hash_pairs(phash, HASH_BITS):
+        score = np.einsum("nd,nd->n", turned[g[0]][i], whole[j])
+        keep = (score >= HASH_LIKELY) & search.shows[i] & search.shows[j]
+        yield {
+            "part": i[keep], "whole": j[keep], "orientation": g[keep], "crop": g[keep] * 0, "score": score[keep]
+        }  # fmt: skip
+    if embeddings is not None:
+        unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+        i, j, _ = pairs_within(unit, eps)
+        keep = search.shows[i] & search.shows[j]
+        for part, other in ((i[keep], j[keep]), (j[keep], i[keep])):
+            yield search.best(part, other)
+
+
+def _prune(likely: pd.DataFrame) -> pd.DataFrame:
+    """The best way to see each pair, and of each photograph the likeliest partners."""
+    low, high = np.minimum(likely["part"], likely["whole"]), np.maximum(likely["part"], likely["whole"])
+    likely = likely.assign(low=low, high=high).sort_values(
+        ["score", "low", "high", "part", "orientation", "crop"], ascending=[False, *[True] * 5], kind="stable"
+    )
+    likely = likely.drop_duplicates(["low", "high"])
+    rank = np.minimum(likely.groupby("low").cumcount(), likely.groupby("high").cumcount())
+    return likely.loc[(rank < PARTNERS).to_numpy(), list(_LIKELY_COLUMNS)].reset_index(drop=True)
+
+
+def _name_kinds(
+    manifest: Manifest, part: np.ndarray, whole: np.ndarray, orientation: np.ndarray, box: np.ndarray, score: np.ndarray
+) -> np.ndarray:
+    size = manifest.table[["height", "width"]].to_numpy()
+    turned = np.where((orientation & 4 > 0)[:, None], size[part][:, ::-1], size[part])
+    missing = np.maximum(box[:, [0, 2]], 1 - box[:, [1, 3]]).max(axis=1)
+    resized = np.abs(turned / np.maximum(size[whole], 1) - 1).max(axis=1) > 0.02
+    return np.select(
+        [
+            score < COPY,
+            missing > CUT,
+            np.isin(orientation, MIRRORED),
+            np.isin(orientation, TURNED),
+            resized,
+        ],
+        ["again", "cropped", "flipped", "rotated", "resized"],
+        "reencoded",
+    )
+
+
+def _describe(manifest: Manifest, pairs: pd.DataFrame, looks: Looks | None) -> pd.DataFrame:
+    label = join_labels(np.arange(len(manifest)), pairs["first"].to_numpy(), pairs["second"].to_numpy())
+    both = pd.concat([pairs, pairs.rename(columns={"first": "second", "second": "first"})], ignore_index=True)
+    both = both.sort_values(["distance", "first", "second"], kind="stable").drop_duplicates("first")
+    both = both.sort_values("first", ignore_index=True)
+    rows, nearest = both["first"].to_numpy(), both["second"].to_numpy()
+    table = manifest.table.iloc[rows].reset_index(drop=True)[["image_id", "label", "source", "split", "fold"]]
+    number = number_by_appearance(label[rows]) if len(rows) else np.empty(0, np.int64)
+    first_of_group = pd.Series(table["image_id"]).groupby(number).transform("first")
+    table = table.assign(
+        group="dup-" + first_of_group.astype(str),
+        kind=both["kind"].astype(object),
+        distance=np.clip(both["distance"], 0, None),
+        nearest=manifest.image_id[nearest],
+        phash_distance=_hash_distance(manifest, looks, rows, nearest),
+    )
+    groups = table.groupby(number)
+    labelled = table["label"].where(table["label"] >= 0)
+    judged = table["fold"].where((table["split"] != "test") & (table["label"] >= 0))
+    folds = judged.groupby(number).transform("nunique") > 1
+    held = (judged != ALWAYS_TRAIN) & judged.notna()
+    table["label_conflict"] = labelled.groupby(number).transform("nunique") > 1
+    table["crosses_folds"] = folds & held.groupby(number).transform("any")
+    table["crosses_splits"] = groups["split"].transform("nunique") > 1
+    order = np.argsort(number, kind="stable")
+    return table.iloc[order].reset_index(drop=True)[list(COLUMNS)]
+
+
+def _hash_distance(manifest: Manifest, looks: Looks | None, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Bits that differ in the most similar orientation, int64; -1 without looks."""
+    if looks is None or not len(first):
+        return np.full(len(first), -1)
+    phash = looks.phash[looks.rows(manifest.image_id)]
+    turned = turned_hashes(phash[first])
+    return count_bits(turned ^ phash[second][:, None]).min(axis=1).astype(np.int64)
+
+
+# ------------------------------------------------------------------------------------------- groups
+
+
+def with_groups(manifest: Manifest, duplicates: pd.DataFrame) -> Manifest:
+    """The manifest with duplicate groups in its `group` column, joined with the groups that stand there.
+
+    duplicates: of `find_duplicates`. Photographs that either kind of group ties together get one name, so that no
+    fold tears any of them. Raises DataError for a photograph that is not in the manifest.
+    """
+    group = pd.Series("", index=pd.Index(manifest.image_id), dtype=object)
+    unknown = duplicates.loc[~duplicates["image_id"].isin(group.index), "image_id"]
+    if len(unknown):
+        raise DataError(
+            f"{len(unknown)} duplicates are not in the manifest, first {unknown.iloc[0]!r}",
+            "find the duplicates of this manifest",
+        )
+    group.loc[duplicates["image_id"].to_numpy()] = duplicates["group"].to_numpy()
+    return _join_groups(manifest, group.to_numpy())
+
+
+def _join_groups(manifest: Manifest, more: np.ndarray) -> Manifest:
+    """Union of the `group` column with other group names (N,), '' = alone; existing names are kept."""
+    own = manifest.table["group"].to_numpy()
+    label = np.arange(len(manifest))
+    for names in (own, more):
+        rows = np.flatnonzero(names != "")
+        first = pd.Series(rows).groupby(names[rows]).transform("first").to_numpy()
+        label = join_labels(label, first, rows)
+    name = pd.Series(np.where(own != "", own, more)).where((own != "") | (more != ""))
+    old = pd.Series(own).where(own != "").groupby(label).transform("first")
+    joined = old.fillna(name.groupby(label).transform("first")).fillna("")
+    return manifest.with_columns(group=joined.to_numpy(object))
+
+
+# ------------------------------------------------------------------------------------------- file names
+
+SEPARATORS = "_-. "
+LEAST_SHARE = 0.2  # of the photographs that a proposal must put into groups of two or more
+LARGEST_SHARE = 0.05  # of the photographs in one group: more is a prefix like IMG, and no plant
+
+
+def propose_name_pattern(manifest: Manifest) -> str | None:
+    """A pattern such as '{group}_*' under which file names seem to tell which plant they show; None if they don't.
+
+    The first part of the name up to a separator, where at least a fifth of the photographs share theirs with a few
+    others and nobody with many. It is a proposal: a person should look at it.
+    """
+    stems = _stems(manifest)
+    best, best_share = None, LEAST_SHARE
+    for separator in SEPARATORS:
+        pattern = "{group}" + separator + "*"
+        names = group_by_name(stems, pattern)
+        size = pd.Series(names[names != ""]).value_counts()
+        if not len(size) or size.iloc[0] > max(10, LARGEST_SHARE * len(stems)):
+            continue
+        share = size[size > 1].sum() / len(stems)
+        if share > best_share:
+            best, best_share = pattern, share
+    return best
+
+
+def group_by_name(stems: list[str], pattern: str) -> np.ndarray:
+    """The part of each file name (without its ending) that stands for '{group}', object (N,); '' where none fits.
+
+    pattern: '{group}' once, '*' for anything, '?' for one character. Raises DataError for other patterns.
+    """
+    if pattern.count("{group}") != 1:
+        raise DataError(f"the pattern {pattern!r} must hold {{group}} once", "for instance '{group}_*'")
+    before, after = (re.escape(text).replace(r"\*", ".*").replace(r"\?", ".") for text in pattern.split("{group}"))
+    form = re.compile(f"{before}(?P<group>.+?){after}", re.DOTALL)
+    matches = (form.fullmatch(stem) for stem in stems)
+    return np.array([match["group"] if match else "" for match in matches], dtype=object)
+
+
+def with_name_groups(manifest: Manifest, pattern: str | None = None) -> Manifest:
+    """The manifest with photographs grouped by their file names, joined with the groups that stand there.
+
+    pattern: as `group_by_name` takes it; left out, `propose_name_pattern` chooses. Names count within a source.
+    Raises DataError when no pattern is given and none is found, or none of the names fits.
+    """
+    pattern = pattern or propose_name_pattern(manifest)
+    if pattern is None:
+        raise DataError("the file names don't tell which belong together", "give a pattern such as '{group}_*'")
+    names = group_by_name(_stems(manifest), pattern)
+    if not (names != "").any():
+        raise DataError(f"no file name fits the pattern {pattern!r}", "give a pattern such as '{group}_*'")
+    source = manifest.table["source"].to_numpy()
+    groups = np.array([f"{s}:{name}" if name else "" for s, name in zip(source, names)], dtype=object)
+    alone = ~pd.Series(groups).duplicated(keep=False).to_numpy()
+    return _join_groups(manifest, np.where(alone, "", groups))
+
+
+def _stems(manifest: Manifest) -> list[str]:
+    return [PurePosixPath(path).stem for path in manifest.table["path"]]

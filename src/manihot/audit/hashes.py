@@ -1,0 +1,281 @@
+"""One look at every photograph: a small grey picture, a perceptual hash and the measurements of its composition.
+
+One decoding, at the smallest scale that is enough, serves all of them. Perceptual hash: signs of the 63 lowest
+coefficients of the discrete cosine transform besides the mean (pHash, Zauner 2010). Their sign is taken against 0,
+not against the median, because a flip then inverts known bits and nothing else: the hashes of all 8 orientations
+come from one transform.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from manihot.audit.composition import COMMON, measure_photo
+from manihot.errors import DataError, RunFolderError
+from manihot.photos.decode import PhotoFault, decode_photo, read_photo
+from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
+from manihot.progress import track
+from manihot.records.manifest import Manifest
+from manihot.records.runs import atomic_path, digest_value, save_json
+
+FORMAT = 1  # raised whenever the same photographs give other looks
+SIDE = 128  # pixels of a thumbnail, squared: enough to tell copies apart, 16 KB a photograph
+TASK = 16  # photographs a task
+PART = 512  # photographs between two moments at which the work is saved
+HASH_SIDE = 8
+HASH_BLOCK = 256  # rows of a block of hashes compared at once
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What the photographs look like.
+
+    image_id: object (N,). thumbnails: uint8 (N, SIDE, SIDE), grey, squared, upright; on disk where they were
+    loaded. phash: uint64 (N,). composition: `image_id` and the columns of composition.MEASUREMENTS.
+    """
+
+    image_id: np.ndarray
+    thumbnails: np.ndarray
+    phash: np.ndarray
+    composition: pd.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    def save(self, folder: Path) -> None:
+        """Write `looks.parquet` and `thumbnails.npy` into `folder`, each atomically."""
+        with atomic_path(Path(folder) / "thumbnails.npy") as temporary:
+            np.save(temporary, self.thumbnails)
+        with atomic_path(Path(folder) / "looks.parquet") as temporary:
+            self.composition.assign(phash=self.phash).to_parquet(temporary, index=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> Looks:
+        """Read what `save` wrote; the thumbnails stay on disk. RunFolderError where that is absent or broken."""
+        folder = Path(folder)
+        try:
+            table = pd.read_parquet(folder / "looks.parquet")
+            thumbnails = np.load(folder / "thumbnails.npy", mmap_mode="r")
+            phash = table.pop("phash").to_numpy(np.uint64)
+            if thumbnails.shape != (len(table), SIDE, SIDE) or thumbnails.dtype != np.uint8:
+                raise ValueError("thumbnails.npy does not fit looks.parquet")
+            return cls(table["image_id"].to_numpy(object), thumbnails, phash, table)
+        except (OSError, ValueError, KeyError) as error:
+            raise RunFolderError(
+                f"{folder}: no looks of photographs here ({error})", "remove the folder and run the same command again"
+            ) from error
+
+    def rows(self, image_id: np.ndarray) -> np.ndarray:
+        """Row of each id, int64 (n,); an id that was not looked at is a DataError."""
+        where = pd.Index(self.image_id).get_indexer(pd.Index(np.asarray(image_id, dtype=object)))
+        if (where < 0).any():
+            missing = np.asarray(image_id, dtype=object)[where < 0]
+            raise DataError(
+                f"{len(missing)} photographs have not been looked at, first {missing[0]!r}", "look at all of them"
+            )
+        return where
+
+
+def look_at_photos(manifest: Manifest, workers: int = 2, folder: Path | None = None) -> Looks:
+    """Decode each photograph once, small, and keep a thumbnail, a hash and its measurements.
+
+    workers: processes; the result does not depend on it. folder: where finished looks are kept (and found again
+    when the photographs are the same) and interrupted ones continued.
+    Raises DataError for a photograph that was changed or became unreadable since the scan.
+    """
+    parts = -(-len(manifest) // PART)
+    digest = digest_value([FORMAT, manifest.table[["image_id", "path", "sha256"]].to_numpy().tolist()])
+    if folder is None:
+        return _join(list(_look(manifest, range(parts), workers)))
+    folder = Path(folder)
+    if _digest_of(folder / "looks.json") == digest:
+        return Looks.load(folder)
+    work = folder / "parts"
+    if _digest_of(work / "looks.json") != digest:
+        shutil.rmtree(work, ignore_errors=True)
+        (folder / "looks.json").unlink(missing_ok=True)
+        save_json(work / "looks.json", {"digest": digest})
+    left = [k for k in range(parts) if not (work / f"{k:05d}" / "looks.parquet").is_file()]
+    for k, looks in zip(left, _look(manifest, left, workers)):
+        looks.save(work / f"{k:05d}")
+    _merge(folder, [work / f"{k:05d}" for k in range(parts)])
+    save_json(folder / "looks.json", {"digest": digest})
+    shutil.rmtree(work, ignore_errors=True)
+    return Looks.load(folder)
+
+
+def _digest_of(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _join(looks: list[Looks]) -> Looks:
+    if not looks:
+        raise DataError("there are no photographs to look at", "scan a folder that has some")
+    return Looks(
+        np.concatenate([part.image_id for part in looks]),
+        np.concatenate([part.thumbnails for part in looks]),
+        np.concatenate([part.phash for part in looks]),
+        pd.concat([part.composition for part in looks], ignore_index=True),
+    )
+
+
+def _merge(folder: Path, parts: list[Path]) -> None:
+    """Write the finished parts as one, a part at a time in memory."""
+    if not parts:
+        raise DataError("there are no photographs to look at", "scan a folder that has some")
+    tables = [pd.read_parquet(part / "looks.parquet") for part in parts]
+    with atomic_path(folder / "thumbnails.npy") as temporary, open(temporary, "wb") as file:
+        shape = (sum(map(len, tables)), SIDE, SIDE)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for part in parts:
+            file.write(np.load(part / "thumbnails.npy").data)
+    with atomic_path(folder / "looks.parquet") as temporary:
+        pd.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
+
+
+@dataclass(frozen=True)
+class _Task:
+    files: tuple[Path, ...]
+    sha256: tuple[str, ...]
+
+
+_Found = tuple[np.ndarray, list[dict[str, float]]]
+
+
+def _look(manifest: Manifest, parts: range | list[int], workers: int) -> Iterator[Looks]:
+    """The looks of each part, in order."""
+    files, sha256 = manifest.paths, manifest.table["sha256"].tolist()
+    bounds = [(k * PART, min(len(files), (k + 1) * PART)) for k in parts]
+    tasks = [
+        _Task(tuple(files[at : min(stop, at + TASK)]), tuple(sha256[at : min(stop, at + TASK)]))
+        for start, stop in bounds
+        for at in range(start, stop, TASK)
+    ]
+    if int(manifest.table["bytes"].sum()) < ENOUGH_FOR_PROCESSES:
+        workers = 1
+    results = iter(
+        track(
+            run_tasks(look_at_files, tasks, workers, lambda task: str(task.files[0])),
+            f"Looking at photographs (by {TASK})",
+            total=len(tasks),
+        )
+    )
+    for start, stop in bounds:
+        found: list[_Found] = []
+        for _ in range(start, stop, TASK):
+            pictures, values, fault = next(results)
+            if fault is not None:
+                file, why = fault
+                raise DataError(f"{file}: {why.detail}; the scan could read it", f"{why.remedy}, then scan again")
+            found.append((pictures, values))
+        thumbnails = np.concatenate([pictures for pictures, _ in found])
+        ids = manifest.image_id[start:stop]
+        table = pd.DataFrame([row for _, values in found for row in values])
+        table.insert(0, "image_id", ids)
+        pixels = (manifest.table["height"] * manifest.table["width"]).to_numpy(np.float64)[start:stop]
+        table["megapixels"] = np.where(pixels > 0, pixels / 1e6, np.nan)
+        yield Looks(ids, thumbnails, pack_hashes(transform(thumbnails, HASH_SIDE)), table)
+    for _ in results:  # lets the bar end
+        pass
+
+
+def look_at_files(task: _Task) -> tuple[np.ndarray, list[dict[str, float]], tuple[Path, PhotoFault] | None]:
+    """Thumbnails and measurements of a few files, or the file that failed and why."""
+    cv2.setNumThreads(1)
+    pictures = np.empty((len(task.files), SIDE, SIDE), np.uint8)
+    values = []
+    for k, (file, sha256) in enumerate(zip(task.files, task.sha256)):
+        try:
+            raw = read_photo(file)
+            if sha256 and hashlib.sha256(raw).hexdigest() != sha256:
+                raise PhotoFault("changed", "its content is not what the scan has seen", "scan the photographs again")
+            rgb = decode_photo(raw, at_least=(COMMON, COMMON))
+        except PhotoFault as fault:
+            return pictures, [], (file, PhotoFault(fault.kind, fault.detail, fault.remedy))
+        pictures[k] = cv2.resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        values.append(measure_photo(rgb))
+    return pictures, values, None
+
+
+# ------------------------------------------------------------------------------------------- hashes
+
+
+def transform(thumbnails: np.ndarray, k: int) -> np.ndarray:
+    """The k x k lowest coefficients of the cosine transform of pictures (N, S, S), float32 (N, k, k)."""
+    side = thumbnails.shape[-1]
+    waves = np.cos(np.pi * np.arange(k)[:, None] * (np.arange(side) + 0.5) / side).astype(np.float32)
+    out = np.empty((len(thumbnails), k, k), np.float32)
+    for at in range(0, len(thumbnails), PART):
+        out[at : at + PART] = waves @ thumbnails[at : at + PART].astype(np.float32) @ waves.T
+    return out
+
+
+def orient_coefficients(coefficients: np.ndarray, orientation: int) -> np.ndarray:
+    """Cosine coefficients (N, k, k) of the pictures turned by `orientation`, as `orient_pictures` turns them."""
+    sign = (-1.0) ** np.arange(coefficients.shape[-1], dtype=np.float32)
+    if orientation & 1:
+        coefficients = coefficients * sign
+    if orientation & 2:
+        coefficients = coefficients * sign[:, None]
+    return coefficients.swapaxes(-1, -2) if orientation & 4 else coefficients
+
+
+def orient_pictures(pictures: np.ndarray, orientation: int) -> np.ndarray:
+    """Square pictures (..., S, S) in one of 8 orientations: bit 0 mirrors x, bit 1 mirrors y, then bit 2 transposes."""
+    if orientation & 1:
+        pictures = pictures[..., ::-1]
+    if orientation & 2:
+        pictures = pictures[..., ::-1, :]
+    return pictures.swapaxes(-1, -2) if orientation & 4 else pictures
+
+
+def pack_hashes(coefficients: np.ndarray) -> np.ndarray:
+    """Signs of the coefficients (N, 8, 8) but the mean as 64 bits, uint64 (N,)."""
+    positive = (coefficients > 0).reshape(len(coefficients), -1)
+    positive[:, 0] = False
+    return np.packbits(positive, axis=1, bitorder="little").view(np.uint64)[:, 0]
+
+
+def turned_hashes(phash: np.ndarray) -> np.ndarray:
+    """The hashes (N,) in all 8 orientations, uint64 (N, 8)."""
+    bits = np.unpackbits(phash[:, None].view(np.uint8), axis=1, bitorder="little")
+    signs = bits.reshape(-1, HASH_SIDE, HASH_SIDE).astype(np.float32) * 2 - 1
+    return np.stack([pack_hashes(orient_coefficients(signs, g)) for g in range(8)], axis=1)
+
+
+def count_bits(words: np.ndarray) -> np.ndarray:
+    """Bits that are set in each word of uint64."""
+    if hasattr(np, "bitwise_count"):  # numpy 2
+        return np.bitwise_count(words)
+    words = words - ((words >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    words = (words & np.uint64(0x3333333333333333)) + ((words >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    words = (words + (words >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return ((words * np.uint64(0x0101010101010101)) >> np.uint64(56)).astype(np.uint8)
+
+
+def hash_pairs(phash: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Pairs i < j whose hashes differ in at most `most` bits in some orientation, block by block.
+
+    Yields (i, j, orientation that turns i into j, bits that differ); a pair may come in several orientations.
+    """
+    turned = turned_hashes(phash)
+    for top in range(0, len(phash), HASH_BLOCK):
+        rest = phash[None, top:]
+        for g in range(8):
+            apart = count_bits(turned[top : top + HASH_BLOCK, g, None] ^ rest)
+            i, j = np.nonzero(apart <= most)
+            keep = i < j
+            if keep.any():
+                yield i[keep] + top, j[keep] + top, np.full(int(keep.sum()), g), apart[i[keep], j[keep]]

@@ -1,0 +1,208 @@
+"""The audit of a run folder: each part is a stage that is done once and leaves its tables in RUN/audit.
+
+looks/ (thumbnails, hashes), composition, duplicates, label_issues, goes_with_errors, drift, drift_features,
+drift_examples, priors, classes, what_if: each as parquet and CSV. audit.json: the figures that a page or a person
+reads first.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from manihot.audit.composition import MEASUREMENTS, describe_classes, goes_with_errors, imbalance_ratio
+from manihot.audit.drift import SourceDrift, compare_priors, find_drift, mean_images
+from manihot.audit.duplicates import find_duplicates, propose_name_pattern, with_groups
+from manihot.audit.hashes import Looks, look_at_photos
+from manihot.audit.label_errors import label_issues
+from manihot.audit.what_if import what_if
+from manihot.errors import DataError
+from manihot.progress import say
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
+from manihot.records.runs import RunFolder, atomic_path, digest_file, digest_value, save_json, write_atomic
+
+
+def group_duplicates(folder: RunFolder, manifest: Manifest, workers: int) -> Manifest:
+    """Look at the photographs, find duplicates, and tie them together so that no fold tears them apart."""
+    columns = ["image_id", "path", "sha256", "group", "label", "source"]
+    photographs = digest_value(manifest.table[columns].to_numpy().tolist())
+
+    def look() -> None:
+        looks = look_at_photos(manifest, workers, folder / "audit/looks")
+        save_table(looks.composition, folder.path, "composition")
+
+    names = ["audit/composition.parquet", "audit/looks/looks.parquet", "audit/looks/thumbnails.npy"]
+    folder.stage("looks", photographs, names, look)
+
+    def find() -> None:
+        looks = Looks.load(folder / "audit/looks")
+        save_table(find_duplicates(manifest, looks), folder.path, "duplicates")
+
+    folder.stage("duplicates", photographs, ["audit/duplicates.parquet", "audit/duplicates.csv"], find)
+    duplicates = pd.read_parquet(folder / "audit/duplicates.parquet")
+    if len(duplicates):
+        torn = duplicates.groupby("group")["label_conflict"].first()
+        say(
+            f"Duplicates: {len(duplicates)} photographs in {len(torn)} groups, {int(torn.sum())} with more than one "
+            "label; each group stays in one fold (audit/duplicates.csv)"
+        )
+    pattern = propose_name_pattern(manifest) if (manifest.table["group"] == "").all() else None
+    if pattern is not None:
+        say(f"File names look grouped as {pattern!r}: if that is a plant or a leaf, use --group-names {pattern!r}")
+    return with_groups(manifest, duplicates)
+
+
+def audit_labels(folder: RunFolder, manifest: Manifest, name: str) -> None:
+    """Wrong labels, what goes with errors, drift between sources: from the run's out-of-fold predictions `name`."""
+    oof = folder / f"predictions/{name}.oof.parquet"
+    if not oof.exists() or not (folder / "audit/duplicates.parquet").exists():
+        return
+    inputs = [digest_file(path) for path in (folder / "folds.parquet", folder / "audit/duplicates.parquet", oof)]
+
+    def work() -> None:
+        predictions = Predictions.load(oof)
+        duplicates = pd.read_parquet(folder / "audit/duplicates.parquet")
+        issues = label_issues(predictions, manifest, duplicates=duplicates)
+        paths = dict(zip(manifest.image_id, manifest.table["path"]))
+        save_table(issues.assign(path=issues["image_id"].map(paths)), folder.path, "label_issues")
+        composition = pd.read_parquet(folder / "audit/composition.parquet")
+        try:
+            save_table(goes_with_errors(composition, predictions), folder.path, "goes_with_errors")
+        except DataError as error:
+            say(f"What goes with errors: {error.what}")
+        _audit_sources(folder.path, manifest, composition, predictions)
+        summary = summarise(manifest, issues, duplicates)
+        save_json(folder / "audit/audit.json", summary)
+        say(f"Labels: {summary['label_issues']} of {summary['judged']} look wrong (audit/label_issues.csv)")
+
+    folder.stage("audit", inputs, ["audit/label_issues.parquet", "audit/label_issues.csv", "audit/audit.json"], work)
+
+
+def summarise(manifest: Manifest | None, issues: pd.DataFrame, duplicates: pd.DataFrame | None) -> dict[str, Any]:
+    """The figures of audit.json, plain values."""
+    wrong = issues[issues["is_label_issue"]]
+    pairs = wrong.groupby(["given_label", "suggested_label"]).size().sort_values(ascending=False)
+    out: dict[str, Any] = {
+        "judged": len(issues), "label_issues": len(wrong),
+        "class_pairs": [{"given": str(a), "suggested": str(b), "count": int(n)} for (a, b), n in pairs.items()],
+    }  # fmt: skip
+    if manifest is not None:
+        out["photographs"], out["imbalance"] = len(manifest), imbalance_ratio(manifest)
+    if duplicates is not None:
+        groups = duplicates.drop_duplicates("group")
+        out |= {
+            "duplicate_groups": len(groups), "duplicate_photographs": len(duplicates),
+            "conflicting_groups": int(groups["label_conflict"].sum()),
+            "groups_across_splits": int(groups["crosses_splits"].sum()),
+            "kinds": {str(k): int(n) for k, n in duplicates["kind"].value_counts().items()},
+        }  # fmt: skip
+    return out
+
+
+def _audit_sources(run: Path, manifest: Manifest, composition: pd.DataFrame, predictions: Predictions) -> None:
+    save_table(describe_classes(manifest), run, "classes")
+    at = pd.Index(composition["image_id"]).get_indexer(pd.Index(predictions.image_id))
+    rows = pd.Index(manifest.image_id).get_indexer(pd.Index(predictions.image_id))
+    source = manifest.table["source"].to_numpy()[rows]
+    if len(np.unique(source)) < 2:
+        return
+    measured = composition.iloc[at][list(MEASUREMENTS)].reset_index(drop=True)
+    found = find_drift(
+        source, embeddings=predictions.embeddings, measurements=measured, labels=predictions.labels,
+        groups=manifest.table["group"].to_numpy()[rows],
+    )  # fmt: skip
+    save_table(compare_priors(source, predictions.labels, predictions.classes), run, "priors")
+    save_table(_drift_table(found), run, "drift")
+    save_table(_drift_features(found), run, "drift_features")
+    save_table(_drift_examples(found, predictions.image_id), run, "drift_examples")
+    looks = Looks.load(run / "audit/looks")
+    where = pd.Index(looks.image_id).get_indexer(pd.Index(predictions.image_id))
+    means = mean_images(looks.thumbnails[np.sort(where)], source[np.argsort(where)])
+    for number, name in enumerate(sorted(means)):
+        write_atomic(run / f"audit/mean_source{number}.png", cv2.imencode(".png", means[name])[1].tobytes())
+    for drift in found:
+        told = "can be told apart" if drift.differ else "can't be told apart"
+        within = "" if np.isnan(drift.within_class) else f", {drift.within_class:.2f} within classes"
+        auc = f"AUC {drift.auc:.2f} ({drift.low:.2f}-{drift.high:.2f}){within}"
+        say(f"Sources {drift.first} and {drift.second} {told}: {auc}")
+
+
+def _drift_table(found: list[SourceDrift]) -> pd.DataFrame:
+    names = ("first", "second", "auc", "low", "high", "within_class", "differ")
+    return pd.DataFrame([{name: getattr(drift, name) for name in names} for drift in found], columns=names)
+
+
+def _drift_features(found: list[SourceDrift]) -> pd.DataFrame:
+    parts = [drift.features.assign(first=drift.first, second=drift.second) for drift in found]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _drift_examples(found: list[SourceDrift], image_id: np.ndarray) -> pd.DataFrame:
+    rows = [
+        (drift.first, drift.second, kind, image_id[row])
+        for drift in found for kind, places in drift.examples().items() for row in places
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["first", "second", "kind", "image_id"])
+
+
+def audit_what_if(folder: RunFolder, manifest: Manifest, name: str, seed: int, trusted: str | None = None) -> str:
+    """Whether cleaning is worth it, from the features in the run's predictions; RUN/audit/what_if.csv. In words.
+
+    trusted: a column of the manifest that says which photographs' labels are known to be right.
+    """
+    oof = folder / f"predictions/{name}.oof.parquet"
+    inputs = [digest_file(oof), digest_file(folder / "folds.parquet"), seed, trusted]
+
+    def work() -> None:
+        predictions = Predictions.load(oof)
+        if predictions.embeddings is None:
+            raise DataError(
+                f"{oof}: holds no features to learn from under other labels",
+                "run with --recipe quick, whose predictions hold them",
+            )
+        rows = pd.Index(manifest.image_id).get_indexer(pd.Index(predictions.image_id))
+        if trusted is not None and trusted not in manifest.table:
+            raise DataError(f"the manifest has no column {trusted!r}", f"columns: {', '.join(manifest.table.columns)}")
+        safe = None if trusted is None else manifest.table[trusted].to_numpy(dtype=bool)[rows]
+        found = what_if(
+            predictions.embeddings, predictions.labels, groups=manifest.table["group"].to_numpy()[rows], trusted=safe,
+            seed=seed,
+        )  # fmt: skip
+        save_table(found.table, folder.path, "what_if")
+        save_json(folder / "audit/what_if.json", {"sentence": found.sentence(), "level": found.level})
+
+    folder.stage("what_if", inputs, ["audit/what_if.parquet", "audit/what_if.csv", "audit/what_if.json"], work)
+    return str(json.loads((folder / "audit/what_if.json").read_text(encoding="utf-8"))["sentence"])
+
+
+def audit_predictions(predictions: Path, out: Path) -> dict[str, Any]:
+    """Wrong labels from predictions made anywhere, without photographs: OUT/audit/label_issues.csv and audit.json.
+
+    predictions: parquet or CSV image_id,label,c0,c1,...; every photograph predicted by a model that never saw it,
+    which a CSV can't say and you vouch for.
+    """
+    path = Path(predictions)
+    found = Predictions.load(path)
+    if not (found.labels >= 0).any():
+        raise DataError(f"{path}: no photograph has a label", "add a column `label` with class numbers from 0")
+    issues = label_issues(found, out_of_fold=path.suffix.lower() == ".csv")
+    save_table(issues, Path(out), "label_issues")
+    summary = summarise(None, issues, None)
+    save_json(Path(out) / "audit/audit.json", summary)
+    return summary
+
+
+def save_table(table: pd.DataFrame, run: Path, name: str) -> None:
+    """Write RUN/audit/NAME.parquet and NAME.csv, lists as JSON in the latter."""
+    with atomic_path(run / f"audit/{name}.parquet") as temporary:
+        table.to_parquet(temporary, index=False)
+    lists = [c for c in table if len(table) and isinstance(table[c].iloc[0], (list, tuple, np.ndarray))]
+    plain = table.assign(**{c: [json.dumps([*map(str, row)], ensure_ascii=False) for row in table[c]] for c in lists})
+    with atomic_path(run / f"audit/{name}.csv") as temporary:
+        plain.to_csv(temporary, index=False, lineterminator="\n")
