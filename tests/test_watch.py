@@ -96,12 +96,15 @@ def test_photographs_like_those_it_was_fitted_on(features_run: Path, tmp_path: P
 def test_haze_moves_the_input_and_strange_ones_stand_first(features_run: Path, tmp_path: Path):
     new = draw(tmp_path / "new", 24, 2)
     draw(tmp_path / "new", 60, 3, haze=90)
+    for k, folder in enumerate(sorted((tmp_path / "new").iterdir())):
+        folder.rename(tmp_path / "new" / f"day {k}")  # nobody has labelled them
     report = watch(features_run, new, tmp_path / "out", device="cpu", workers=1)
     moved = report.table.loc[report.table["moved"], "what"].tolist()
     assert report.exit_code == EXIT_MOVED and "input" in moved and "unknown" in moved
     record, page = load(tmp_path / "out")
     assert all(row["image_id"].endswith(".png") and "3-" in row["image_id"] for row in record["furthest"])
     assert record["furthest"][0]["stranger"] > 0.98 and "Moved from" in page.text
+    assert record["labelled"] is None and "can't be told from how sure it is" in page.text
 
 
 def test_another_mix_of_classes_is_told(features_run: Path, tmp_path: Path):

@@ -206,6 +206,7 @@ def _contents(
         "then": then,
         "left_out": left_out.head(60).to_dict("records"),
         "networks": len(fitted.networks),
+        "elsewhere": any(row["moved"] and row["what"] in ("input", "unknown") for row in questions),
     }
 
 
