@@ -185,7 +185,9 @@ def clean(
         run, out, rule or (), decisions=decisions, predictions=predictions, threshold=threshold, n=n, classes=only,
         weight=weight,
     )  # fmt: skip
-    grid = Grid(*map(str, counts.columns), box=None)
+    grid = Grid(box=None)
+    for name in counts.columns:
+        grid.add_column(name.replace("_", " "), no_wrap=name == "class")
     for row in counts.itertuples(index=False):
         grid.add_row(*map(str, row))
     console.print(grid)

@@ -1,0 +1,143 @@
+"""From findings to a new manifest, and the audit of predictions alone: files in, files out, nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from manihot.audit.cleaning import clean
+from manihot.audit.stages import audit_labels, audit_predictions, group_duplicates
+from manihot.errors import DataError, SettingsError
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
+from manihot.records.runs import RunFolder, digest_file
+
+CLASSES = ("healthy", "mosaic", "rust")
+WRONG = np.arange(5)  # photographs whose given label is wrong
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder as training leaves it, audited: 90 photographs, five wrong labels, one copy with another label."""
+    import cv2
+
+    run = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(0)
+    true = np.arange(90) % 3
+    given = true.copy()
+    given[WRONG] = (true[WRONG] + 1) % 3
+    for i in range(90):
+        picture = cv2.resize(
+            rng.integers(0, 255, (24, 32, 3), dtype=np.uint8), (320, 240), interpolation=cv2.INTER_CUBIC
+        )
+        cv2.imwrite(str(run / f"{i:02d}.png"), picture)
+    (run / "89.png").write_bytes((run / "87.png").read_bytes())  # classes 0 and 2
+    names = [f"{i:02d}.png" for i in range(90)]
+    table = pd.DataFrame(
+        {
+            "image_id": names, "path": names, "label": given, "source": np.where(np.arange(90) < 45, "a", "b"),
+            "sha256": [digest_file(run / name) for name in names], "height": 240, "width": 320,
+        }
+    )  # fmt: skip
+    manifest = Manifest.from_table(table, CLASSES, run)
+    with RunFolder(run) as folder:
+        manifest = group_duplicates(folder, manifest, workers=1)
+        manifest = manifest.with_columns(fold=np.arange(90) // 3 % 3)
+        manifest.save(run / "manifest.parquet")
+        manifest.save(run / "folds.parquet")
+        probs = np.full((90, 3), 0.03) + rng.random((90, 3)) * 0.02
+        probs[np.arange(90), true] = 0.9
+        oof = Predictions.from_probs(
+            manifest.image_id, probs / probs.sum(1, keepdims=True), CLASSES, given, manifest.fold
+        )
+        oof.save(run / "predictions/main.oof.parquet")
+        audit_labels(folder, manifest, "main")
+    return run
+
+
+def test_the_audit_leaves_its_tables(audited: Path):
+    issues = pd.read_csv(audited / "audit/label_issues.csv")
+    flagged = issues.loc[issues["is_label_issue"], "image_id"]
+    assert set(flagged) == {f"{i:02d}.png" for i in WRONG}
+    assert issues["image_id"].tolist()[:5] == flagged.tolist()  # worst first
+    duplicates = pd.read_csv(audited / "audit/duplicates.csv")
+    assert set(duplicates["image_id"]) == {"87.png", "89.png"} and duplicates["label_conflict"].all()
+    summary = json.loads((audited / "audit/audit.json").read_text(encoding="utf-8"))
+    assert summary["label_issues"] == 5 and summary["conflicting_groups"] == 1 and summary["kinds"] == {"exact": 2}
+    assert sum(pair["count"] for pair in summary["class_pairs"]) == 5
+    for name in ("composition", "drift", "priors", "goes_with_errors", "classes"):
+        assert (audited / f"audit/{name}.parquet").is_file(), name
+    grouped = Manifest.load(audited / "folds.parquet").table.set_index("image_id")["group"]
+    assert grouped["87.png"] == grouped["89.png"] != ""
+
+
+def test_the_default_rules(audited: Path, tmp_path: Path):
+    before = digest_file(audited / "manifest.parquet")
+    counts = clean(audited, tmp_path / "c")
+    assert digest_file(audited / "manifest.parquet") == before
+    cleaned = Manifest.load(tmp_path / "c/manifest.parquet")
+    decisions = pd.read_csv(tmp_path / "c/decisions.csv").set_index("image_id")
+    assert (decisions.loc[[f"{i:02d}.png" for i in WRONG], "action"] == "drop").all()
+    assert decisions.loc["87.png", "action"] == "soft" and decisions.loc["87.png", "reason"]
+    assert len(cleaned) == 85 and counts["dropped"].sum() == 5
+    assert len(pd.read_csv(tmp_path / "c/dropped.csv")) == 5
+    at = cleaned.image_id.tolist().index("87.png")
+    assert cleaned.soft_labels is not None and cleaned.soft_labels[at].tolist() == [0.5, 0.0, 0.5]
+    assert (cleaned.table["path"].map(lambda name: (cleaned.root / name).is_file())).all()
+
+
+def test_rules_a_hand_made_file_and_predictions_of_another_model(audited: Path, tmp_path: Path):
+    clean(audited, tmp_path / "r", ["confident=relabel"], n=2, classes=["mosaic"])
+    relabelled = Manifest.load(tmp_path / "r/manifest.parquet").table
+    changed = relabelled[relabelled["label"] != relabelled["original_label"]]
+    assert len(changed) == 2 and (changed["original_label"] == 1).all()
+    own = tmp_path / "own.csv"
+    own.write_text("image_id,action,new_label\n10.png,relabel,rust\n11.png,drop,\n", encoding="utf-8")
+    clean(audited, tmp_path / "h", decisions=own)
+    table = Manifest.load(tmp_path / "h/manifest.parquet").table.set_index("image_id")
+    assert table.loc["10.png", "label"] == 2 and "11.png" not in table.index
+    oof = Predictions.load(audited / "predictions/main.oof.parquet")
+    Predictions.from_probs(oof.image_id, oof.pred_probs, CLASSES, oof.labels).save(tmp_path / "other.parquet")
+    clean(audited / "manifest.parquet", tmp_path / "p", ["flagged=drop"], predictions=tmp_path / "other.parquet")
+    assert len(Manifest.load(tmp_path / "p/manifest.parquet")) == 85
+
+
+def test_mistakes_are_named_and_nothing_is_written(audited: Path, tmp_path: Path):
+    with pytest.raises(SettingsError, match="RULE=ACTION"):
+        clean(audited, tmp_path / "x", ["flagged"])
+    with pytest.raises(SettingsError, match="no rule"):
+        clean(audited, tmp_path / "x", ["flaged=drop"])
+    with pytest.raises(SettingsError, match="no class"):
+        clean(audited, tmp_path / "x", ["flagged=drop"], classes=["helthy"])
+    with pytest.raises(DataError, match="another folder"):
+        clean(audited, audited, ["flagged=drop"])
+    with pytest.raises(DataError, match="no manifest"):
+        clean(tmp_path, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_predictions_alone_are_audited_without_torch(audited: Path, tmp_path: Path):
+    oof = Predictions.load(audited / "predictions/main.oof.parquet")
+    table = pd.DataFrame({"image_id": oof.image_id, "label": oof.labels})
+    for k in range(3):
+        table[f"c{k}"] = oof.pred_probs[:, k]
+    table.to_csv(tmp_path / "oof.csv", index=False)
+    assert audit_predictions(tmp_path / "oof.csv", tmp_path / "a")["label_issues"] == 5
+    code = (
+        "import sys; sys.argv = ['manihot', 'audit', '--predictions', sys.argv[1], '--out', sys.argv[2]]\n"
+        "from manihot.cli import app\n"
+        "try:\n    app()\nexcept SystemExit as e:\n    assert not e.code\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "oof.csv", tmp_path / "b"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "5 of 90 labels look wrong" in done.stdout + done.stderr
+    assert (tmp_path / "b/audit/label_issues.csv").is_file()
