@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from ruamel.yaml import YAML
 
-from manihot.cli import show
+from manihot.cli.recipes import show
 from manihot.errors import SettingsError
 from manihot.settings import Group, Recipe, load_recipe, merge, recipe_names, suggest
 

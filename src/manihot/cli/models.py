@@ -1,0 +1,141 @@
+"""Commands that train, judge and use models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from manihot.cli.options import (
+    ClassMap,
+    Device,
+    FoldColumn,
+    GroupColumn,
+    ImageColumn,
+    LabelColumn,
+    Out,
+    Photos,
+    RecipeName,
+    Sets,
+    SourceColumn,
+    SplitColumn,
+    Table,
+    Update,
+    Workers,
+    one_or_many,
+)
+from manihot.progress import say
+
+
+def run(
+    photos: Photos, *, out: Out, recipe: RecipeName = None, set_: Sets = None, csv: Table = None,
+    image: ImageColumn = None, label: LabelColumn = None, source: SourceColumn = None, group: GroupColumn = None,
+    fold: FoldColumn = None, split: SplitColumn = None, classes: ClassMap = None,
+    device: Device = "auto", workers: Workers = 2,
+    update: Update = False,
+) -> None:  # fmt: skip
+    """From photographs to an evaluated classifier and a report, in one command.
+
+    Scan, folds, training, out-of-fold predictions, scores, report. Stop it at any moment; the same command
+    continues. Without --recipe it takes `quick` where there is no GPU, and says so.
+    """
+    from manihot import pipeline
+
+    pipeline.run(
+        one_or_many(photos), out, recipe, overrides=set_ or [], device=device, workers=workers,
+        update=update, csv=csv, image=image, label=label, source=source, group=group, fold=fold, split=split,
+        classes=classes,
+    )  # fmt: skip
+    compare([out])
+
+
+def predict(
+    model: Annotated[Path, Parameter(help="A run folder, RUN/members/NAME, or one .safetensors.")],
+    photos: Annotated[Path, Parameter(help="Folder, CSV or manifest.parquet.")],
+    *,
+    out: Annotated[
+        Path,
+        Parameter(
+            name=["--out", "-o"],
+            help=".parquet, .csv of probabilities, or a name ending in submission.csv (two columns).",
+        ),
+    ],
+    image: ImageColumn = None,
+    label: LabelColumn = None,
+    tta: Annotated[int | None, Parameter(help="Use only the first so many of the model's views; 1 is fastest.")] = None,
+    device: Device = "auto",
+    batch: Annotated[int, Parameter(help="Photographs at a time.")] = 32,
+    workers: Workers = 2,
+) -> None:
+    """Predict photographs with a trained model: every member, fold and view averaged."""
+    from manihot.infer.predict import predict as predict_with
+
+    predictions = predict_with(
+        model, photos, out, tta=tta, device=device, batch=batch, image=image, label=label, workers=workers
+    )
+    say(f"{len(predictions)} photographs predicted: {out}")
+
+
+def compare(runs: Annotated[list[Path], Parameter(help="Run folders.")]) -> None:
+    """A leaderboard of members and runs, finished or not, so that a team sees every score at once."""
+    from manihot.deliver.compare import leaderboard, print_leaderboard
+
+    print_leaderboard(leaderboard(runs))
+
+
+def report(run: Annotated[Path, Parameter(help="A run folder.")]) -> None:
+    """Write RUN/report.html anew."""
+    from manihot.deliver.report import make_report
+
+    say(f"Report: {make_report(run)}")
+
+
+def show_augment(
+    recipe: Annotated[str, Parameter(help="A recipe's name or a .yaml file.")],
+    photo: Path,
+    *,
+    out: Annotated[Path, Parameter(name=["--out", "-o"], help="A .html or .png file.")] = Path("augment.html"),
+    set_: Sets = None,
+    n: Annotated[int, Parameter(help="Pictures an epoch.")] = 24,
+) -> None:
+    """Draw what a recipe's augmentation makes of a photograph, to be checked with your own eyes."""
+    from manihot.deliver.show_augment import show_augment as draw
+    from manihot.settings import load_recipe
+
+    draw(load_recipe(recipe, set_ or []), photo, out, n=n)
+    say(f"Pictures: {out}")
+
+
+def explain(
+    model: Annotated[Path, Parameter(help="A run folder, RUN/members/NAME, or one .safetensors.")],
+    photos: Annotated[list[Path], Parameter(help="Photographs or folders.")], *, out: Out,
+    every_fold: Annotated[bool, Parameter(negative="", help="The mean over all folds' networks.")] = False,
+    top: Annotated[int, Parameter(help="For how many of the likeliest classes.")] = 2, device: Device = "auto",
+) -> None:  # fmt: skip
+    """Show where in a photograph a model found its answer: Grad-CAM, or attention rollout for ViT and DeiT.
+
+    OUT is a folder (a page and a picture a map) or one .html file.
+    """
+    from manihot.deliver.explain import explain as draw
+
+    say(f"Page: {draw(model, photos, out, every_fold=every_fold, device=device, top=top)}")
+
+
+def lr_find(
+    recipe: Annotated[str, Parameter(help="A recipe's name or a .yaml file.")], photos: Photos, *, out: Out,
+    set_: Sets = None, csv: Table = None, image: ImageColumn = None, label: LabelColumn = None,
+    member: Annotated[str, Parameter(help="Which member of the recipe; the first when left out.")] = "",
+    device: Device = "auto", workers: Workers = 2,
+) -> None:  # fmt: skip
+    """Raise the learning rate until training breaks, and suggest one from where the loss fell fastest.
+
+    Writes OUT/lr.csv and OUT/lr.png.
+    """
+    from manihot.train.lr_find import lr_find as sweep
+
+    found = sweep(
+        one_or_many(photos), recipe, out, overrides=set_ or [], member=member, device=device, workers=workers, csv=csv,
+        image=image, label=label,
+    )  # fmt: skip
+    say(f"Suggested: optimizer.lr={found['suggestion']:.1e} (picture: {found['picture']})")

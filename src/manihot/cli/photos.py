@@ -1,0 +1,164 @@
+"""Commands on photographs and their labels."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from manihot.cli.options import (
+    ClassMap,
+    Device,
+    FoldColumn,
+    GroupColumn,
+    ImageColumn,
+    LabelColumn,
+    Out,
+    Photos,
+    RecipeName,
+    Sets,
+    SourceColumn,
+    SplitColumn,
+    Table,
+    Update,
+    Workers,
+    one_or_many,
+)
+from manihot.errors import SettingsError
+from manihot.progress import console, say
+
+
+def scan(
+    photos: Photos, *, out: Out, csv: Table = None, image: ImageColumn = None, label: LabelColumn = None,
+    source: SourceColumn = None, group: GroupColumn = None, fold: FoldColumn = None,
+    split: SplitColumn = None, classes: ClassMap = None,
+    workers: Workers = 2,
+) -> None:  # fmt: skip
+    """Read every photograph once and write OUT/manifest.parquet and OUT/quarantine.csv.
+
+    Understands class folders (with or without train/val/test above them), a CSV or parquet table, the Kaggle
+    cassava layout, and Hugging Face metadata.csv or metadata.jsonl. Nothing in your folders is changed.
+    """
+    from manihot.photos.scan import scan as scan_photos
+
+    scan_photos(
+        one_or_many(photos), out=out, csv=csv, image=image, label=label, source=source, group=group, fold=fold,
+        split=split, classes=classes, workers=workers,
+    )  # fmt: skip
+    say(f"Manifest: {out / 'manifest.parquet'}")
+
+
+def demo_data(
+    folder: Path,
+    *,
+    photos: Annotated[int, Parameter(help="How many.")] = 600,
+    seed: int = 0,
+    workers: Workers = 2,
+) -> None:
+    """Draw photographs of cassava leaves with known wrong labels, duplicates and broken files.
+
+    truth.parquet says what was planted, so that an audit can be judged.
+    """
+    from manihot.photos.demo import make_demo
+
+    make_demo(folder, photos=photos, seed=seed, workers=workers)
+    say(f"Demo photographs: {folder}   next: manihot run {folder} --out runs/demo")
+
+
+def audit(
+    photos: Annotated[list[Path] | None, Parameter(help="Folder(s), a CSV or a manifest.parquet.")] = None, *, out: Out,
+    predictions: Annotated[
+        Path | None, Parameter(help="Out-of-fold predictions made anywhere: parquet, or CSV image_id,label,c0,c1,...")
+    ] = None,
+    what_if: Annotated[bool, Parameter(negative="", help="Also learn under cleaned labels: is it worth it?")] = False,
+    trusted: Annotated[str | None, Parameter(help="Column that is true where a label is known to be right.")] = None,
+    recipe: RecipeName = "quick", set_: Sets = None, csv: Table = None,
+    image: ImageColumn = None, label: LabelColumn = None, source: SourceColumn = None, group: GroupColumn = None,
+    fold: FoldColumn = None, split: SplitColumn = None, classes: ClassMap = None, device: Device = "auto",
+    workers: Workers = 2, update: Update = False,
+) -> None:  # fmt: skip
+    """Find what is wrong with photographs and labels: duplicates, wrong labels, sources that differ.
+
+    Tables in OUT/audit, a page in OUT/audit.html; next: manihot clean OUT. With --predictions alone, photographs are
+    not needed, and every photograph must have been predicted by a model that never saw it. Nothing is changed.
+    """
+    from manihot import pipeline
+
+    if photos is None:
+        if predictions is None:
+            raise SettingsError("nothing to audit", "give PHOTOS, or --predictions OOF.csv")
+        from manihot.audit.stages import audit_predictions
+
+        found = audit_predictions(predictions, out)
+        say(f"{found['label_issues']} of {found['judged']} labels look wrong: {out / 'audit/label_issues.csv'}")
+        return
+    if predictions is not None:
+        raise SettingsError("--predictions go without photographs", "leave one of them out")
+    pipeline.run(
+        one_or_many(photos), out, recipe, overrides=set_ or [], device=device, workers=workers, update=update,
+        what_if=what_if, trusted=trusted, csv=csv, image=image, label=label, source=source, group=group, fold=fold,
+        split=split, classes=classes,
+    )  # fmt: skip
+
+
+def clean(
+    run: Annotated[Path, Parameter(help="An audited run folder, or a manifest.parquet.")], *, out: Out,
+    rule: Annotated[
+        list[str] | None,
+        Parameter(
+            negative="", consume_multiple=True,
+            help="RULE=ACTION; may be repeated, the first one's word holds. Rules: flagged, confident, worst, "
+            "cleanlab, duplicates, conflicts. Actions: drop, relabel, soft, down_weight, keep. "
+            "Without any: flagged=drop conflicts=soft duplicates=drop.",
+        ),
+    ] = None,
+    decisions: Annotated[Path | None, Parameter(help="A decisions.csv, corrected by hand, instead of rules.")] = None,
+    predictions: Annotated[
+        Path | None, Parameter(help="Of a model that never saw these photographs, instead of the audit's own.")
+    ] = None,
+    threshold: Annotated[float, Parameter(help="Probability above which `confident` believes the model.")] = 0.9,
+    n: Annotated[int | None, Parameter(help="At most so many photographs a rule, the worst first.")] = None,
+    only: Annotated[
+        list[str] | None, Parameter(negative="", consume_multiple=True, help="Only photographs with these labels.")
+    ] = None,
+    weight: Annotated[float, Parameter(help="What a down_weight photograph counts.")] = 0.5,
+) -> None:  # fmt: skip
+    """Turn an audit's findings into a new manifest: OUT/manifest.parquet, with a reason for every decision.
+
+    The original and its photographs stay as they are. `manihot audit PHOTOS --out RUN --what-if` says beforehand
+    whether cleaning is worth it: scores of a run on a cleaned manifest are against the cleaned labels and look better
+    than they are.
+    """
+    from rich.table import Table as Grid
+
+    from manihot.audit.cleaning import clean as clean_labels
+
+    counts = clean_labels(
+        run, out, rule or (), decisions=decisions, predictions=predictions, threshold=threshold, n=n, classes=only,
+        weight=weight,
+    )  # fmt: skip
+    grid = Grid(box=None)
+    for name in counts.columns:
+        grid.add_column(name.replace("_", " "), no_wrap=name == "class")
+    for row in counts.itertuples(index=False):
+        grid.add_row(*map(str, row))
+    console.print(grid)
+    say(f"Decisions: {out / 'decisions.csv'}   next: manihot run {out / 'manifest.parquet'} --out {out / 'run'}")
+
+
+def watch(
+    model: Annotated[Path, Parameter(help="A run folder.")],
+    photos: Annotated[Path, Parameter(help="New photographs.")], *,
+    out: Out, device: Device = "auto", seed: int = 0, workers: Workers = 2,
+) -> None:  # fmt: skip
+    """Say whether new photographs have moved from what a model was fitted on: input, prediction mix, confidence.
+
+    A page in OUT/WATCH.html; the exit code is 0 for the same, 10 for moved, 11 for too few photographs to tell.
+    """
+    from manihot.deliver.watch import watch as compare_photos
+
+    found = compare_photos(model, photos, out, device=device, seed=seed, workers=workers)
+    say(f"{found.sentence()} Page: {out / 'WATCH.html'}")
+    sys.exit(found.exit_code)

@@ -1,0 +1,84 @@
+"""Commands on saved predictions: no photographs, no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from manihot.cli.options import Out
+from manihot.progress import say
+
+Oof = Annotated[
+    list[Path],
+    Parameter(help="Out-of-fold predictions, one file a member: parquet, or CSV image_id,label,c0,c1,..."),
+]
+Test = Annotated[
+    list[Path] | None,
+    Parameter(name="--test", help="The members' test predictions, in the same order.", consume_multiple=True),
+]
+BlendMethod = Annotated[str, Parameter(help="auto, uniform, a mean or a search.")]
+Stackers = Annotated[
+    list[str] | None,
+    Parameter(help="logistic, lightgbm, mlp, cnn1d, cnn2d; several are averaged.", consume_multiple=True),
+]
+Weights = Annotated[list[float] | None, Parameter(help="Fixed weights, one a member.", consume_multiple=True)]
+Groups = Annotated[Path | None, Parameter(help="manifest.parquet whose groups keep duplicates together.")]
+
+
+def blend(
+    oof: Oof, *, out: Out, test: Test = None, method: BlendMethod = "auto", weights: Weights = None,
+    mean: Annotated[str, Parameter(help="arithmetic, geometric, power or rank.")] = "arithmetic",
+    manifest: Groups = None, seed: int = 0,
+) -> None:  # fmt: skip
+    """Combine members' predictions, and say what the blend is worth on photographs it was not fitted on.
+
+    `auto` is plain averaging unless nested cross-validation shows that a fitted blend is better.
+    """
+    from manihot.ensemble.files import blend_files
+
+    found = blend_files(oof, out, test or (), method, weights, mean, manifest, seed=seed)
+    say(f"Blend: {found['method']}, written to {out / 'blend.json'}")
+
+
+def stack(
+    oof: Oof, *, out: Out, test: Test = None, method: Stackers = None, manifest: Groups = None, seed: int = 0,
+) -> None:  # fmt: skip
+    """Fit a second level on members' out-of-fold predictions, and say whether it gains over plain averaging."""
+    from manihot.ensemble.files import stack_files
+
+    found = stack_files(oof, out, test or (), method or ("logistic",), manifest, seed=seed)
+    verdict = "a gain over plain averaging" if found["gain"] else "no gain over plain averaging beyond chance"
+    scores = f"right {found['accuracy']:.2%}, plain average {found['plain_accuracy']:.2%}"
+    say(f"Stack: {scores}: {verdict}; written to {out}")
+
+
+def calibrate(
+    oof: Annotated[Path, Parameter(help="Out-of-fold predictions: parquet or CSV.")], *, out: Out,
+    kind: Annotated[str, Parameter(help="auto, none, temperature, vector, isotonic, confidence.")] = "auto",
+    coverage: Annotated[float, Parameter(help="Share of photographs whose set of answers must hold the truth.")] = 0.9,
+    manifest: Groups = None, seed: int = 0,
+) -> None:  # fmt: skip
+    """Make probabilities mean what they say, and fit sets of answers that hold the truth as often as you name."""
+    from manihot.trust.files import calibrate_files
+
+    calibrate_files(oof, out, kind, coverage, manifest=manifest, seed=seed)
+    say(f"Calibration and sets: {out / 'trust.json'}")
+
+
+def decide(
+    predictions: Annotated[Path, Parameter(help="Predictions: parquet or CSV.")],
+    costs: Annotated[Path, Parameter(help="YAML such as `missed: {mosaic: 10}`, or a matrix as CSV.")], *, out: Out,
+    calibrator: Annotated[Path | None, Parameter(help="calibrator.json of `manihot calibrate` or RUN/trust.")] = None,
+    manifest: Groups = None, seed: int = 0,
+) -> None:  # fmt: skip
+    """Answer so that mistakes cost least, where a missed disease costs more than a false alarm.
+
+    Says "ask an expert" where that is cheaper. Writes OUT/decisions.csv and OUT/costs.json, with the saving against
+    plain answers where labels are known.
+    """
+    from manihot.trust.costs import decide_files
+
+    decide_files(predictions, costs, out, calibrator=calibrator, manifest=manifest, seed=seed)
+    say(f"Decisions: {out / 'decisions.csv'}")
