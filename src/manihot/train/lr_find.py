@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter1d
 
 from manihot.audit.folds import make_folds
+from manihot.audit.sources import use_sources
 from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.models.backbones import set_training
 from manihot.optim.optimizers import make_optimizer
@@ -68,7 +69,7 @@ def lr_find(
     with RunFolder(Path(out)) as folder:
         if "stages" in folder.record:
             raise RunFolderError(f"{folder.path} holds a run", "choose another folder for the sweep with --out")
-        manifest = _manifest(photos, folder.path, workers, scan_options)
+        manifest, _ = use_sources(_manifest(photos, folder.path, workers, scan_options), whole.sources)
         fold, _ = make_folds(manifest, whole.folds, whole.seed)
         one = make_member(folder, name, own, manifest.with_columns(fold=fold), device, workers)
         which = next(iter(whole.folds.only), 0)
