@@ -92,6 +92,7 @@ def contents(material: Material) -> dict[str, Any]:
         "heat": explain_mistakes(material, mistakes),
         "doubtful": doubtful,
         "about": _about(material),
+        "audit": (material.run / "audit.html").is_file(),
     }
 
 
