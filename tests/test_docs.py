@@ -38,7 +38,8 @@ from manihot.train.check import check_recipe
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 GROUPS = {
-    "The recipe": settings.Recipe, "`folds`": settings.Folds, "`sources`": settings.Source, "`audit`": settings.Audit, "`photo`": settings.Photo,
+    "The recipe": settings.Recipe, "`folds`": settings.Folds, "`sources`": settings.Source, "`audit`": settings.Audit,
+    "`photo`": settings.Photo,
     "`model`": settings.Model, "`optimizer`": settings.Optimizer, "`train`": settings.Train,
     "`features`": settings.Features, "`tta`": settings.View,
 }  # fmt: skip

@@ -19,10 +19,7 @@ from manihot.audit.duplicates import (
     COLUMNS,
     KINDS,
     find_duplicates,
-    group_by_name,
-    propose_name_pattern,
     with_groups,
-    with_name_groups,
 )
 from manihot.audit.folds import make_folds
 from manihot.audit.hashes import SIDE, Looks, look_at_photos
@@ -30,6 +27,7 @@ from manihot.audit.neighbours import components_within, pairs_within
 from manihot.errors import DataError, RunFolderError
 from manihot.photos.demo import make_demo
 from manihot.photos.scan import scan
+from manihot.records.groups import group_by_name, propose_name_pattern, with_name_groups
 from manihot.records.manifest import Manifest
 from manihot.settings import Folds
 

@@ -83,6 +83,21 @@ def test_members_weigh_in_a_prediction_as_in_the_blend(small_photos: Path, tiny_
     assert np.allclose(weighted, 0.75 * parts[0] + 0.25 * parts[1], atol=1e-5)
 
 
+def test_a_run_audits_and_shows_it(finished: Path):
+    assert (finished / "audit.html").is_file() and (finished / "audit/label_issues.csv").is_file()
+    summary = json.loads((finished / "audit/audit.json").read_text(encoding="utf-8"))
+    assert summary["judged"] == 45
+
+
+def test_file_names_can_tell_groups(small_photos: Path):
+    manifest, _ = manihot.scan(small_photos, group="{group}?")
+    names = manifest.table["path"].map(lambda path: Path(path).stem[:-1])
+    groups = manifest.table["group"].to_numpy()
+    for group in np.unique(groups[groups != ""]):
+        assert names[groups == group].nunique() == 1
+    assert (groups != "").sum() > 10
+
+
 def test_metrics_agree_with_the_predictions(finished: Path):
     scores = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))["members"]["main"]["oof"]
     oof = Predictions.load(finished / "predictions/main.oof.parquet")

@@ -9,7 +9,9 @@ from manihot.audit.what_if import ARMS, corrected_interval, what_if
 from manihot.errors import DataError
 
 
-def blobs(n: int, noise: float, seed: int, dimensions: int = 24, spread: float = 0.75) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def blobs(
+    n: int, noise: float, seed: int, dimensions: int = 24, spread: float = 0.75
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features (N, D), given labels and true ones: four classes that overlap a little."""
     rng = np.random.default_rng(seed)
     true = rng.integers(0, 4, n)

@@ -69,8 +69,11 @@ def run(
         scores = score(folder, manifest, names, resolved.seed)
         folder.update_record(finished=time.time())
         if report:
+            from manihot.deliver.audit_page import make_audit_page
             from manihot.deliver.report import make_report
 
+            if (folder / "audit/audit.json").is_file():
+                say(f"Audit: {make_audit_page(folder.path)}")
             page = make_report(folder.path)
             say(f"Report: {page}")
     return scores

@@ -7,17 +7,16 @@ that leaves with the same outline are not taken for copies. Groups are the conne
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
 
 from manihot.audit.alignment import CROPS, SMALL, CropSearch, align, shrink
 from manihot.audit.hashes import Looks, count_bits, hash_pairs, orient_coefficients, turned_hashes
-from manihot.audit.neighbours import join_labels, number_by_appearance, pairs_within
+from manihot.audit.neighbours import number_by_appearance, pairs_within
 from manihot.errors import DataError
+from manihot.records.groups import join_groups, join_labels
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 
 SAME = 0.75  # correlation of the fine structure from which two photographs show the same
@@ -221,80 +220,4 @@ def with_groups(manifest: Manifest, duplicates: pd.DataFrame) -> Manifest:
             "find the duplicates of this manifest",
         )
     group.loc[duplicates["image_id"].to_numpy()] = duplicates["group"].to_numpy()
-    return _join_groups(manifest, group.to_numpy())
-
-
-def _join_groups(manifest: Manifest, more: np.ndarray) -> Manifest:
-    """Union of the `group` column with other group names (N,), '' = alone; existing names are kept."""
-    own = manifest.table["group"].to_numpy()
-    label = np.arange(len(manifest))
-    for names in (own, more):
-        rows = np.flatnonzero(names != "")
-        first = pd.Series(rows).groupby(names[rows]).transform("first").to_numpy()
-        label = join_labels(label, first, rows)
-    name = pd.Series(np.where(own != "", own, more)).where((own != "") | (more != ""))
-    old = pd.Series(own).where(own != "").groupby(label).transform("first")
-    joined = old.fillna(name.groupby(label).transform("first")).fillna("")
-    return manifest.with_columns(group=joined.to_numpy(object))
-
-
-# ------------------------------------------------------------------------------------------- file names
-
-SEPARATORS = "_-. "
-LEAST_SHARE = 0.2  # of the photographs that a proposal must put into groups of two or more
-LARGEST_SHARE = 0.05  # of the photographs in one group: more is a prefix like IMG, and no plant
-
-
-def propose_name_pattern(manifest: Manifest) -> str | None:
-    """A pattern such as '{group}_*' under which file names seem to tell which plant they show; None if they don't.
-
-    The first part of the name up to a separator, where at least a fifth of the photographs share theirs with a few
-    others and nobody with many. It is a proposal: a person should look at it.
-    """
-    stems = _stems(manifest)
-    best, best_share = None, LEAST_SHARE
-    for separator in SEPARATORS:
-        pattern = "{group}" + separator + "*"
-        names = group_by_name(stems, pattern)
-        size = pd.Series(names[names != ""]).value_counts()
-        if not len(size) or size.iloc[0] > max(10, LARGEST_SHARE * len(stems)):
-            continue
-        share = size[size > 1].sum() / len(stems)
-        if share > best_share:
-            best, best_share = pattern, share
-    return best
-
-
-def group_by_name(stems: list[str], pattern: str) -> np.ndarray:
-    """The part of each file name (without its ending) that stands for '{group}', object (N,); '' where none fits.
-
-    pattern: '{group}' once, '*' for anything, '?' for one character. Raises DataError for other patterns.
-    """
-    if pattern.count("{group}") != 1:
-        raise DataError(f"the pattern {pattern!r} must hold {{group}} once", "for instance '{group}_*'")
-    before, after = (re.escape(text).replace(r"\*", ".*").replace(r"\?", ".") for text in pattern.split("{group}"))
-    form = re.compile(f"{before}(?P<group>.+?){after}", re.DOTALL)
-    matches = (form.fullmatch(stem) for stem in stems)
-    return np.array([match["group"] if match else "" for match in matches], dtype=object)
-
-
-def with_name_groups(manifest: Manifest, pattern: str | None = None) -> Manifest:
-    """The manifest with photographs grouped by their file names, joined with the groups that stand there.
-
-    pattern: as `group_by_name` takes it; left out, `propose_name_pattern` chooses. Names count within a source.
-    Raises DataError when no pattern is given and none is found, or none of the names fits.
-    """
-    pattern = pattern or propose_name_pattern(manifest)
-    if pattern is None:
-        raise DataError("the file names don't tell which belong together", "give a pattern such as '{group}_*'")
-    names = group_by_name(_stems(manifest), pattern)
-    if not (names != "").any():
-        raise DataError(f"no file name fits the pattern {pattern!r}", "give a pattern such as '{group}_*'")
-    source = manifest.table["source"].to_numpy()
-    groups = np.array([f"{s}:{name}" if name else "" for s, name in zip(source, names)], dtype=object)
-    alone = ~pd.Series(groups).duplicated(keep=False).to_numpy()
-    return _join_groups(manifest, np.where(alone, "", groups))
-
-
-def _stems(manifest: Manifest) -> list[str]:
-    return [PurePosixPath(path).stem for path in manifest.table["path"]]
+    return join_groups(manifest, group.to_numpy())

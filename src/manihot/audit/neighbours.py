@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from manihot.errors import DataError
+from manihot.records.groups import join_labels
 
 SUBSPACE = 64  # dimensions of the short vectors
 SAMPLE = 2048  # vectors that choose the subspace; it decides the speed only
@@ -51,15 +50,6 @@ def components_within(embeddings: np.ndarray, eps: float) -> np.ndarray:
                 left, right, _ = _measure(vectors, left[apart], right[apart], eps)
                 label = join_labels(label, left, right)
     return number_by_appearance(label)
-
-
-def join_labels(label: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Components (N,) after the pairs (first, second) of rows are joined to what `label` (N,) joins already."""
-    if not len(first):
-        return label
-    n = int(label.max()) + 1
-    edges = coo_matrix((np.ones(len(first), np.int8), (label[first], label[second])), shape=(n, n))
-    return connected_components(edges, directed=False)[1].astype(np.int64)[label]
 
 
 def number_by_appearance(label: np.ndarray) -> np.ndarray:

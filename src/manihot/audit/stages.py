@@ -17,12 +17,13 @@ import pandas as pd
 
 from manihot.audit.composition import MEASUREMENTS, describe_classes, goes_with_errors, imbalance_ratio
 from manihot.audit.drift import SourceDrift, compare_priors, find_drift, mean_images
-from manihot.audit.duplicates import find_duplicates, propose_name_pattern, with_groups
+from manihot.audit.duplicates import find_duplicates, with_groups
 from manihot.audit.hashes import Looks, look_at_photos
 from manihot.audit.label_errors import label_issues
 from manihot.audit.what_if import what_if
 from manihot.errors import DataError
 from manihot.progress import say
+from manihot.records.groups import propose_name_pattern
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.runs import RunFolder, atomic_path, digest_file, digest_value, save_json, write_atomic
@@ -54,7 +55,7 @@ def group_duplicates(folder: RunFolder, manifest: Manifest, workers: int) -> Man
         )
     pattern = propose_name_pattern(manifest) if (manifest.table["group"] == "").all() else None
     if pattern is not None:
-        say(f"File names look grouped as {pattern!r}: if that is a plant or a leaf, use --group-names {pattern!r}")
+        say(f"File names look grouped as {pattern!r}: if that is a plant or a leaf, use --group {pattern!r}")
     return with_groups(manifest, duplicates)
 
 

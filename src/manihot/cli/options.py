@@ -13,7 +13,10 @@ Table = Annotated[Path | None, Parameter(help="A table of photographs whose path
 ImageColumn = Annotated[str | None, Parameter(help="Column with the file, or a pattern such as leaf/{id}.jpg.")]
 LabelColumn = Annotated[str | None, Parameter(help="Column with the class.")]
 SourceColumn = Annotated[str | None, Parameter(help="Column that says where a photograph comes from.")]
-GroupColumn = Annotated[str | None, Parameter(help="Column of what must stay together in a fold (a plant, a leaf).")]
+GroupColumn = Annotated[
+    str | None,
+    Parameter(help="Column of what must stay together in a fold (a plant, a leaf), or of file names: '{group}_*'."),
+]
 FoldColumn = Annotated[str | None, Parameter(help="Column with your own folds, 0 to K-1.")]
 SplitColumn = Annotated[str | None, Parameter(help="Column with train, val or test.")]
 ClassMap = Annotated[Path | None, Parameter(help="JSON file that maps label numbers to class names.")]

@@ -22,6 +22,7 @@ from manihot.photos.listing import Entry, Listing
 from manihot.photos.tables import Columns
 from manihot.photos.workers import CHUNK, ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import say, track
+from manihot.records.groups import with_name_groups
 from manihot.records.manifest import UNLABELLED, Manifest
 from manihot.records.runs import atomic_path
 
@@ -49,7 +50,8 @@ def scan(
 
     photos: a folder (class folders, imagefolder metadata, Kaggle's layout), a table, or several of them.
     csv: a table whose image paths start at the folder `photos`. image: its column, or a pattern such as
-    `leaf/{id}.jpg`; label, source, group, fold, split, id: further columns (label='' for none).
+    `leaf/{id}.jpg`; label, source, group, fold, split, id: further columns (label='' for none). group may also be a
+    pattern of file names such as '{group}_*': photographs whose names agree in that part belong together.
     classes: names of integer labels. out: run folder; manifest.parquet and quarantine.csv are written there,
     and photographs that come in TFRecords. workers: processes; the result does not depend on it.
     Raises DataError where there is nothing to read or the labels contradict themselves.
@@ -63,7 +65,8 @@ def scan(
         raise DataError("a table given with --csv belongs to one folder", "give each source as its own table")
     run = None if out is None else _absolute(Path(out))
     table = None if csv is None else _absolute(Path(csv))
-    columns = Columns(image, label, source, group, fold, split, id)
+    pattern = group if group is not None and "{group}" in group else None
+    columns = Columns(image, label, source, None if pattern else group, fold, split, id)
     listings = [recognise(place, columns, table, classes, run) for place in places]
     _check_options(places, listings, columns)
     _say_listings(places, listings)
@@ -81,6 +84,7 @@ def scan(
     ids = _unique_ids(entries, root)
     facts = _inspect([entry.file for entry in entries], workers)
     manifest = _to_manifest(entries, ids, facts, class_names, root)
+    manifest = manifest if pattern is None or not len(manifest) else with_name_groups(manifest, pattern)
     quarantine = _to_quarantine(entries, facts, listings, root)
     _say_result(manifest, quarantine)
     if run is not None:
