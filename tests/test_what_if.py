@@ -43,7 +43,7 @@ def test_the_same_seed_gives_the_same_table():
     x, given, _ = blobs(150, 0.1, 0)
     one, two = (what_if(x, given, repeats=1, seed=5).table for _ in range(2))
     assert one.equals(two)
-    assert one["arm"].tolist() == list(ARMS)
+    assert one["arm"].tolist() == [*ARMS, "together"]
     assert one.loc[one["arm"] == "keep", "gain"].item() == 0
 
 
@@ -51,7 +51,7 @@ def test_unlabelled_photographs_and_groups_are_respected():
     x, given, _ = blobs(160, 0.1, 2)
     given[::10] = -1
     groups = np.array([f"plant{i // 4}" for i in range(160)], dtype=object)
-    assert what_if(x, given, groups=groups, repeats=1).table["photographs"].tolist() == [144] * 5
+    assert what_if(x, given, groups=groups, repeats=1).table["photographs"].tolist() == [144] * 6
 
 
 @pytest.mark.parametrize("arm", ARMS)

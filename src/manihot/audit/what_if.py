@@ -6,8 +6,9 @@ for the held-out photographs, whose labels stay as given. Careless cleaning made
 the answer may be `hurts`.
 
 The interval is the corrected resampled t-test over folds and repeats (Nadeau and Bengio 2003, doi
-10.1023/A:1024068626366), at a level shared by the arms (Bonferroni): folds share their training photographs, and
-a plain interval over photographs would call chance a gain.
+10.1023/A:1024068626366): folds share their training photographs, and a plain interval over photographs would call
+chance a gain. An arm's verdict counts only where the mean of all arms, `together`, has the same one: a single test
+stands before any claim, so that several arms don't make several chances of a false one.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from manihot.progress import track
 COMPONENTS = 256
 FOLDS, INNER_FOLDS, REPEATS = 5, 4, 3
 STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+TOGETHER = "together"
 DOUBT = 0.25  # weight of a doubtful label under `down_weight`
 
 Cleaned = tuple[np.ndarray, np.ndarray]  # targets (n, K), weights (n,)
@@ -47,6 +49,8 @@ class WhatIf:
         """The answer in words, from the held-out photographs, or the trusted ones where there are some."""
         judge = "trusted" if (self.table["judged_on"] == "trusted").any() else "held out"
         rows = self.table[(self.table["judged_on"] == judge) & (self.table["arm"] != "keep")]
+        single = rows[(rows["arm"] != TOGETHER) & rows["verdict"].isin(["helps", "hurts"])]
+        rows = single if len(single) else rows
         helps = rows[rows["verdict"] == "helps"].sort_values("gain", ascending=False)
         hurts = rows[rows["verdict"] == "hurts"]
         if len(helps):
@@ -96,28 +100,40 @@ def what_if(
             answers = _fit(x[inside], targets, weights, strength, x[outside])
             found.append((outside, answers.argmax(axis=1) == y[outside]))
             changed[arm] += 0.0 if arm == "keep" else doubtful.mean() / len(jobs)
-    share = 1 - (1 - level) / max(1, len(arms))
     judges = {"held out": np.ones(len(y), dtype=bool)} | ({"trusted": safe} if safe.any() else {})
-    rows = [
-        _row(arm, judge, mask, right, changed[arm], share, folds) for judge, mask in judges.items() for arm in right
-    ]
+    rows = [row for judge, mask in judges.items() for row in _judge(judge, mask, right, changed, level, folds)]
     return WhatIf(pd.DataFrame(rows), level)
 
 
-def _row(
-    arm: str, judge: str, mask: np.ndarray, right: dict[str, list[tuple[np.ndarray, np.ndarray]]], changed: float,
-    share: float, folds: int,
-) -> dict[str, object]:  # fmt: skip
-    own = [found[mask[rows]] for rows, found in right[arm]]
-    base = [found[mask[rows]] for rows, found in right["keep"]]
-    gains = np.array([a.mean() - b.mean() for a, b in zip(own, base) if len(a)])
-    gain, low, high = corrected_interval(gains, folds, share)
-    verdict = "helps" if low > 0 else "hurts" if high < 0 else "cannot tell"
-    return {
-        "arm": arm, "judged_on": judge, "photographs": int(mask.sum()), "changed": changed,
-        "accuracy": float(np.concatenate(own).mean()), "gain": gain, "low": low, "high": high,
-        "verdict": "" if arm == "keep" else verdict,
-    }  # fmt: skip
+def _judge(
+    judge: str, mask: np.ndarray, right: dict[str, list[tuple[np.ndarray, np.ndarray]]], changed: dict[str, float],
+    level: float, folds: int,
+) -> list[dict[str, object]]:  # fmt: skip
+    """One row an arm, and one for the mean of the arms, which alone decides whether anything is claimed."""
+    own = {arm: [found[mask[rows]] for rows, found in parts] for arm, parts in right.items()}
+    used = [at for at, part in enumerate(own["keep"]) if len(part)]
+    accuracy = {arm: np.array([parts[at].mean() for at in used]) for arm, parts in own.items()}
+    arms = [arm for arm in right if arm != "keep"]
+    accuracy[TOGETHER] = np.mean([accuracy[arm] for arm in arms], axis=0)
+    intervals = {arm: corrected_interval(found - accuracy["keep"], folds, level) for arm, found in accuracy.items()}
+    claim = _verdict(intervals[TOGETHER])
+    rows = []
+    for arm, (gain, low, high) in intervals.items():
+        verdict = _verdict((gain, low, high))
+        share = changed[arm] if arm in changed else float(np.mean([changed[one] for one in arms]))
+        rows.append(
+            {
+                "arm": arm, "judged_on": judge, "photographs": int(mask.sum()), "changed": share,
+                "accuracy": float(accuracy[arm].mean()), "gain": gain, "low": low, "high": high,
+                "verdict": "" if arm == "keep" else verdict if verdict == claim else "cannot tell",
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _verdict(interval: tuple[float, float, float]) -> str:
+    _, low, high = interval
+    return "helps" if low > 0 else "hurts" if high < 0 else "cannot tell"
 
 
 def corrected_interval(gains: np.ndarray, folds: int, level: float) -> tuple[float, float, float]:

@@ -91,8 +91,11 @@ def audit(
             raise SettingsError("nothing to audit", "give PHOTOS, or --predictions OOF.csv")
         from manihot.audit.stages import audit_predictions
 
+        from manihot.deliver.audit_page import make_audit_page
+
         found = audit_predictions(predictions, out)
-        say(f"{found['label_issues']} of {found['judged']} labels look wrong: {out / 'audit/label_issues.csv'}")
+        make_audit_page(out)
+        say(f"{found['label_issues']} of {found['judged']} labels look wrong: {out / 'audit.html'}")
         return
     if predictions is not None:
         raise SettingsError("--predictions go without photographs", "leave one of them out")
