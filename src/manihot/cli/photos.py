@@ -90,7 +90,6 @@ def audit(
         if predictions is None:
             raise SettingsError("nothing to audit", "give PHOTOS, or --predictions OOF.csv")
         from manihot.audit.stages import audit_predictions
-
         from manihot.deliver.audit_page import make_audit_page
 
         found = audit_predictions(predictions, out)
