@@ -21,6 +21,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from manihot.errors import DataError
+from manihot.records.groups import group_numbers
 
 FEWEST = 20  # photographs of a source below which nothing is said of it
 FOLDS = 5
@@ -94,7 +95,9 @@ def find_drift(
     for first, second in combinations(names[counts >= FEWEST], 2):
         rows = np.flatnonzero((source == first) | (source == second))
         is_second = source[rows] == second
-        told = _adversary(both[rows], is_second, _units(groups, rows), seed)
+        told = _adversary(
+            both[rows], is_second, group_numbers(None if groups is None else np.asarray(groups)[rows], len(rows)), seed
+        )
         auc, low, high = auc_interval(is_second, told)
         features = _features(measurements, rows, is_second)
         within = _within_classes(labels[rows], is_second, told)
@@ -160,14 +163,6 @@ def _reduced(part: np.ndarray, seed: int) -> np.ndarray:
     components = min(COMPONENTS, len(scaled) - 1)
     reduced = PCA(components, svd_solver="randomized", random_state=seed).fit_transform(scaled)
     return StandardScaler().fit_transform(reduced)
-
-
-def _units(groups: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
-    if groups is None:
-        return np.arange(len(rows))
-    own = np.asarray(groups)[rows].astype(str)
-    own = np.where(own == "", [f"\0{i}" for i in range(len(own))], own)
-    return np.unique(own, return_inverse=True)[1]
 
 
 def _adversary(x: np.ndarray, is_second: np.ndarray, units: np.ndarray, seed: int) -> np.ndarray:

@@ -28,6 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from manihot.audit.label_errors import find_label_errors
 from manihot.errors import DataError
 from manihot.progress import track
+from manihot.records.groups import group_numbers
 
 COMPONENTS = 256
 FOLDS, INNER_FOLDS, REPEATS = 5, 4, 3
@@ -86,7 +87,7 @@ def what_if(
             "leave small classes out, or label more",
         )
     x = _reduce(np.asarray(features, dtype=np.float64)[known], seed)
-    units = _units(groups, known)
+    units = group_numbers(None if groups is None else np.asarray(groups)[known], len(known))
     safe = np.zeros(len(known), dtype=bool) if trusted is None else np.asarray(trusted, dtype=bool)[known]
     strength = _choose_strength(x, y, units, seed)
     right: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {arm: [] for arm in ("keep", *arms)}
@@ -156,14 +157,6 @@ def _reduce(x: np.ndarray, seed: int) -> np.ndarray:
     if min(scaled.shape) <= COMPONENTS:
         return scaled
     return PCA(COMPONENTS, svd_solver="randomized", random_state=seed).fit_transform(scaled)
-
-
-def _units(groups: np.ndarray | None, known: np.ndarray) -> np.ndarray:
-    if groups is None:
-        return np.arange(len(known))
-    own = np.asarray(groups)[known].astype(str)
-    own = np.where(own == "", [f"\0{i}" for i in range(len(own))], own)
-    return np.unique(own, return_inverse=True)[1]
 
 
 def _split(y: np.ndarray, units: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -32,11 +32,12 @@ from manihot.ensemble.search import SEARCHES
 from manihot.ensemble.stack import STACKERS, fit_stack, mean_of_stacks
 from manihot.errors import DataError, SettingsError
 from manihot.metrics import METRICS, PER_CLASS, evaluate
+from manihot.records.groups import group_numbers
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.runs import atomic_path, save_json
 from manihot.settings import suggest
-from manihot.trust.holdout import group_numbers, make_folds
+from manihot.trust.holdout import make_folds
 
 INTERVALS_UP_TO = 200_000  # photographs; beyond, the intervals are narrower than anything that matters
 

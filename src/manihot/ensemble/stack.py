@@ -22,8 +22,9 @@ from sklearn.preprocessing import StandardScaler
 from manihot.ensemble.members import check_members
 from manihot.errors import DataError, SettingsError
 from manihot.progress import track
+from manihot.records.groups import group_numbers
 from manihot.settings import suggest
-from manihot.trust.holdout import group_numbers, make_folds
+from manihot.trust.holdout import make_folds
 
 FLOOR = 1e-5  # of a probability before its logarithm: below it lies noise, not evidence
 

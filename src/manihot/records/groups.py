@@ -18,6 +18,20 @@ LEAST_SHARE = 0.2  # of the photographs that a proposal must put into groups of 
 LARGEST_SHARE = 0.05  # of the photographs in one group: more is a prefix like IMG, and no plant
 
 
+def group_numbers(groups: np.ndarray | None, n: int) -> np.ndarray:
+    """Groups as numbers 0..G-1, int64 (N,); '' and None stand alone, as in a manifest."""
+    if groups is None:
+        return np.arange(n)
+    groups = np.asarray(groups)
+    if groups.shape != (n,):
+        raise DataError(f"{len(groups)} groups for {n} photographs", "one a photograph; '' stands alone")
+    names = pd.Series(groups.astype(str))
+    alone = (names == "").to_numpy()
+    numbers = np.array(pd.factorize(names)[0], dtype=np.int64)
+    numbers[alone] = numbers.max() + 1 + np.arange(alone.sum())
+    return np.asarray(pd.factorize(numbers)[0], dtype=np.int64)
+
+
 def join_labels(label: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Components (N,) after the pairs (first, second) of rows are joined to what `label` (N,) joins already."""
     if not len(first):

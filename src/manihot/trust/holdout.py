@@ -7,15 +7,13 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from manihot.errors import DataError
+from manihot.records.groups import group_numbers
 
 
-def make_folds(
-    labels: np.ndarray, groups: np.ndarray | None = None, n_folds: int = 5, seed: int = 0
-) -> np.ndarray:
+def make_folds(labels: np.ndarray, groups: np.ndarray | None = None, n_folds: int = 5, seed: int = 0) -> np.ndarray:
     """Fold of each photograph, int64 (N,): stratified by label, no group (N,) cut in two.
 
     Raises DataError where there are fewer groups than folds.
@@ -34,20 +32,6 @@ def make_folds(
         for fold, (_, held_out) in enumerate(splitter.split(np.zeros(n), labels, units)):
             folds[held_out] = fold
     return folds
-
-
-def group_numbers(groups: np.ndarray | None, n: int) -> np.ndarray:
-    """Groups as numbers 0..G-1, int64 (N,); '' and None stand alone, as in a manifest."""
-    if groups is None:
-        return np.arange(n)
-    groups = np.asarray(groups)
-    if groups.shape != (n,):
-        raise DataError(f"{len(groups)} groups for {n} photographs", "one a photograph; '' stands alone")
-    names = pd.Series(groups.astype(str))
-    alone = (names == "").to_numpy()
-    numbers = np.array(pd.factorize(names)[0], dtype=np.int64)
-    numbers[alone] = numbers.max() + 1 + np.arange(alone.sum())
-    return np.asarray(pd.factorize(numbers)[0], dtype=np.int64)
 
 
 def _stratified(labels: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
