@@ -28,8 +28,8 @@ from manihot.ensemble.nested import DEFAULT_METHODS, fit_method, nested_cv, pair
 from manihot.ensemble.plans import load_plan, plan_names
 from manihot.ensemble.stack import STACKERS, fit_stack, mean_of_stacks
 from manihot.errors import DataError, SettingsError
-from manihot.records.manifest import Manifest
 from manihot.records.groups import group_numbers
+from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.trust.holdout import make_folds
 from test_ensemble_search import make_members
