@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from manihot.audit.what_if import ARMS, corrected_interval, what_if
+from manihot.audit.what_if import ARMS, paired_interval, what_if
 from manihot.errors import DataError
 
 
@@ -68,12 +68,17 @@ def test_every_arm_leaves_shapes_and_undoubted_labels_alone(arm: str):
         assert not np.array_equal(new[doubtful], targets[doubtful]) or (weights[doubtful] < 1).all()
 
 
-def test_the_corrected_interval():
-    gains = np.array([0.01, 0.02, 0.00, 0.03, 0.015])
-    mean, low, high = corrected_interval(gains, 5, 0.95)
-    deviation = gains.std(ddof=1) * np.sqrt(1 / 5 + 1 / 4)
-    assert mean == pytest.approx(0.015) and high - mean == pytest.approx(2.7764451 * deviation)
-    assert mean - low == pytest.approx(high - mean)
+def test_the_paired_interval():
+    from scipy.stats import ttest_1samp
+
+    gains = np.array([0.0, 1.0, 0.0, -1 / 3, 0.0, 2 / 3, 1.0])
+    found = paired_interval(gains, np.arange(7), 0.95)
+    wanted = ttest_1samp(gains, 0).confidence_interval(0.95)
+    assert found == pytest.approx((gains.mean(), wanted.low, wanted.high))
+    # every photograph twice is no more evidence
+    twice = paired_interval(np.repeat(gains, 2), np.repeat(np.arange(7), 2), 0.95)
+    assert twice == pytest.approx(found)
+    assert paired_interval(np.zeros(5), np.arange(5), 0.95) == (0, 0, 0)
 
 
 def test_too_little_to_tell_is_an_error():
