@@ -152,7 +152,7 @@ def _holdout(labels: np.ndarray, groups: np.ndarray, grouped: bool, share: float
     splitter: Any
     if not grouped:
         splitter = StratifiedShuffleSplit(1, test_size=share, random_state=seed)
-    elif abs(1 / folds - share) < 0.02:
+    elif abs(1 / folds - share) < 0.02 and len(np.unique(groups)) >= folds:
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     else:
         splitter = GroupShuffleSplit(1, test_size=share, random_state=seed)
