@@ -163,7 +163,7 @@ def test_adamp_is_timms_called_directly():
     [("sgdp", "SGDP", {"momentum": 0.9, "nesterov": True}), ("adamp", "AdamP", {})],
 )
 def test_projections_are_another_implementations(name, other, settings):
-    oracle = pytest.importorskip("pytorch_optimizer")
+    oracle = pytest.importorskip("pytorch_optimizer", reason="not installed (extra `oracles`)")
     ours = walk(lambda groups: OPTIMIZERS[name](groups, 1e-3))
     theirs = walk(lambda groups: getattr(oracle, other)(groups, lr=1e-3, **settings))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

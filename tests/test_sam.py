@@ -90,7 +90,7 @@ def test_without_a_direction_nothing_moves(value: float):
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("base", ["sgd", "adamp"])
 def test_sam_is_another_implementations(adaptive: bool, base: str):
-    oracle = pytest.importorskip("pytorch_optimizer")
+    oracle = pytest.importorskip("pytorch_optimizer", reason="not installed (extra `oracles`)")
     ours, theirs = network(), network()
     kinds = {
         "sgd": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
@@ -287,7 +287,7 @@ def test_timms_lookahead_does_nothing_at_its_first_synchronisation():
 
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "ranger"])
 def test_lookahead_over_every_optimizer_is_another_implementations(name: str):
-    oracle = pytest.importorskip("pytorch_optimizer")
+    oracle = pytest.importorskip("pytorch_optimizer", reason="not installed (extra `oracles`)")
     ours, theirs = network(), network()
 
     def base(model: nn.Module) -> torch.optim.Optimizer:

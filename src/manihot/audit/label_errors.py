@@ -28,6 +28,7 @@ from manihot.audit.label_neighbours import (
 from manihot.audit.label_scores import best_other, noise_channel, normalise, self_confidence
 from manihot.errors import DataError
 from manihot.progress import say
+from manihot.records.groups import group_numbers
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 
@@ -371,8 +372,7 @@ def _numbers(groups: np.ndarray | None, n: int) -> np.ndarray:
         raise DataError(f"groups of shape {values.shape} don't fit {n} photographs", "one group a photograph")
     number = np.issubdtype(values.dtype, np.number)
     alone = values < 0 if number else pd.isna(values) | (values == "")
-    codes = np.unique(values.astype(str), return_inverse=True)[1].reshape(n)
-    return np.where(alone, len(codes) + np.arange(n), codes)
+    return group_numbers(np.where(alone, "", values.astype(str)), n)
 
 
 def _join(first: np.ndarray, second: np.ndarray) -> np.ndarray:
