@@ -7,10 +7,10 @@ the answer may be `hurts`.
 
 Intervals are paired and over photographs (or groups of them): each one's share of right answers over the repeats under
 an arm, less that under `keep`. They don't know how far other training photographs would have changed the models, which
-benchmarks/what_if.py checks: without planted errors no claim in 20 trials, on which the interval was chosen too. (The corrected resampled t-test of Nadeau
-and Bengio 2003 found half of the gains that this finds.) An arm's verdict counts only where the mean of all arms,
-`together`, has the same one: a single test stands before any claim, so that several arms don't make several chances
-of a false one.
+benchmarks/what_if.py checks: without planted errors no claim in 20 trials, on which the interval was chosen too. (The
+corrected resampled t-test of Nadeau and Bengio 2003 found half of the gains that this finds.) An arm's verdict counts
+only where the mean of all arms, `together`, has the same one: a single test stands before any claim, so that several
+arms don't make several chances of a false one.
 """
 
 from __future__ import annotations
