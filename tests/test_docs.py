@@ -41,7 +41,7 @@ GROUPS = {
     "The recipe": settings.Recipe, "`folds`": settings.Folds, "`sources`": settings.Source, "`audit`": settings.Audit,
     "`photo`": settings.Photo,
     "`model`": settings.Model, "`optimizer`": settings.Optimizer, "`train`": settings.Train,
-    "`features`": settings.Features, "`tta`": settings.View,
+    "`features`": settings.Features, "`tta`": settings.View, "`blend`": settings.Blend,
 }  # fmt: skip
 
 

@@ -81,6 +81,9 @@ class Photo(Group):
         default="squash", description="how other proportions are brought to size"
     )
     store_scale: float = Field(default=1.15, ge=1, le=4, description="edge of the stored photographs over the input's")
+    normalise: Literal["model", "measured"] = Field(
+        default="model", description="mean and spread: the backbone's own, or measured on the training photographs"
+    )
 
 
 class Model(Group):
@@ -105,6 +108,9 @@ class Model(Group):
         default=(), description="stages pooled beside the last, counted from the end"
     )
     power: bool = Field(default=False, description="signed square root of the pooled features")
+    unknown: bool = Field(
+        default=False, description="one more output, for photographs of something else; it learns from `negatives`"
+    )
 
 
 class Optimizer(Group):
@@ -158,6 +164,23 @@ class View(Group):
     transpose: bool = False
     weight: float = Field(default=1.0, gt=0)
     scale: float = Field(default=1.0, gt=0, le=1, description="share of each edge that `crop` views keep")
+    least: float = Field(default=1.0, gt=0, le=1, description="smallest share that views with chance in them keep")
+    draw: int = Field(default=0, ge=0, description="number of the draw, in views with chance in them")
+
+
+class Blend(Group):
+    """How the members become one answer."""
+
+    method: str = Field(
+        default="auto", description="`auto`: averaging unless nested CV shows a gain; `stack`; or a row of the searches"
+    )
+    members: tuple[str, ...] = Field(default=(), description="of these only; all when empty")
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="fixed weights by member, instead of `method`"
+    )
+    mean: str = Field(default="arithmetic", description="a row of the means, for averaging and fixed weights")
+    stackers: tuple[str, ...] = Field(default=(), description="of `stack`, averaged; logistic regression when empty")
+    with_weights: bool = Field(default=False, description="fitted weights join the average of the stackers")
 
 
 class Recipe(Group):
@@ -180,10 +203,17 @@ class Recipe(Group):
     optimizer: Optimizer = Optimizer()
     schedule: Choice = Choice(name="cosine")
     averaging: Choice = Choice(name="none")
+    labels: Choice = Field(default=Choice(name="given"), description="where the labels to learn come from")
+    step: Choice = Field(default=Choice(name="supervised"), description="what is done with a batch")
+    negatives: Choice = Field(default=Choice(name="none"), description="what `model.unknown` learns from")
     train: Train = Train()
     features: Features = Features()
     tta: tuple[View, ...] = Field(default=(View(),), min_length=1)
+    stages: tuple[dict[str, Any], ...] = Field(
+        default=(), description="sets of changes, trained one after another; each begins where the one before ended"
+    )
     members: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    blend: Blend = Field(default=Blend(), description="how the members become one answer")
 
     _lines: dict[KeyPath, str] = PrivateAttr(default_factory=dict)
 
@@ -210,6 +240,19 @@ class Recipe(Group):
             member = _validate(merge(plain, changes), self._lines, ("members", name))
             member._lines.update(self._lines)
             out[name] = member
+        return out
+
+    def stage_recipes(self) -> list[Recipe]:
+        """Each stage of a member's training as a whole recipe; the recipe itself where there are no stages."""
+        if not self.stages:
+            return [self]
+        plain = {**self.resolved(), "stages": []}
+        out = []
+        for number, changes in enumerate(self.stages):
+            _check_stage(number, changes, self._lines)
+            stage = _validate(merge(plain, changes), self._lines, ("stages", number))
+            stage._lines.update(self._lines)
+            out.append(stage)
         return out
 
 
@@ -240,7 +283,8 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     values.setdefault("name", Path(str(name)).stem)
     recipe = _validate(values, lines)
     recipe._lines.update(lines)
-    recipe.member_recipes()  # a wrong setting of a member is said now
+    for member in recipe.member_recipes().values():  # a wrong setting of a member or stage is said now
+        member.stage_recipes()
     return recipe
 
 
@@ -250,11 +294,31 @@ def _check_member(name: str, changes: dict[str, Any], lines: dict[KeyPath, str])
         raise SettingsError(f"{where}: member name {name!r}", "use letters, digits, - and _")
     for key in changes:
         where = lines.get(("members", name, key), where)
-        if key in ("members", "name", "folds", "sources", "audit"):
+        if key in ("members", "name", "folds", "audit", "blend"):
             raise SettingsError(
                 f"{where}: member {name!r} can't set {key!r}",
                 "set it outside `members`, for all",
             )
+
+
+IN_STAGES = {
+    "photo", "sources", "sampling", "augment", "mixing", "loss", "optimizer", "schedule", "averaging", "labels", "step",
+    "train", "model",
+}  # fmt: skip
+OF_MODEL_IN_STAGES = {"dropout", "dropout_samples", "drop_path", "freeze_stages", "freeze_norm"}
+
+
+def _check_stage(number: int, changes: dict[str, Any], lines: dict[KeyPath, str]) -> None:
+    for key in changes:
+        where = lines.get(("stages", number, key), lines.get(("stages", number), "recipe"))
+        if key not in IN_STAGES:
+            raise SettingsError(f"{where}: stage {number + 1} can't set {key!r}", suggest(key, sorted(IN_STAGES)))
+        for inner in changes[key] if key == "model" and isinstance(changes[key], dict) else ():
+            if inner not in OF_MODEL_IN_STAGES:
+                raise SettingsError(
+                    f"{where}: stage {number + 1} can't set 'model.{inner}', which would be another network",
+                    f"a stage may set: {', '.join(sorted(OF_MODEL_IN_STAGES))}",
+                )
 
 
 def merge(below: Any, above: Any) -> Any:
