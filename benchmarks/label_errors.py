@@ -67,8 +67,8 @@ def features_of(manifest: Manifest, work: Path) -> np.ndarray:
     from manihot.infer.runners import OnnxRunner
     from manihot.models.backbones import make_model, make_preprocess
     from manihot.photos.store import make_store
-    from manihot.train.crossval import input_size
     from manihot.train.features import CHUNK, make_features
+    from manihot.train.member import input_size
 
     recipe = load_recipe("quick")
     folder = work / "features"

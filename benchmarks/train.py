@@ -46,9 +46,9 @@ from manihot.photos.backgrounds import draw_background
 from manihot.photos.preprocess import Preprocess
 from manihot.records.runs import save_json
 from manihot.settings import Choice, Recipe, load_recipe
-from manihot.train.crossval import make_mixer
 from manihot.train.loop import fit
 from manihot.train.steps import STEPS, StepState
+from manihot.train.training import make_mixer
 
 RESULTS = Path(__file__).resolve().parent / "results" / "train.json"
 PHOTOGRAPHS, BATCH, CLASSES = 48, 16, 5

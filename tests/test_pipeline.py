@@ -232,7 +232,7 @@ def test_test_photographs_are_predicted_by_the_mean_of_the_folds(
 
 def test_input_size_follows_the_photographs():
     from manihot.settings import Photo
-    from manihot.train.crossval import input_size
+    from manihot.train.member import input_size
 
     def sized(height: list[int], width: list[int]) -> Manifest:
         table = pd.DataFrame(

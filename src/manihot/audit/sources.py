@@ -61,3 +61,24 @@ def _use(use: str) -> str:
     return {"all": "used whole", "train": "trained on only", "unlabelled": "without its labels", "ignore": "left out"}[
         use
     ]
+
+
+def narrow(manifest: Manifest, sources: Mapping[str, Source]) -> tuple[np.ndarray, np.ndarray]:
+    """Which photographs one member learns with labels, and which without: two masks (N,), neither has what it ignores.
+
+    The manifest is what `use_sources` left for the whole run; a member can only look at less than that.
+    """
+    names = manifest.table["source"].astype(str).to_numpy()
+    labelled = manifest.labels >= 0
+    unlabelled = ~labelled
+    for name, settings in sources.items():
+        own = names == name
+        if settings.use == "unlabelled":
+            unlabelled |= own
+            labelled &= ~own
+        chosen = own & (_in_classes(manifest, name, settings) | (manifest.labels < 0))
+        if settings.use == "ignore":
+            chosen[:] = False
+        labelled &= ~own | chosen
+        unlabelled &= ~own | chosen
+    return labelled, unlabelled

@@ -21,15 +21,18 @@ class TrainingPhotos(Dataset):
     """Items (epoch, place, repeat) -> image uint8 (h, w, 3), colour matrix float32 (3, 4), target, weight, place.
 
     repeat: how often the epoch saw the photograph before; each time it is augmented in another way.
-    photos: the store. rows: rows of the store, (N,). targets: soft labels (N, K). weights: (N,).
+    photos: the store. rows: rows of the store, (N,). targets: soft labels (N, K). weights: (N,). teacher: logits
+    (N, K) that stand in the item where they are given.
     """
 
     def __init__(
-        self, photos: Any, rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, augmenter: Augmenter
-    ) -> None:
+        self, photos: Any, rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, augmenter: Augmenter,
+        teacher: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         self.photos, self.rows, self.augmenter = photos, rows, augmenter
         self.targets = targets.astype(np.float32)
         self.weights = weights.astype(np.float32)
+        self.teacher = teacher
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -38,7 +41,8 @@ class TrainingPhotos(Dataset):
         epoch, place, repeat = item
         row = int(self.rows[place])
         image, colour = self.augmenter(self.photos[row], epoch, row + repeat * len(self.photos))
-        return {
+        told = {} if self.teacher is None else {"teacher": torch.from_numpy(self.teacher[place])}
+        return told | {
             "image": torch.from_numpy(image),
             "colour": torch.from_numpy(colour),
             "target": torch.from_numpy(self.targets[place]),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from manihot.data.augment import build_ops
 from manihot.data.mixing import Mixer
 from manihot.data.sampling import check_sampling
 from manihot.data.views import check_views
+from manihot.ensemble.stages import check_blend
 from manihot.errors import SettingsError
 from manihot.models.heads import POOLING, TILE_ATTENTION
 from manihot.optim.averaging import check_averaging
@@ -13,41 +16,89 @@ from manihot.optim.losses import make_loss
 from manihot.optim.optimizers import OPTIMIZERS
 from manihot.optim.schedules import NEEDS_SCORES, check_schedule
 from manihot.settings import Recipe, suggest
+from manihot.train.labels import check_labels
+from manihot.train.steps import STEPS
+
+Where = Callable[[str], str]  # a key to the place in a file that set it, in words
 
 
 def check_recipe(recipe: Recipe) -> None:
     """SettingsError with file and line for the first technique or setting that doesn't exist."""
+    check_blend(recipe)
     for name, member in recipe.member_recipes().items():
         below = ("members", name) if recipe.members else ()
-
-        def where(key: str, below: tuple[str, ...] = below) -> str:
-            own = below and key in recipe.members[below[1]]
-            return f"{recipe.where(*below, key) if own else recipe.where(key)}: {key}"
-
+        where = _where(recipe, below)
         for key, known, value in (
-            ("optimizer", OPTIMIZERS, member.optimizer.name),
             ("model", POOLING, member.model.pooling),
             ("model", TILE_ATTENTION, member.model.tile_attention),
         ):
             if value not in known:
                 raise SettingsError(f"{where(key)}: unknown {value!r}", suggest(value, list(known)))
-        check_schedule(member.schedule, where("schedule"))
-        check_averaging(member.averaging, where("averaging"))
-        check_sampling(member.sampling, where("sampling"))
         check_views(member.tta, where("tta"))
-        try:
-            build_ops(member.augment)
-        except SettingsError as error:
-            raise SettingsError(f"{where('augment')}: {error.what}", error.remedy) from error
-        if member.method == "features" and member.model.tiles != (1, 1):
-            raise SettingsError(
-                f"{where('model')}: the method 'features' can't learn the attention over tiles",
-                "use method: finetune, or model.tiles: [1, 1]",
+        stages = member.stage_recipes()
+        if member.method == "features":
+            check_features(member, where)
+        others = [other for other in recipe.members if other != name]
+        for number, stage in enumerate(stages):
+            own = _where(recipe, below, number) if len(stages) > 1 else where
+            check_labels(
+                stage.labels, own("labels"), first=number == 0, last=number == len(stages) - 1, members=others
             )
-        if member.method == "finetune":
-            check_training(member, where("train"), where("schedule"), where("optimizer"))
-            check_mixing(member, where("mixing"))
-            check_loss(member, where("loss"))
+            check_source_use(recipe, stage, own("sources"))
+            check_techniques(stage, own)
+
+
+def _where(recipe: Recipe, below: tuple[str, ...], number: int | None = None) -> Where:
+    """Where a member, or one of its stages, got a key from."""
+
+    def where(key: str) -> str:
+        member = recipe.members[below[1]] if below else {}
+        stages = member.get("stages", recipe.stages)
+        if number is not None and key in stages[number]:
+            above = below if "stages" in member else ()
+            return f"{recipe.where(*above, 'stages', number, key)}: stage {number + 1}, {key}"
+        return f"{recipe.where(*below, key) if key in member else recipe.where(key)}: {key}"
+
+    return where
+
+
+def check_features(member: Recipe, where: Where) -> None:
+    """SettingsError for what the method `features` can't do."""
+    if member.model.tiles != (1, 1):
+        raise SettingsError(
+            f"{where('model')}: the method 'features' can't learn the attention over tiles",
+            "use method: finetune, or model.tiles: [1, 1]",
+        )
+    if member.stages:
+        raise SettingsError(f"{where('stages')}: the method 'features' has no stages", "use method: finetune")
+
+
+def check_source_use(recipe: Recipe, stage: Recipe, where: str) -> None:
+    """SettingsError where a member or stage wants a source that the run leaves out."""
+    for name, settings in stage.sources.items():
+        if settings.use != "ignore" and name in recipe.sources and recipe.sources[name].use == "ignore":
+            raise SettingsError(
+                f"{where}: source {name!r} is left out of the whole run by the recipe's own `sources`",
+                "use it there, and let the other members ignore it",
+            )
+
+
+def check_techniques(stage: Recipe, where: Where) -> None:
+    """SettingsError for a technique of training that doesn't exist, or settings that contradict each other."""
+    for key, registry, name in (("optimizer", OPTIMIZERS, stage.optimizer.name), ("step", STEPS, stage.step.name)):
+        if name not in registry:
+            raise SettingsError(f"{where(key)}: unknown {name!r}", suggest(name, list(registry)))
+    check_schedule(stage.schedule, where("schedule"))
+    check_averaging(stage.averaging, where("averaging"))
+    check_sampling(stage.sampling, where("sampling"))
+    try:
+        build_ops(stage.augment)
+    except SettingsError as error:
+        raise SettingsError(f"{where('augment')}: {error.what}", error.remedy) from error
+    if stage.method == "finetune":
+        check_training(stage, where("train"), where("schedule"), where("optimizer"))
+        check_mixing(stage, where("mixing"))
+        check_loss(stage, where("loss"))
 
 
 def check_training(member: Recipe, train: str, schedule: str, optimizer: str) -> None:
@@ -101,7 +152,11 @@ def check_loss(member: Recipe, where: str) -> None:
     except SettingsError as error:
         raise SettingsError(f"{where}: {error.what}", error.remedy) from error
     missing = set(loss.needs) - {"features", "index", "weight"}
-    if missing:
+    if "teacher" in missing and member.labels.name != "teacher":
+        raise SettingsError(
+            f"{where}: {member.loss.name} needs a teacher", "name a member: labels: {name: teacher, of: MEMBER}"
+        )
+    if missing - {"teacher"}:
         raise SettingsError(
             f"{where}: {member.loss.name} needs {', '.join(sorted(missing))}, which no recipe can give yet"
         )

@@ -8,37 +8,27 @@ NAME.test.parquet.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import softmax
-from torch.utils.data import DataLoader
 
-from manihot import metrics
-from manihot.data.augment import Augmenter
-from manihot.data.dataset import EpochBatches, TrainingPhotos, make_loader
-from manihot.data.mixing import Mixer, class_activation
-from manihot.data.sampling import draw_epoch, expected_repeats
-from manihot.infer.predict import Photos, forward_views, merge_views
-from manihot.infer.runners import PRECISIONS, Normalise, OnnxRunner, Runner, TorchRunner, choose_device
-from manihot.models.backbones import make_model, make_preprocess, set_training
-from manihot.models.checkpoint import load_network, save_model
+from manihot.data.sampling import expected_repeats
+from manihot.errors import SettingsError
+from manihot.infer.predict import merge_views
+from manihot.infer.runners import OnnxRunner, Runner, TorchRunner
+from manihot.models.backbones import make_model
 from manihot.models.heads import Classifier
-from manihot.optim.losses import make_loss
-from manihot.photos.preprocess import Preprocess
-from manihot.photos.store import make_store
 from manihot.progress import say
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import RunFolder, digest_value, write_atomic
-from manihot.settings import Photo, Recipe, View
+from manihot.records.runs import RunFolder, digest_file, digest_value, write_atomic
+from manihot.settings import Recipe
 from manihot.train.features import fit_head, make_features
-from manihot.train.loop import fit
-from manihot.train.probe import choose_precision
-from manihot.train.steps import STEPS, StepState
+from manihot.train.finetune import as_predictions, finetune, save_network
+from manihot.train.labels import Asked, make_lesson, members_asked
+from manihot.train.member import Member, make_member
 
 DECIDES = (
     "method",
@@ -55,48 +45,21 @@ DECIDES = (
     "train",
     "features",
     "tta",
+    "sources",
+    "labels",
+    "step",
+    "negatives",
+    "stages",
 )
-
-
-@dataclass(frozen=True)
-class Member:
-    """One member of a run, ready to be trained on any fold."""
-
-    name: str
-    recipe: Recipe
-    manifest: Manifest
-    preprocess: Preprocess
-    photos: Photos
-    device: torch.device
-    run: RunFolder
-
-    def rows(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows to train on and rows held out by `fold`; test and unlabelled photographs are in neither."""
-        usable = (self.manifest.labels >= 0) & (self.manifest.table["split"].to_numpy() != "test")
-        held = usable & (self.manifest.fold == fold)
-        return np.flatnonzero(usable & ~held), np.flatnonzero(held)
-
-    @property
-    def test_rows(self) -> np.ndarray:
-        """Rows that are only predicted."""
-        return np.flatnonzero(self.manifest.table["split"].to_numpy() == "test")
-
-    def folder(self, fold: int) -> Path:
-        """Where the fold's files lie."""
-        return self.run / f"members/{self.name}/fold{fold}"
-
-    def seed(self, fold: int) -> int:
-        """The seed of everything random in a fold."""
-        return self.recipe.seed * 1000 + fold
 
 
 def train_members(
     run: RunFolder, recipe: Recipe, manifest: Manifest, device: str = "auto", workers: int = 2
 ) -> list[str]:
     """Train every member on every fold and write its predictions; returns the members' names."""
-    names = []
-    for name, own in recipe.member_recipes().items():
-        member = make_member(run, name, own, manifest, device, workers)
+    recipes = recipe.member_recipes()
+    for name in in_order(recipes):
+        member = make_member(run, name, recipes[name], manifest, device, workers)
         folds = [
             int(k)
             for k in np.unique(manifest.fold[manifest.fold >= 0])
@@ -105,39 +68,20 @@ def train_members(
         for fold in folds or [0]:
             train_fold(member, fold)
         collect(member, folds)
-        names.append(name)
-    return names
+    return list(recipes)
 
 
-def make_member(
-    run: RunFolder, name: str, own: Recipe, manifest: Manifest, device: str = "auto", workers: int = 2
-) -> Member:
-    """A member with its photographs in the store of `run`, ready to be trained."""
-    size = input_size(own.photo, manifest)
-    preprocess = make_preprocess(own.model, size, own.photo.fit)
-    stored = (round(size[0] * own.photo.store_scale), round(size[1] * own.photo.store_scale))
-    preprocess = Preprocess(size, preprocess.fit, preprocess.mean, preprocess.std, stored)
-    store = run / f"store/{stored[0]}x{stored[1]}-{own.photo.fit}.npy"
-    photos = make_store(store, manifest, preprocess.for_store, workers)
-    return Member(name, own, manifest, preprocess, photos, choose_device(device), run)
-
-
-def input_size(photo: Photo, manifest: Manifest) -> tuple[int, int]:
-    """(height, width) of the model's input: as given, or `area` pixels in the usual proportion.
-
-    Edges are multiples of 32. Photographs that lie both ways, or whose proportions are unknown, get a square.
-    """
-    if photo.size != "auto":
-        return photo.size
-    height, width = manifest.table["height"].to_numpy(), manifest.table["width"].to_numpy()
-    known = (height > 0) & (width > 0)
-    ratio = np.log2(width[known] / height[known]) if known.any() else np.zeros(1)
-    middle = float(np.clip(np.median(ratio), -1, 1))
-    if (np.sign(ratio) == -np.sign(middle)).mean() > 0.1:
-        middle = 0.0
-    edge = photo.area**0.5
-    tall, wide = edge * 2 ** (-middle / 2), edge * 2 ** (middle / 2)
-    return max(32, round(tall / 32) * 32), max(32, round(wide / 32) * 32)
+def in_order(recipes: dict[str, Recipe]) -> list[str]:
+    """Members' names, each after those that it takes labels from; SettingsError for a circle."""
+    done: list[str] = []
+    waiting = list(recipes)
+    while waiting:
+        ready = [name for name in waiting if set(members_asked(recipes[name])) <= set(done)]
+        if not ready:
+            raise SettingsError(f"members: {', '.join(waiting)} take labels from each other in a circle")
+        done.append(ready[0])
+        waiting.remove(ready[0])
+    return done
 
 
 def train_fold(member: Member, fold: int) -> None:
@@ -150,6 +94,7 @@ def train_fold(member: Member, fold: int) -> None:
         "photographs": _digest_rows(member.manifest),
         "fold": fold,
         "size": member.preprocess.to_json(),
+        "asked": [digest_file(member.run / f"predictions/{name}.oof.parquet") for name in members_asked(member.recipe)],
     }
     outputs = [f"{folder}/best.safetensors"]
     outputs += [f"{folder}/oof.parquet"] if len(held) else []
@@ -162,127 +107,33 @@ def train_fold(member: Member, fold: int) -> None:
     member.run.stage(folder, inputs, outputs, work)
 
 
-@dataclass(frozen=True)
-class Training:
-    """What `fit` needs for one fold: a fresh network, its batches, its loss and mixing, its precision by name."""
-
-    model: Classifier
-    loader: DataLoader
-    batches: EpochBatches
-    state: StepState
-    precision: str
-
-
-def make_training(member: Member, fold: int, train: np.ndarray) -> Training:
-    """A fresh network, and all that its training on the rows `train` needs, as the recipe says."""
-    recipe, manifest, device = member.recipe, member.manifest, member.device
-    seed, classes = member.seed(fold), len(manifest.classes)
-    model = make_model(recipe.model, classes, member.preprocess.size, seed).to(
-        device, memory_format=_layout(recipe)
-    )  # type: ignore[call-overload]
-    precision = choose_precision(
-        recipe.train.precision, model, recipe.model.backbone, member.preprocess.size, device
-    )
-    augmenter = Augmenter(recipe.augment, member.preprocess.size, seed, recipe.train.epochs)
-    weights = manifest.table["weight"].to_numpy()[train]
-    dataset = TrainingPhotos(member.photos, train, soft_targets(manifest)[train], weights, augmenter)
-    loader, batches = make_loader(
-        dataset, recipe.train.batch, seed, recipe.train.workers, device.type == "cuda",
-        lambda epoch: draw_epoch(recipe.sampling, manifest.labels[train], seed, epoch),
-    )  # fmt: skip
-    targets = soft_targets(manifest)[train]
-    counts = np.maximum(targets.sum(0), 1)  # a class without photographs here must not weigh without bound
-    loss = make_loss(
-        recipe.loss.name, recipe.loss.settings, classes=classes, photographs=len(train), class_counts=counts
-    ).to(device)
-    mixer = make_mixer(recipe, len(batches), seed, model)
-    state = StepState(device, Normalise(member.preprocess).to(device), loss, PRECISIONS[precision], mixer)
-    return Training(model, loader, batches, state, precision)
-
-
-def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> None:
-    """Train the whole network on photographs."""
-    recipe, manifest, device = member.recipe, member.manifest, member.device
-    training = make_training(member, fold, train)
-    seed, precision = member.seed(fold), training.precision
-
-    def judge(network: torch.nn.Module) -> dict[str, float]:
-        runner = TorchRunner(network, member.preprocess, device, precision)  # type: ignore[arg-type]
-        looks = (View(),)
-        logits = merge_views(
-            forward_views([runner], member.photos, held, member.preprocess, looks, what="Held out"), looks
-        )
-        labels, probs = manifest.labels[held], softmax(logits.astype(np.float64), axis=1)
-        return {
-            "loss": float(metrics.log_loss(labels, probs)),
-            "accuracy": float(metrics.accuracy(labels, probs)),
-        }
-
-    folder = member.folder(fold)
-    about = {"recipe": recipe.name, "member": member.name, "fold": fold, "precision": precision}
-
-    def save(network: torch.nn.Module) -> None:
-        _save(member, folder, network, about)
-
-    what = f"{member.name} fold {fold}"
-    fit(
-        training.model, training.loader, training.batches, STEPS["supervised"], training.state, recipe, seed, folder,
-        judge if len(held) else None, save, what,
-    )  # fmt: skip
-    best = load_network(folder / "best.safetensors").networks[0]
-    _predict_fold(member, fold, held, TorchRunner(best, member.preprocess, device, precision))
-
-
-def make_mixer(recipe: Recipe, batches: int, seed: int, model: Classifier) -> Mixer | None:
-    """The recipe's mixing, with the network's own activation maps for SnapMix."""
-    if not recipe.mixing:
-        return None
-
-    @torch.no_grad()
-    def cams(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        model.eval()  # the look at the unmixed photographs leaves batch-norm statistics as they are
-        maps = model.backbone.forward_features(images)
-        set_training(model, recipe.model.freeze_norm)
-        return class_activation(maps, model.head.weight, targets.argmax(1))
-
-    epochs = recipe.train.epochs
-    return Mixer(recipe.mixing, batches * epochs, seed, epochs=epochs, cams=cams)
-
-
 def features(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> None:
     """Fit a linear head on features that the frozen backbone computed once for all folds."""
     recipe, manifest = member.recipe, member.manifest
     # One backbone for all folds, a random one too: the features were computed by it.
     model = make_model(recipe.model, len(manifest.classes), member.preprocess.size, member.seed(0))
     computed = _features_of(member, model)
-    soft = soft_targets(manifest)[train]
+    lesson = make_lesson(Asked(member, fold, train))
     group = manifest.table["group"].to_numpy()
     alone = np.where(group == "", [f"\0{i}" for i in range(len(group))], group).astype(str)
-    groups = np.unique(alone[train], return_inverse=True)[1]
-    weights = manifest.table["weight"].to_numpy()[train]
-    weights = weights * expected_repeats(recipe.sampling, manifest.labels[train], member.seed(fold))
-    say(f"{member.name} fold {fold}: fitting the head on {len(train)} photographs")
+    groups = np.unique(alone[lesson.rows], return_inverse=True)[1]
+    weights = lesson.weights * expected_repeats(recipe.sampling, lesson.labels, member.seed(fold))
+    say(f"{member.name} fold {fold}: fitting the head on {len(lesson.rows)} photographs")
     strengths, seed = recipe.features.c, member.seed(fold)
     weight, bias = fit_head(
-        computed[train], soft.argmax(1), len(manifest.classes), weights, groups, strengths, seed
+        computed[lesson.rows], lesson.labels, len(manifest.classes), weights, groups, strengths, seed
     )
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(weight))
         model.head.bias.copy_(torch.from_numpy(bias))
     about = {"recipe": recipe.name, "member": member.name, "fold": fold, "precision": "fp32"}
-    _save(member, member.folder(fold), model, about)
+    save_network(member, member.folder(fold), model, about)
     for rows, name in ((held, "oof"), (member.test_rows, "test")):
         if len(rows):
             logits = merge_views(computed[rows] @ weight.T + bias, recipe.tta)
-            _as_predictions(member, rows, logits, fold, computed[rows].mean(1)).save(
+            as_predictions(member, rows, logits, fold, computed[rows].mean(1)).save(
                 member.folder(fold) / f"{name}.parquet"
             )
-
-
-def _save(member: Member, folder: Path, network: torch.nn.Module, about: dict[str, Any]) -> None:
-    recipe, classes = member.recipe, member.manifest.classes
-    path = folder / "best.safetensors"
-    save_model(path, network, recipe.model, classes, member.preprocess, recipe.tta, about)  # type: ignore[arg-type]
 
 
 def _features_of(member: Member, model: Classifier) -> np.ndarray:
@@ -321,28 +172,6 @@ class _Later:
         return self.runner(photos)  # type: ignore[misc]
 
 
-def _predict_fold(member: Member, fold: int, held: np.ndarray, runner: TorchRunner) -> None:
-    views = member.recipe.tta
-    for rows, name in ((held, "oof"), (member.test_rows, "test")):
-        if not len(rows):
-            continue
-        what = f"{member.name} fold {fold}: {name}"
-        logits = merge_views(
-            forward_views([runner], member.photos, rows, member.preprocess, views, what=what), views
-        )
-        _as_predictions(member, rows, logits, fold).save(member.folder(fold) / f"{name}.parquet")
-
-
-def _as_predictions(
-    member: Member, rows: np.ndarray, logits: np.ndarray, fold: int, embeddings: np.ndarray | None = None
-) -> Predictions:
-    manifest = member.manifest
-    return Predictions(
-        manifest.image_id[rows], logits.astype(np.float32), manifest.classes, manifest.labels[rows],
-        np.full(len(rows), fold), embeddings,
-    )  # fmt: skip
-
-
 def collect(member: Member, folds: list[int]) -> None:
     """Join the folds' predictions: held-out ones in the manifest's order, test photographs averaged."""
     parts = [
@@ -369,17 +198,6 @@ def collect(member: Member, folds: list[int]) -> None:
         test.save(member.run / f"predictions/{member.name}.test.parquet")
 
 
-def soft_targets(manifest: Manifest) -> np.ndarray:
-    """Soft labels (N, K) float32: the hard label as one-hot without a soft one, zeros without either."""
-    hard = np.zeros((len(manifest), len(manifest.classes)), dtype=np.float32)
-    known = manifest.labels >= 0
-    hard[known, manifest.labels[known]] = 1
-    if manifest.soft_labels is None:
-        return hard
-    given = np.isfinite(manifest.soft_labels).all(axis=1)
-    return np.where(given[:, None], manifest.soft_labels, hard)
-
-
 def _clear_unless_resumable(folder: Path, digest: str) -> None:
     """Remove what another recipe's or other photographs' unfinished training left in the fold's folder."""
     mark = folder / "inputs.txt"
@@ -396,10 +214,6 @@ def _digest_rows(manifest: Manifest) -> str:
     columns = ["image_id", "sha256", "label", "split", "fold", "group", "weight"]
     soft = None if manifest.soft_labels is None else manifest.soft_labels.tolist()
     return digest_value([manifest.table[columns].to_numpy().tolist(), list(manifest.classes), soft])
-
-
-def _layout(recipe: Recipe) -> torch.memory_format:
-    return torch.channels_last if recipe.train.channels_last else torch.contiguous_format
 
 
 METHODS = {"finetune": finetune, "features": features}

@@ -31,9 +31,11 @@ from manihot.records.manifest import Manifest
 from manihot.records.runs import RunFolder, atomic_path
 from manihot.settings import Recipe, load_recipe, suggest
 from manihot.train.check import check_recipe
-from manihot.train.crossval import Training, make_member, make_training
+from manihot.train.labels import Asked, make_lesson
 from manihot.train.loop import gradient, grouped, sharpness_gradient
+from manihot.train.member import make_member
 from manihot.train.steps import STEPS
+from manihot.train.training import Training, make_training
 
 DIVERGED = 4.0  # times the lowest running mean of the loss: no use to go on
 MEMORY = 0.9  # of the running mean that is watched for this
@@ -61,7 +63,7 @@ def lr_find(
     name = member or next(iter(members))
     if name not in members:
         raise SettingsError(f"the recipe has no member {name!r}", suggest(name, list(members)))
-    own = members[name]
+    own = members[name].stage_recipes()[0]
     if own.method != "finetune":
         raise SettingsError(
             f"the method {own.method!r} has no learning rate", "use a recipe with method: finetune, as standard"
@@ -76,7 +78,8 @@ def lr_find(
         rows, _ = one.rows(which)
         if not len(rows):
             raise DataError(f"fold {which} has no photographs to train on", "set folds.only to another one")
-        table = find_lr(make_training(one, which, rows), own, one.seed(which), lowest, highest, steps)
+        lesson = make_lesson(Asked(one, which, rows))
+        table = find_lr(make_training(one, which, lesson), own, one.seed(which), lowest, highest, steps)
         found = suggest_rates(table)
         with atomic_path(folder / "lr.csv") as temporary:
             table.to_csv(temporary, index=False)

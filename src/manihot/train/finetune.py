@@ -1,0 +1,146 @@
+"""The method `finetune`: the network learns from photographs, in one stage or in several, one after another.
+
+Several stages (progressive sizes, head first and then all, other data, another loss) each leave their network in
+members/NAME/foldK/stageS/; the next begins with its weights. The last one's is the fold's.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import softmax
+
+from manihot import metrics
+from manihot.infer.predict import forward_views, merge_views
+from manihot.infer.runners import TorchRunner
+from manihot.models.checkpoint import load_network, save_model
+from manihot.models.heads import Classifier
+from manihot.progress import say
+from manihot.records.predictions import Predictions
+from manihot.records.runs import write_atomic
+from manihot.settings import View
+from manihot.train.labels import Asked, make_lesson
+from manihot.train.loop import fit
+from manihot.train.member import Member, make_member
+from manihot.train.steps import STEPS
+from manihot.train.training import make_training
+
+NETWORK = "best.safetensors"
+DONE = "done"  # a stage's mark that its network is the one to keep: `keep: best` writes networks on the way
+
+
+def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> None:
+    """Train the whole network on photographs, a stage after another."""
+    stages, folder = stages_of(member), member.folder(fold)
+    places = [folder] if len(stages) == 1 else [folder / f"stage{number}" for number in range(1, len(stages) + 1)]
+    before: Classifier | None = None
+    precision = "fp32"
+    for number, (stage, place) in enumerate(zip(stages, places), 1):
+        what = f"{member.name} fold {fold}" + (f", stage {number} of {len(stages)}" if len(stages) > 1 else "")
+        if len(stages) > 1 and (place / DONE).is_file():
+            say(f"{what}: done before")
+        else:
+            rows, _ = stage.rows(fold)
+            train_stage(stage, fold, rows, held, place, before, what, last=number == len(stages))
+            if len(stages) > 1:
+                write_atomic(place / DONE, "")
+        trained = load_network(place / NETWORK)
+        before, precision = trained.networks[0], str(trained.about["precision"])
+    if len(stages) > 1:
+        write_atomic(folder / "history.jsonl", "".join(_joined_history(places)))
+    assert before is not None
+    about = {"recipe": member.recipe.name, "member": member.name, "fold": fold, "precision": precision}
+    if len(stages) > 1:
+        save_network(member, folder, before, about)
+    predict_fold(member, fold, held, TorchRunner(before, member.preprocess, member.device, precision))
+
+
+def stages_of(member: Member) -> list[Member]:
+    """The member as each stage of its training sees it."""
+    recipes = member.recipe.stage_recipes()
+    if len(recipes) == 1:
+        return [replace(member, recipe=recipes[0])]
+    made = [make_member(member.run, member.name, one, member.manifest, str(member.device)) for one in recipes]
+    return [replace(stage, stage=number) for number, stage in enumerate(made)]
+
+
+def train_stage(
+    stage: Member, fold: int, train: np.ndarray, held: np.ndarray, folder: Path, before: Classifier | None, what: str,
+    last: bool,
+) -> None:  # fmt: skip
+    """Train one stage and save its network into `folder`; a stopped one continues after its last epoch."""
+    recipe, manifest, device = stage.recipe, stage.manifest, stage.device
+    lesson = make_lesson(Asked(stage, fold, train, before))
+    training = make_training(stage, fold, lesson, before)
+    precision = training.precision
+
+    def judge(network: torch.nn.Module) -> dict[str, float]:
+        runner = TorchRunner(network, stage.preprocess, device, precision)  # type: ignore[arg-type]
+        looks = (View(),)
+        logits = merge_views(
+            forward_views([runner], stage.photos, held, stage.preprocess, looks, what="Held out"), looks
+        )
+        labels, probs = manifest.labels[held], softmax(logits.astype(np.float64), axis=1)
+        return {
+            "loss": float(metrics.log_loss(labels, probs)),
+            "accuracy": float(metrics.accuracy(labels, probs)),
+        }
+
+    about = {"recipe": recipe.name, "member": stage.name, "fold": fold, "precision": precision}
+    of_classes = recipe.labels.name != "clusters"
+    names = manifest.classes if of_classes else tuple(f"cluster {k}" for k in range(lesson.classes))
+
+    def save(network: torch.nn.Module) -> None:
+        save_network(stage, folder, network, about, names)
+
+    fit(
+        training.model, training.loader, training.batches, STEPS[recipe.step.name], training.state, recipe,
+        stage.seed(fold), folder, judge if len(held) and of_classes else None, save, what,
+    )  # fmt: skip
+
+
+def save_network(
+    member: Member, folder: Path, network: Any, about: dict[str, Any], classes: tuple[str, ...] | None = None
+) -> None:
+    """Write a network with all that is needed to use it."""
+    recipe, path = member.recipe, folder / NETWORK
+    save_model(path, network, recipe.model, classes or member.manifest.classes, member.preprocess, recipe.tta, about)
+
+
+def predict_fold(member: Member, fold: int, held: np.ndarray, runner: TorchRunner) -> None:
+    """Predict the photographs that the fold held out, and the test photographs."""
+    views = member.recipe.tta
+    for rows, name in ((held, "oof"), (member.test_rows, "test")):
+        if not len(rows):
+            continue
+        what = f"{member.name} fold {fold}: {name}"
+        logits = merge_views(
+            forward_views([runner], member.photos, rows, member.preprocess, views, what=what), views
+        )
+        as_predictions(member, rows, logits, fold).save(member.folder(fold) / f"{name}.parquet")
+
+
+def as_predictions(
+    member: Member, rows: np.ndarray, logits: np.ndarray, fold: int, embeddings: np.ndarray | None = None
+) -> Predictions:
+    """Logits (n, K) of rows of the manifest as a record."""
+    manifest = member.manifest
+    return Predictions(
+        manifest.image_id[rows], logits.astype(np.float32), manifest.classes, manifest.labels[rows],
+        np.full(len(rows), fold), embeddings,
+    )  # fmt: skip
+
+
+def _joined_history(places: list[Path]) -> list[str]:
+    """The stages' histories as one, epochs counted on."""
+    lines, epochs = [], 0
+    for number, place in enumerate(places, 1):
+        rows = [json.loads(line) for line in (place / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines += [json.dumps({**row, "stage": number, "epoch": epochs + row["epoch"]}) + "\n" for row in rows]
+        epochs += len(rows)
+    return lines

@@ -1,0 +1,276 @@
+"""Where the labels come from that a stage of training learns: a lesson is rows of the manifest with soft labels.
+
+`given`: the manifest's. `pseudo`: also what a model of the same fold says of photographs without a label (Plant
+Pathology's 2nd place: at .95 and more). `oof`: other members' out-of-fold answers change or drop doubtful labels
+(7th and 77th place, the lecture's relabelling). `teacher`: a member's out-of-fold answers as soft labels
+(distillation). `clusters`: k-means clusters of features instead of classes (77th place's pre-training).
+
+A photograph's label is never made by a model that judged the fold's held-out photographs on the way: pseudo-labels
+come from a network of the same fold. Out-of-fold answers come from models that saw other folds' labels, as in every
+published use of them; the held-out photographs' own labels are never among what is learned.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+from sklearn.cluster import KMeans
+
+from manihot.errors import DataError, SettingsError
+from manihot.infer.predict import forward_views, merge_views
+from manihot.infer.runners import TorchRunner
+from manihot.models.checkpoint import load_network
+from manihot.models.heads import Classifier
+from manihot.progress import say
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
+from manihot.settings import Choice, Recipe, View, suggest
+from manihot.train.member import Member
+
+ACTIONS = ("drop", "relabel", "soft")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learned: rows (n,) of the manifest, soft labels (n, C) float32, weights (n,), teacher logits (n, C)."""
+
+    rows: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    teacher: np.ndarray | None = None
+
+    @property
+    def classes(self) -> int:
+        """Outputs of the network that learns it."""
+        return self.targets.shape[1]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The likeliest class of each, (n,)."""
+        return self.targets.argmax(1)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who asks for labels: a member or stage, its fold, the rows it may train on, the network of the stage before."""
+
+    member: Member
+    fold: int
+    train: np.ndarray
+    before: Classifier | None = None
+
+
+def given(asked: Asked) -> Lesson:
+    """The labels of the manifest."""
+    manifest, train = asked.member.manifest, asked.train
+    return Lesson(train, soft_targets(manifest)[train], manifest.table["weight"].to_numpy()[train])
+
+
+def pseudo(
+    asked: Asked, *, above: float = 0.95, hard: bool = True, by: str = "", test: bool = False, weight: float = 1.0
+) -> Lesson:
+    """`given`, and photographs without a label that a model is sure of.
+
+    above: least probability. hard: the likeliest class; its probabilities otherwise. by: the member whose network of
+    the same fold is asked; that of the stage before when left out. test: test photographs too. weight: of each.
+    """
+    member, known = asked.member, given(asked)
+    rows = member.unlabelled_rows(asked.fold)
+    if test:
+        rows = np.union1d(rows, member.test_rows)
+    if not len(rows):
+        raise DataError(
+            f"{member.name}: labels 'pseudo' found no photographs without a label",
+            "add some, mark a source with use: unlabelled, or set labels.test: true",
+        )
+    probs = _ask(asked, rows, by)
+    sure = probs.max(1) >= above
+    told = np.eye(probs.shape[1], dtype=np.float32)[probs.argmax(1)] if hard else probs.astype(np.float32)
+    say(f"{member.name} fold {asked.fold}: {int(sure.sum())} of {len(rows)} photographs got a pseudo-label")
+    return Lesson(
+        np.concatenate([known.rows, rows[sure]]),
+        np.concatenate([known.targets, told[sure]]),
+        np.concatenate([known.weights, np.full(int(sure.sum()), weight, dtype=known.weights.dtype)]),
+    )
+
+
+def oof(
+    asked: Asked, *, of: str, do: str = "relabel", above: float = 0.9, worst: int = 0, classes: tuple[int, ...] = ()
+) -> Lesson:
+    """`given` without doubtful labels: those that out-of-fold answers contradict with a probability of `above`.
+
+    of: the member whose answers are taken. do: drop the photographs, relabel them, or soft: the mean of label and
+    answer. worst: at most so many, the surest contradictions first; 0 for all. classes: numbers of the given labels
+    that may be doubted; all when empty.
+    """
+    known = given(asked)
+    probs = _answers(asked, of)
+    label, said = known.labels, np.nan_to_num(probs).argmax(1)
+    sure = np.nan_to_num(probs).max(1)
+    doubtful = np.isfinite(probs).all(1) & (said != label) & (sure >= above)
+    if classes:
+        doubtful &= np.isin(label, classes)
+    if worst and doubtful.sum() > worst:
+        doubtful[np.argsort(np.where(doubtful, -sure, 1.0), kind="stable")[worst:]] = False
+    targets = known.targets.copy()
+    if do == "relabel":
+        targets[doubtful] = np.eye(targets.shape[1], dtype=np.float32)[said[doubtful]]
+    elif do == "soft":
+        targets[doubtful] = (targets[doubtful] + probs[doubtful]) / 2
+    keep = ~doubtful if do == "drop" else np.ones(len(label), dtype=bool)
+    say(f"{asked.member.name} fold {asked.fold}: {do} {int(doubtful.sum())} labels that {of} contradicts")
+    return Lesson(known.rows[keep], targets[keep], known.weights[keep])
+
+
+def teacher(asked: Asked, *, of: str, share: float = 0.0) -> Lesson:
+    """`given`, with the answers of member `of` as the teacher of the loss `distillation`.
+
+    share: of the answers in the soft labels themselves, so that any loss learns from them. Photographs that no fold
+    held out have no honest answer; their own label stands for it.
+    """
+    known = given(asked)
+    probs = _answers(asked, of)
+    probs = np.where(np.isfinite(probs).all(1)[:, None], probs, known.targets)
+    targets = ((1 - share) * known.targets + share * probs).astype(np.float32)
+    return Lesson(known.rows, targets, known.weights, np.log(np.maximum(probs, 1e-7)).astype(np.float32))
+
+
+def clusters(asked: Asked, *, k: int = 50, labelled: bool = False) -> Lesson:
+    """Clusters of the photographs without a label as their classes: the head is thrown away after the stage.
+
+    k: clusters of k-means over the pooled features of the network at hand. labelled: the training photographs too.
+    """
+    member = asked.member
+    rows = member.unlabelled_rows(asked.fold)
+    rows = np.union1d(rows, asked.train) if labelled else rows
+    if len(rows) < 2 * k:
+        raise DataError(
+            f"{member.name}: labels 'clusters' found {len(rows)} photographs for {k} clusters",
+            "lower labels.k, set labels.labelled: true, or mark a source with use: unlabelled",
+        )
+    network = asked.before or _pretrained(member)
+    features = _look(member, network, rows, "embeddings", f"{member.name}: features for clusters")
+    found = KMeans(k, n_init=4, random_state=member.seed(asked.fold)).fit_predict(features)
+    return Lesson(rows, np.eye(k, dtype=np.float32)[found], np.ones(len(rows), dtype=np.float32))
+
+
+def _pretrained(member: Member) -> Classifier:
+    from manihot.models.backbones import make_model
+
+    return make_model(member.recipe.model, len(member.manifest.classes), member.preprocess.size, member.seed(0))
+
+
+def _look(member: Member, network: Classifier, rows: np.ndarray, want: str, what: str) -> np.ndarray:
+    views = (View(),)
+    runner = TorchRunner(network, member.preprocess, member.device)
+    seen = forward_views([runner], member.photos, rows, member.preprocess, views, want=want, what=what)
+    return merge_views(seen, views)
+
+
+def _ask(asked: Asked, rows: np.ndarray, by: str) -> np.ndarray:
+    """Probabilities (n, K) by the network of the stage before, or by another member's of the same fold."""
+    member, what = asked.member, f"{asked.member.name} fold {asked.fold}: pseudo-labels"
+    if not by:
+        assert asked.before is not None, "check_labels lets no first stage ask for it"
+        return softmax(_look(member, asked.before, rows, "logits", what).astype(np.float64), axis=1)
+    from manihot.photos.store import PhotoStore
+
+    path = member.run / f"members/{by}/fold{asked.fold}/best.safetensors"
+    if not path.is_file():
+        raise DataError(f"labels.by: member {by!r} has no network of fold {asked.fold}", f"train {by} first: {path}")
+    model = load_network(path)
+    stored = model.preprocess.stored or model.preprocess.size
+    photos = PhotoStore.open(member.run / f"store/{stored[0]}x{stored[1]}-{model.preprocess.fit}.npy")
+    runner = TorchRunner(model.networks[0], model.preprocess, member.device)
+    seen = forward_views([runner], photos, rows, model.preprocess, model.views, what=what)
+    return softmax(merge_views(seen, model.views).astype(np.float64), axis=1)
+
+
+def _answers(asked: Asked, of: str) -> np.ndarray:
+    """Out-of-fold probabilities (n, K) of another member for the rows to train on; NaN where it has none."""
+    member = asked.member
+    path = member.run / f"predictions/{of}.oof.parquet"
+    if not path.is_file():
+        raise DataError(f"labels.of: member {of!r} has no out-of-fold predictions", f"train {of} first: {path}")
+    told = Predictions.load(path)
+    place = {name: at for at, name in enumerate(told.image_id)}
+    at = np.array([place.get(name, -1) for name in member.manifest.image_id[asked.train]])
+    out = np.full((len(at), len(told.classes)), np.nan, dtype=np.float32)
+    out[at >= 0] = told.pred_probs[at[at >= 0]]
+    return out
+
+
+def make_lesson(asked: Asked) -> Lesson:
+    """What the stage's recipe wants learned."""
+    choice = asked.member.recipe.labels
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in choice.settings.items()}
+    return LABELS[choice.name](asked, **settings)
+
+
+def members_asked(recipe: Recipe) -> list[str]:
+    """Names of other members that a member's stages take labels from."""
+    asked = [stage.labels.settings.get(key, "") for stage in recipe.stage_recipes() for key in ("of", "by")]
+    return [str(name) for name in dict.fromkeys(asked) if name]
+
+
+def check_labels(choice: Choice, where: str, *, first: bool, last: bool, members: list[str]) -> None:
+    """SettingsError for labels or a setting that don't exist, or a value that makes no sense.
+
+    first, last: whether the stage is its training's first and last. members: names of the recipe's other members.
+    """
+    if choice.name not in LABELS:
+        raise SettingsError(f"{where}: there are no labels {choice.name!r}", suggest(choice.name, [*LABELS]))
+    known = inspect.signature(LABELS[choice.name]).parameters
+    for key in choice.settings:
+        if key not in [*known][1:]:
+            raise SettingsError(
+                f"{where}: {choice.name} has no setting {key!r}", suggest(key, [*known][1:] or ["name"])
+            )
+    needed = [key for key, p in known.items() if p.default is p.empty and key != "asked"]
+    values: dict[str, Any] = {key: p.default for key, p in known.items() if key != "asked"} | choice.settings
+    for key in needed:
+        if key not in choice.settings:
+            raise SettingsError(f"{where}: {choice.name} needs the setting {key!r}", f"{key}: one of {members}")
+    for key in ("of", "by"):
+        if values.get(key) and values[key] not in members:
+            raise SettingsError(f"{where}: {key}: there is no other member {values[key]!r}", f"one of {members}")
+    for key in ("above", "share"):
+        if key in values and not (isinstance(values[key], (int, float)) and 0 <= values[key] <= 1):
+            raise SettingsError(f"{where}: {key} = {values[key]!r}", "a number from 0 to 1")
+    for key, least in (("k", 2), ("worst", 0)):
+        if key in values and (not isinstance(values[key], int) or values[key] < least):
+            raise SettingsError(f"{where}: {key} = {values[key]!r}", f"a whole number from {least}")
+    if values.get("do", "drop") not in ACTIONS:
+        raise SettingsError(f"{where}: do = {values['do']!r}", f"one of {', '.join(ACTIONS)}")
+    if choice.name == "pseudo" and first and not values["by"]:
+        raise SettingsError(
+            f"{where}: pseudo asks the network of the stage before, and there is none",
+            "put it into a later one of `stages`, or name another member with by",
+        )
+    if choice.name == "clusters" and last:
+        raise SettingsError(f"{where}: clusters are no classes to predict", "add a stage after it")
+
+
+def soft_targets(manifest: Manifest) -> np.ndarray:
+    """Soft labels (N, K) float32: the hard label as one-hot without a soft one, zeros without either."""
+    hard = np.zeros((len(manifest), len(manifest.classes)), dtype=np.float32)
+    known = manifest.labels >= 0
+    hard[known, manifest.labels[known]] = 1
+    if manifest.soft_labels is None:
+        return hard
+    given = np.isfinite(manifest.soft_labels).all(axis=1)
+    return np.where(given[:, None], manifest.soft_labels, hard)
+
+
+LABELS: dict[str, Callable[..., Lesson]] = {
+    "given": given,
+    "pseudo": pseudo,
+    "oof": oof,
+    "teacher": teacher,
+    "clusters": clusters,
+}

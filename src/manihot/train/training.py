@@ -1,0 +1,106 @@
+"""What a fold's training needs: a fresh network, its batches, its loss and mixing, its precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch.utils.data import DataLoader
+
+from manihot.data.augment import Augmenter
+from manihot.data.dataset import EpochBatches, TrainingPhotos, make_loader
+from manihot.data.mixing import Mixer, class_activation
+from manihot.data.sampling import draw_epoch
+from manihot.errors import SettingsError
+from manihot.infer.runners import PRECISIONS, Normalise
+from manihot.models.backbones import make_model, set_training
+from manihot.models.heads import Classifier
+from manihot.optim.losses import make_loss
+from manihot.settings import Recipe
+from manihot.train.labels import Lesson
+from manihot.train.member import Member
+from manihot.train.probe import choose_precision
+from manihot.train.steps import StepState
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `fit` needs for one fold: a network, its batches, its loss and mixing, its precision by name."""
+
+    model: Classifier
+    loader: DataLoader
+    batches: EpochBatches
+    state: StepState
+    precision: str
+
+
+def make_training(member: Member, fold: int, lesson: Lesson, before: Classifier | None = None) -> Training:
+    """A network, and all that its training on the lesson needs, as the recipe says.
+
+    before: the network of the stage before, whose weights are taken over (its head too, where it has the same size).
+    """
+    recipe, device = member.recipe, member.device
+    seed, size = member.seed(fold), member.preprocess.size
+    model = make_model(recipe.model, lesson.classes, size, seed)
+    if before is not None:
+        take_over(model, before)
+    model = model.to(device, memory_format=_layout(recipe))  # type: ignore[call-overload]
+    precision = choose_precision(recipe.train.precision, model, recipe.model.backbone, size, device)
+    augmenter = Augmenter(recipe.augment, size, seed, recipe.train.epochs)
+    dataset = TrainingPhotos(member.photos, lesson.rows, lesson.targets, lesson.weights, augmenter, lesson.teacher)
+    loader, batches = make_loader(
+        dataset, recipe.train.batch, seed, recipe.train.workers, device.type == "cuda",
+        lambda epoch: draw_epoch(recipe.sampling, lesson.labels, seed, epoch),
+    )  # fmt: skip
+    counts = np.maximum(lesson.targets.sum(0), 1)  # a class without photographs here must not weigh without bound
+    loss = make_loss(
+        recipe.loss.name, recipe.loss.settings, classes=lesson.classes, photographs=len(lesson.rows),
+        class_counts=counts,
+    ).to(device)  # fmt: skip
+    mixer = make_mixer(recipe, len(batches), seed, model)
+    state = StepState(device, Normalise(member.preprocess).to(device), loss, PRECISIONS[precision], mixer)
+    return Training(model, loader, batches, state, precision)
+
+
+def take_over(model: Classifier, before: Classifier) -> None:
+    """Give `model` the weights of `before`; position embeddings are resized to the new input.
+
+    The head and the attention over tiles stay fresh where the stage before learned other classes. Raises
+    SettingsError where the backbone can't change its input's size.
+    """
+    own, taken = model.state_dict(), before.state_dict()
+    place = "backbone.pos_embed"
+    if place in own and own[place].shape != taken[place].shape:
+        backbone = model.backbone
+        taken[place] = resample_abs_pos_embed(
+            taken[place], list(backbone.patch_embed.grid_size), num_prefix_tokens=backbone.num_prefix_tokens
+        )
+    fits = {name: value for name, value in taken.items() if name in own and own[name].shape == value.shape}
+    lost = [name for name in own if name not in fits and not name.startswith(("head.", "attention."))]
+    if lost:
+        raise SettingsError(
+            f"stages: {lost[0]} of the stage before doesn't fit an input of this size", "give all stages one photo.size"
+        )
+    model.load_state_dict(fits, strict=False)
+
+
+def make_mixer(recipe: Recipe, batches: int, seed: int, model: Classifier) -> Mixer | None:
+    """The recipe's mixing, with the network's own activation maps for SnapMix."""
+    if not recipe.mixing:
+        return None
+
+    @torch.no_grad()
+    def cams(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        model.eval()  # the look at the unmixed photographs leaves batch-norm statistics as they are
+        maps = model.backbone.forward_features(images)
+        set_training(model, recipe.model.freeze_norm)
+        return class_activation(maps, model.head.weight, targets.argmax(1))
+
+    epochs = recipe.train.epochs
+    return Mixer(recipe.mixing, batches * epochs, seed, epochs=epochs, cams=cams)
+
+
+def _layout(recipe: Recipe) -> torch.memory_format:
+    return torch.channels_last if recipe.train.channels_last else torch.contiguous_format
