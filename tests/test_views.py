@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from manihot.data.views import VIEWS, check_views, make_view
+from manihot.data.views import CHANCE, VIEWS, check_views, make_view
 from manihot.errors import SettingsError
 from manihot.infer.predict import forward_views, merge_views
 from manihot.photos.preprocess import Preprocess
@@ -28,7 +28,7 @@ def test_every_view_gives_the_models_input(name, fit, shape):
     before = photo.copy()
     for flip in ("", "h", "v", "hv"):
         for transpose in (False, True):
-            view = View(name=name, flip=flip, transpose=transpose, scale=0.6)
+            view = View(name=name, flip=flip, transpose=transpose, scale=0.6, least=0.3)
             out = make_view(photo, view, Preprocess((32, 48), fit))
             assert out.shape == (32, 48, 3)
             assert out.dtype == np.uint8
@@ -79,7 +79,7 @@ def test_crops_lie_where_they_say(name, rows, columns):
 
 def test_every_view_has_its_row_here():
     known = {"full", "centre", "top_left", "top_right", "bottom_left", "bottom_right"}
-    assert set(VIEWS) == known
+    assert set(VIEWS) == known | set(CHANCE)
 
 
 def test_an_unknown_view_is_refused():
@@ -87,6 +87,77 @@ def test_an_unknown_view_is_refused():
         check_views((View(), View(name="center")))
     assert "'centre'" in caught.value.remedy
     check_views(tuple(View(name=name) for name in VIEWS))
+
+
+GRID = np.stack([*np.mgrid[0:200, 0:250], np.zeros((200, 250))], axis=2).astype(np.uint8)  # a pixel says where it lies
+
+
+def window(out: np.ndarray) -> tuple[float, float]:
+    """Shares of the edges of GRID that a crop without turns keeps."""
+    assert np.array_equal(out, GRID[out[0, 0, 0] : out[-1, 0, 0] + 1, out[0, 0, 1] : out[0, -1, 1] + 1])
+    return out.shape[0] / 200, out.shape[1] / 250
+
+
+def test_random_crops_keep_the_shares_they_are_told():
+    views = [View(name="random", least=0.37, scale=0.85, draw=n) for n in range(400)]
+    crops = [VIEWS["random"](GRID, view) for view in views]
+    shares = np.array([window(crop) for crop in crops])
+    assert np.abs(shares[:, 0] - shares[:, 1]).max() < 0.01
+    assert 0.36 < shares.min() < 0.4 and 0.82 < shares.max() < 0.86
+    assert shares.mean() == pytest.approx((0.37 + 0.85) / 2, abs=0.03)
+    corners = np.array([crop[0, 0, :2] for crop in crops]) / (200, 250) / (1 - shares)
+    assert np.abs(np.median(corners, axis=0) - 0.5).max() < 0.08  # anywhere, evenly
+    assert corners.min() < 0.03 and corners.max() > 0.97
+
+
+def test_random_resized_crops_keep_area_and_proportion():
+    views = [View(name="random_resized", least=0.2, scale=0.6, draw=n) for n in range(400)]
+    shares = np.array([window(VIEWS["random_resized"](GRID, view)) for view in views])
+    area, proportion = shares.prod(1), shares[:, 1] / shares[:, 0]
+    assert 0.19 < area.min() < 0.23 and 0.57 < area.max() < 0.61
+    assert 0.73 < proportion.min() < 0.78 and 1.29 < proportion.max() < 1.36
+    assert np.log(proportion).mean() == pytest.approx(0, abs=0.03)
+    np.testing.assert_array_equal(VIEWS["random_resized"](GRID, View(name="random_resized")), GRID)  # nothing fits
+
+
+def test_one_of_takes_each_of_three_and_turns_it():
+    sizes, whole = [], []
+    for n in range(300):
+        out = VIEWS["one_of"](GRID, View(name="one_of", least=0.08, scale=0.8, draw=n))
+        upright = out.transpose(1, 0, 2) if out[0, 0, 0] == out[-1, 0, 0] else out
+        shape = upright.shape[:2]
+        sizes.append("whole" if shape == (200, 250) else "centre" if shape == (160, 200) else "crop")
+        if shape == (200, 250):
+            whole.append((upright is not out, bool(upright[0, 0, 0]), bool(upright[0, 0, 1])))
+    counts = {kind: sizes.count(kind) for kind in ("whole", "centre", "crop")}
+    assert min(counts.values()) > 75, counts
+    assert len(set(whole)) == 8  # all turns of the square
+
+
+@pytest.mark.parametrize("name", CHANCE)
+def test_chance_depends_on_the_photograph_and_the_draw_alone(name):
+    """Not on the batch, the order, or what else is looked at."""
+    photos = np.random.default_rng(1).integers(0, 256, (6, 40, 60, 3), dtype=np.uint8)
+    views = [View(name=name, least=0.3, scale=0.9, draw=n) for n in range(3)]
+    pre = Preprocess((16, 24))
+    alone = np.stack([[Corner()(make_view(p, v, pre)[None])["logits"][0] for v in views] for p in photos])
+    for rows, batch in ((np.arange(6), 1), (np.arange(6)[::-1], 4), (np.array([3, 1, 5]), 64)):
+        out = forward_views([Corner()], photos, rows, pre, views, batch)
+        np.testing.assert_array_equal(out, alone[rows])
+    assert len(np.unique(alone[:, :, 0])) > 12  # photographs and draws differ
+    flipped = VIEWS[name](photos[0][:, ::-1], views[0])  # a view of memory that isn't contiguous
+    np.testing.assert_array_equal(flipped, VIEWS[name](np.ascontiguousarray(photos[0][:, ::-1]), views[0]))
+
+
+def test_views_with_chance_that_can_not_be_are_refused():
+    with pytest.raises(SettingsError, match=r"random keeps at least 1 and at most 0.85") as caught:
+        check_views((View(name="random", scale=0.85),))
+    assert "least" in caught.value.remedy
+    twice = View(name="one_of", draw=2)
+    with pytest.raises(SettingsError, match="one_of with draw 2 stands there twice") as caught:
+        check_views((twice, twice.model_copy(update={"weight": 2.0})))
+    assert "draw: 3" in caught.value.remedy
+    check_views((twice, twice.model_copy(update={"flip": "h"}), View(name="one_of", draw=3)))
 
 
 logits_and_weights = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(2, 5), st.integers(0, 2**31))

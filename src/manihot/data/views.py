@@ -1,10 +1,15 @@
 """Views: the ways a photograph is looked at when it is predicted, and for features computed once.
 
 A view is cut on uint8 by the host, so that every view passes through the same resize as training.
+
+Views with chance in them (the crops of the 77th place of Cassava 2020, the lecture's OneOf) draw from the number
+`draw` and from the photograph's own pixels: the same photograph is cut in the same way in any order, batch or process.
 """
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Callable
 
 import cv2
@@ -45,6 +50,49 @@ def bottom_right(rgb: np.ndarray, view: View) -> np.ndarray:
     return crop_at(rgb, view.scale, 1.0, 1.0)
 
 
+def random_crop(rgb: np.ndarray, view: View) -> np.ndarray:
+    """A crop anywhere of a random share, `least` to `scale`, of each edge; both edges keep the same share."""
+    rng = generator(rgb, view)
+    return crop_at(rgb, rng.uniform(view.least, view.scale), *rng.uniform(0, 1, 2))
+
+
+def random_resized(rgb: np.ndarray, view: View) -> np.ndarray:
+    """A crop anywhere of `least` to `scale` of the area, its proportion 3/4 to 4/3 of the photograph's own."""
+    return resized_crop(rgb, generator(rgb, view), view.least, view.scale)
+
+
+def one_of(rgb: np.ndarray, view: View) -> np.ndarray:
+    """The whole photograph, the middle `scale` of each edge, or a crop of `least` of the area to all of it.
+
+    Then transposed, mirrored and turned upside down by chance: the lecture's, which took 2 or 5 draws.
+    """
+    rng = generator(rgb, view)
+    kind = int(rng.integers(3))
+    out = rgb if kind == 0 else centre(rgb, view) if kind == 1 else resized_crop(rgb, rng, view.least, 1.0)
+    transposed, mirrored, upside_down = rng.random(3) < 0.5
+    out = out.transpose(1, 0, 2) if transposed else out
+    return out[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+
+
+def generator(rgb: np.ndarray, view: View) -> np.random.Generator:
+    """What a view with chance in it draws from: decided by its number and the photograph's pixels."""
+    return np.random.default_rng([view.draw, zlib.crc32(np.ascontiguousarray(rgb).data), *rgb.shape[:2]])
+
+
+def resized_crop(rgb: np.ndarray, rng: np.random.Generator, least: float, most: float) -> np.ndarray:
+    """A crop of random area and proportion, at a random place (arXiv 1409.4842); all where none of ten fits."""
+    h, w = rgb.shape[:2]
+    for _ in range(10):
+        area = rng.uniform(least, most)
+        stretch = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)) / 2)
+        down, right = math.sqrt(area) / stretch, math.sqrt(area) * stretch
+        if max(down, right) <= 1:
+            height, width = max(1, round(h * down)), max(1, round(w * right))
+            top, left = int(rng.integers(h - height + 1)), int(rng.integers(w - width + 1))
+            return rgb[top : top + height, left : left + width]
+    return rgb
+
+
 def crop_at(rgb: np.ndarray, scale: float, down: float, right: float) -> np.ndarray:
     """A window of `scale` of each edge; `down` and `right` in [0, 1] say where it lies."""
     h, w = rgb.shape[:2]
@@ -65,10 +113,23 @@ def make_view(rgb: np.ndarray, view: View, preprocess: Preprocess) -> np.ndarray
 
 
 def check_views(views: tuple[View, ...], where: str = "tta") -> None:
-    """SettingsError for a view that doesn't exist."""
+    """SettingsError for a view that doesn't exist, or one with chance in it that can't be or stands there twice."""
+    drawn = set()
     for view in views:
         if view.name not in VIEWS:
             raise SettingsError(f"{where}: unknown view {view.name!r}", suggest(view.name, list(VIEWS)))
+        if view.name in ("random", "random_resized") and view.least > view.scale:
+            raise SettingsError(
+                f"{where}: {view.name} keeps at least {view.least:g} and at most {view.scale:g}",
+                "set least to a share below scale, for example {least: 0.37, scale: 0.85}",
+            )
+        looks = tuple(view.model_dump(exclude={"weight"}).items())
+        if view.name in CHANCE and looks in drawn:
+            raise SettingsError(
+                f"{where}: {view.name} with draw {view.draw} stands there twice, which is the same view",
+                f"number them: draw: {view.draw + 1} for the next",
+            )
+        drawn.add(looks)
 
 
 VIEWS: dict[str, Callable[[np.ndarray, View], np.ndarray]] = {
@@ -78,4 +139,8 @@ VIEWS: dict[str, Callable[[np.ndarray, View], np.ndarray]] = {
     "top_right": top_right,
     "bottom_left": bottom_left,
     "bottom_right": bottom_right,
+    "random": random_crop,
+    "random_resized": random_resized,
+    "one_of": one_of,
 }
+CHANCE = ("random", "random_resized", "one_of")
