@@ -392,8 +392,9 @@ def test_blend_files_end_to_end(tmp_path: Path) -> None:
     assert table.loc["vit", "accuracy"] == pytest.approx(vit)
     of_b = probs[1].argmax(axis=1)[labels == 1] == 1
     assert table.loc["vit", "recall[b]"] == pytest.approx(of_b.mean())
-    expected = ["blend.json", "blend.oof.parquet", "blend.test.parquet", "diversity.csv", "diversity.png"]
-    assert sorted(p.name for p in out.iterdir()) == [*expected, "members.csv", "nested.csv", "submission.csv"]
+    expected = ["blend.json", "blend.oof.parquet", "blend.test.parquet", "combination.npz", "diversity.csv"]
+    expected += ["diversity.png", "members.csv", "nested.csv", "submission.csv"]
+    assert sorted(p.name for p in out.iterdir()) == expected
 
 
 def test_fitted_blends_save_held_out_rows(tmp_path: Path) -> None:

@@ -78,9 +78,15 @@ def test_members_weigh_in_a_prediction_as_in_the_blend(small_photos: Path, tiny_
     plain = predict_photos(manihot.load_model(out), manifest).pred_probs
     parts = [predict_photos(manihot.load_model(out / f"members/{n}"), manifest).pred_probs for n in "abc"]
     assert np.allclose(plain, np.mean(parts, axis=0), atol=1e-5)
-    (out / "blend/blend.json").write_text(json.dumps({"weights": {"a": 0.75, "b": 0.25, "c": 0.0}}))
+    from manihot.ensemble.second_level import as_weighted
+
+    as_weighted("abc", blend["classes"], np.array([0.75, 0.25, 0])).save(out / "blend/combination.npz")
+    assert {model.about["member"] for model in manihot.load_model(out)} == {"a", "b"}
     weighted = predict_photos(manihot.load_model(out), manifest).pred_probs
     assert np.allclose(weighted, 0.75 * parts[0] + 0.25 * parts[1], atol=1e-5)
+    (out / "blend/combination.npz").unlink()  # a run folder of an older version holds weights alone
+    (out / "blend/blend.json").write_text(json.dumps({"weights": {"a": 0.75, "b": 0.25, "c": 0.0}}))
+    assert np.allclose(predict_photos(manihot.load_model(out), manifest).pred_probs, weighted, atol=1e-6)
 
 
 def test_a_run_audits_and_shows_it(finished: Path):

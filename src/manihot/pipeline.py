@@ -16,6 +16,7 @@ import numpy as np
 from manihot.audit.folds import make_folds
 from manihot.audit.sources import use_sources
 from manihot.audit.stages import audit_labels, audit_what_if, group_duplicates
+from manihot.ensemble.stages import blend_stage
 from manihot.errors import RunFolderError
 from manihot.progress import say
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
@@ -59,14 +60,13 @@ def run(
 
         folder.update_record(device=describe_device(choose_device(device)))
         names = train_members(folder, resolved, manifest, device, workers)
-        blend_stage(folder, names, resolved.seed)
-        best = names[0] if len(names) == 1 else "ensemble"
+        best = blend_stage(folder, names, resolved.blend, resolved.seed)
         trust_stage(folder, best, resolved.seed)
         if resolved.audit.labels:
             audit_labels(folder, manifest, best)
         if what_if:
             say(audit_what_if(folder, manifest, best, resolved.seed, trusted))
-        scores = score(folder, manifest, names, resolved.seed)
+        scores = score(folder, manifest, names, best, resolved.seed)
         folder.update_record(finished=time.time())
         if report:
             from manihot.deliver.audit_page import make_audit_page
@@ -176,30 +176,6 @@ def _folds(folder: RunFolder, recipe: Recipe, manifest: Manifest) -> Manifest:
     return Manifest.load(path)
 
 
-def blend_stage(folder: RunFolder, names: Sequence[str], seed: int) -> None:
-    """The members' blend into RUN/blend: plain averaging unless nested cross-validation shows a gain."""
-    if len(names) < 2:
-        return
-    oof, test = ([folder / f"predictions/{name}.{kind}.parquet" for name in names] for kind in ("oof", "test"))
-    if not all(path.exists() for path in oof):
-        return
-    tests = test if all(path.exists() for path in test) else []
-    outputs = ["blend/blend.json", "predictions/ensemble.oof.parquet"]
-    outputs += ["predictions/ensemble.test.parquet"] if tests else []
-
-    def work() -> None:
-        from manihot.ensemble.files import blend_files
-
-        found = blend_files(oof, folder / "blend", tests, manifest=folder / "folds.parquet", seed=seed)
-        for kind in ("oof", "test") if tests else ("oof",):
-            blended = Predictions.load(folder / f"blend/blend.{kind}.parquet")
-            blended.save(folder / f"predictions/ensemble.{kind}.parquet")
-        say(f"Blend of {len(names)} members: {found['method']}")
-
-    inputs = [[digest_file(path) for path in (*oof, *tests, folder / "folds.parquet")], seed]
-    folder.stage("blend", inputs, outputs, work)
-
-
 def trust_stage(folder: RunFolder, name: str, seed: int) -> None:
     """Calibration and sets of answers for the run's predictions, into RUN/trust, where there are enough of them."""
     oof = folder / f"predictions/{name}.oof.parquet"
@@ -219,11 +195,11 @@ def trust_stage(folder: RunFolder, name: str, seed: int) -> None:
     folder.stage("trust", inputs, ["trust/trust.json", "trust/calibrator.json", "trust/sets.json"], work)
 
 
-def score(folder: RunFolder, manifest: Manifest, names: Sequence[str], seed: int) -> dict[str, Any]:
-    """Scores of every member, and of their blend where there are several, into metrics.json."""
+def score(folder: RunFolder, manifest: Manifest, names: Sequence[str], best: str, seed: int) -> dict[str, Any]:
+    """Scores of every member, and of their blend where that is the `best`, into metrics.json; `best` by name."""
     groups = dict(zip(manifest.image_id, manifest.table["group"]))
-    found: dict[str, Any] = {"members": {}}
-    for name in [*names, "ensemble"] if len(names) > 1 else names:
+    found: dict[str, Any] = {"best": best, "members": {}}
+    for name in [*names, "ensemble"] if best == "ensemble" else names:
         entry: dict[str, Any] = {}
         for kind in ("oof", "test"):
             path = folder / f"predictions/{name}.{kind}.parquet"

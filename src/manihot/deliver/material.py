@@ -104,6 +104,9 @@ def _with_folds(manifest: Manifest, run: Path) -> Manifest:
 def _headline_member(scores: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if "ensemble" in scores:
         return "ensemble", {s: scores["ensemble"][s] for s in ("oof", "test") if scores["ensemble"].get(s)}
+    if scores.get("best") in scores.get("members", {}):
+        part = scores["members"][scores["best"]]
+        return scores["best"], {s: part[s] for s in ("oof", "test") if part.get(s)}
     best, name = -1.0, ""
     for member, part in scores.get("members", {}).items():
         metrics = (part.get("oof") or part.get("test") or {}).get("metrics", {})

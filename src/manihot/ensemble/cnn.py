@@ -5,10 +5,11 @@ torch is imported inside the functions, so that everything else of this room sta
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from manihot.ensemble.second_level import member_features
 
 if TYPE_CHECKING:
     import torch
@@ -35,12 +36,10 @@ def make_net(kind: str, m: int, k: int) -> torch.nn.Module:
 
 def fit_cnn(
     kind: str, features: np.ndarray, labels: np.ndarray, seed: int, epochs: int
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Train a net on features (N, M, K) with AdamW and a cosine; gives a predictor of (M, N, K) -> (N, K)."""
+) -> dict[str, np.ndarray]:
+    """Train a net on features (N, M, K) with AdamW and a cosine; gives all that `apply_cnn` needs."""
     import torch
     from torch.nn import functional
-
-    from manihot.ensemble.stack import member_features
 
     centre, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
     x = torch.from_numpy(((features - centre) / spread).astype(np.float32))
@@ -59,12 +58,19 @@ def fit_cnn(
                 loss.backward()
                 optimizer.step()
             schedule.step()
-    net.eval()
+    weights = {f"net.{name}": value.numpy() for name, value in net.state_dict().items()}
+    return {"kind": np.array(kind), "centre": centre, "spread": spread, **weights}
 
-    def predict(pred_probs: np.ndarray) -> np.ndarray:
-        new = (member_features(pred_probs) - centre) / spread
-        with torch.inference_mode():
-            logits = net(torch.from_numpy(new.astype(np.float32)))
-        return torch.softmax(logits.double(), dim=1).numpy()
 
-    return predict
+def apply_cnn(arrays: dict[str, np.ndarray], pred_probs: np.ndarray) -> np.ndarray:
+    """Members (M, N, K) to probabilities (N, K) with a net that `fit_cnn` trained."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):  # a net begins with random weights
+        net = make_net(str(arrays["kind"]), pred_probs.shape[0], pred_probs.shape[2])
+    own = {name.removeprefix("net."): value for name, value in arrays.items() if name.startswith("net.")}
+    net.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in own.items()})
+    new = (member_features(pred_probs) - arrays["centre"]) / arrays["spread"]
+    with torch.inference_mode():
+        logits = net.eval()(torch.from_numpy(new.astype(np.float32)))
+    return torch.softmax(logits.double(), dim=1).numpy()

@@ -2,8 +2,9 @@
 
 Written into the output folder: blend.json (what was done and what it is worth), blend.oof.parquet,
 blend.test.parquet and submission.csv where there are test predictions, members.csv (every metric of each
-member and of the blend), nested.csv (what each method claims and is worth), diversity.png, diversity.csv. For
-a stack the same names with `stack` instead of `blend`. Out-of-fold rows of anything fitted come from parts
+member and of the blend), nested.csv (what each method claims and is worth), diversity.png, diversity.csv,
+combination.npz (how new members' predictions become one). For a stack the same names with `stack` instead of
+`blend`. Out-of-fold rows of anything fitted come from parts
 that were held out, so later stages may fit on them.
 """
 
@@ -24,12 +25,14 @@ from manihot.ensemble.nested import (
     FAMILY_ERROR,
     method_names,
     nested_cv,
+    paired_interval,
     predict_held_out,
     shows_gain,
 )
 from manihot.ensemble.plans import load_plan
 from manihot.ensemble.search import SEARCHES
-from manihot.ensemble.stack import STACKERS, fit_stack, mean_of_stacks
+from manihot.ensemble.second_level import Combination, as_weighted
+from manihot.ensemble.stack import STACKERS, check_folds, fit_stack, mean_of_stacks
 from manihot.errors import DataError, SettingsError
 from manihot.metrics import METRICS, PER_CLASS, evaluate
 from manihot.records.groups import group_numbers
@@ -39,6 +42,8 @@ from manihot.records.runs import atomic_path, save_json
 from manihot.settings import suggest
 from manihot.trust.holdout import make_folds
 
+COMBINATION = "combination.npz"  # how members become one answer, for photographs to come
+FEWEST_A_FOLD = 4  # photographs in each fold of a nested cross-validation
 INTERVALS_UP_TO = 200_000  # photographs; beyond, the intervals are narrower than anything that matters
 
 
@@ -122,10 +127,15 @@ def blend_members(
         method = "fixed"
     elif method == "fixed":
         raise SettingsError("fixed weights need their numbers", "give one weight a member")
+    elif method != "uniform" and mean != "arithmetic":
+        raise SettingsError(
+            f"the mean {mean!r} is for averaging, and the method {method!r} chooses weights of the arithmetic mean",
+            f"use the method uniform with the mean {mean!r}, or leave the mean out",
+        )
     record: dict[str, Any] = {"asked": method, "plan": plan, "seed": seed}
-    if method == "auto" and (len(members.names) == 1 or not known.any()):
-        record["note"] = "one member only" if len(members.names) == 1 else "no labels to fit or judge with"
-        method = "uniform"
+    note = _why_plain(members, groups, n_folds)
+    if method == "auto" and note:
+        record["note"], method = note, "uniform"
     elif method == "auto":
         own = members.labelled()
         own_groups = None if groups is None else groups[known]
@@ -134,10 +144,10 @@ def blend_members(
         record["nested"] = nested.table.to_dict("records")
         method = nested.chosen
     probs, test_probs, used = _apply(members, tests, method, weights, mean, groups, n_folds, seed)
-    record |= {"method": method, "mean": mean if method in ("uniform", "fixed") else "arithmetic"}
-    if method in MEANS:
-        record["mean"] = method
-    record["weights"] = None if used is None else dict(zip(members.names, map(float, used)))
+    kind = method if method in MEANS else mean if method in ("uniform", "fixed") else "arithmetic"
+    reference = members.pred_probs if kind == "rank" else None
+    as_weighted(members.names, members.classes, used, kind, reference).save(Path(out) / COMBINATION)
+    record |= {"method": method, "mean": kind, "weights": dict(zip(members.names, map(float, used)))}
     if known.any() and len(members.names) > 1:
         own = members.labelled()
         own_groups = None if groups is None else groups[known]
@@ -145,6 +155,19 @@ def blend_members(
         _write_table(Path(out) / "diversity.csv", table)
         draw_diversity(own.pred_probs, own.labels, own.names, Path(out) / "diversity.png")
     return _write(Path(out), "blend", members, probs, tests, test_probs, record, groups)
+
+
+def _why_plain(members: Members, groups: np.ndarray | None, n_folds: int) -> str:
+    """Why nothing but plain averaging can be judged, or ''."""
+    known = members.labels >= 0
+    if len(members.names) == 1:
+        return "one member only"
+    if not known.any():
+        return "no labels to fit or judge with"
+    units = len(np.unique(group_numbers(None if groups is None else groups[known], int(known.sum()))))
+    if units < FEWEST_A_FOLD * n_folds:
+        return f"{units} photographs, counting duplicates once, are too few to judge a fitted blend on"
+    return ""
 
 
 def _apply(
@@ -156,7 +179,7 @@ def _apply(
     groups: np.ndarray | None,
     n_folds: int,
     seed: int,
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Out-of-fold (held-out where fitted) and test probabilities, and the weights in use."""
     if method in SEARCHES and method != "uniform":
         known = members.labels >= 0
@@ -189,12 +212,21 @@ def stack_files(
     averaging, and than the same stacker on the plain average, beyond chance. Raises DataError or
     SettingsError.
     """
-    if not methods:
-        raise SettingsError("no stacker is named", f"one or more of: {', '.join(STACKERS)}")
     members = load_members(oof).labelled()
     tests = load_tests(test, members)
-    groups = load_groups(manifest, members)
-    folds = members.fold if members.has_folds else make_folds(members.labels, groups, n_folds, seed)
+    return stack_level(members, out, tests, methods, load_groups(manifest, members), n_folds, seed)
+
+
+def stack_level(
+    members: Members, out: Path, tests: Members | None = None, methods: Sequence[str] = ("logistic",),
+    groups: np.ndarray | None = None, n_folds: int = 5, seed: int = 0, stem: str = "stack",
+) -> dict[str, Any]:  # fmt: skip
+    """`stack_files` for labelled members already read; groups: (N,) or None. methods may hold names of SEARCHES:
+    their weights then join the mean of the stackers (37th place).
+    """
+    if not methods:
+        raise SettingsError("no stacker is named", f"one or more of: {', '.join(STACKERS)}")
+    folds, said = _second_level_folds(members, groups, n_folds, seed)
     test_probs = None if tests is None else tests.pred_probs
     stacks = [
         fit_stack(members.pred_probs, members.labels, m, test_probs, folds, groups, seed=seed)
@@ -207,20 +239,34 @@ def stack_files(
     ).oof
     units = group_numbers(groups, len(members.labels))
     right = [(p.argmax(axis=1) == members.labels).astype(float) for p in (stacked.oof, average, alone)]
+    low, high = paired_interval(right[0] - right[1], units, (0.025, 0.975), seed)
     record: dict[str, Any] = {
         "method": stacked.method,
-        "folds": "first level's"
-        if members.has_folds
-        else "made from groups"
-        if groups is not None
-        else "made",
+        "folds": said,
         "accuracy": float(right[0].mean()),
         "plain_accuracy": float(right[1].mean()),
+        "difference": {"value": float((right[0] - right[1]).mean()), "low": low, "high": high},
         "stacked_average_accuracy": float(right[2].mean()),
         "gain": all(shows_gain(right[0] - other, units, FAMILY_ERROR, seed) for other in right[1:]),
         "seed": seed,
     }
-    return _write(Path(out), "stack", members, stacked.oof, tests, stacked.test, record, groups, folds)
+    Combination(members.names, members.classes, stacked.fitted).save(Path(out) / COMBINATION)
+    return _write(Path(out), stem, members, stacked.oof, tests, stacked.test, record, groups, folds)
+
+
+def _second_level_folds(
+    members: Members, groups: np.ndarray | None, n_folds: int, seed: int
+) -> tuple[np.ndarray, str]:
+    """Folds (N,) that cut no group: the first level's where they are known and do that; and where they come from."""
+    if members.has_folds:
+        try:
+            check_folds(members.fold, groups, len(members.labels))
+            return members.fold, "first level's"
+        except DataError:  # a user's own folds may part duplicates; the second level's must not
+            said = "made from groups, which the first level's cut"
+    else:
+        said = "made" if groups is None else "made from groups"
+    return make_folds(members.labels, groups, n_folds, seed), said
 
 
 def load_tests(paths: Sequence[Path], members: Members) -> Members | None:

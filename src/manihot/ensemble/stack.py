@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -20,34 +21,37 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 
 from manihot.ensemble.members import check_members
+from manihot.ensemble.search import SEARCHES
+from manihot.ensemble.second_level import Part, member_features, weighted_mean
 from manihot.errors import DataError, SettingsError
 from manihot.progress import track
 from manihot.records.groups import group_numbers
 from manihot.settings import suggest
 from manihot.trust.holdout import make_folds
 
-FLOOR = 1e-5  # of a probability before its logarithm: below it lies noise, not evidence
-
 Predictor = Callable[[np.ndarray], np.ndarray]  # (M, N, K) -> float64 (N, K)
 
 
-def member_features(pred_probs: np.ndarray) -> np.ndarray:
-    """Centred log-probabilities of all members, float64 (N, M, K): zero mean over the classes."""
-    logs = np.log(np.maximum(np.asarray(pred_probs, dtype=np.float64), FLOOR))
-    logs -= logs.mean(axis=2, keepdims=True)
-    return np.ascontiguousarray(logs.transpose(1, 0, 2))
-
-
-def fit_logistic(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, c: float = 0.1) -> Predictor:
+def fit_logistic(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, c: float = 0.1) -> Part:
     """Multinomial logistic regression on standardised log-probabilities; c is the inverse of the L2
     strength.
     """
-    return _fit_flat(LogisticRegression(C=c, max_iter=500), pred_probs, labels)
+    model = LogisticRegression(C=c, max_iter=500)
+    arrays = _fit_flat(model, pred_probs, labels)
+    weight, bias = _both_classes(model.coef_, model.intercept_)
+    return Part("linear", {**arrays, "weight": weight, "bias": bias})
+
+
+def _both_classes(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (K', F) and offsets for a softmax; scikit-learn gives one row for two classes."""
+    if len(weight) > 1:
+        return weight, bias
+    return np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
 
 
 def fit_mlp(
     pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, hidden: int = 32, epochs: int = 30
-) -> Predictor:
+) -> Part:
     """A perceptron with one hidden layer on standardised log-probabilities."""
     model = MLPClassifier(
         (hidden,),
@@ -57,10 +61,15 @@ def fit_mlp(
         max_iter=epochs,
         random_state=seed,
     )
-    return _fit_flat(model, pred_probs, labels)
+    arrays = _fit_flat(model, pred_probs, labels)
+    weight, bias = _both_classes(model.coefs_[1].T, model.intercepts_[1])
+    return Part(
+        "perceptron",
+        {**arrays, "weight0": model.coefs_[0], "bias0": model.intercepts_[0], "weight1": weight.T, "bias1": bias},
+    )
 
 
-def fit_lightgbm(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, trees: int = 120) -> Predictor:
+def fit_lightgbm(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, trees: int = 120) -> Part:
     """Gradient boosting with LightGBM, shallow and slow; needs the `ensemble` extra (SettingsError)."""
     try:
         from lightgbm import LGBMClassifier
@@ -83,12 +92,13 @@ def fit_lightgbm(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, tree
         force_col_wise=True,
         verbose=-1,
     )
-    return _fit_flat(model, pred_probs, labels)
+    arrays = _fit_flat(model, pred_probs, labels)
+    text = model.booster_.model_to_string()
+    return Part("trees", {**arrays, "trees": np.frombuffer(text.encode("utf-8"), dtype=np.uint8)})
 
 
-def _fit_flat(model: LogisticRegression, pred_probs: np.ndarray, labels: np.ndarray) -> Predictor:
-    """A scikit-learn classifier on (N, M * K); classes absent from the labels get the probability 0."""
-    k = pred_probs.shape[2]
+def _fit_flat(model: Any, pred_probs: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Fit a scikit-learn classifier on (N, M * K); gives the standardisation and the classes that were there."""
     scaler = StandardScaler()
     features = scaler.fit_transform(member_features(pred_probs).reshape(len(labels), -1))
     with warnings.catch_warnings():
@@ -97,42 +107,34 @@ def _fit_flat(model: LogisticRegression, pred_probs: np.ndarray, labels: np.ndar
         )  # the number of steps is part of the regularisation
         warnings.filterwarnings("ignore", message=".*feature names.*")
         model.fit(features, labels)
-
-    def predict(new: np.ndarray) -> np.ndarray:
-        flat = scaler.transform(member_features(new).reshape(new.shape[1], -1))
-        out = np.zeros((len(flat), k))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*feature names.*")
-            out[:, model.classes_] = model.predict_proba(flat)
-        return out
-
-    return predict
+    return {"centre": scaler.mean_, "spread": scaler.scale_, "present": np.asarray(model.classes_, dtype=np.int64)}
 
 
-def fit_cnn1d(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, epochs: int = 12) -> Predictor:
+def fit_cnn1d(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, epochs: int = 12) -> Part:
     """A convolution along the members, classes as channels (37th place); imports torch."""
     from manihot.ensemble.cnn import fit_cnn
 
-    return fit_cnn("1d", member_features(pred_probs), labels, seed, epochs)
+    return Part("cnn", fit_cnn("1d", member_features(pred_probs), labels, seed, epochs))
 
 
-def fit_cnn2d(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, epochs: int = 12) -> Predictor:
+def fit_cnn2d(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, epochs: int = 12) -> Part:
     """A convolution over the (member x class) matrix (37th place); imports torch."""
     from manihot.ensemble.cnn import fit_cnn
 
-    return fit_cnn("2d", member_features(pred_probs), labels, seed, epochs)
+    return Part("cnn", fit_cnn("2d", member_features(pred_probs), labels, seed, epochs))
 
 
 @dataclass(frozen=True)
 class Stack:
     """oof: float64 (N, K), each row by stackers that did not see it. test: (N', K) or None. folds: int
-    (N,).
+    (N,). fitted: for each stacker what it learned, a part a fold.
     """
 
     method: str
     oof: np.ndarray
     test: np.ndarray | None
     folds: np.ndarray
+    fitted: tuple[tuple[Part, ...], ...]
 
 
 def fit_stack(
@@ -153,8 +155,7 @@ def fit_stack(
     folds cut a group or arrays don't fit, SettingsError for an unknown method.
     """
     pred_probs, labels = check_members(pred_probs, labels)
-    if method not in STACKERS:
-        raise SettingsError(f"there is no stacker {method!r}", suggest(method, list(STACKERS)))
+    fit = _fitter(method)
     if test is not None and (test.ndim != 3 or test.shape[::2] != pred_probs.shape[::2]):
         raise DataError(
             f"test members of shape {test.shape} for members {pred_probs.shape}",
@@ -165,13 +166,29 @@ def fit_stack(
     oof = np.empty(pred_probs.shape[1:])
     out = None if test is None else np.zeros(test.shape[1:])
     held_outs = np.unique(folds)
+    fitted = []
     for fold in track(held_outs, f"Stacking with {method}", len(held_outs)):
         away = folds == fold
-        predict = STACKERS[method](pred_probs[:, ~away], labels[~away], seed)
+        if len(np.unique(labels[~away])) < 2:
+            raise DataError(
+                f"the {int((~away).sum())} photographs that second-level fold {fold} learns from are of one class",
+                "a stack needs more photographs; blend them instead",
+            )
+        predict = fit(pred_probs[:, ~away], labels[~away], seed)
+        fitted.append(predict)
         oof[away] = predict(pred_probs[:, away])
         if test is not None and out is not None:
             out += predict(test) / len(held_outs)
-    return Stack(method, oof, out, folds)
+    return Stack(method, oof, out, folds, (tuple(fitted),))
+
+
+def _fitter(method: str) -> Stacker:
+    """A stacker by its name, or a search whose weights serve as one (37th place)."""
+    if method in STACKERS:
+        return STACKERS[method]
+    if method in SEARCHES:
+        return lambda pred_probs, labels, seed: weighted_mean(SEARCHES[method](pred_probs, labels, seed))
+    raise SettingsError(f"there is no stacker {method!r}", suggest(method, list(STACKERS)))
 
 
 def mean_of_stacks(stacks: Sequence[Stack]) -> Stack:
@@ -184,6 +201,7 @@ def mean_of_stacks(stacks: Sequence[Stack]) -> Stack:
         np.mean([stack.oof for stack in stacks], axis=0),
         np.mean(tests, axis=0) if len(tests) == len(stacks) else None,
         stacks[0].folds,
+        tuple(folds for stack in stacks for folds in stack.fitted),
     )
 
 
@@ -205,7 +223,7 @@ def check_folds(folds: np.ndarray, groups: np.ndarray | None, n: int) -> None:
         )
 
 
-Stacker = Callable[..., Predictor]  # (pred_probs (M, N, K), labels (N,), seed) -> Predictor
+Stacker = Callable[..., Part]  # (pred_probs (M, N, K), labels (N,), seed) -> Part
 STACKERS: dict[str, Stacker] = {
     "logistic": fit_logistic,
     "lightgbm": fit_lightgbm,

@@ -13,7 +13,7 @@ import torch
 from scipy.special import softmax
 
 from manihot.data.views import make_view
-from manihot.errors import DataError
+from manihot.errors import DataError, WeightsError
 from manihot.infer.runners import Runner, TorchRunner, choose_device
 from manihot.models.checkpoint import TrainedModel, load_model
 from manihot.photos.decode import PhotoFault
@@ -109,21 +109,44 @@ def merge_views(logits: np.ndarray, views: Sequence[View]) -> np.ndarray:
 def predict_photos(
     models: Sequence[TrainedModel], manifest: Manifest, device: torch.device | None = None, batch: int = 32
 ) -> Predictions:
-    """Predict every photograph of `manifest`: mean probability over views, a model's networks, and weighted models."""
+    """Predict every photograph of `manifest` with all of `models`.
+
+    Probabilities are averaged over views and a member's networks; members become one answer as the run's blend says,
+    a stack by its saved second level, and by their weights where there is no blend.
+    """
     device = device or choose_device()
     rows = np.arange(len(manifest))
-    total = np.zeros((len(manifest), len(models[0].classes)))
-    weights = np.array([model.weight for model in models])
-    for model, weight in zip(models, weights / weights.sum()):
+    members: dict[str, np.ndarray] = {}
+    networks: dict[str, int] = {}
+    for model in models:
         photos = PhotoFiles(manifest.paths, model.preprocess)
         precision = str(model.about.get("precision", "fp32"))
         runners = [TorchRunner(network, model.preprocess, device, precision) for network in model.networks]
         logits = merge_views(
             forward_views(runners, photos, rows, model.preprocess, model.views, batch), model.views
         )
-        total += weight * softmax(logits.astype(np.float64), axis=1)
+        name = str(model.about.get("member", ""))
+        probs = softmax(logits.astype(np.float64), axis=1) * len(runners)
+        members[name] = members.get(name, 0.0) + probs
+        networks[name] = networks.get(name, 0) + len(runners)
+    total = _as_one(models, {name: probs / networks[name] for name, probs in members.items()})
     labels = manifest.labels if manifest.classes == models[0].classes else _match(manifest, models[0].classes)
     return Predictions.from_probs(manifest.image_id, total, models[0].classes, labels)
+
+
+def _as_one(models: Sequence[TrainedModel], members: dict[str, np.ndarray]) -> np.ndarray:
+    """The members' probabilities (N, K) by name as one answer (N, K)."""
+    combination = models[0].combination
+    if combination is not None and len(models) > 1:
+        missing = [name for name in combination.members if name not in members]
+        if missing:
+            raise WeightsError(
+                f"the blend needs its member {missing[0]!r}", "give all models of the run, or those of one member"
+            )
+        return combination(np.stack([members[name] for name in combination.members]))
+    weights = {str(model.about.get("member", "")): model.weight for model in models}
+    total = sum(weights[name] * probs for name, probs in members.items())
+    return np.asarray(total) / sum(weights.values())
 
 
 def _match(manifest: Manifest, classes: tuple[str, ...]) -> np.ndarray:

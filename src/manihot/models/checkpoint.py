@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from manihot.ensemble.second_level import Combination
 from manihot.errors import WeightsError
 from manihot.models.backbones import make_model
 from manihot.models.heads import Classifier
@@ -33,7 +34,8 @@ class TrainedModel:
     preprocess: Preprocess
     views: tuple[View, ...]
     about: dict[str, Any]
-    weight: float = 1.0  # in the mean over models
+    weight: float = 1.0  # of its member in the mean over members, where no `combination` says how
+    combination: Combination | None = None  # how the members of its run become one answer
 
 
 def save_model(
@@ -86,7 +88,7 @@ def load_model(path: Path) -> list[TrainedModel]:
     """The models of a run, a member or a file: one TrainedModel for each way of seeing a photograph.
 
     path: RUN (all members, all folds), RUN/members/NAME, or one .safetensors. Folds of a member are averaged,
-    members of a run weigh as its blend says.
+    members of a run become one answer as its blend says (`combination`; members left out of it are not loaded).
     """
     path = Path(path)
     if path.is_dir():
@@ -106,13 +108,32 @@ def load_model(path: Path) -> list[TrainedModel]:
                 break
         else:
             models.append(one)
+    models = _as_blended(path, models)
     if len({model.classes for model in models}) > 1:
         raise WeightsError(f"{path}: the members don't predict the same classes")
-    blend = path / "blend" / "blend.json"
-    weights = (load_json(blend).get("weights") or {}) if blend.is_file() else {}
-    for model in models:
-        model.weight = float(weights.get(model.about.get("member"), 1.0))
-    return [model for model in models if model.weight > 0] or models
+    return models
+
+
+def _as_blended(run: Path, models: list[TrainedModel]) -> list[TrainedModel]:
+    """The models of a run's blend, each with the saved combination; all with their weights in runs without one."""
+    saved, about = run / "blend" / "combination.npz", run / "blend" / "blend.json"
+    if not saved.is_file():
+        weights = (load_json(about).get("weights") or {}) if about.is_file() else {}
+        for model in models:
+            model.weight = float(weights.get(model.about.get("member"), 1.0))
+        return [model for model in models if model.weight > 0] or models
+    combination = Combination.load(saved)
+    blended = [model for model in models if model.about.get("member") in combination.members]
+    missing = [name for name in combination.members if name not in {model.about["member"] for model in blended}]
+    if missing or combination.classes != blended[0].classes:
+        raise WeightsError(
+            f"{saved}: the blend is of the members {', '.join(combination.members)}"
+            + (f"; there is no trained network of {', '.join(missing)}" if missing else ", for other classes"),
+            "run the same `manihot run` again, or name one RUN/members/NAME",
+        )
+    for model in blended:
+        model.combination = combination
+    return blended
 
 
 def _alike(model: TrainedModel) -> tuple[object, ...]:

@@ -1,0 +1,176 @@
+"""What a second level has learned, as plain arrays: kept in one .npz without pickle, and applied to any members.
+
+A run's test photographs, out-of-fold ones and new ones all go through the same functions here, so that what is
+saved gives the very answers that were judged.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.special import softmax
+
+from manihot.ensemble.blend import blend
+from manihot.errors import DataError, SettingsError
+from manihot.records.runs import atomic_path
+
+FLOOR = 1e-5  # of a probability before its logarithm: below it lies noise, not evidence
+Arrays = dict[str, np.ndarray]
+
+
+def member_features(pred_probs: np.ndarray) -> np.ndarray:
+    """Centred log-probabilities of all members, float64 (N, M, K): zero mean over the classes."""
+    logs = np.log(np.maximum(np.asarray(pred_probs, dtype=np.float64), FLOOR))
+    logs -= logs.mean(axis=2, keepdims=True)
+    return np.ascontiguousarray(logs.transpose(1, 0, 2))
+
+
+def _standardised(arrays: Arrays, pred_probs: np.ndarray) -> np.ndarray:
+    flat = member_features(pred_probs).reshape(pred_probs.shape[1], -1)
+    return (flat - arrays["centre"]) / arrays["spread"]
+
+
+def _spread_out(arrays: Arrays, probs: np.ndarray, k: int) -> np.ndarray:
+    """Columns of the classes that were there to learn from; the others get the probability 0."""
+    out = np.zeros((len(probs), k))
+    out[:, arrays["present"]] = probs
+    return out
+
+
+def predict_linear(arrays: Arrays, pred_probs: np.ndarray) -> np.ndarray:
+    """Softmax of a linear layer: weight (K', M * K), bias (K',)."""
+    logits = _standardised(arrays, pred_probs) @ arrays["weight"].T + arrays["bias"]
+    return _spread_out(arrays, softmax(logits, axis=1), pred_probs.shape[2])
+
+
+def predict_perceptron(arrays: Arrays, pred_probs: np.ndarray) -> np.ndarray:
+    """One hidden layer of rectified units, then softmax."""
+    hidden = np.maximum(_standardised(arrays, pred_probs) @ arrays["weight0"] + arrays["bias0"], 0)
+    logits = hidden @ arrays["weight1"] + arrays["bias1"]
+    return _spread_out(arrays, softmax(logits, axis=1), pred_probs.shape[2])
+
+
+def predict_trees(arrays: Arrays, pred_probs: np.ndarray) -> np.ndarray:
+    """LightGBM's trees, kept as its own text; needs the `ensemble` extra (SettingsError)."""
+    try:
+        from lightgbm import Booster
+    except ImportError as error:
+        raise SettingsError(
+            "the stacker 'lightgbm' needs the package lightgbm", "pip install 'manihot[ensemble]'"
+        ) from error
+    booster = Booster(model_str=arrays["trees"].tobytes().decode("utf-8"))
+    probs = np.asarray(booster.predict(_standardised(arrays, pred_probs), num_threads=1))
+    probs = np.column_stack([1 - probs, probs]) if probs.ndim == 1 else probs
+    return _spread_out(arrays, probs, pred_probs.shape[2])
+
+
+def predict_cnn(arrays: Arrays, pred_probs: np.ndarray) -> np.ndarray:
+    """The convolutional stackers; imports torch."""
+    from manihot.ensemble.cnn import apply_cnn
+
+    return apply_cnn(arrays, pred_probs)
+
+
+def predict_mean(arrays: Arrays, pred_probs: np.ndarray) -> np.ndarray:
+    """A weighted mean: weights (M,), the mean's name, and for ranks the probabilities that they are taken among."""
+    settings = {"reference": arrays["reference"]} if "reference" in arrays else {}
+    return blend(pred_probs, arrays["weights"], str(arrays["mean"]), **settings)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One fitted model: (M, N, K) to probabilities float64 (N, K). kind: a row of KINDS."""
+
+    kind: str
+    arrays: Arrays
+
+    def __call__(self, pred_probs: np.ndarray) -> np.ndarray:
+        """Members (M, N, K) to probabilities (N, K)."""
+        return KINDS[self.kind](self.arrays, pred_probs)
+
+
+def weighted_mean(weights: np.ndarray, mean: str = "arithmetic", reference: np.ndarray | None = None) -> Part:
+    """A blend as a part; reference (M, N, K): what ranks are taken among."""
+    arrays = {"weights": np.asarray(weights, dtype=np.float64), "mean": np.array(mean)}
+    if reference is not None:
+        arrays["reference"] = np.sort(reference.reshape(len(reference), -1), axis=1)
+    return Part("mean", arrays)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """How a run's members become one answer: the mean over `parts`, each the mean over its fitted folds."""
+
+    members: tuple[str, ...]
+    classes: tuple[str, ...]
+    parts: tuple[tuple[Part, ...], ...]
+
+    def __call__(self, pred_probs: np.ndarray) -> np.ndarray:
+        """Members (M, N, K) in the order of `members` to probabilities float64 (N, K)."""
+        if pred_probs.shape[::2] != (len(self.members), len(self.classes)):
+            raise DataError(
+                f"members of shape {pred_probs.shape} for a blend of {len(self.members)} members and "
+                f"{len(self.classes)} classes",
+                "predict with every member of the blend",
+            )
+        return np.mean([np.mean([part(pred_probs) for part in folds], axis=0) for folds in self.parts], axis=0)
+
+    def save(self, path: Path) -> None:
+        """Write as .npz, atomically."""
+        about = {
+            "members": self.members,
+            "classes": self.classes,
+            "parts": [[part.kind for part in folds] for folds in self.parts],
+        }
+        arrays = {"about": np.array(json.dumps(about))}
+        for i, folds in enumerate(self.parts):
+            for j, part in enumerate(folds):
+                arrays |= {f"{i}.{j}.{name}": value for name, value in part.arrays.items()}
+        with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+            np.savez_compressed(handle, **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: Path) -> Combination:
+        """Read what `save` wrote; anything else is a DataError."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                about, arrays = json.loads(str(file["about"])), {name: file[name] for name in file.files}
+            parts = tuple(
+                tuple(Part(kind, _below(arrays, f"{i}.{j}.")) for j, kind in enumerate(kinds))
+                for i, kinds in enumerate(about["parts"])
+            )
+            if not parts or not all(part.kind in KINDS and part.arrays for folds in parts for part in folds):
+                raise ValueError("its parts are unknown")
+            return cls(tuple(about["members"]), tuple(about["classes"]), parts)
+        except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"{path}: not a saved blend ({error})", "run the same `manihot run` again, it makes it anew"
+            ) from error
+
+
+def as_weighted(
+    members: Sequence[str], classes: Sequence[str], weights: np.ndarray, mean: str = "arithmetic",
+    reference: np.ndarray | None = None,
+) -> Combination:  # fmt: skip
+    """A blend with fixed weights (M,); members without a weight are left out, so that nobody has to run them."""
+    kept = [m for m in range(len(members)) if weights[m] > 0]
+    part = weighted_mean(np.asarray(weights)[kept], mean, None if reference is None else reference[kept])
+    return Combination(tuple(members[m] for m in kept), tuple(classes), ((part,),))
+
+
+def _below(arrays: Arrays, prefix: str) -> Arrays:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+KINDS: dict[str, Callable[[Arrays, np.ndarray], np.ndarray]] = {
+    "mean": predict_mean,
+    "linear": predict_linear,
+    "perceptron": predict_perceptron,
+    "trees": predict_trees,
+    "cnn": predict_cnn,
+}
