@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 
 import manihot
+from manihot.cli import app
 from manihot.ensemble.blend import blend
+from manihot.ensemble.plans import load_plan
 from manihot.ensemble.search import SEARCHES
 from manihot.ensemble.second_level import Combination
 from manihot.ensemble.stack import STACKERS, fit_stack
@@ -35,7 +37,7 @@ def predicted(path: Path, probs: np.ndarray, labels: np.ndarray | None, fold: np
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
-    """What training leaves: three members' predictions of 240 photographs in pairs of duplicates, and of 30 for a test."""
+    """What training leaves: three members, 240 photographs in pairs of duplicates, and 30 for a test."""
     probs, labels = make_members(0, 3, 240)
     test, _ = make_members(1, 3, 30)
     labels = np.repeat(labels[::2], 2)
@@ -294,3 +296,44 @@ def test_a_run_stacks_and_new_photographs_get_the_stack_too(small_photos: Path, 
     )
     assert scores["best"] == "left" and "ensemble" not in scores
     assert {model.about["member"] for model in manihot.load_model(out)} == {"left"}
+
+
+# plans on the command line
+
+
+def command(*words: str | Path) -> None:
+    app(list(map(str, words)), exit_on_error=False, result_action="return_value")
+
+
+@pytest.mark.parametrize(("plan", "members", "views"), [("lecture-avengers", 10, 2), ("lecture-lb-best", 6, 5)])
+def test_the_lecture_s_final_ensembles_on_the_command_line(plan: str, members: int, views: int, tmp_path: Path):
+    rng, labels = np.random.default_rng(0), np.random.default_rng(1).integers(0, 4, 40)
+    made: dict[str, list[np.ndarray]] = {"oof": [], "test": []}
+    for member in load_plan(plan).members:
+        assert len(member.views) == views
+        for view in member.views:
+            for kind, n in (("oof", 40), ("test", 12)):
+                probs = rng.dirichlet(np.ones(4), n)
+                path = tmp_path / f"run/predictions/{member.name}.{view}.{kind}.parquet"
+                predicted(path, probs, labels if kind == "oof" else None, None, kind)
+                made[kind].append(probs)
+    assert len(made["oof"]) == members * views
+    command("blend", tmp_path / "run", "--plan", plan, "--out", tmp_path / "out")
+    about = json.loads((tmp_path / "out/blend.json").read_text(encoding="utf-8"))
+    assert about["plan"] == plan and len(about["members"]) == members
+    assert set(about["weights"].values()) == {1 / members}
+    mean = np.mean(made["test"], axis=0)
+    found = Predictions.load(tmp_path / "out/blend.test.parquet").pred_probs
+    assert found == pytest.approx(mean, abs=1e-5)
+    submission = pd.read_csv(tmp_path / "out/submission.csv")
+    assert submission["label"].tolist() == mean.argmax(axis=1).tolist()
+
+
+def test_a_plan_that_cannot_be_followed_says_why(tmp_path: Path):
+    for words, said in (
+        (["--plan", "lecture-avenger"], "lecture-avengers"),
+        (["--plan", "lecture-avengers"], "effb4-2020-719"),
+        (["--plan", "lecture-avengers", "--mean", "rank"], "without --test"),
+    ):
+        with pytest.raises((SettingsError, DataError), match=said):
+            command("blend", tmp_path, *words, "--out", tmp_path / "out")

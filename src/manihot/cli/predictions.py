@@ -8,11 +8,19 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from manihot.cli.options import Out
+from manihot.errors import SettingsError
 from manihot.progress import say
 
 Oof = Annotated[
     list[Path],
     Parameter(help="Out-of-fold predictions, one file a member: parquet, or CSV image_id,label,c0,c1,..."),
+]
+OofOrRun = Annotated[
+    list[Path],
+    Parameter(
+        help="Out-of-fold predictions, one file a member: parquet, or CSV image_id,label,c0,c1,...; with --plan the "
+        "run folder that holds predictions/"
+    ),
 ]
 Test = Annotated[
     list[Path] | None,
@@ -28,17 +36,30 @@ Groups = Annotated[Path | None, Parameter(help="manifest.parquet whose groups ke
 
 
 def blend(
-    oof: Oof, *, out: Out, test: Test = None, method: BlendMethod = "auto", weights: Weights = None,
+    oof: OofOrRun, *, out: Out, test: Test = None, method: BlendMethod = "auto", weights: Weights = None,
     mean: Annotated[str, Parameter(help="arithmetic, geometric, power or rank.")] = "arithmetic",
+    plan: Annotated[
+        str | None,
+        Parameter(help="A file of members, views and weights, or the name of one that comes with the package."),
+    ] = None,
     manifest: Groups = None, seed: int = 0,
 ) -> None:  # fmt: skip
     """Combine members' predictions, and say what the blend is worth on photographs it was not fitted on.
 
-    `auto` is plain averaging unless nested cross-validation shows that a fitted blend is better.
+    `auto` is plain averaging unless nested cross-validation shows that a fitted blend is better. A plan says it all
+    itself: `manihot blend RUN --plan lecture-avengers --out DIR`.
     """
-    from manihot.ensemble.files import blend_files
+    from manihot.ensemble.files import blend_files, blend_plan
 
-    found = blend_files(oof, out, test or (), method, weights, mean, manifest, seed=seed)
+    if plan is None:
+        found = blend_files(oof, out, test or (), method, weights, mean, manifest, seed=seed)
+    elif test or weights or method != "auto" or mean != "arithmetic" or len(oof) != 1:
+        raise SettingsError(
+            "a plan says which files, weights and mean are taken",
+            "give one folder and --plan, without --test, --method, --weights and --mean",
+        )
+    else:
+        found = blend_plan(plan, oof[0], out, manifest, seed)
     say(f"Blend: {found['method']}, written to {out / 'blend.json'}")
 
 

@@ -87,8 +87,12 @@ def blend_files(
 def blend_plan(
     plan: str | Path, folder: Path, out: Path, manifest: Path | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """Blend as a plan says (`manihot.ensemble.plans`), from prediction files under a run folder."""
-    chosen = load_plan(plan)
+    """Blend as a plan says (`manihot.ensemble.plans`), from prediction files under a run folder.
+
+    manifest: parquet whose groups keep duplicates together; the run's own folds.parquet when left out and there.
+    """
+    chosen, own = load_plan(plan), Path(folder) / "folds.parquet"
+    manifest = own if manifest is None and own.is_file() else manifest
     members = chosen.load(folder, "oof")
     tests = chosen.load(folder, "test") if chosen.has_files(folder, "test") else None
     groups = load_groups(manifest, members)
