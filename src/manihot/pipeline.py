@@ -16,13 +16,16 @@ import numpy as np
 from manihot.audit.folds import make_folds
 from manihot.audit.sources import use_sources
 from manihot.audit.stages import audit_labels, audit_what_if, group_duplicates
+from manihot.ensemble.files import COMBINATION
+from manihot.ensemble.second_level import Combination
 from manihot.ensemble.stages import blend_stage
-from manihot.errors import RunFolderError
+from manihot.errors import RunFolderError, SettingsError
 from manihot.progress import say
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.runs import RunFolder, digest_file, digest_value, save_json, write_atomic
 from manihot.settings import Recipe, load_recipe
+from manihot.trust.strangers import FALSE_REJECTION, Strangers, fit_strangers
 
 ENOUGH_FOR_TRUST = 40  # held-out photographs, below which calibration would be noise
 PACKAGES = ("manihot", "torch", "timm", "numpy", "opencv-python-headless", "scikit-learn", "onnxruntime")
@@ -41,20 +44,14 @@ def run(
     whether cleaning is worth it, on photographs that the column `trusted` names too. Raises ManihotError; the same call
     continues a stopped run.
     """
-    if recipe is None:
-        recipe = choose_recipe(device)
-    resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
-    from manihot.train.check import check_recipe
-
-    check_recipe(resolved)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise SettingsError(
+            f"several processes can train, but not do the rest of a run (WORLD_SIZE is {os.environ['WORLD_SIZE']})",
+            "torchrun ... -m manihot train PHOTOS --out RUN, then manihot run with the same options, without torchrun",
+        )
+    resolved = _resolve(recipe, overrides, device)
     with RunFolder(Path(out)) as folder:
-        _open(folder, resolved, photos, scan_options, update)
-        manifest, said = use_sources(_scan(folder, photos, workers, scan_options), resolved.sources)
-        for sentence in said:
-            say(sentence)
-        if resolved.audit.duplicates:
-            manifest = group_duplicates(folder, manifest, workers)
-        manifest = _folds(folder, resolved, manifest)
+        manifest = prepare(folder, resolved, photos, scan_options, workers, update)
         from manihot.infer.runners import choose_device, describe_device
         from manihot.train.crossval import train_members
 
@@ -62,6 +59,7 @@ def run(
         names = train_members(folder, resolved, manifest, device, workers)
         best = blend_stage(folder, names, resolved.blend, resolved.seed)
         trust_stage(folder, best, resolved.seed)
+        unknown_stage(folder, best, resolved.seed, device)
         if resolved.audit.labels:
             audit_labels(folder, manifest, best)
         if what_if:
@@ -77,6 +75,54 @@ def run(
             page = make_report(folder.path)
             say(f"Report: {page}")
     return scores
+
+
+def train(
+    photos: Path | Sequence[Path], out: Path, recipe: str | Recipe | None = None, *,
+    overrides: Sequence[str] = (), device: str = "auto", workers: int = 2, update: bool = False, **scan_options: Any,
+) -> list[str]:  # fmt: skip
+    """The part of `run` up to the members' predictions, by all processes that torchrun started; the members' names.
+
+    Arguments as for `run`, which goes on from here when it is called with the same ones in one process.
+    """
+    from manihot.infer.runners import describe_device
+    from manihot.train.crossval import train_members
+    from manihot.train.distributed import SharedRun, from_first, processes, world
+
+    with processes(device) as place:
+        resolved = _resolve(recipe, overrides, device)
+        with SharedRun(Path(out)) as folder:
+            manifest = from_first(lambda: prepare(folder, resolved, photos, scan_options, workers, update))
+            by = f", {world()} processes" if world() > 1 else ""
+            folder.update_record(device=describe_device(place) + by)
+            return train_members(folder, resolved, manifest, str(place), workers)
+
+
+def _resolve(recipe: str | Recipe | None, overrides: Sequence[str], device: str) -> Recipe:
+    """The whole recipe, its names and settings checked."""
+    if recipe is None:
+        recipe = choose_recipe(device)
+    resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    from manihot.train.check import check_recipe
+
+    check_recipe(resolved)
+    return resolved
+
+
+def prepare(
+    folder: RunFolder, recipe: Recipe, photos: Any, scan_options: dict[str, Any], workers: int = 2, update: bool = False
+) -> Manifest:
+    """Everything before training: settings kept or refused, scan, sources, duplicates, folds; the manifest of it.
+
+    Raises RunFolderError where the folder holds a run with other settings, unless `update`.
+    """
+    _open(folder, recipe, photos, scan_options, update)
+    manifest, said = use_sources(_scan(folder, photos, workers, scan_options), recipe.sources)
+    for sentence in said:
+        say(sentence)
+    if recipe.audit.duplicates:
+        manifest = group_duplicates(folder, manifest, workers)
+    return _folds(folder, recipe, manifest)
 
 
 def choose_recipe(device: str = "auto") -> str:
@@ -193,6 +239,33 @@ def trust_stage(folder: RunFolder, name: str, seed: int) -> None:
 
     inputs = [digest_file(oof), digest_file(folder / "folds.parquet"), seed]
     folder.stage("trust", inputs, ["trust/trust.json", "trust/calibrator.json", "trust/sets.json"], work)
+
+
+def unknown_stage(folder: RunFolder, name: str, seed: int, device: str = "auto") -> None:
+    """What tells photographs of another kind, into RUN/trust: fitted on held-out photographs of one of its members."""
+    member = name
+    if name == "ensemble":
+        member = Combination.load(folder / f"blend/{COMBINATION}").members[0]
+    oof = folder / f"predictions/{member}.oof.parquet"
+    if not oof.exists() or not (folder / "trust/sets.json").is_file():
+        return
+
+    def work() -> None:
+        from manihot.deliver.fitted import find_fitted, with_reference
+        from manihot.infer.runners import choose_device
+
+        fitted, why = with_reference(find_fitted(folder / f"members/{member}"), choose_device(device), 32, seed)
+        if why:
+            found = Strangers(member, {}, FALSE_REJECTION, 0, why)
+        else:
+            found = fit_strangers(member, fitted.oof, fitted.shared, seed=seed)
+        found.save(folder / "trust")
+        if found.why:
+            say(f"Photographs of another kind are not told apart: {found.why}")
+
+    networks = sorted((folder.path / "members" / member).glob("fold*/best.safetensors"))
+    inputs = [member, digest_file(oof), [digest_file(path) for path in networks], FALSE_REJECTION, seed]
+    folder.stage("unknown", inputs, ["trust/unknown.json"], work)
 
 
 def score(folder: RunFolder, manifest: Manifest, names: Sequence[str], best: str, seed: int) -> dict[str, Any]:
