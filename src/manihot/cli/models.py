@@ -139,3 +139,56 @@ def lr_find(
         image=image, label=label,
     )  # fmt: skip
     say(f"Suggested: optimizer.lr={found['suggestion']:.1e} (picture: {found['picture']})")
+
+
+def translate(
+    photos: Photos, *,
+    from_: Annotated[str, Parameter(name="--from", help="The class to start from, or a part of its name.")],
+    to: Annotated[str, Parameter(help="The class to make pictures of, or a part of its name.")], out: Out,
+    size: Annotated[int, Parameter(help="Edge of the pictures, pixels: 64 for a CPU, 256 for a GPU.")] = 256,
+    epochs: Annotated[int, Parameter(help="Rounds; in the second half the rate falls to 0.")] = 200,
+    width: Annotated[int, Parameter(help="Channels of the first layers; 16 or 32 for a CPU.")] = 64,
+    batch: Annotated[int, Parameter(help="Photographs of each class a step.")] = 1,
+    cycle_weight: Annotated[float, Parameter(help="How much the way there and back must give the photograph.")] = 10.0,
+    identity_weight: Annotated[float, Parameter(help="Share of that for leaving the other class's photographs.")] = 0.5,
+    lr: Annotated[float, Parameter(help="Learning rate of Adam.")] = 2e-4, seed: int = 0,
+    pictures: Annotated[int | None, Parameter(help="Make so many, drawn by chance; one of each otherwise.")] = None,
+    both: Annotated[bool, Parameter(negative="", help="Make pictures of --from out of --to as well.")] = False,
+    without_fold: Annotated[
+        int | None, Parameter(help="Leave out what this fold of the manifest holds out, for an honest score of it.")
+    ] = None,
+    name: Annotated[str, Parameter(help="Source of the pictures in the manifest.")] = "translated",
+    csv: Table = None, image: ImageColumn = None, label: LabelColumn = None, source: SourceColumn = None,
+    group: GroupColumn = None, fold: FoldColumn = None, split: SplitColumn = None, classes: ClassMap = None,
+    device: Device = "auto", workers: Workers = 2, update: Update = False,
+) -> None:  # fmt: skip
+    """Redraw photographs of one class as another (CycleGAN), to train on where a class is rare.
+
+    Two networks learn to redraw, one each way, from the training photographs of both classes; no pairs are needed,
+    and validation and test photographs are never looked at. Stop it at any moment; the same command continues.
+    Look at OUT/samples.png, written anew after every epoch: if it doesn't convince you, it won't teach a classifier.
+
+    OUT/joined.parquet holds your photographs and the pictures, as a source that is trained on and never judged:
+
+    manihot run OUT/joined.parquet --out runs/b --set "sources={translated: {use: train}}"
+
+    Does it help? A score says so if the translator never saw what is judged. With RUN a run without pictures:
+
+    manihot translate RUN/folds.parquet --from healthy --to mosaic --without-fold 0 --out OUT
+
+    Then train fold 0 of OUT/joined.parquet alone (--set "folds.only=[0]") and compare with fold 0 of RUN. Pictures
+    made from a photograph that a fold holds out are kept out of that fold's training in any case, as both stand in one
+    group; without --without-fold the translator itself has seen it.
+
+    A made picture is no evidence: what the networks leave in it (blur, a pattern) stands under one label, and a
+    classifier may learn that instead of the disease. --both leaves the same traces in both classes.
+    """
+    from manihot.train.translate import translate as redraw
+
+    redraw(
+        one_or_many(photos), out, from_, to, size=size, epochs=epochs, width=width, batch=batch,
+        cycle_weight=cycle_weight, identity_weight=identity_weight, lr=lr, seed=seed, pictures=pictures, both=both,
+        without_fold=without_fold, name=name, device=device, workers=workers, update=update, csv=csv, image=image,
+        label=label, source=source, group=group, fold=fold, split=split, classes=classes,
+    )  # fmt: skip
+    say(f"Samples: {out / 'samples.png'}")

@@ -27,11 +27,12 @@ from manihot.data.augment import Augmenter
 from manihot.errors import DataError, RunFolderError
 from manihot.infer.predict import Photos
 from manihot.models.translators import Generator, make_discriminator, make_generator
+from manihot.photos.preprocess import resize
 from manihot.progress import say, track
 from manihot.records.runs import atomic_path, write_atomic
 from manihot.settings import Choice
 
-WAYS = ("forward", "backward")  # from the first class to the second, and the other way
+WAYS = ("there", "back")  # from the first class to the second, and the other way
 POOL = 50  # past pictures that a discriminator may be shown again
 BETAS = (0.5, 0.999)
 CUT = 1.12  # edge of the stored photograph over the crop's: the paper crops 256 from 286
@@ -83,7 +84,8 @@ class Pool:
     def swap(self, made: Tensor, rng: np.random.Generator) -> Tensor:
         """As many pictures (N, 3, H, W) as were `made`, without gradient."""
         out = []
-        for picture in made.detach():
+        for one in made.detach():
+            picture = one.clone()  # a view would keep its whole batch, in memory and in the checkpoint
             if len(self.pictures) < self.most:
                 self.pictures.append(picture)
                 out.append(picture)
@@ -120,7 +122,7 @@ class CycleGan:
 
     def step(self, first: Tensor, second: Tensor, rng: np.random.Generator) -> Tensor:
         """Learn from photographs (N, 3, H, W) of both classes; the means of LOSSES over both ways, float32 (4,)."""
-        real = {"forward": first, "backward": second}  # what each way starts from
+        real = {"there": first, "back": second}  # what each way starts from
         self.discriminators.requires_grad_(False)
         made = {way: self.generators[way](real[way]) for way in WAYS}
         parts = self._generator_losses(real, made)
@@ -262,7 +264,9 @@ def _row(epoch: int, model: CycleGan, losses: Tensor, seconds: float, what: str)
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _save(folder: Path, model: CycleGan, history: list[dict[str, Any]], inputs: str) -> None:
@@ -290,8 +294,6 @@ def draw_sheet(
     names: tuple[str, str],
 ) -> Image.Image:  # fmt: skip
     """Some photographs of each class, evenly spread: each as it is, translated, and translated back."""
-    from manihot.photos.preprocess import resize
-
     rows, edge = [], max(settings.size, 128)
     for way, other, own in zip(WAYS, reversed(WAYS), (first, second)):
         chosen = own[np.linspace(0, len(own) - 1, min(SHOWN, len(own))).round().astype(int)]
