@@ -13,26 +13,31 @@ published use of them; the held-out photographs' own labels are never among what
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 from sklearn.cluster import KMeans
 
+from manihot.audit.label_errors import cleanlab_filter
 from manihot.errors import DataError, SettingsError
 from manihot.infer.predict import forward_views, merge_views
 from manihot.infer.runners import TorchRunner
 from manihot.models.checkpoint import load_network
 from manihot.models.heads import Classifier
 from manihot.progress import say
+from manihot.records.groups import group_numbers
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.settings import Choice, Recipe, View, suggest
+from manihot.train.doubt import trust_labels
 from manihot.train.member import Member
 
 ACTIONS = ("drop", "relabel", "soft")
+RULES = ("confident", "cleanlab")
+COMMON = ("one_a_group",)  # settings of every row: of each group of photographs (copies, a plant) only the first
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,16 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Asked:
-    """Who asks for labels: a member or stage, its fold, the rows it may train on, the network of the stage before."""
+    """Who asks for labels: a member or stage, its fold, the rows it may train on, the network of the stage before.
+
+    features: rows (n,) of the manifest to their features (n, D), where these were computed already.
+    """
 
     member: Member
     fold: int
     train: np.ndarray
     before: Classifier | None = None
+    features: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def given(asked: Asked) -> Lesson:
@@ -100,23 +109,20 @@ def pseudo(
 
 
 def oof(
-    asked: Asked, *, of: str, do: str = "relabel", above: float = 0.9, worst: int = 0, classes: tuple[int, ...] = ()
-) -> Lesson:
-    """`given` without doubtful labels: those that out-of-fold answers contradict with a probability of `above`.
+    asked: Asked, *, of: str, do: str = "relabel", rule: str = "confident", above: float = 0.9, worst: int = 0,
+    classes: tuple[int, ...] = (),
+) -> Lesson:  # fmt: skip
+    """`given` without doubtful labels, which out-of-fold answers contradict.
 
     of: the member whose answers are taken. do: drop the photographs, relabel them, or soft: the mean of label and
-    answer. worst: at most so many, the surest contradictions first; 0 for all. classes: numbers of the given labels
-    that may be doubted; all when empty.
+    answer. rule: `confident`, answers with a probability of `above` that differ (7th place), or `cleanlab`, its filter
+    with its own thresholds (the lecture's). worst: at most so many, the surest first; 0 for all. classes: numbers of
+    the given labels that may be doubted; all when empty.
     """
     known = given(asked)
     probs = _answers(asked, of)
     label, said = known.labels, np.nan_to_num(probs).argmax(1)
-    sure = np.nan_to_num(probs).max(1)
-    doubtful = np.isfinite(probs).all(1) & (said != label) & (sure >= above)
-    if classes:
-        doubtful &= np.isin(label, classes)
-    if worst and doubtful.sum() > worst:
-        doubtful[np.argsort(np.where(doubtful, -sure, 1.0), kind="stable")[worst:]] = False
+    doubtful = find_doubtful(label, probs, rule, above, worst, classes)
     targets = known.targets.copy()
     if do == "relabel":
         targets[doubtful] = np.eye(targets.shape[1], dtype=np.float32)[said[doubtful]]
@@ -127,8 +133,30 @@ def oof(
     return Lesson(known.rows[keep], targets[keep], known.weights[keep])
 
 
-def teacher(asked: Asked, *, of: str, share: float = 0.0) -> Lesson:
-    """`given`, with the answers of member `of` as the teacher of the loss `distillation`.
+def find_doubtful(
+    label: np.ndarray, probs: np.ndarray, rule: str = "confident", above: float = 0.9, worst: int = 0,
+    classes: tuple[int, ...] = (),
+) -> np.ndarray:  # fmt: skip
+    """Which of the labels (n,) out-of-fold answers (n, K) contradict, bool (n,); never one without an answer (NaN)."""
+    answered = np.isfinite(probs).all(1)
+    probs = np.nan_to_num(probs)
+    said, sure = probs.argmax(1), probs.max(1)
+    if rule == "cleanlab":
+        doubtful = np.zeros(len(label), dtype=bool)
+        doubtful[answered] = cleanlab_filter(label[answered], probs[answered])
+        doubtful &= said != label  # it can doubt a label that the answer agrees with; there is nothing better to say
+        sure = sure - probs[np.arange(len(label)), label]  # the lecture's order, normalised margin
+    else:
+        doubtful = answered & (said != label) & (sure >= above)
+    if classes:
+        doubtful &= np.isin(label, classes)
+    if worst and doubtful.sum() > worst:
+        doubtful[np.argsort(np.where(doubtful, -sure, 2.0), kind="stable")[worst:]] = False
+    return doubtful
+
+
+def teacher(asked: Asked, *, of: str | tuple[str, ...], share: float = 0.0) -> Lesson:
+    """`given`, with the answers of member `of`, or the mean of several, as the teacher of the loss `distillation`.
 
     share: of the answers in the soft labels themselves, so that any loss learns from them. Photographs that no fold
     held out have no honest answer; their own label stands for it.
@@ -157,6 +185,28 @@ def clusters(asked: Asked, *, k: int = 50, labelled: bool = False) -> Lesson:
     features = _look(member, network, rows, "embeddings", f"{member.name}: features for clusters")
     found = KMeans(k, n_init=4, random_state=member.seed(asked.fold)).fit_predict(features)
     return Lesson(rows, np.eye(k, dtype=np.float32)[found], np.ones(len(rows), dtype=np.float32))
+
+
+def checked(asked: Asked) -> Lesson:
+    """`given`, each photograph weighed by the probability that its label is right, found inside the training part.
+
+    Features are those of the method `features`, or of the network at hand (pretrained, or the stage before's).
+    """
+    member, known = asked.member, given(asked)
+    if asked.features is not None:
+        features = asked.features(known.rows)
+    else:
+        network = asked.before or _pretrained(member)
+        features = _look(member, network, known.rows, "embeddings", f"{member.name}: features to check labels with")
+    groups = group_numbers(member.manifest.table["group"].to_numpy()[known.rows], len(known.rows))
+    trust, rate = trust_labels(features, known.labels, known.classes, groups, member.seed(asked.fold))
+    doubted = int((trust < 0.5).sum())
+    say(
+        f"{member.name} fold {asked.fold}: about {rate:.0%} of the labels are wrong, "
+        f"{doubted} of {len(trust)} are more likely wrong than right and weigh little"
+    )
+    weights = known.weights * trust / trust.mean()
+    return Lesson(known.rows, known.targets, weights.astype(np.float32))
 
 
 def _pretrained(member: Member) -> Classifier:
@@ -191,8 +241,20 @@ def _ask(asked: Asked, rows: np.ndarray, by: str) -> np.ndarray:
     return softmax(merge_views(seen, model.views).astype(np.float64), axis=1)
 
 
-def _answers(asked: Asked, of: str) -> np.ndarray:
-    """Out-of-fold probabilities (n, K) of another member for the rows to train on; NaN where it has none."""
+def _names(of: str | Sequence[str]) -> list[str]:
+    return [of] if isinstance(of, str) else [str(name) for name in of]
+
+
+def _said(of: str | Sequence[str]) -> str:
+    return " and ".join(_names(of))
+
+
+def _answers(asked: Asked, of: str | tuple[str, ...]) -> np.ndarray:
+    """Out-of-fold probabilities (n, K) of other members, their mean, for the rows to train on; NaN without one."""
+    return np.mean([_answers_of(asked, name) for name in _names(of)], axis=0)
+
+
+def _answers_of(asked: Asked, of: str) -> np.ndarray:
     member = asked.member
     path = member.run / f"predictions/{of}.oof.parquet"
     if not path.is_file():
@@ -209,13 +271,25 @@ def make_lesson(asked: Asked) -> Lesson:
     """What the stage's recipe wants learned."""
     choice = asked.member.recipe.labels
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in choice.settings.items()}
+    if settings.pop("one_a_group", False):
+        rows = one_a_group(asked.member.manifest.table["group"].to_numpy(), asked.train)
+        say(f"{asked.member.name} fold {asked.fold}: {len(asked.train) - len(rows)} photographs of groups left out")
+        asked = replace(asked, train=rows)
     return LABELS[choice.name](asked, **settings)
+
+
+def one_a_group(group: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Those of `rows` (n,) that are the first of their group, or without one. group: names (N,), '' for none."""
+    own = group[rows]
+    first = np.zeros(len(rows), dtype=bool)
+    first[np.unique(own, return_index=True)[1]] = True
+    return rows[first | (own == "")]
 
 
 def members_asked(recipe: Recipe) -> list[str]:
     """Names of other members that a member's stages take labels from."""
     asked = [stage.labels.settings.get(key, "") for stage in recipe.stage_recipes() for key in ("of", "by")]
-    return [str(name) for name in dict.fromkeys(asked) if name]
+    return [name for name in dict.fromkeys(name for names in asked for name in _names(names)) if name]
 
 
 def check_labels(choice: Choice, where: str, *, first: bool, last: bool, members: list[str]) -> None:
@@ -226,19 +300,21 @@ def check_labels(choice: Choice, where: str, *, first: bool, last: bool, members
     if choice.name not in LABELS:
         raise SettingsError(f"{where}: there are no labels {choice.name!r}", suggest(choice.name, [*LABELS]))
     known = inspect.signature(LABELS[choice.name]).parameters
+    names = [*[*known][1:], *COMMON]
     for key in choice.settings:
-        if key not in [*known][1:]:
-            raise SettingsError(
-                f"{where}: {choice.name} has no setting {key!r}", suggest(key, [*known][1:] or ["name"])
-            )
+        if key not in names:
+            raise SettingsError(f"{where}: {choice.name} has no setting {key!r}", suggest(key, names))
+    if not isinstance(choice.settings.get("one_a_group", False), bool):
+        raise SettingsError(f"{where}: one_a_group = {choice.settings['one_a_group']!r}", "true or false")
     needed = [key for key, p in known.items() if p.default is p.empty and key != "asked"]
     values: dict[str, Any] = {key: p.default for key, p in known.items() if key != "asked"} | choice.settings
     for key in needed:
         if key not in choice.settings:
             raise SettingsError(f"{where}: {choice.name} needs the setting {key!r}", f"{key}: one of {members}")
     for key in ("of", "by"):
-        if values.get(key) and values[key] not in members:
-            raise SettingsError(f"{where}: {key}: there is no other member {values[key]!r}", f"one of {members}")
+        for one in _names(values.get(key, "")):
+            if one and one not in members:
+                raise SettingsError(f"{where}: {key}: there is no other member {one!r}", f"one of {members}")
     for key in ("above", "share"):
         if key in values and not (isinstance(values[key], (int, float)) and 0 <= values[key] <= 1):
             raise SettingsError(f"{where}: {key} = {values[key]!r}", "a number from 0 to 1")
@@ -247,6 +323,10 @@ def check_labels(choice: Choice, where: str, *, first: bool, last: bool, members
             raise SettingsError(f"{where}: {key} = {values[key]!r}", f"a whole number from {least}")
     if values.get("do", "drop") not in ACTIONS:
         raise SettingsError(f"{where}: do = {values['do']!r}", f"one of {', '.join(ACTIONS)}")
+    if values.get("rule", RULES[0]) not in RULES:
+        raise SettingsError(f"{where}: rule = {values['rule']!r}", f"one of {', '.join(RULES)}")
+    if values.get("rule") == "cleanlab" and "above" in choice.settings:
+        raise SettingsError(f"{where}: above has no effect with rule: cleanlab", "leave it out: cleanlab has its own")
     if choice.name == "pseudo" and first and not values["by"]:
         raise SettingsError(
             f"{where}: pseudo asks the network of the stage before, and there is none",
@@ -273,4 +353,5 @@ LABELS: dict[str, Callable[..., Lesson]] = {
     "oof": oof,
     "teacher": teacher,
     "clusters": clusters,
+    "checked": checked,
 }
