@@ -20,7 +20,7 @@ LEVELS = {
     "train": 5,
     "deliver": 6,
     "pipeline": 7,
-    "cli": 8,
+    "cli": 8, "__main__": 8,
 }  # fmt: skip
 LIGHT = (
     "errors",

@@ -93,8 +93,7 @@ def train(
         resolved = _resolve(recipe, overrides, device)
         with SharedRun(Path(out)) as folder:
             manifest = from_first(lambda: prepare(folder, resolved, photos, scan_options, workers, update))
-            by = f", {world()} processes" if world() > 1 else ""
-            folder.update_record(device=describe_device(place) + by)
+            folder.update_record(device=describe_device(place), processes=world())
             return train_members(folder, resolved, manifest, str(place), workers)
 
 

@@ -23,6 +23,13 @@ T = TypeVar("T")
 LINE_EVERY = 10.0  # seconds between the lines of a log
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+_silent = False
+
+
+def fall_silent() -> None:
+    """Say no more of the progress: one of several processes at the same work speaks for all. Errors are still said."""
+    global _silent
+    _silent = True
 
 
 class RateColumn(ProgressColumn):
@@ -34,13 +41,17 @@ class RateColumn(ProgressColumn):
 
 def say(text: str) -> None:
     """One line to the person who waits, on standard error."""
-    console.print(text, markup=False)
+    if not _silent:
+        console.print(text, markup=False)
 
 
 def track(items: Iterable[T], what: str, total: int | None = None, note: str = "") -> Iterator[T]:
     """Yield `items`, showing how far it has come; silent where it ends within two seconds in a log."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
+    if _silent:
+        yield from items
+        return
     if console.is_terminal:
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as bar:

@@ -25,9 +25,9 @@ recipes = App(name="recipes", help="List the recipes that come with the package,
 recipes.default(recipe_commands.list_recipes)
 recipes.command(recipe_commands.show)
 for verb in (
-    photos.scan, photos.demo_data, models.run, photos.audit, photos.clean, models.predict, models.explain, photos.watch,
-    models.compare, models.report, predictions.blend, predictions.stack, predictions.calibrate, predictions.decide,
-    models.show_augment, models.lr_find, models.translate,
+    photos.scan, photos.demo_data, models.run, models.train, photos.audit, photos.clean, models.predict, models.explain,
+    photos.watch, models.compare, models.report, predictions.blend, predictions.stack, predictions.calibrate,
+    predictions.decide, models.show_augment, models.lr_find, models.translate,
 ):  # fmt: skip
     app.command(verb, name=verb.__name__.replace("_", "-"))
 app.command(recipes)

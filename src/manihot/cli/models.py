@@ -50,6 +50,27 @@ def run(
     compare([out])
 
 
+def train(    photos: Photos, *, out: Out, recipe: RecipeName = None, set_: Sets = None, csv: Table = None,
+    image: ImageColumn = None, label: LabelColumn = None, source: SourceColumn = None, group: GroupColumn = None,
+    fold: FoldColumn = None, split: SplitColumn = None, classes: ClassMap = None,
+    device: Device = "auto", workers: Workers = 2,
+    update: Update = False,
+) -> None:  # fmt: skip
+    """The training part of `run`, for several GPUs: torchrun --nproc-per-node 4 -m manihot train PHOTOS --out RUN.
+
+    `manihot run` with the same options, in one process, then goes on with blend, audit, scores and report.
+    A step sees `train.batch` photographs a process.
+    """
+    from manihot import pipeline
+
+    names = pipeline.train(
+        one_or_many(photos), out, recipe, overrides=set_ or [], device=device, workers=workers,
+        update=update, csv=csv, image=image, label=label, source=source, group=group, fold=fold, split=split,
+        classes=classes,
+    )  # fmt: skip
+    say(f"Trained: {', '.join(names)}   next: manihot run with the same options")
+
+
 def predict(
     model: Annotated[Path, Parameter(help="A run folder, RUN/members/NAME, or one .safetensors.")],
     photos: Annotated[Path, Parameter(help="Folder, CSV or manifest.parquet.")],

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from manihot.data.augment import Augmenter
+from manihot.errors import DataError
 
 Batch = dict[str, Tensor]
 
@@ -55,15 +56,24 @@ class EpochBatches(Sampler[list[tuple[int, int, int]]]):
     """Batches of (epoch, place, repeat), shuffled by (seed, epoch), of nearly equal sizes so that none is tiny.
 
     draw: the places that an epoch sees, some of them several times; the same number in every epoch. All once
-    when left out.
+    when left out. share: (number, count) of the processes that train together: each gets its slice of every one of
+    the batches that a single process would see with `batch` times as many photographs. Raises DataError where there
+    are fewer photographs than processes.
     """
 
     def __init__(
-        self, photographs: int, batch: int, seed: int, draw: Callable[[int], np.ndarray] | None = None
-    ) -> None:
-        self.seed = seed
+        self, photographs: int, batch: int, seed: int, draw: Callable[[int], np.ndarray] | None = None,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:  # fmt: skip
+        self.seed, self.share = seed, share
         self.draw = draw or (lambda epoch: np.arange(photographs))
-        self.count = max(1, -(-len(self.draw(0)) // batch))
+        seen, processes = len(self.draw(0)), share[1]
+        if processes > 1 and seen < processes:
+            raise DataError(
+                f"{seen} photographs to train on can't be shared by {processes} processes", "start fewer processes"
+            )
+        # no slice is empty: the last of batches of one photograph a process may not go round
+        self.count = max(1, min(-(-seen // (batch * processes)), seen // processes))
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -73,20 +83,22 @@ class EpochBatches(Sampler[list[tuple[int, int, int]]]):
         places = self.draw(self.epoch)
         order = places[np.random.default_rng([self.seed, self.epoch]).permutation(len(places))]
         seen: Counter[int] = Counter()
+        number, processes = self.share
         for batch in np.array_split(order, self.count):
             items = []
             for place in map(int, batch):
                 items.append((self.epoch, place, seen[place]))
                 seen[place] += 1
-            yield items
+            first, end = len(items) * number // processes, len(items) * (number + 1) // processes
+            yield items[first:end]
 
 
 def make_loader(
     dataset: TrainingPhotos, batch: int, seed: int, workers: int, pin: bool,
-    draw: Callable[[int], np.ndarray] | None = None,
+    draw: Callable[[int], np.ndarray] | None = None, share: tuple[int, int] = (0, 1),
 ) -> tuple[DataLoader, EpochBatches]:  # fmt: skip
-    """The loader, and its batches, whose `epoch` is set before each pass; `draw` as for EpochBatches."""
-    batches = EpochBatches(len(dataset), batch, seed, draw)
+    """The loader, and its batches, whose `epoch` is set before each pass; `draw` and `share` as for EpochBatches."""
+    batches = EpochBatches(len(dataset), batch, seed, draw, share)
     loader = DataLoader(
         dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin, persistent_workers=workers > 0,
         worker_init_fn=one_thread if workers else None,

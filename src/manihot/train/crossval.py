@@ -8,6 +8,7 @@ NAME.test.parquet.
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.runs import RunFolder, digest_file, digest_value, write_atomic
 from manihot.settings import Recipe
+from manihot.train.distributed import from_first, is_first
 from manihot.train.features import fit_head, make_features
 from manihot.train.finetune import as_predictions, finetune, save_network
 from manihot.train.labels import Asked, make_lesson, members_asked
@@ -67,7 +69,7 @@ def train_members(
         ]
         for fold in folds or [0]:
             train_fold(member, fold)
-        collect(member, folds)
+        from_first(partial(collect, member, folds))
     return list(recipes)
 
 
@@ -101,7 +103,7 @@ def train_fold(member: Member, fold: int) -> None:
     outputs += [f"{folder}/test.parquet"] if len(member.test_rows) else []
 
     def work() -> None:
-        _clear_unless_resumable(member.folder(fold), digest_value(inputs))
+        from_first(lambda: _clear_unless_resumable(member.folder(fold), digest_value(inputs)))
         METHODS[member.recipe.method](member, fold, train, held)
 
     member.run.stage(folder, inputs, outputs, work)
@@ -109,6 +111,8 @@ def train_fold(member: Member, fold: int) -> None:
 
 def features(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> None:
     """Fit a linear head on features that the frozen backbone computed once for all folds."""
+    if not is_first():  # of several processes one does it: there are no gradients to share
+        return
     recipe, manifest = member.recipe, member.manifest
     # One backbone for all folds, a random one too: the features were computed by it.
     model = make_model(recipe.model, len(manifest.classes), member.preprocess.size, member.seed(0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from manihot.progress import say
 from manihot.records.predictions import Predictions
 from manihot.records.runs import write_atomic
 from manihot.settings import View
+from manihot.train.distributed import by_parts, from_first, is_first
 from manihot.train.labels import Asked, make_lesson
 from manihot.train.loop import fit
 from manihot.train.member import Member, make_member
@@ -48,14 +50,14 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
             rows, _ = stage.rows(fold)
             train_stage(stage, fold, rows, held, place, before, what, last=number == len(stages))
             if len(stages) > 1:
-                write_atomic(place / DONE, "")
+                from_first(partial(write_atomic, place / DONE, ""))
         trained = load_network(place / NETWORK)
         before, precision = trained.networks[0], str(trained.about["precision"])
-    if len(stages) > 1:
+    if len(stages) > 1 and is_first():
         write_atomic(folder / "history.jsonl", "".join(_joined_history(places)))
     assert before is not None
     about = {"recipe": member.recipe.name, "member": member.name, "fold": fold, "precision": precision}
-    if len(stages) > 1:
+    if len(stages) > 1 and is_first():
         save_network(member, folder, before, about)
     predict_fold(member, fold, held, TorchRunner(before, member.preprocess, member.device, precision))
 
@@ -75,15 +77,18 @@ def train_stage(
 ) -> None:  # fmt: skip
     """Train one stage and save its network into `folder`; a stopped one continues after its last epoch."""
     recipe, manifest, device = stage.recipe, stage.manifest, stage.device
-    lesson = make_lesson(Asked(stage, fold, train, before))
+    lesson = from_first(lambda: make_lesson(Asked(stage, fold, train, before)))
     training = make_training(stage, fold, lesson, before)
     precision = training.precision
 
     def judge(network: torch.nn.Module) -> dict[str, float]:
         runner = TorchRunner(network, stage.preprocess, device, precision)  # type: ignore[arg-type]
         looks = (View(),)
-        logits = merge_views(
-            forward_views([runner], stage.photos, held, stage.preprocess, looks, what="Held out"), looks
+        logits = by_parts(
+            held,
+            lambda rows: merge_views(
+                forward_views([runner], stage.photos, rows, stage.preprocess, looks, what="Held out"), looks
+            ),
         )
         labels, probs = manifest.labels[held], softmax(logits.astype(np.float64), axis=1)
         return {
@@ -119,10 +124,15 @@ def predict_fold(member: Member, fold: int, held: np.ndarray, runner: TorchRunne
         if not len(rows):
             continue
         what = f"{member.name} fold {fold}: {name}"
-        logits = merge_views(
-            forward_views([runner], member.photos, rows, member.preprocess, views, what=what), views
-        )
-        as_predictions(member, rows, logits, fold).save(member.folder(fold) / f"{name}.parquet")
+
+        def predict(rows: np.ndarray, what: str = what) -> np.ndarray:
+            return merge_views(
+                forward_views([runner], member.photos, rows, member.preprocess, views, what=what), views
+            )
+
+        logits = by_parts(rows, predict)
+        if is_first():
+            as_predictions(member, rows, logits, fold).save(member.folder(fold) / f"{name}.parquet")
 
 
 def as_predictions(

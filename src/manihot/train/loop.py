@@ -7,6 +7,9 @@ With `optimizer.sam` every step looks twice at the same photographs: the same mi
 dropout and stochastic depth (the generators are set back), batch-norm statistics and the memory of losses moved
 by the first look alone, over all batches of an accumulated step. A gradient that is not finite leaves the
 weights where they were.
+
+Several processes (`distributed`) run this loop in step: each on its slices of the batches, with the same gradients,
+weights and scores after every exchange, so that they agree on all that is decided here. The first one writes.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ from manihot.optim.schedules import NEEDS_SCORES, Schedule, make_schedule
 from manihot.progress import say, track
 from manihot.records.runs import atomic_path, write_atomic
 from manihot.settings import Recipe
+from manihot.train import distributed
 from manihot.train.steps import Step, StepState
 
 # a network to {"loss": ..., "accuracy": ...} on held-out photographs
@@ -47,6 +52,7 @@ class Progress:
     best: float = math.inf  # lowest monitored value so far (accuracy counts negative)
     best_epoch: int = -1
     history: list[dict[str, Any]] = field(default_factory=list)
+    processes: int = 1  # that train together
 
 
 def fit(
@@ -64,17 +70,19 @@ def fit(
     parts = _parts(model, math.ceil(len(batches) / train.accumulate), state, recipe)
     optimizer, schedule, averaging = parts["optimizer"], parts["schedule"], parts["averaging"]
     set_training(model, recipe.model.freeze_norm)  # type: ignore[arg-type]
-    if train.accumulate > 1 and any(isinstance(m, NORMS) and m.training for m in model.modules()):
+    distributed.remember_together(state.loss)
+    parts_of_step = train.accumulate * distributed.world()
+    if parts_of_step > 1 and any(isinstance(m, NORMS) and m.training for m in model.modules()):
         say(
-            f"Warning: batch norms see {train.batch} photographs at a time, not the {train.batch * train.accumulate} "
-            "of a step, so accumulation isn't one large batch; model.freeze_norm=true makes it exact"
+            f"Warning: batch norms see {train.batch} photographs at a time, not the {train.batch * parts_of_step} "
+            "of a step, so it isn't one large batch; model.freeze_norm=true makes it exact"
         )
     progress = _resume(folder / "last.ckpt", parts, state.device)
     if progress.epoch:
         say(f"{what}: continues after epoch {progress.epoch} of {train.epochs}")
     while progress.epoch < train.epochs and not _is_stalled(progress, train.patience):
         epoch, clock = progress.epoch, time.perf_counter()
-        torch.manual_seed(_seed_of(seed, epoch))
+        torch.manual_seed(_seed_of(seed, epoch, distributed.rank()))
         batches.epoch = state.epoch = epoch
         state.loss.start_epoch(epoch, train.epochs)
         set_training(model, recipe.model.freeze_norm)  # type: ignore[arg-type]
@@ -94,11 +102,14 @@ def fit(
             if watched < progress.best:
                 progress.best, progress.best_epoch = watched, epoch
                 if train.keep == "best":
-                    save(averaging.model(model))
+                    distributed.from_first(partial(save, averaging.model(model)))
         say(_describe(row, label))
-        _save_checkpoint(folder, parts, progress)
+        distributed.from_first(partial(_save_checkpoint, folder, parts, progress))
     if train.keep == "last" or judge is None:
-        save(averaging.finish(model, lambda: _inputs(loader, state)))
+        kept = averaging.finish(model, lambda: _inputs(loader, state))
+        if kept is not model:
+            distributed.average_statistics(kept)
+        distributed.from_first(partial(save, kept))
     return progress
 
 
@@ -124,7 +135,7 @@ def _train_epoch(
     optimizer, scaler = parts["optimizer"], parts["scaler"]
     schedule: Schedule = parts["schedule"]
     averaging: Averaging = parts["averaging"]
-    accumulate, total, seen, skipped = recipe.train.accumulate, 0.0, 0, 0
+    accumulate, loss_sum, seen, skipped = recipe.train.accumulate, 0.0, 0, 0
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     settings = recipe.optimizer
     sam = Sam(trained, settings.sam, settings.sam_adaptive) if settings.sam else None
@@ -134,7 +145,7 @@ def _train_epoch(
             loss = gradient(model, group, first, step, state, scaler, what)
         else:
             loss = sharpness_gradient(model, group, first, step, state, scaler, what, optimizer, sam)
-        total += loss
+        loss_sum += loss
         seen += sum(len(batch["image"]) for batch in group)
         if recipe.train.clip:
             scaler.unscale_(optimizer)
@@ -150,32 +161,32 @@ def _train_epoch(
         progress.step += 1
     if skipped:
         say(f"Warning: {what}: {skipped} steps left out, their gradients were not finite; lower optimizer.lr or .sam")
-    return total / max(1, seen)
+    return loss_sum / max(1, distributed.total(seen))
 
 
 def gradient(
     model: nn.Module, group: Sequence[Any], first: int, step: Step, state: StepState, scaler: Any, what: str,
     strict: bool = True,
 ) -> float:  # fmt: skip
-    """Add the gradient of a group of batches, weighted by photographs; the sum of the photographs' losses.
+    """Make the gradient of a group of batches, weighted by photographs; the sum of the photographs' losses.
 
-    first: number in the epoch of the group's first batch. Raises DataError when the loss is no longer finite,
-    if `strict`.
+    Several processes make the gradient, and the sum, of all their photographs. first: number in the epoch of the
+    group's first batch. Raises DataError when the loss is no longer finite, if `strict`.
     """
-    sizes, total = [len(batch["image"]) for batch in group], 0.0
+    sizes, loss_sum = [len(batch["image"]) for batch in group], 0.0
     for offset, batch in enumerate(group):
         state.batch_number = first + offset
         loss = step(model, batch, state)["loss"]
-        value = float(loss.detach())
-        if strict and not math.isfinite(value):
-            raise DataError(
-                f"{what}: the loss is {value}",
-                "lower optimizer.lr, set train.precision=fp32, or raise train.clip above 0",
-            )
         share = sizes[offset] / sum(sizes)  # weighted by photographs, not by batches
         scaler.scale(loss * share).backward()
-        total += value * sizes[offset]
-    return total
+        loss_sum += float(loss.detach()) * sizes[offset]
+    loss_sum = distributed.average_gradients(model, loss_sum, sum(sizes))
+    if strict and not math.isfinite(loss_sum):  # only now, so that all processes see it
+        raise DataError(
+            f"{what}: the loss is {loss_sum}",
+            "lower optimizer.lr, set train.precision=fp32, or raise train.clip above 0",
+        )
+    return loss_sum
 
 
 def sharpness_gradient(
@@ -185,9 +196,9 @@ def sharpness_gradient(
     """As `gradient`, but the gradient is the one at the worst place nearby; the loss is the first look's."""
     state.kept, before = {}, _random_state(state.device)
     try:
-        total = gradient(model, group, first, step, state, scaler, what, strict)
+        loss_sum = gradient(model, group, first, step, state, scaler, what, strict)
         if not sam.perturb():
-            return total  # without a direction: zero, or not finite, which the caller sees
+            return loss_sum  # without a direction: zero, or not finite, which the caller sees
         optimizer.zero_grad(set_to_none=True)
         _set_random_state(state.device, before)
         state.loss.eval()
@@ -197,7 +208,7 @@ def sharpness_gradient(
         finally:
             state.loss.train()
             sam.restore()
-        return total
+        return loss_sum
     finally:
         state.kept = None
 
@@ -237,8 +248,8 @@ def _inputs(loader: Any, state: StepState) -> Iterator[Tensor]:
         yield state.normalise(batch["image"].to(state.device), batch["colour"].to(state.device))
 
 
-def _seed_of(seed: int, epoch: int) -> int:
-    return (seed * 1_000_003 + epoch) % (2**31)
+def _seed_of(seed: int, epoch: int, process: int = 0) -> int:
+    return (seed * 1_000_003 + process * 15_485_863 + epoch) % (2**31)
 
 
 def _is_stalled(progress: Progress, patience: int) -> bool:
@@ -257,7 +268,7 @@ def _save_checkpoint(folder: Path, parts: dict[str, Any], progress: Progress) ->
 
 def _resume(path: Path, parts: dict[str, Any], device: torch.device) -> Progress:
     if not path.exists():
-        return Progress()
+        return Progress(processes=distributed.world())
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         for name, part in parts.items():
@@ -267,7 +278,13 @@ def _resume(path: Path, parts: dict[str, Any], device: torch.device) -> Progress
             f"{path}: the checkpoint doesn't fit this training ({error})",
             f"remove {path.parent} and run again",
         ) from error
-    return Progress(**state["progress"])
+    progress = Progress(**state["progress"])
+    if progress.processes != distributed.world():
+        raise RunFolderError(
+            f"{path}: this training began with {progress.processes} processes, and now there are {distributed.world()}",
+            f"start as many again, or remove {path.parent} to begin anew",
+        )
+    return progress
 
 
 def _describe(row: dict[str, Any], what: str) -> str:

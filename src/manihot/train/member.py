@@ -17,6 +17,7 @@ from manihot.photos.store import make_store
 from manihot.records.manifest import Manifest
 from manihot.records.runs import RunFolder
 from manihot.settings import Photo, Recipe
+from manihot.train.distributed import first_alone
 
 Triple = tuple[float, float, float]
 
@@ -83,7 +84,7 @@ def make_member(
     stored = (round(size[0] * photo.store_scale), round(size[1] * photo.store_scale))
     preprocess = Preprocess(size, preprocess.fit, preprocess.mean, preprocess.std, stored)
     store = run / f"store/{stored[0]}x{stored[1]}-{photo.fit}.npy"
-    photos = make_store(store, manifest, preprocess.for_store, workers)
+    photos = first_alone(lambda: make_store(store, manifest, preprocess.for_store, workers))
     if photo.normalise == "measured":
         mean, std = measure_normalisation(photos, manifest)
         preprocess = replace(preprocess, mean=mean, std=std)

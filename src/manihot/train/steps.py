@@ -56,7 +56,7 @@ def supervised(model: nn.Module, batch: Batch, state: StepState) -> dict[str, Te
     with torch.autocast(state.device.type, state.dtype, enabled=state.dtype != torch.float32):
         features = model.embed(images)  # type: ignore[operator]
         logits = model.classify(features)  # type: ignore[operator]
-    available = {"features": features, "weight": model.head.weight, **moved}  # type: ignore[union-attr]
+    available = {**moved, "features": features, "weight": model.head.weight}  # type: ignore[union-attr]
     extra = {name: available[name] for name in state.loss.needs}
     return {"loss": state.loss(logits.float(), targets, sample_weights=moved["weight"], **extra)}
 

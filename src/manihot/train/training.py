@@ -19,10 +19,13 @@ from manihot.models.backbones import make_model, set_training
 from manihot.models.heads import Classifier
 from manihot.optim.losses import make_loss
 from manihot.settings import Recipe
+from manihot.train.distributed import from_first, rank, world
 from manihot.train.labels import Lesson
 from manihot.train.member import Member
 from manihot.train.probe import choose_precision
 from manihot.train.steps import StepState
+
+OF_PROCESS = 1_000_003  # between the seeds of the processes' mixing, which is each one's own
 
 
 @dataclass(frozen=True)
@@ -47,19 +50,21 @@ def make_training(member: Member, fold: int, lesson: Lesson, before: Classifier 
     if before is not None:
         take_over(model, before)
     model = model.to(device, memory_format=_layout(recipe))  # type: ignore[call-overload]
-    precision = choose_precision(recipe.train.precision, model, recipe.model.backbone, size, device)
+    precision = from_first(
+        lambda: choose_precision(recipe.train.precision, model, recipe.model.backbone, size, device)
+    )
     augmenter = Augmenter(recipe.augment, size, seed, recipe.train.epochs)
     dataset = TrainingPhotos(member.photos, lesson.rows, lesson.targets, lesson.weights, augmenter, lesson.teacher)
     loader, batches = make_loader(
         dataset, recipe.train.batch, seed, recipe.train.workers, device.type == "cuda",
-        lambda epoch: draw_epoch(recipe.sampling, lesson.labels, seed, epoch),
+        lambda epoch: draw_epoch(recipe.sampling, lesson.labels, seed, epoch), (rank(), world()),
     )  # fmt: skip
     counts = np.maximum(lesson.targets.sum(0), 1)  # a class without photographs here must not weigh without bound
     loss = make_loss(
         recipe.loss.name, recipe.loss.settings, classes=lesson.classes, photographs=len(lesson.rows),
         class_counts=counts,
     ).to(device)  # fmt: skip
-    mixer = make_mixer(recipe, len(batches), seed, model)
+    mixer = make_mixer(recipe, len(batches), seed + OF_PROCESS * rank(), model)
     state = StepState(device, Normalise(member.preprocess).to(device), loss, PRECISIONS[precision], mixer)
     return Training(model, loader, batches, state, precision)
 

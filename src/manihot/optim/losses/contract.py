@@ -142,6 +142,14 @@ class Loss(nn.Module):
         look_at_values(self.name, logits.detach(), target)
 
 
+class Memory(nn.Module):
+    """A term that remembers what it saw; `gather` gives rows (n, ...) of all processes that train together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gather: Callable[[Tensor], Tensor] = lambda rows: rows
+
+
 class WeightedSum(nn.Module):
     """The weighted sum of losses, each with its own settings; used as `Loss`, with the `needs` of all."""
 

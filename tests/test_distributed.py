@@ -1,0 +1,357 @@
+"""Several processes: the training of one with the batches of all, the same on each, resumed, ended together."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from manihot.data.augment import Augmenter
+from manihot.data.dataset import EpochBatches, TrainingPhotos, make_loader
+from manihot.errors import DataError, ManihotError, RunFolderError, SettingsError
+from manihot.infer.runners import Normalise
+from manihot.models.backbones import make_model, make_preprocess
+from manihot.optim.losses import make_loss
+from manihot.settings import Recipe
+from manihot.train import distributed
+from manihot.train.loop import fit
+from manihot.train.steps import STEPS, StepState
+
+SIZE = (32, 32)
+N = 23  # photographs: batches of 12 and 11, so slices of 6, 6, 5, 6
+PHOTOS = np.random.default_rng(0).integers(0, 256, (N, 40, 40, 3), dtype=np.uint8)
+LABELS = np.arange(N) % 3
+PLAIN: dict[str, Any] = {
+    "model": {"backbone": "test_convnext", "pretrained": False, "dropout": 0.0},  # layer norms
+    "augment": [{"name": "horizontal_flip"}],
+    "optimizer": {"name": "sgd", "lr": 0.05, "weight_decay": 0.01},
+    "train": {"epochs": 2, "batch": 6, "clip": 0.0, "precision": "fp32"},
+}
+
+
+def two_looks(model, batch, state):
+    """As semi-supervised steps: the network is called twice, once without a gradient."""
+    images = state.normalise(batch["image"], batch["colour"])
+    with torch.no_grad():
+        guess = model(images.flip(3)).softmax(1)
+    logits = model(images)
+    sure = (guess.max(1).values > 0.34).float()
+    agree = -(guess * logits.log_softmax(1)).sum(1) * sure
+    return {"loss": state.loss(logits, batch["target"], sample_weights=batch["weight"]) + agree.mean()}
+
+
+def now_and_then(model, batch, state):
+    """The head's bias has a gradient only in the slice with photograph 0, and none at all in the first epoch."""
+    images = state.normalise(batch["image"], batch["colour"])
+    bias = model.head.bias if state.epoch and bool((batch["index"] == 0).any()) else model.head.bias.detach()
+    logits = torch.nn.functional.linear(model.embed(images), model.head.weight, bias)
+    return {"loss": state.loss(logits, batch["target"], sample_weights=batch["weight"])}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained by one process with batches of 12, and by two with batches of 6."""
+
+    changes: dict[str, Any] = field(default_factory=dict)
+    step: Callable[..., Any] = STEPS["supervised"]
+    draw: Callable[[int], np.ndarray] | None = None
+
+
+def oversampled(epoch: int) -> np.ndarray:
+    return np.random.default_rng([7, epoch]).integers(0, N, 30)
+
+
+EFFICIENT = {"backbone": "test_efficientnet", "pretrained": False, "dropout": 0.0, "freeze_norm": True}
+TRAINED_NORMS = Case(  # hardly moving weights, as batch norms in training make another gradient
+    {
+        "model": {**EFFICIENT, "freeze_norm": False}, "averaging": {"name": "ema", "decay": 0.5},
+        "optimizer": {"lr": 1e-9},
+    }
+)  # fmt: skip
+CASES = {
+    "layer norms": Case(),
+    "frozen batch norms": Case({"model": EFFICIENT}),
+    "adamw, ema": Case({"optimizer": {"name": "adamw", "lr": 1e-3}, "averaging": {"name": "ema", "decay": 0.8}}),
+    "accumulation, clipping": Case({"train": {"batch": 3, "accumulate": 2, "clip": 0.5}}),
+    "sam, clipping": Case({"optimizer": {"sam": 0.05}, "train": {"clip": 1.0}}),
+    "swa, lookahead": Case({"averaging": {"name": "swa"}, "optimizer": {"lookahead": 2}}),
+    "frozen stages": Case({"model": {"freeze_stages": 2}}),
+    "elr": Case({"loss": {"name": "elr"}}),
+    "sop": Case({"loss": {"name": "sop"}}),
+    "isda, sam": Case({"loss": {"name": "isda"}, "optimizer": {"sam": 0.05}}),
+    "two looks": Case(step=two_looks),
+    "idle parameters": Case({"optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}}, now_and_then),
+    "oversampling": Case(draw=oversampled),
+}
+
+
+def recipe_of(case: Case) -> Recipe:
+    values = {**PLAIN, **{k: v for k, v in case.changes.items() if k not in PLAIN}}
+    for name in PLAIN:
+        if name in case.changes:
+            values[name] = {**PLAIN[name], **case.changes[name]}
+    if distributed.world() == 1:
+        values["train"] = {**values["train"], "batch": 2 * values["train"]["batch"]}
+    return Recipe.model_validate_json(json.dumps(values))
+
+
+def training(case: Case, folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, np.ndarray]:
+    """Losses by epoch, and the weights kept, of this process."""
+    recipe = recipe_of(case)
+    preprocess = make_preprocess(recipe.model, SIZE, "squash")
+    model = make_model(recipe.model, 3, SIZE, seed=0)
+    data = TrainingPhotos(
+        PHOTOS, np.arange(N), np.eye(3)[LABELS], np.ones(N), Augmenter(recipe.augment, SIZE, 0, recipe.train.epochs)
+    )
+    share = (distributed.rank(), distributed.world())
+    loader, batches = make_loader(data, recipe.train.batch, 0, 0, False, case.draw, share)
+    loss = make_loss(recipe.loss.name, recipe.loss.settings, classes=3, photographs=N)
+    state = StepState(torch.device("cpu"), Normalise(preprocess), loss, dtype)
+    found: dict[str, np.ndarray] = {}
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(network):
+        (folder / "kept").write_text(str(os.getpid()), encoding="utf-8")
+
+    def judge(network):
+        network.eval()
+
+        def logits_of(rows):
+            with torch.no_grad():
+                images = torch.from_numpy(PHOTOS[rows][:, 4:36, 4:36].copy())
+                return network(state.normalise(images)).float().numpy()
+
+        logits = torch.from_numpy(distributed.by_parts(np.arange(N), logits_of))
+        found.update({name: value.clone().numpy() for name, value in network.state_dict().items()})
+        return {"loss": float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(LABELS))), "accuracy": 0.5}
+
+    progress = fit(model, loader, batches, case.step, state, recipe, 0, folder, judge, save, "test")
+    found.update({f"memory.{name}": value.numpy() for name, value in loss.state_dict().items()})
+    for name in ("train_loss", "val_loss"):
+        found[name] = np.array([row[name] for row in progress.history])
+    return found
+
+
+# What the two processes do; each writes what it found into `folder`
+
+
+def two_processes(number: int, port: int, folder: Path) -> None:
+    os.environ |= {
+        "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    try:
+        with distributed.processes("cpu") as device:
+            assert device.type == "cpu"
+            for name, case in CASES.items():
+                np.savez(folder / f"{name}.{number}.npz", **training(case, folder / name))
+            for look in (exchange, batch_norms, infinite_gradient, stop_and_resume, shared_run):
+                look(folder)
+            began = time.monotonic()
+            fail_in_the_second(folder)
+    except ManihotError as error:
+        error_file = folder / f"error.{number}.json"
+        error_file.write_text(json.dumps([type(error).__name__, str(error), time.monotonic() - began]))
+
+
+def note(folder: Path, name: str, **values: Any) -> None:
+    (folder / f"{name}.{distributed.rank()}.json").write_text(json.dumps(values), encoding="utf-8")
+
+
+def exchange(folder: Path) -> None:
+    number = distributed.rank()
+    rows = torch.arange(3.0 if number == 0 else 2.0).reshape(-1, 1) + 10 * number
+    parts = [distributed.by_parts(np.arange(n), lambda rows: rows[:, None] * 2.0).tolist() for n in (1, 5)]
+    model = torch.nn.Linear(2, 1)
+    model.bias.requires_grad_(False)
+    model.weight.grad = torch.tensor([[1.0, 2.0]]) if number == 0 else torch.tensor([[5.0, 6.0]])
+    loss = distributed.average_gradients(model, 10.0 * (number + 1), (3, 1)[number])
+    note(
+        folder, "exchange", gathered=distributed.gather(rows).flatten().tolist(), parts=parts, loss=loss,
+        gradient=model.weight.grad.flatten().tolist(), bias=model.bias.grad is None,
+        total=distributed.total(number + 4), said=distributed.from_first(lambda: {"by": number}),
+        alone=distributed.first_alone(lambda: number),
+    )  # fmt: skip
+
+
+def batch_norms(folder: Path) -> None:
+    found = training(TRAINED_NORMS, folder / "norms")
+    np.savez(folder / f"norms.{distributed.rank()}.npz", **found)
+
+
+def infinite_gradient(folder: Path) -> None:
+    """Half precision; in the second step one process alone has an infinite slope."""
+
+    def spiked(model, batch, state):
+        out = STEPS["supervised"](model, batch, state)
+        if state.epoch == 0 and state.batch_number == 1 and distributed.rank() == 1:
+            out["loss"] = out["loss"] + (model.head.weight * 0).sum().abs().sqrt()
+        return out
+
+    found = training(Case(step=spiked), folder / "fp16", torch.float16)
+    np.savez(folder / f"fp16.{distributed.rank()}.npz", **found)
+
+
+def stop_and_resume(folder: Path) -> None:
+    case = Case({"model": {"dropout": 0.3}, "train": {"epochs": 3}, "averaging": {"name": "ema", "decay": 0.8}})
+    whole = training(case, folder / "whole")
+    calls = 0
+
+    def stops(model, batch, state):
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # within the second epoch
+            raise KeyboardInterrupt
+        return STEPS["supervised"](model, batch, state)
+
+    try:
+        training(Case(case.changes, stops), folder / "stopped")
+        raise AssertionError("it didn't stop")
+    except KeyboardInterrupt:
+        pass
+    resumed = training(case, folder / "stopped")
+    note(folder, "resume", same=[bool((whole[k] == resumed[k]).all()) for k in whole], seen=torch.rand(1).item())
+
+
+def shared_run(folder: Path) -> None:
+    writer = folder / "run/written"
+    done = []
+    with distributed.SharedRun(folder / "run") as run:
+        run.update_record(by=distributed.rank())
+        for inputs in ("a", "a", "b"):
+            def work() -> None:
+                distributed.from_first(lambda: writer.write_text(str(distributed.rank()), encoding="utf-8"))
+
+            done.append(run.stage("once", inputs, ["written"], work))
+        note(folder, "run", done=done, by=run.record["by"], read=writer.read_text(encoding="utf-8"))
+
+
+def fail_in_the_second(folder: Path) -> None:
+    def breaks(model, batch, state):
+        if state.epoch == 1 and distributed.rank() == 1:
+            raise DataError("photograph 7 is broken", "look at it")
+        return STEPS["supervised"](model, batch, state)
+
+    training(Case(step=breaks), folder / "broken")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what two processes found."""
+    folder = tmp_path_factory.mktemp("pair")
+    torch.multiprocessing.spawn(two_processes, (free_port(), folder), nprocs=2)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def both(folder: Path, name: str) -> list[Any]:
+    """What each of the two noted."""
+    if (folder / f"{name}.0.json").exists():
+        return [json.loads((folder / f"{name}.{k}.json").read_text(encoding="utf-8")) for k in (0, 1)]
+    return [dict(np.load(folder / f"{name}.{k}.npz")) for k in (0, 1)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_as_one_with_the_doubled_batch(pair: Path, tmp_path: Path, name: str):
+    first, second = both(pair, name)
+    alone = training(CASES[name], tmp_path)
+    assert set(alone) == set(first) == set(second)
+    start = make_model(recipe_of(CASES[name]).model, 3, SIZE, seed=0).state_dict()
+    assert not np.allclose(alone["head.weight"], start["head.weight"], atol=1e-4)  # something was learned
+    for key, value in alone.items():
+        assert np.array_equal(first[key], second[key]), key
+        np.testing.assert_allclose(first[key], value, rtol=1e-4, atol=2e-5, err_msg=key)
+    np.testing.assert_allclose(first["train_loss"], alone["train_loss"], rtol=2e-6)
+
+
+def test_what_processes_exchange(pair: Path):
+    first, second = both(pair, "exchange")
+    assert first == {**second, "alone": 0} and second["alone"] == 1
+    assert first["gathered"] == [0, 1, 2, 10, 11]  # three rows and two
+    assert first["parts"] == [[[0.0]], [[0.0], [2.0], [4.0], [6.0], [8.0]]]
+    assert first["gradient"] == [2.0, 3.0]  # (3 * 1 + 1 * 5) / 4: weighted by photographs
+    assert first["loss"] == 30.0 and first["bias"] is True
+    assert first["total"] == 9 and first["said"] == {"by": 0}
+
+
+def test_running_statistics_are_the_mean_of_both(pair: Path, tmp_path: Path):
+    first, second = both(pair, "norms")
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+    alone = training(TRAINED_NORMS, tmp_path)
+    name = "backbone.bn1.running_mean"
+    assert not np.array_equal(first[name], np.zeros_like(first[name]))
+    np.testing.assert_allclose(first[name], alone[name], rtol=1e-5, atol=1e-6)  # of the slices' means: all photographs'
+
+
+def test_an_infinite_gradient_of_one_is_skipped_by_both(pair: Path):
+    first, second = both(pair, "fp16")
+    assert all(np.array_equal(first[key], second[key]) and np.isfinite(first[key]).all() for key in first)
+    state = torch.load(pair / "fp16/last.ckpt", weights_only=True)
+    assert state["scaler"]["scale"] == 32768  # halved once
+    assert state["progress"]["processes"] == 2
+
+
+def test_a_stopped_pair_continues_bit_for_bit_and_draws_its_own_dropout(pair: Path):
+    first, second = both(pair, "resume")
+    assert all(first["same"]) and all(second["same"]) and len(first["same"]) > 20
+    assert first["seen"] != second["seen"]
+    assert (pair / "whole/kept").is_file()
+
+
+def test_another_number_of_processes_does_not_continue(pair: Path, tmp_path: Path):
+    (tmp_path / "last.ckpt").write_bytes((pair / "layer norms/last.ckpt").read_bytes())
+    with pytest.raises(RunFolderError, match="began with 2 processes, and now there are 1"):
+        training(CASES["layer norms"], tmp_path)
+
+
+def test_only_the_first_writes_and_both_go_through_the_stages(pair: Path):
+    first, second = both(pair, "run")
+    assert first == second == {"done": [True, False, True], "by": 0, "read": "0"}
+
+
+def test_an_error_of_one_ends_both_within_seconds(pair: Path):
+    (kind, words, seconds), (own_kind, own, _) = both(pair, "error")
+    assert own_kind == "DataError" and "photograph 7 is broken" in own and "look at it" in own
+    assert kind == "ProcessLost" and "process 1: photograph 7 is broken" in words
+    assert "the same command continues" in words
+    assert seconds < 20
+
+
+def test_slices_join_to_the_batches_of_one_process():
+    whole = list(EpochBatches(33, 12, seed=1))
+    slices = [list(EpochBatches(33, 4, seed=1, share=(k, 3))) for k in range(3)]
+    assert [[*one, *two, *three] for one, two, three in zip(*slices)] == whole
+    assert {len(part) for parts in slices for part in parts} <= {3, 4}
+    tiny = [EpochBatches(5, 1, seed=0, share=(k, 2)) for k in (0, 1)]
+    assert all(len(part) >= 1 for batches in tiny for part in batches)
+    assert len(tiny[0]) == len(tiny[1]) == 2
+    with pytest.raises(DataError, match="3 photographs to train on can't be shared by 4"):
+        EpochBatches(3, 8, seed=0, share=(0, 4))
+
+
+def test_processes_without_a_meeting_point_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(SettingsError, match="MASTER_ADDR, MASTER_PORT is not set"), distributed.processes("cpu"):
+        pass
+    with pytest.raises(SettingsError, match="can't train on mps"), distributed.processes("mps"):
+        pass
+    assert distributed.world() == 1
