@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from manihot.data.augment import Augmenter
+from manihot.data.unlabelled import UnlabelledPhotos
 from manihot.errors import DataError
 
 Batch = dict[str, Tensor]
+OTHER_VIEW = 1 << 40  # apart from how often an epoch saw a photograph, which its augmentation is drawn by
 
 
 class TrainingPhotos(Dataset):
@@ -23,14 +25,16 @@ class TrainingPhotos(Dataset):
 
     repeat: how often the epoch saw the photograph before; each time it is augmented in another way.
     photos: the store. rows: rows of the store, (N,). targets: soft labels (N, K). weights: (N,). teacher: logits
-    (N, K) that stand in the item where they are given.
+    (N, K) that stand in the item where they are given. unlabelled: photographs that come along with each. views: of
+    one photograph; more than 1 puts the others into the item, `view` (views - 1, h, w, 3) and `view_colour`.
     """
 
     def __init__(
         self, photos: Any, rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, augmenter: Augmenter,
-        teacher: np.ndarray | None = None,
+        teacher: np.ndarray | None = None, unlabelled: UnlabelledPhotos | None = None, views: int = 1,
     ) -> None:  # fmt: skip
         self.photos, self.rows, self.augmenter = photos, rows, augmenter
+        self.unlabelled, self.views = unlabelled, views
         self.targets = targets.astype(np.float32)
         self.weights = weights.astype(np.float32)
         self.teacher = teacher
@@ -41,8 +45,15 @@ class TrainingPhotos(Dataset):
     def __getitem__(self, item: tuple[int, int, int]) -> dict[str, Any]:
         epoch, place, repeat = item
         row = int(self.rows[place])
-        image, colour = self.augmenter(self.photos[row], epoch, row + repeat * len(self.photos))
+        photo, seen = self.photos[row], row + repeat * len(self.photos)
+        image, colour = self.augmenter(photo, epoch, seen)
         told = {} if self.teacher is None else {"teacher": torch.from_numpy(self.teacher[place])}
+        if self.views > 1:
+            others = [self.augmenter(photo, epoch, seen + number * OTHER_VIEW) for number in range(1, self.views)]
+            told["view"] = torch.from_numpy(np.stack([pixels for pixels, _ in others]))
+            told["view_colour"] = torch.from_numpy(np.stack([matrix for _, matrix in others]))
+        if self.unlabelled is not None:
+            told |= self.unlabelled(epoch, place + repeat * len(self))
         return told | {
             "image": torch.from_numpy(image),
             "colour": torch.from_numpy(colour),

@@ -17,7 +17,7 @@ from manihot.optim.optimizers import OPTIMIZERS
 from manihot.optim.schedules import NEEDS_SCORES, check_schedule
 from manihot.settings import Recipe, suggest
 from manihot.train.labels import check_labels
-from manihot.train.steps import STEPS
+from manihot.train.steps import check_step
 
 Where = Callable[[str], str]  # a key to the place in a file that set it, in words
 
@@ -85,9 +85,10 @@ def check_source_use(recipe: Recipe, stage: Recipe, where: str) -> None:
 
 def check_techniques(stage: Recipe, where: Where) -> None:
     """SettingsError for a technique of training that doesn't exist, or settings that contradict each other."""
-    for key, registry, name in (("optimizer", OPTIMIZERS, stage.optimizer.name), ("step", STEPS, stage.step.name)):
-        if name not in registry:
-            raise SettingsError(f"{where(key)}: unknown {name!r}", suggest(name, list(registry)))
+    name = stage.optimizer.name
+    if name not in OPTIMIZERS:
+        raise SettingsError(f"{where('optimizer')}: unknown {name!r}", suggest(name, list(OPTIMIZERS)))
+    check_step(stage.step, where("step"))
     check_schedule(stage.schedule, where("schedule"))
     check_averaging(stage.averaging, where("averaging"))
     check_sampling(stage.sampling, where("sampling"))
@@ -151,7 +152,12 @@ def check_loss(member: Recipe, where: str) -> None:
         )
     except SettingsError as error:
         raise SettingsError(f"{where}: {error.what}", error.remedy) from error
-    missing = set(loss.needs) - {"features", "index", "weight"}
+    missing = set(loss.needs) - {"features", "index", "weight", "view_logits"}
+    if "view_logits" in loss.needs and member.mixing:
+        raise SettingsError(
+            f"{where}: {member.loss.name} compares several views of one photograph, which mixing would mix with others",
+            "use mixing: [], or one view",
+        )
     if "teacher" in missing and member.labels.name != "teacher":
         raise SettingsError(
             f"{where}: {member.loss.name} needs a teacher", "name a member: labels: {name: teacher, of: MEMBER}"

@@ -29,7 +29,7 @@ from manihot.train.distributed import by_parts, from_first, is_first
 from manihot.train.labels import Asked, make_lesson
 from manihot.train.loop import fit
 from manihot.train.member import Member, make_member
-from manihot.train.steps import STEPS
+from manihot.train.steps import make_step
 from manihot.train.training import make_training
 
 NETWORK = "best.safetensors"
@@ -104,7 +104,7 @@ def train_stage(
         save_network(stage, folder, network, about, names)
 
     fit(
-        training.model, training.loader, training.batches, STEPS[recipe.step.name], training.state, recipe,
+        training.model, training.loader, training.batches, make_step(recipe.step), training.state, recipe,
         stage.seed(fold), folder, judge if len(held) and of_classes else None, save, what,
     )  # fmt: skip
 

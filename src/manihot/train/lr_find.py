@@ -34,7 +34,7 @@ from manihot.train.check import check_recipe
 from manihot.train.labels import Asked, make_lesson
 from manihot.train.loop import gradient, grouped, sharpness_gradient
 from manihot.train.member import make_member
-from manihot.train.steps import STEPS
+from manihot.train.steps import make_step
 from manihot.train.training import Training, make_training
 
 DIVERGED = 4.0  # times the lowest running mean of the loss: no use to go on
@@ -114,7 +114,7 @@ def find_lr(
     for rate, (first, group) in zip(track(rates, "Learning rates", total=steps), _steps(training, recipe)):
         for one, share in zip(optimizer.param_groups, shares):
             one["lr"] = rate * share
-        arguments = (model, group, first, STEPS["supervised"], state, scaler, "Learning rates")
+        arguments = (model, group, first, make_step(recipe.step), state, scaler, "Learning rates")
         if sam is None:
             total = gradient(*arguments, strict=False)
         else:

@@ -1,16 +1,26 @@
-"""Steps: one batch to its loss. A step is a function `(model, batch, state) -> {"loss": ..., ...}`."""
+"""Steps: one batch to its loss. A step is a function `(model, batch, state, *, settings) -> {"loss": ..., ...}`.
+
+FixMatch: arXiv 2001.07685, as its authors' code does it; the lecture's single model with the highest score.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
+from manihot.data.augment import build_ops
 from manihot.data.dataset import Batch
+from manihot.data.unlabelled import UnlabelledPhotos
+from manihot.errors import SettingsError
 from manihot.infer.runners import Normalise
+from manihot.settings import Choice, suggest
 
 T = TypeVar("T")
 
@@ -26,19 +36,30 @@ class StepState:
     mixer: Any = None  # of manihot.data.mixing, or None
     epoch: int = 0
     batch_number: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
-    kept: dict[int, Any] | None = None  # by batch number; what SAM's second pass sees again
+    counts: dict[str, tuple[Tensor, int]] = field(default_factory=dict)  # of this epoch: how many, of how many
+    kept: dict[Any, Any] | None = None  # by batch number; what SAM's second pass sees again
 
-    def once(self, make: Callable[[], T]) -> T:
+    def once(self, make: Callable[[], T], what: str = "batch") -> T:
         """What `make` gives; in SAM's second pass what it gave for this batch in the first."""
         if self.kept is None:
             return make()
-        if self.batch_number not in self.kept:
-            self.kept[self.batch_number] = make()
-        return self.kept[self.batch_number]
+        if (self.batch_number, what) not in self.kept:
+            self.kept[self.batch_number, what] = make()
+        return self.kept[self.batch_number, what]
+
+    def count(self, name: str, chosen: Tensor) -> None:
+        """Note how many of a batch were chosen, bool (n,); nothing is waited for."""
+        many, all_of = self.counts.get(name, (torch.zeros((), device=chosen.device), 0))
+        self.counts[name] = many + chosen.sum(), all_of + len(chosen)
+
+    def shares(self) -> dict[str, float]:
+        """The share of what was counted since the last call, by name."""
+        found = {name: round(float(many) / max(1, all_of), 4) for name, (many, all_of) in self.counts.items()}
+        self.counts = {}
+        return found
 
 
-Step = Callable[[nn.Module, Batch, StepState], dict[str, Tensor]]
+Step = Callable[..., dict[str, Tensor]]  # (model, batch, state), and settings by name
 
 
 def mixed_batch(image: Tensor, moved: Batch, state: StepState) -> tuple[Tensor, Tensor]:
@@ -51,14 +72,121 @@ def mixed_batch(image: Tensor, moved: Batch, state: StepState) -> tuple[Tensor, 
 
 def supervised(model: nn.Module, batch: Batch, state: StepState) -> dict[str, Tensor]:
     """The loss of labelled photographs, after mixing where the recipe mixes."""
-    moved = {name: value.to(state.device, non_blocking=True) for name, value in batch.items() if name != "image"}
+    moved = on_device(batch, state)
     images, targets = state.once(lambda: mixed_batch(batch["image"], moved, state))
+    features, logits = forward(model, [images, *views_of(moved, "view", state)], state)
+    return {"loss": labelled_loss(model, features, logits, targets, moved, state)}
+
+
+def fixmatch(
+    model: nn.Module, batch: Batch, state: StepState, *, threshold: float = 0.85, temperature: float = 1.0,
+    weight: float = 1.0,
+) -> dict[str, Tensor]:  # fmt: skip
+    """`supervised`, and photographs without a label whose weak view the network is sure of.
+
+    The mean over them of 1[max p >= threshold] CE(argmax p, strong view), times `weight`; p is the softmax of the weak
+    view's logits over `temperature`, without gradient. As the authors' code, and unlike the usual copies of it, all
+    photographs go through the network at once, so that batch norms see one mixture of the three.
+    """
+    moved = on_device(batch, state)
+    images, targets = state.once(lambda: mixed_batch(batch["image"], moved, state))
+    [weak], [strong] = (views_of(moved, f"unlabelled_{name}", state) for name in ("weak", "strong"))
+    n = len(strong)
+    seen = [images, *views_of(moved, "view", state), weak, strong]
+    features, logits = forward(model, seen, state)
+
+    def told() -> tuple[Tensor, Tensor]:
+        sure, label = (logits[-2 * n : -n].detach() / temperature).softmax(1).max(1)
+        state.count("confident", sure >= threshold)
+        return sure >= threshold, label
+
+    chosen, label = state.once(told, "pseudo-labels")
+    loss = labelled_loss(model, features[: -2 * n], logits[: -2 * n], targets, moved, state)
+    unlabelled = (cross_entropy(logits[-n:], label, reduction="none") * chosen).mean()
+    return {"loss": loss + weight * unlabelled, "unlabelled": unlabelled.detach()}
+
+
+def on_device(batch: Batch, state: StepState) -> Batch:
+    """All of a batch but the photographs themselves, which may be mixed already, on the device."""
+    return {name: value.to(state.device, non_blocking=True) for name, value in batch.items() if name != "image"}
+
+
+def views_of(moved: Batch, name: str, state: StepState) -> list[Tensor]:
+    """Normalised other views (V N, 3, h, w), the first ones of all N photographs first; none where there are none."""
+    if name not in moved:
+        return []
+    images, colour = moved[name].transpose(0, 1).flatten(0, 1), moved[f"{name}_colour"].transpose(0, 1).flatten(0, 1)
+    return [state.normalise(images, colour)]
+
+
+def forward(model: nn.Module, images: list[Tensor], state: StepState) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and float32 logits (N, K) of all the images, in one pass."""
+    seen = images[0] if len(images) == 1 else torch.cat(images)
     with torch.autocast(state.device.type, state.dtype, enabled=state.dtype != torch.float32):
-        features = model.embed(images)  # type: ignore[operator]
+        features = model.embed(seen)  # type: ignore[operator]
         logits = model.classify(features)  # type: ignore[operator]
-    available = {**moved, "features": features, "weight": model.head.weight}  # type: ignore[union-attr]
+    return features, logits.float()
+
+
+def labelled_loss(
+    model: nn.Module, features: Tensor, logits: Tensor, targets: Tensor, moved: Batch, state: StepState
+) -> Tensor:
+    """The recipe's loss; logits (N, K) of the photographs, and behind them those of their other views."""
+    n = len(targets)
+    available = {"features": features[:n], "weight": model.head.weight, **moved}  # type: ignore[union-attr]
+    if "view_logits" in state.loss.needs:
+        available["view_logits"] = logits[n:].unflatten(0, (-1, n))
     extra = {name: available[name] for name in state.loss.needs}
-    return {"loss": state.loss(logits.float(), targets, sample_weights=moved["weight"], **extra)}
+    return state.loss(logits[:n], targets, sample_weights=moved["weight"], **extra)
 
 
-STEPS: dict[str, Step] = {"supervised": supervised}
+def step_settings(name: str) -> dict[str, inspect.Parameter]:
+    """Name -> parameter of all that `step` may set: the step's own, and how photographs without a label are seen."""
+    known = dict(inspect.signature(STEPS[name]).parameters)
+    if name in NEEDS_UNLABELLED:
+        known |= inspect.signature(UnlabelledPhotos).parameters
+    return {key: parameter for key, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def make_step(choice: Choice) -> Step:
+    """The recipe's step with its own settings."""
+    own = inspect.signature(STEPS[choice.name]).parameters
+    return partial(STEPS[choice.name], **{key: value for key, value in choice.settings.items() if key in own})
+
+
+def unlabelled_settings(choice: Choice) -> dict[str, Any]:
+    """Those of a step's settings that say how photographs without a label are seen."""
+    own = inspect.signature(UnlabelledPhotos).parameters
+    return {key: value for key, value in choice.settings.items() if key in own}
+
+
+def check_step(choice: Choice, where: str) -> None:
+    """SettingsError for a step or a setting that doesn't exist, or a value that makes no sense."""
+    if choice.name not in STEPS:
+        raise SettingsError(f"{where}: unknown {choice.name!r}", suggest(choice.name, list(STEPS)))
+    known = step_settings(choice.name)
+    for key, value in choice.settings.items():
+        if key not in known:
+            raise SettingsError(
+                f"{where}: {choice.name} has no setting {key!r}", suggest(key, [*known]) if known else "it has none"
+            )
+        if key in ("weak", "strong"):
+            try:
+                build_ops(value)
+            except SettingsError as error:
+                raise SettingsError(f"{where}: {key}: {error.what}", error.remedy) from error
+            continue
+        fine, wanted = RANGES[key]
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not fine(value):
+            raise SettingsError(f"{where}: {key} = {value!r}", wanted)
+
+
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "threshold": (lambda value: 0 <= value <= 1, "a probability, for example 0.95"),
+    "temperature": (lambda value: value > 0, "a number above 0; 1 leaves the probabilities as they are"),
+    "weight": (lambda value: value >= 0, "a number from 0"),
+    "mu": (lambda value: isinstance(value, int) and 1 <= value <= 64, "a whole number from 1 to 64"),
+}
+STEPS: dict[str, Step] = {"supervised": supervised, "fixmatch": fixmatch}
+NEEDS_UNLABELLED = ("fixmatch",)

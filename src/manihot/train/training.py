@@ -13,6 +13,7 @@ from manihot.data.augment import Augmenter
 from manihot.data.dataset import EpochBatches, TrainingPhotos, make_loader
 from manihot.data.mixing import Mixer, class_activation
 from manihot.data.sampling import draw_epoch
+from manihot.data.unlabelled import UnlabelledPhotos
 from manihot.errors import SettingsError
 from manihot.infer.runners import PRECISIONS, Normalise
 from manihot.models.backbones import make_model, set_training
@@ -23,7 +24,7 @@ from manihot.train.distributed import from_first, rank, world
 from manihot.train.labels import Lesson
 from manihot.train.member import Member
 from manihot.train.probe import choose_precision
-from manihot.train.steps import StepState
+from manihot.train.steps import NEEDS_UNLABELLED, StepState, unlabelled_settings
 
 OF_PROCESS = 1_000_003  # between the seeds of the processes' mixing, which is each one's own
 
@@ -54,19 +55,38 @@ def make_training(member: Member, fold: int, lesson: Lesson, before: Classifier 
         lambda: choose_precision(recipe.train.precision, model, recipe.model.backbone, size, device)
     )
     augmenter = Augmenter(recipe.augment, size, seed, recipe.train.epochs)
-    dataset = TrainingPhotos(member.photos, lesson.rows, lesson.targets, lesson.weights, augmenter, lesson.teacher)
-    loader, batches = make_loader(
-        dataset, recipe.train.batch, seed, recipe.train.workers, device.type == "cuda",
-        lambda epoch: draw_epoch(recipe.sampling, lesson.labels, seed, epoch), (rank(), world()),
-    )  # fmt: skip
     counts = np.maximum(lesson.targets.sum(0), 1)  # a class without photographs here must not weigh without bound
     loss = make_loss(
         recipe.loss.name, recipe.loss.settings, classes=lesson.classes, photographs=len(lesson.rows),
         class_counts=counts,
     ).to(device)  # fmt: skip
+    dataset = TrainingPhotos(
+        member.photos, lesson.rows, lesson.targets, lesson.weights, augmenter, lesson.teacher,
+        find_unlabelled(member, fold), max(getattr(term, "views", 1) for term in loss.modules()),
+    )  # fmt: skip
+    loader, batches = make_loader(
+        dataset, recipe.train.batch, seed, recipe.train.workers, device.type == "cuda",
+        lambda epoch: draw_epoch(recipe.sampling, lesson.labels, seed, epoch), (rank(), world()),
+    )  # fmt: skip
     mixer = make_mixer(recipe, len(batches), seed + OF_PROCESS * rank(), model)
     state = StepState(device, Normalise(member.preprocess).to(device), loss, PRECISIONS[precision], mixer)
     return Training(model, loader, batches, state, precision)
+
+
+def find_unlabelled(member: Member, fold: int) -> UnlabelledPhotos | None:
+    """The photographs without a label that the recipe's step learns from; SettingsError where there are none."""
+    recipe = member.recipe
+    if recipe.step.name not in NEEDS_UNLABELLED:
+        return None
+    rows = member.unlabelled_rows(fold)
+    if not len(rows):
+        raise SettingsError(
+            f"{member.name}: step {recipe.step.name!r} found no photographs without a label",
+            "add some, or mark a source: sources: {NAME: {use: unlabelled}}",
+        )
+    settings = unlabelled_settings(recipe.step)
+    size, seed, epochs = member.preprocess.size, member.seed(fold), recipe.train.epochs
+    return UnlabelledPhotos(member.photos, rows, size, seed, epochs, **settings)
 
 
 def take_over(model: Classifier, before: Classifier) -> None:
