@@ -308,10 +308,16 @@ def draw_sheet(
         if number in (0, min(SHOWN, len(first))):
             texts = names if number == 0 else names[::-1]
             for column, text in enumerate((texts[0], f"as {texts[1]}", "and back")):
-                draw.text((gap + column * (edge + gap), top + 2), text[: edge // 6], fill="black", font=font)
+                draw.text((gap + column * (edge + gap), top + 2), _shortened(text, font, edge), fill="black", font=font)
             top += line
         for column, picture in enumerate(pictures):
             image = Image.fromarray(picture).resize((edge, edge), Image.Resampling.BICUBIC)
             sheet.paste(image, (gap + column * (edge + gap), top))
         top += edge + gap
     return sheet
+
+
+def _shortened(text: str, font: Any, width: int) -> str:
+    if font.getlength(text) <= width:
+        return text
+    return next(text[:k] + "..." for k in range(len(text), -1, -1) if font.getlength(text[:k] + "...") <= width)
