@@ -1,10 +1,11 @@
 """How likely each given label is right, from features of a frozen network and cross-validation inside the labels.
 
 A linear head learns in five folds; its out-of-fold answers weigh the labels, and a second round learns with these
-weights. From the second round comes the rate of wrong labels, and by Bayes' rule the probability that a label is
-right: answer(given) (1 - rate), against the sum over the other classes of answer(k) rate / (K - 1). Weights of this
-kind: Northcutt et al., Confident Learning (arXiv 1911.00068), and Reed et al. (arXiv 1412.6596); the rate assumes
-that wrong labels fall on all other classes alike.
+weights. The second round's answers, sharpened by a temperature T, are taken for the probabilities of the true class;
+given labels are the true ones but for a rate e of wrong ones that fall on all other classes alike. T and e are those
+under which the given labels are likeliest, and Bayes' rule gives the probability that a label is right:
+(1 - e) p(given) / [(1 - e) p(given) + e / (K - 1) (1 - p(given))]. The noise model is the symmetric one of Patrini et
+al. (arXiv 1609.03683), the cross-validation that of confident learning (Northcutt et al., arXiv 1911.00068).
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import expit, logit, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
 FOLDS = 5
+NO_NOISE = -9.0  # logit of a rate of all but 0
+ENOUGH_EVIDENCE = 1.92  # nats: the likelihood-ratio test of one parameter at 5 %
 STRENGTHS = (0.001, 0.003)  # of the first round, which must not believe wrong labels, and of the second
 
 
@@ -30,12 +35,36 @@ def trust_labels(
     first = _out_of_fold(features, labels, np.ones(len(labels)), classes, groups, STRENGTHS[0], seed)
     weight = first[rows, labels]
     second = _out_of_fold(features, labels, weight / weight.mean(), classes, groups, STRENGTHS[1], seed + 1)
-    own = second[rows, labels]
-    # a head that is right and knows its doubts gives its own answer (1 - max) of doubt; more than that is wrong labels
-    rate = float(np.clip((1 - own).mean() - (1 - second.max(1)).mean(), 0.0, 1 - 1 / classes))
+    temperature, rate = fit_noise(second, labels)
+    own = _sharpened(second, temperature)[rows, labels]
     right = own * (1 - rate)
-    wrong = (1 - own) * rate / max(1, classes - 1)
-    return right / np.maximum(right + wrong, 1e-12), rate
+    wrong = (1 - own) * rate / (classes - 1)
+    return right / (right + wrong), rate
+
+
+def fit_noise(probs: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Temperature and rate of wrong labels under which the labels (n,) are likeliest, given out-of-fold probs (n, K)."""
+    classes = probs.shape[1]
+    rows = np.arange(len(labels))
+
+    def cost(at: np.ndarray) -> float:
+        own = _sharpened(probs, float(np.exp(at[0])))[rows, labels]
+        rate = expit(at[1]) * (1 - 1 / classes)  # more than that would be no label at all
+        return -float(np.log((1 - rate) * own + rate / (classes - 1) * (1 - own)).mean())
+
+    starts = [np.array([np.log(t), logit(e / (1 - 1 / classes))]) for t in (0.3, 1.0) for e in (0.02, 0.2)]
+    found = [minimize(cost, start, method="L-BFGS-B", bounds=[(-3.0, 1.5), (NO_NOISE, 4.0)]) for start in starts]
+    best = min(found, key=lambda one: one.fun)
+    plain = minimize_scalar(lambda at: cost(np.array([at, NO_NOISE])), bounds=(-3.0, 1.5), method="bounded")
+    if (plain.fun - best.fun) * len(labels) < ENOUGH_EVIDENCE:  # answers without wrong labels explain it as well
+        return float(np.exp(plain.x)), 0.0
+    best = best.x
+    return float(np.exp(best[0])), float(expit(best[1]) * (1 - 1 / classes))
+
+
+def _sharpened(probs: np.ndarray, temperature: float) -> np.ndarray:
+    """softmax(log p / T), kept away from 0 and 1."""
+    return np.clip(softmax(np.log(probs) / temperature, axis=1), 1e-6, 1 - 1e-6)
 
 
 def _out_of_fold(
