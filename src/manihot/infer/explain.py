@@ -85,7 +85,7 @@ def explain_photos(
             for view in views:
                 batch = np.stack([make_view(picture, view, model.preprocess) for picture in stored])
                 seen[-1].append(METHODS[method](network, normalise(torch.from_numpy(batch).to(device))))
-        probs = _mean_probs(seen, views)
+        probs = _mean_probs(seen, views, len(model.classes))
         chosen = np.argsort(-probs, axis=1, kind="stable")[:, :top] if wanted is None else wanted[at : at + CHUNK]
         raw = [
             [evidence(torch.from_numpy(chosen).to(device)).cpu().numpy() for _, evidence in of_views]
@@ -125,9 +125,10 @@ def _upright(photo: np.ndarray | Path, preprocess: Preprocess) -> np.ndarray:
         raise DataError(f"{photo}: {fault.kind}: {fault.detail}", fault.remedy) from fault
 
 
-def _mean_probs(seen: list[list[tuple[Tensor, Evidence]]], views: Sequence[View]) -> np.ndarray:
+def _mean_probs(seen: list[list[tuple[Tensor, Evidence]]], views: Sequence[View], classes: int) -> np.ndarray:
     weights = np.array([view.weight for view in views])
-    probs = [[torch.softmax(logits.detach().double(), 1).cpu().numpy() for logits, _ in part] for part in seen]
+    known = [[logits.detach().double()[:, :classes] for logits, _ in part] for part in seen]
+    probs = [[torch.softmax(logits, 1).cpu().numpy() for logits in part] for part in known]
     return np.einsum("mvnk,v->nk", np.array(probs), weights / weights.sum()) / len(seen)
 
 

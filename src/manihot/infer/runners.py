@@ -17,7 +17,8 @@ from manihot.models.heads import Classifier
 from manihot.photos.preprocess import Preprocess
 from manihot.records.runs import atomic_path
 
-# "embeddings" (N, D) and, where the runner classifies, "logits" (N, K); float32
+# "embeddings" (N, D) and, where the runner classifies, "logits" (N, K), and where the model has that output, "unknown"
+# (N,), the probability that a photograph shows something else; float32
 Outputs = dict[str, np.ndarray]
 Runner = Callable[[np.ndarray], Outputs]  # of uint8 (N, H, W, 3)
 
@@ -84,12 +85,20 @@ class TorchRunner:
 
     @torch.inference_mode()
     def __call__(self, photos: np.ndarray) -> Outputs:
-        """uint8 (N, H, W, 3) to embeddings (N, D) and logits (N, K)."""
+        """uint8 (N, H, W, 3) to embeddings (N, D), logits (N, K), and `unknown` (N,) where the model has that output.
+
+        The softmax of the K logits is what the classes' probabilities are given that it is none of something else: they
+        are divided by 1 - unknown.
+        """
         images = self.normalise(torch.from_numpy(photos).to(self.device, non_blocking=True))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             embeddings = self.model.embed(images)
             logits = self.model.classify(embeddings)
-        return {"embeddings": embeddings.float().cpu().numpy(), "logits": logits.float().cpu().numpy()}
+        out = {"embeddings": embeddings.float().cpu().numpy(), "logits": logits.float().cpu().numpy()}
+        if self.model.unknown:
+            out["unknown"] = logits.float().softmax(1)[:, -1].cpu().numpy()
+            out["logits"] = out["logits"][:, :-1]
+        return out
 
 
 class Embedder(nn.Module):

@@ -19,7 +19,7 @@ NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 def make_model(settings: Model, classes: int, size: tuple[int, int], seed: int = 0) -> Classifier:
-    """The classifier of a recipe, with a head initialised from `seed`.
+    """The classifier of a recipe, with a head initialised from `seed`, for `classes` and, where it says so, unknown.
 
     Raises WeightsError when the weights can't be had, SettingsError for what the backbone can't do.
     """
@@ -33,7 +33,7 @@ def make_model(settings: Model, classes: int, size: tuple[int, int], seed: int =
         try:
             model = Classifier(
                 backbone, classes, settings.pooling, settings.dropout, settings.taps, settings.power, size,
-                settings.tiles, settings.tile_attention, settings.dropout_samples,
+                settings.tiles, settings.tile_attention, settings.dropout_samples, settings.unknown,
             )  # fmt: skip
         except (AssertionError, RuntimeError, ValueError) as error:
             raise SettingsError(

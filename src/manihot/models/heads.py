@@ -74,7 +74,8 @@ class Classifier(nn.Module):
     tames the few large values that a linear head would follow. size: (height, width) of the input; only
     transformers mind. Token models (ViT, DeiT) keep their own pooling under 'avg'. tiles: the photograph is
     cut into a grid of (rows, columns); the features are the tiles' mean, weighted by the softmax of what the row
-    `tile_attention` gives each. dropout_samples: dropouts whose logits are averaged in training.
+    `tile_attention` gives each. dropout_samples: dropouts whose logits are averaged in training. unknown: one output
+    more, the last, for photographs of something else.
     """
 
     backbone: Any  # a timm model: forward_features, forward_head, forward_intermediates
@@ -92,6 +93,7 @@ class Classifier(nn.Module):
         tiles: tuple[int, int] = (1, 1),
         tile_attention: str = "linear",
         dropout_samples: int = 1,
+        unknown: bool = False,
     ) -> None:
         super().__init__()
         self.power = power
@@ -106,7 +108,8 @@ class Classifier(nn.Module):
             backbone.eval()
             width = self._embed(torch.zeros(1, 3, size[0] // tiles[0], size[1] // tiles[1])).shape[1]
             backbone.train(was_training)
-        self.head = nn.Linear(width, classes)
+        self.unknown = unknown
+        self.head = nn.Linear(width, classes + unknown)
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
         self.attention = TILE_ATTENTION[tile_attention](width) if tiles != (1, 1) else None
@@ -149,11 +152,11 @@ class Classifier(nn.Module):
         return getattr(self.backbone, "output_fmt", "NCHW") == "NCHW"
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) to logits (N, K)."""
+        """Normalised images (N, 3, H, W) to logits (N, K), or (N, K + 1) with the output `unknown`."""
         return self.classify(self.embed(images))
 
     def classify(self, embeddings: Tensor) -> Tensor:
-        """Pooled features (N, D) to logits (N, K)."""
+        """Pooled features (N, D) to logits (N, K), or (N, K + 1) with the output `unknown`."""
         if self.dropout_samples == 1 or not self.training:
             return self.head(self.drop(embeddings))
         # the head is linear: the logits of the mean are the mean of the logits, at the price of one

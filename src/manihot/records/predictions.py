@@ -28,7 +28,9 @@ class Predictions:
     """Logits (N, K) float32 for photographs, with what is needed to judge them.
 
     image_id: object (N,). classes: K names. labels: int64 (N,), -1 unknown. fold: int64 (N,), the fold of the
-    model that predicted the row, -1 where several models were averaged. embeddings: float32 (N, D) or None.
+    model that predicted the row, -1 where several models were averaged. embeddings: float32 (N, D) or None. unknown:
+    float32 (N,), the probability that a photograph shows none of the classes, from models with that output, or None;
+    the classes' probabilities sum to 1 beside it.
     """
 
     image_id: np.ndarray
@@ -37,11 +39,16 @@ class Predictions:
     labels: np.ndarray
     fold: np.ndarray
     embeddings: np.ndarray | None = None
+    unknown: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n, k = self.logits.shape
         if k != len(self.classes) or any(len(a) != n for a in (self.image_id, self.labels, self.fold)):
             raise DataError(f"predictions of {n} photographs and {k} classes don't fit their ids, labels or classes")
+        if self.unknown is not None and (
+            self.unknown.shape != (n,) or not ((self.unknown >= 0) & (self.unknown <= 1)).all()
+        ):
+            raise DataError(f"`unknown` of {n} photographs is not {n} probabilities")
         if not np.isfinite(self.logits).all():
             bad = self.image_id[~np.isfinite(self.logits).all(axis=1)]
             raise DataError(f"{len(bad)} photographs have predictions that are not finite, first {bad[0]!r}")
@@ -69,6 +76,7 @@ class Predictions:
         labels: np.ndarray | None = None,
         fold: np.ndarray | None = None,
         embeddings: np.ndarray | None = None,
+        unknown: np.ndarray | None = None,
     ) -> Predictions:
         """From probabilities (N, K): logits are their logarithms, so the softmax gives them back."""
         n = len(image_id)
@@ -80,6 +88,7 @@ class Predictions:
             np.full(n, -1) if labels is None else np.asarray(labels, dtype=np.int64),
             np.full(n, -1) if fold is None else np.asarray(fold, dtype=np.int64),
             embeddings,
+            None if unknown is None else np.asarray(unknown, dtype=np.float32),
         )
 
     def take(self, rows: np.ndarray) -> Predictions:
@@ -92,6 +101,7 @@ class Predictions:
             labels=self.labels[rows],
             fold=self.fold[rows],
             embeddings=embeddings,
+            unknown=None if self.unknown is None else self.unknown[rows],
         )
 
     def align(self, image_id: np.ndarray) -> Predictions:
@@ -117,6 +127,8 @@ class Predictions:
             log_probs = log_softmax(self.logits.astype(np.float64), axis=1)
             for k in range(len(self.classes)):
                 frame[f"c{k}"] = np.exp(log_probs[:, k])
+            if self.unknown is not None:
+                frame["unknown"] = self.unknown
             with atomic_path(path) as temporary:
                 frame.to_csv(temporary, index=False)
             return
@@ -128,6 +140,8 @@ class Predictions:
         }
         if self.embeddings is not None:
             columns["embedding"] = _fixed_list(self.embeddings)
+        if self.unknown is not None:
+            columns["unknown"] = pa.array(self.unknown.astype(np.float32))
         about = json.dumps({"classes": self.classes}).encode()
         with atomic_path(path) as temporary:
             pq.write_table(pa.table(columns).replace_schema_metadata({b"manihot": about}), temporary)
@@ -154,13 +168,14 @@ class Predictions:
             classes = tuple(about["classes"])
             logits = _to_matrix(arrow["logits"])
             embeddings = _to_matrix(arrow["embedding"]) if "embedding" in arrow.column_names else None
+            unknown = arrow["unknown"].to_numpy().astype(np.float32) if "unknown" in arrow.column_names else None
             image_id, label, fold = (arrow[name].to_numpy() for name in ("image_id", "label", "fold"))
         except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: not a manihot predictions file ({error})",
                 "parquet from manihot, or a CSV with columns image_id,label,c0,c1,...",
             ) from error
-        return cls(image_id.astype(object), logits, classes, label, fold, embeddings)
+        return cls(image_id.astype(object), logits, classes, label, fold, embeddings, unknown)
 
     @classmethod
     def _from_csv(cls, path: Path, classes: tuple[str, ...] | None) -> Predictions:
@@ -190,7 +205,14 @@ class Predictions:
         probs = probs / probs.sum(axis=1, keepdims=True)
         names = classes or tuple(columns)
         labels = _read_labels(frame["label"], names, path) if "label" in frame else None
-        return cls.from_probs(frame["image_id"].to_numpy(), probs, names, labels)
+        unknown = None
+        if "unknown" in frame:
+            unknown = pd.to_numeric(frame["unknown"], errors="coerce").to_numpy(np.float32)
+            if not ((unknown >= 0) & (unknown <= 1)).all():
+                raise DataError(
+                    f"{path}: the column 'unknown' holds something else than probabilities", "correct it"
+                )
+        return cls.from_probs(frame["image_id"].to_numpy(), probs, names, labels, unknown=unknown)
 
 
 def _read_labels(cells: pd.Series, classes: tuple[str, ...], path: Path) -> np.ndarray:
