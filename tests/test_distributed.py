@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 
 from manihot.data.augment import Augmenter
 from manihot.data.dataset import EpochBatches, TrainingPhotos, make_loader
+from manihot.data.unlabelled import UnlabelledPhotos
 from manihot.errors import DataError, ManihotError, RunFolderError, SettingsError
 from manihot.infer.runners import Normalise
 from manihot.models.backbones import make_model, make_preprocess
@@ -24,7 +27,7 @@ from manihot.optim.losses import make_loss
 from manihot.settings import Recipe
 from manihot.train import distributed
 from manihot.train.loop import fit
-from manihot.train.steps import STEPS, StepState
+from manihot.train.steps import NEEDS_UNLABELLED, STEPS, StepState, make_step, unlabelled_settings
 
 SIZE = (32, 32)
 N = 23  # photographs: batches of 12 and 11, so slices of 6, 6, 5, 6
@@ -62,7 +65,7 @@ class Case:
     """What is trained by one process with batches of 12, and by two with batches of 6."""
 
     changes: dict[str, Any] = field(default_factory=dict)
-    step: Callable[..., Any] = STEPS["supervised"]
+    step: Callable[..., Any] | None = None  # instead of the recipe's
     draw: Callable[[int], np.ndarray] | None = None
 
 
@@ -79,18 +82,20 @@ TRAINED_NORMS = Case(  # hardly moving weights, as batch norms in training make 
 )  # fmt: skip
 CASES = {
     "layer norms": Case(),
-    "frozen batch norms": Case({"model": EFFICIENT}),
+    "frozen batch norms, oversampling": Case({"model": EFFICIENT}, draw=oversampled),
     "adamw, ema": Case({"optimizer": {"name": "adamw", "lr": 1e-3}, "averaging": {"name": "ema", "decay": 0.8}}),
-    "accumulation, clipping": Case({"train": {"batch": 3, "accumulate": 2, "clip": 0.5}}),
-    "sam, clipping": Case({"optimizer": {"sam": 0.05}, "train": {"clip": 1.0}}),
-    "swa, lookahead": Case({"averaging": {"name": "swa"}, "optimizer": {"lookahead": 2}}),
-    "frozen stages": Case({"model": {"freeze_stages": 2}}),
+    "sam, accumulation, clipping": Case(
+        {"optimizer": {"sam": 0.05}, "train": {"batch": 3, "accumulate": 2, "clip": 0.5}}
+    ),
+    "swa, lookahead, frozen stages": Case(
+        {"averaging": {"name": "swa"}, "optimizer": {"lookahead": 2}, "model": {"freeze_stages": 2}}
+    ),
     "elr": Case({"loss": {"name": "elr"}}),
     "sop": Case({"loss": {"name": "sop"}}),
     "isda, sam": Case({"loss": {"name": "isda"}, "optimizer": {"sam": 0.05}}),
+    "fixmatch": Case({"step": {"name": "fixmatch", "threshold": 0.2, "mu": 2}}),
     "two looks": Case(step=two_looks),
     "idle parameters": Case({"optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}}, now_and_then),
-    "oversampling": Case(draw=oversampled),
 }
 
 
@@ -109,9 +114,11 @@ def training(case: Case, folder: Path, dtype: torch.dtype = torch.float32) -> di
     recipe = recipe_of(case)
     preprocess = make_preprocess(recipe.model, SIZE, "squash")
     model = make_model(recipe.model, 3, SIZE, seed=0)
-    data = TrainingPhotos(
-        PHOTOS, np.arange(N), np.eye(3)[LABELS], np.ones(N), Augmenter(recipe.augment, SIZE, 0, recipe.train.epochs)
-    )
+    augmenter, unlabelled = Augmenter(recipe.augment, SIZE, 0, recipe.train.epochs), None
+    if recipe.step.name in NEEDS_UNLABELLED:
+        settings = unlabelled_settings(recipe.step)
+        unlabelled = UnlabelledPhotos(PHOTOS, np.arange(15, N), SIZE, 0, recipe.train.epochs, **settings)
+    data = TrainingPhotos(PHOTOS, np.arange(N), np.eye(3)[LABELS], np.ones(N), augmenter, unlabelled=unlabelled)
     share = (distributed.rank(), distributed.world())
     loader, batches = make_loader(data, recipe.train.batch, 0, 0, False, case.draw, share)
     loss = make_loss(recipe.loss.name, recipe.loss.settings, classes=3, photographs=N)
@@ -134,7 +141,8 @@ def training(case: Case, folder: Path, dtype: torch.dtype = torch.float32) -> di
         found.update({name: value.clone().numpy() for name, value in network.state_dict().items()})
         return {"loss": float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(LABELS))), "accuracy": 0.5}
 
-    progress = fit(model, loader, batches, case.step, state, recipe, 0, folder, judge, save, "test")
+    step = case.step or make_step(recipe.step)
+    progress = fit(model, loader, batches, step, state, recipe, 0, folder, judge, save, "test")
     found.update({f"memory.{name}": value.numpy() for name, value in loss.state_dict().items()})
     for name in ("train_loss", "val_loss"):
         found[name] = np.array([row[name] for row in progress.history])
@@ -180,7 +188,9 @@ def exchange(folder: Path) -> None:
     note(
         folder, "exchange", gathered=distributed.gather(rows).flatten().tolist(), parts=parts, loss=loss,
         gradient=model.weight.grad.flatten().tolist(), bias=model.bias.grad is None,
-        total=distributed.total(number + 4), said=distributed.from_first(lambda: {"by": number}),
+        total=distributed.total(number + 4), means=distributed.means({"a": float(number), "b": 2.0}),
+        said=distributed.from_first(lambda: {"by": number, "world": distributed.world()}),
+        large=len(distributed.from_first(lambda: bytes(20_000_000))),  # more than a store takes
         alone=distributed.first_alone(lambda: number),
     )  # fmt: skip
 
@@ -230,6 +240,7 @@ def shared_run(folder: Path) -> None:
     with distributed.SharedRun(folder / "run") as run:
         run.update_record(by=distributed.rank())
         for inputs in ("a", "a", "b"):
+
             def work() -> None:
                 distributed.from_first(lambda: writer.write_text(str(distributed.rank()), encoding="utf-8"))
 
@@ -280,6 +291,10 @@ def test_two_processes_train_as_one_with_the_doubled_batch(pair: Path, tmp_path:
     np.testing.assert_allclose(first["train_loss"], alone["train_loss"], rtol=2e-6)
 
 
+def test_every_step_has_its_case():
+    assert {recipe_of(case).step.name for case in CASES.values() if case.step is None} == set(STEPS)
+
+
 def test_what_processes_exchange(pair: Path):
     first, second = both(pair, "exchange")
     assert first == {**second, "alone": 0} and second["alone"] == 1
@@ -287,7 +302,8 @@ def test_what_processes_exchange(pair: Path):
     assert first["parts"] == [[[0.0]], [[0.0], [2.0], [4.0], [6.0], [8.0]]]
     assert first["gradient"] == [2.0, 3.0]  # (3 * 1 + 1 * 5) / 4: weighted by photographs
     assert first["loss"] == 30.0 and first["bias"] is True
-    assert first["total"] == 9 and first["said"] == {"by": 0}
+    assert first["total"] == 9 and first["said"] == {"by": 0, "world": 1}
+    assert first["large"] == 20_000_000 and first["means"] == {"a": 0.5, "b": 2.0}
 
 
 def test_running_statistics_are_the_mean_of_both(pair: Path, tmp_path: Path):
@@ -355,3 +371,84 @@ def test_processes_without_a_meeting_point_are_refused(monkeypatch: pytest.Monke
     with pytest.raises(SettingsError, match="can't train on mps"), distributed.processes("mps"):
         pass
     assert distributed.world() == 1
+
+
+# From the command line
+
+
+def start(number: int, port: int, *arguments: str) -> subprocess.Popen[str]:
+    """One of two processes, as any launcher may start them."""
+    own = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment = {**os.environ, **{key: str(value) for key, value in own.items()}}
+    command = [sys.executable, "-m", "manihot", *arguments]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+
+
+def wait_for(path: Path, of: Sequence[subprocess.Popen[str]]) -> None:
+    end = time.monotonic() + 300
+    while not path.exists() and time.monotonic() < end and all(one.poll() is None for one in of):
+        time.sleep(0.02)
+    assert path.exists(), [one.communicate()[1] for one in of]
+
+
+def options(photos: Path, out: Path, recipe: Path, epochs: int = 8) -> list[str]:
+    return [
+        str(photos), "--out", str(out), "--recipe", str(recipe), "--device", "cpu", "--workers", "1",
+        "--set", f"train.epochs={epochs}", "--set", "folds.only=[0]",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_pair_killed_in_the_middle_continues_with_the_same_numbers(small_photos: Path, tiny_recipe: Path, tmp_path):
+    for number, out in enumerate(("whole", "killed", "killed")):
+        port, arguments = free_port(), options(small_photos, tmp_path / out, tiny_recipe)
+        two = [start(k, port, "train", *arguments) for k in (0, 1)]
+        if number == 1:
+            wait_for(tmp_path / "killed/members/main/fold0/history.jsonl", two)
+            for one in two:
+                one.kill()
+        told = [one.communicate(timeout=300)[1] for one in two]
+        if number != 1:
+            assert [one.returncode for one in two] == [0, 0], told
+        if number == 2:
+            assert "continues after epoch" in told[0]
+        assert "epoch" not in told[1]  # the first one speaks
+    files = ["predictions/main.oof.parquet", "members/main/fold0/best.safetensors"]
+    assert all((tmp_path / "whole" / f).read_bytes() == (tmp_path / "killed" / f).read_bytes() for f in files)
+
+
+@pytest.mark.slow
+def test_one_killed_process_ends_the_other_within_seconds(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
+    port, arguments = free_port(), options(small_photos, tmp_path / "run", tiny_recipe, epochs=500)
+    two = [start(k, port, "train", *arguments) for k in (0, 1)]
+    wait_for(tmp_path / "run/members/main/fold0/history.jsonl", two)
+    two[1].kill()
+    clock = time.monotonic()
+    told = two[0].communicate(timeout=120)[1]
+    assert time.monotonic() - clock < 60
+    assert two[0].returncode == 1
+    assert "ProcessLost: another process of this training is gone" in told
+    assert "the same command continues" in told and "Traceback" not in told
+    two[1].communicate()
+
+
+@pytest.mark.slow
+def test_torchrun_trains_and_run_goes_on(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=500)
+
+    arguments = options(small_photos, tmp_path / "run", tiny_recipe)
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "manihot"]
+    done = call(*torchrun, "train", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "Trained: main   next: manihot run with the same options" in done.stderr
+    trained = tmp_path / "run/members/main/fold0/best.safetensors"
+    before = trained.stat().st_mtime_ns
+    assert json.loads((tmp_path / "run/run.json").read_text(encoding="utf-8"))["processes"] == 2
+    alone = call("manihot", "run", *arguments)
+    assert alone.returncode == 0, alone.stderr
+    assert trained.stat().st_mtime_ns == before and "epoch 1/" not in alone.stderr
+    assert (tmp_path / "run/report.html").is_file() and (tmp_path / "run/metrics.json").is_file()
+    refused = call(*torchrun, "run", *arguments)
+    assert refused.returncode != 0
+    assert "several processes can train, but not do the rest of a run" in refused.stderr

@@ -12,7 +12,6 @@ With one process every function here does what it says for that one, and costs n
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import threading
 import time
@@ -189,24 +188,30 @@ def from_first(work: Callable[[], T]) -> T:
     if _processes is None:
         return work()
     _processes.said += 1
-    key, store = f"said{_processes.said}", _processes.store
+    key, value = f"said{_processes.said}", None
     if is_first():
         with _alone():
             value = work()
-        store.set(key, pickle.dumps(value))
-        return value
-    try:
-        while not store.check([key]):
-            if told := _told_failure():
-                raise _lost(told)
-            time.sleep(POLL)
-        value = pickle.loads(store.get(key))
-        if store.add(f"{key}/read", 1) == world() - 1:
-            store.delete_key(key)
-            store.delete_key(f"{key}/read")
-        return value
-    except RuntimeError as error:
-        raise ProcessLost(f"the first process of this training is gone ({error})", CONTINUES) from error
+        _collective(_processes.store.set, key, "")
+    else:
+        _wait_for(key)
+    said = [value]
+    _collective(dist.broadcast_object_list, said, 0, None, _processes.device)
+    return said[0]  # type: ignore[return-value]
+
+
+def _wait_for(key: str) -> None:
+    """Until the first process has set it: in steps, so that neither a long job nor a failure is waited out in vain."""
+    assert _processes is not None
+    while True:
+        try:
+            if _processes.store.check([key]):
+                return
+        except RuntimeError as error:
+            raise ProcessLost(f"the first process of this training is gone ({error})", CONTINUES) from error
+        if told := _told_failure():
+            raise _lost(told)
+        time.sleep(POLL)
 
 
 @contextmanager
@@ -269,6 +274,14 @@ def by_parts(rows: np.ndarray, predict: Callable[[np.ndarray], np.ndarray]) -> n
 def total(value: int) -> int:
     """The sum of a number over the processes."""
     return int(gather(torch.tensor([value], device=_processes.device)).sum()) if _processes else value
+
+
+def means(values: dict[str, float]) -> dict[str, float]:
+    """Each value's mean over the processes, which all have the same names."""
+    if _processes is None or not values:
+        return values
+    everyone = gather(torch.tensor([list(values.values())], dtype=torch.float64, device=_processes.device))
+    return dict(zip(values, everyone.mean(0).tolist()))
 
 
 def average_gradients(model: nn.Module, loss: float, photographs: int) -> float:

@@ -90,7 +90,7 @@ def fit(
         label = f"{what}, epoch {epoch + 1}/{train.epochs}"
         loss = _train_epoch(model, loader, step, state, parts, recipe, progress, label)
         averaging.after_epoch(model, epoch)
-        row = {"epoch": epoch, "lr": rate, "train_loss": loss, **state.shares()}
+        row = {"epoch": epoch, "lr": rate, "train_loss": loss, **distributed.means(state.shares())}
         if judge is not None:
             row |= {f"val_{name}": value for name, value in judge(averaging.model(model)).items()}
         row["seconds"] = round(time.perf_counter() - clock, 2)
