@@ -133,7 +133,7 @@ def labelled_loss(
 ) -> Tensor:
     """The recipe's loss; logits (N, K) of the photographs, and behind them those of their other views."""
     n = len(targets)
-    available = {"features": features[:n], "weight": model.head.weight, **moved}  # type: ignore[union-attr]
+    available = {**moved, "features": features[:n], "weight": model.head.weight}  # type: ignore[union-attr]
     if "view_logits" in state.loss.needs:
         available["view_logits"] = logits[n:].unflatten(0, (-1, n))
     extra = {name: available[name] for name in state.loss.needs}
