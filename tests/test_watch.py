@@ -9,19 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from manihot.deliver.fitted import find_fitted, held_out_by, judge_new, nearest_known, with_embeddings
+from manihot.deliver.fitted import find_fitted, held_out_by, judge_new, nearest_known, with_reference
 from manihot.deliver.watch import watch
 from manihot.errors import DataError, WeightsError
-from manihot.infer.predict import predict_photos
+from manihot.infer.predict import predict, predict_photos
 from manihot.models.checkpoint import load_model
 from manihot.photos.scan import scan
 from manihot.pipeline import run as run_pipeline
 from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
 from manihot.trust.drift import EXIT_MOVED, EXIT_SAME, EXIT_TOO_FEW
+from manihot.trust.strangers import NOT_OF_THIS_KIND
 from test_report import Page
 
 CLASSES = ("blue spots", "green", "red")
@@ -32,7 +35,7 @@ photo: {size: [32, 48], store_scale: 1.0}
 model: {backbone: test_efficientnet, pretrained: false, dropout: 0.0}
 tta: [{name: full}, {name: full, flip: h}]
 """
-FEATURES = "method: features\nfeatures: {c: [0.01], runtime: torch}\n" + BASE
+FEATURES = "method: features\nfeatures: {c: [0.01], runtime: onnx}\n" + BASE
 FINETUNE = "method: finetune\ntrain: {epochs: 1, batch: 16, precision: fp32}\n" + BASE
 
 
@@ -64,6 +67,11 @@ def features_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finetune_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fit(tmp_path_factory.mktemp("finetune"), FINETUNE)
+
+
+@pytest.fixture(params=["features", "finetune"])
+def kind_run(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(f"{request.param}_run")
 
 
 def load(out: Path) -> tuple[dict, Page]:
@@ -129,13 +137,16 @@ def test_at_most_so_many_are_looked_at(features_run: Path, tmp_path: Path):
 @pytest.mark.parametrize("kind", ["features", "finetune"])
 def test_its_own_photographs_are_judged_by_the_network_that_held_them_out(kind: str, request: pytest.FixtureRequest):
     run = request.getfixturevalue(f"{kind}_run")
-    fitted, why = with_embeddings(find_fitted(run), CPU, 32)
-    assert not why and (run / "watch").exists() == (kind == "finetune")
+    fitted, why = with_reference(find_fitted(run), CPU, 32)
+    assert not why and not fitted.every_view and len(list((run / "watch").iterdir())) == 1
+    assert fitted.shared == (kind == "features")
     known = Manifest.load(run / "manifest.parquet")
     made = judge_new(fitted, known, CPU, 32)
     expected = fitted.oof.align(known.image_id)
     assert np.array_equal(held_out_by(fitted, known), expected.fold)
-    np.testing.assert_allclose(made.pred_probs, expected.pred_probs, atol=1e-4)
+    np.testing.assert_allclose(made.pred_probs, expected.pred_probs, atol=1e-3)
+    all_views = Predictions.load(run / "predictions/main.oof.parquet")
+    assert np.abs(all_views.pred_probs - expected.pred_probs).max() > 1e-4  # one look is not two
     np.testing.assert_allclose(made.embeddings, expected.embeddings, atol=1e-3)
     assert nearest_known(fitted, made)["nearest"].tolist() == known.image_id.tolist()  # itself
 
@@ -179,6 +190,58 @@ def test_fine_tuned_networks_keep_their_reference(finetune_run: Path, tmp_path: 
     assert [row["probability"] for row in record["furthest"]] == sorted(
         row["probability"] for row in record["furthest"]
     )
+
+
+def test_each_new_photograph_is_looked_at_once(
+    kind_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Two views were judged; watching, once the reference is there, costs one look a photograph and no more."""
+    import manihot.infer.predict as one_loop
+
+    seen: list[int] = []
+    each = one_loop.each_batch
+
+    def counted(photos, rows, preprocess, views, *more):
+        seen.append(len(rows) * len(views))
+        return each(photos, rows, preprocess, views, *more)
+
+    monkeypatch.setattr(one_loop, "each_batch", counted)
+    new = draw(tmp_path / "new", 40, 10)
+    watch(kind_run, new, tmp_path / "a", device="cpu", workers=1)
+    seen.clear()
+    watch(kind_run, new, tmp_path / "b", device="cpu", workers=1)
+    assert sum(seen) == 40
+    assert load(tmp_path / "b")[0]["views"] == "first" and "in one look" in load(tmp_path / "b")[1].text
+
+
+def test_a_run_tells_photographs_of_another_kind(kind_run: Path, tmp_path: Path):
+    """Known ones are refused at about the rate of 5 %, others far more often; with one view as with all of them."""
+    about = json.loads((kind_run / "trust/unknown.json").read_text(encoding="utf-8"))
+    assert len(about["detectors"]) == (1 if "features" in str(kind_run) else 2)
+    stages = json.loads((kind_run / "run.json").read_text(encoding="utf-8"))["stages"]
+    files = {"trust/unknown.json", *(f"trust/{name}" for name in about["detectors"].values())}
+    assert set(stages["unknown"]["outputs"]) == files
+    new = draw(draw(tmp_path / "new", 60, 12), 30, 13, haze=90)
+    for tta in (None, 1):
+        predict(kind_run, new, tmp_path / "p.csv", tta=tta, device="cpu", workers=1)
+        answers = pd.read_csv(tmp_path / "p.answers.csv")
+        hazy = answers["image_id"].str.contains("13-")
+        assert hazy.sum() == 30 and answers.loc[hazy, "unknown"].mean() > 0.4  # by features of a network at random
+        assert answers.loc[~hazy, "unknown"].mean() < 0.2  # 5 % and three standard errors of 60 and of the threshold
+        assert (answers["unknown"] == (answers["answer"] == NOT_OF_THIS_KIND)).all()
+        assert (answers["unknown"] == (answers["strangeness"] > 1)).all()
+
+
+def test_without_features_all_views_are_compared(features_run: Path, tmp_path: Path):
+    """The frozen backbone's features were removed, and the photographs too: the out-of-fold predictions still serve."""
+    run = tmp_path / "run"
+    shutil.copytree(features_run, run, ignore=shutil.ignore_patterns("watch", "features", "store"))
+    manifest = Manifest.load(run / "manifest.parquet")
+    replace(manifest, root=tmp_path / "gone").save(run / "manifest.parquet")
+    report = watch(run, draw(tmp_path / "new", 40, 11), tmp_path / "out", device="cpu", workers=1)
+    assert report.exit_code == EXIT_SAME and report.table["what"][0] == "input"
+    record, page = load(tmp_path / "out")
+    assert record["views"] == "all" and record["not_compared"] == {} and "one look" not in page.text
 
 
 def test_a_model_is_named_by_run_member_or_file(features_run: Path, tmp_path: Path):

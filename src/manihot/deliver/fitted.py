@@ -22,6 +22,7 @@ from manihot.records.predictions import Predictions
 from manihot.records.runs import digest_file, digest_value
 
 REFERENCE = 1000  # photographs embedded anew where the training kept no embeddings
+KEPT = 4000  # and those of a frozen backbone, whose embeddings are there
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,14 @@ class Fitted:
     networks: dict[int, Path]
     oof: Predictions
     manifest: Manifest | None
-    every_view: bool = True  # whether the embeddings are means over views, or of the first alone
+    fold_of: pd.Series  # of every photograph that was held out, by its id
+    every_view: bool = True  # whether `oof` speaks of all views together, or of the first alone
+    features: Path | None = None  # where the features of a frozen backbone that all networks share lie
+
+    @property
+    def shared(self) -> bool:
+        """Whether the embeddings of all networks lie in one space."""
+        return self.features is not None
 
 
 def find_fitted(model: Path) -> Fitted:
@@ -73,42 +81,89 @@ def find_fitted(model: Path) -> Fitted:
     if not files or not len(made):
         raise DataError(f"{model}: no network here that held photographs out", "name the whole run folder")
     manifest = Manifest.load(run / "manifest.parquet") if (run / "manifest.parquet").is_file() else None
-    return Fitted(run, member, files, made, manifest)
+    return Fitted(run, member, files, made, manifest, pd.Series(made.fold, index=made.image_id))
 
 
-def with_embeddings(fitted: Fitted, device: Any, batch: int, seed: int = 0) -> tuple[Fitted, str]:
-    """The same with embeddings of its reference photographs, and '' or why there are none.
+def with_reference(fitted: Fitted, device: Any, batch: int, seed: int = 0) -> tuple[Fitted, str]:
+    """The same with its reference photographs looked at once, in the first view, and '' or why that can't be.
 
-    Fine-tuning keeps none: up to REFERENCE photographs are embedded anew, from the run's store or their files,
-    and kept in RUN/watch for the next time.
+    One look is what new photographs get too: like is compared with like, at a share of the cost of all views. The
+    features of a frozen backbone are there already; otherwise up to REFERENCE photographs are looked at anew, from
+    the run's store or their files. Kept in RUN/watch for the next time.
     """
-    if fitted.oof.embeddings is not None:
-        return fitted, ""
+    fitted = replace(fitted, features=_features_of(fitted))
     rng = np.random.default_rng(seed)
-    rows = np.sort(rng.permutation(len(fitted.oof))[:REFERENCE])
+    rows = np.sort(rng.permutation(len(fitted.oof))[: KEPT if fitted.shared else REFERENCE])
     chosen = fitted.oof.take(rows)
-    digest = digest_value([*(digest_file(path) for path in fitted.networks.values()), chosen.image_id.tolist()])
+    digest = digest_value(["first view", *(digest_file(p) for p in fitted.networks.values()), chosen.image_id.tolist()])
     kept = fitted.run / "watch" / f"{fitted.member}-{digest[:12]}.parquet"
     if kept.is_file():
         return replace(fitted, oof=Predictions.load(kept), every_view=False), ""
-    if fitted.manifest is None:
-        return fitted, "the run folder has no manifest.parquet"
-    embeddings = None
+    logits, embeddings = np.zeros_like(chosen.logits), None
     for fold, path in sorted(fitted.networks.items()):
         own = np.flatnonzero(chosen.fold == fold)
         try:
-            photos, where = _reference_photos(fitted, path, chosen.image_id[own])
-            found = embed(path, photos, where, device, batch, f"Reference photographs, fold {fold}")
+            if fitted.features is not None:
+                found = _kept_features(fitted, chosen.image_id[own])
+                logits[own] = _classify(path, found)
+            else:
+                photos, where = _reference_photos(fitted, path, chosen.image_id[own])
+                what = f"Reference photographs, fold {fold}"
+                logits[own], found = judge(path, photos, where, device, batch, False, what)
         except ManihotError as error:
             return fitted, error.what
         embeddings = np.empty((len(chosen), found.shape[1]), np.float32) if embeddings is None else embeddings
         embeddings[own] = found
-    done = replace(chosen, embeddings=embeddings)
+    done = replace(chosen, logits=logits, embeddings=embeddings)
     try:
         done.save(kept)
     except ManihotError as error:
         say(f"The reference is computed anew the next time: {error.what}")
     return replace(fitted, oof=done, every_view=False), ""
+
+
+def _features_of(fitted: Fitted) -> Path | None:
+    """The folder of RUN/features whose mean over views these out-of-fold embeddings are: of the frozen backbone."""
+    if fitted.oof.embeddings is None or not (fitted.run / "folds.parquet").is_file():
+        return None
+    image_id = Manifest.load(fitted.run / "folds.parquet").image_id
+    where = pd.Index(fitted.oof.image_id).get_indexer(pd.Index(image_id))
+    for folder in sorted((fitted.run / "features").glob("*/")):
+        parts = sorted(folder.glob("*.npy"))
+        if not parts or int(parts[-1].stem) >= len(image_id):
+            continue
+        first = np.load(parts[0], mmap_mode="r")
+        rows = where[: len(first)]
+        if first.ndim != 3 or first.shape[2] != fitted.oof.embeddings.shape[1] or not (rows >= 0).any():
+            continue
+        if np.allclose(first[rows >= 0].mean(axis=1), fitted.oof.embeddings[rows[rows >= 0]], atol=1e-5):
+            return folder
+    return None
+
+
+def _kept_features(fitted: Fitted, image_id: np.ndarray) -> np.ndarray:
+    """Features (N, D) of the first view, as training computed them."""
+    assert fitted.features is not None
+    parts = [np.load(path, mmap_mode="r")[:, 0] for path in sorted(fitted.features.glob("*.npy"))]
+    place = pd.Index(Manifest.load(fitted.run / "folds.parquet").image_id).get_indexer(pd.Index(image_id))
+    ends = np.cumsum([len(part) for part in parts])
+    if (place < 0).any() or (len(place) and place.max() >= ends[-1]):
+        raise DataError(f"{fitted.features}: not the features of all photographs", "run the same `manihot run` again")
+    out = np.empty((len(place), parts[0].shape[1]), dtype=np.float32)
+    for part, end in zip(parts, ends, strict=True):
+        here = (place >= end - len(part)) & (place < end)
+        out[here] = part[place[here] - (end - len(part))]
+    return out
+
+
+def _classify(network: Path, embeddings: np.ndarray) -> np.ndarray:
+    """Logits (N, K) of embeddings (N, D) by a network's head."""
+    import torch
+
+    from manihot.models.checkpoint import load_network
+
+    with torch.inference_mode():
+        return load_network(network).networks[0].classify(torch.from_numpy(embeddings)).numpy()
 
 
 def _reference_photos(fitted: Fitted, network: Path, image_id: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -136,7 +191,7 @@ def _reference_photos(fitted: Fitted, network: Path, image_id: np.ndarray) -> tu
 def judge(
     network: Path, photos: Any, rows: np.ndarray, device: Any, batch: int, every_view: bool, what: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, K) of all views merged, and embeddings (N, D), their mean or of the first view; by one network.
+    """Logits (N, K) and embeddings (N, D) by one network, of all views together or of the first.
 
     photos: a sequence of stored photographs, of which `rows` are looked at.
     """
@@ -144,26 +199,29 @@ def judge(
     from manihot.models.checkpoint import load_network
 
     one = load_network(network)
-    runner = _runner(one, device)
-    parts: list[list[np.ndarray]] = [[] for _ in one.views]
-    seen: list[list[np.ndarray]] = [[] for _ in one.views]
-    for _, v, images in each_batch(photos, rows, one.preprocess, one.views, batch, what):
+    runner, views = _runner(one, device), one.views if every_view else one.views[:1]
+    parts: list[list[np.ndarray]] = [[] for _ in views]
+    seen: list[list[np.ndarray]] = [[] for _ in views]
+    for _, v, images in each_batch(photos, rows, one.preprocess, views, batch, what):
         out = runner(images)
         parts[v].append(out["logits"])
         seen[v].append(out["embeddings"])
     logits = np.stack([np.concatenate(part) for part in parts], axis=1)
-    embeddings = [np.concatenate(part) for part in (seen if every_view else seen[:1])]
-    return merge_views(logits, one.views), np.mean(embeddings, axis=0)
+    return merge_views(logits, views), np.mean([np.concatenate(part) for part in seen], axis=0)
 
 
-def embed(network: Path, photos: Any, rows: np.ndarray, device: Any, batch: int, what: str) -> np.ndarray:
-    """Embeddings (N, D) of the first view."""
+def embed(fitted: Fitted, photos: Any, rows: np.ndarray, device: Any, batch: int, what: str) -> np.ndarray:
+    """Embeddings (N, D) of the first view by the frozen backbone, on a CPU in onnxruntime as training did."""
     from manihot.infer.predict import forward_views
+    from manihot.infer.runners import OnnxRunner
     from manihot.models.checkpoint import load_network
 
-    one = load_network(network)
-    views = one.views[:1]
-    return forward_views([_runner(one, device)], photos, rows, one.preprocess, views, batch, "embeddings", what)[:, 0]
+    one = load_network(next(iter(fitted.networks.values())))
+    assert fitted.features is not None
+    exported = fitted.features / "backbone.onnx"
+    in_onnx = device.type == "cpu" and exported.is_file()
+    runner = OnnxRunner(one.networks[0], one.preprocess, exported) if in_onnx else _runner(one, device)
+    return forward_views([runner], photos, rows, one.preprocess, one.views[:1], batch, "embeddings", what)[:, 0]
 
 
 def _runner(one: Any, device: Any) -> Any:
@@ -173,7 +231,7 @@ def _runner(one: Any, device: Any) -> Any:
 
 
 def judge_new(fitted: Fitted, new: Manifest, device: Any, batch: int, seed: int = 0) -> Predictions:
-    """Predictions with embeddings of new photographs, each by one network.
+    """Predictions with embeddings of new photographs, each by one network, in the views that the reference was seen in.
 
     A photograph that the member was fitted on (the same bytes) is judged by the network that held it out.
     """
@@ -185,9 +243,16 @@ def judge_new(fitted: Fitted, new: Manifest, device: Any, batch: int, seed: int 
     known = held_out_by(fitted, new)
     fold = np.where(known >= 0, known, fold)
     logits, embeddings = np.zeros((len(new), len(fitted.oof.classes)), np.float32), None
+    once = fitted.shared and not fitted.every_view
+    if once:  # the backbone is the same for all of them
+        photos = PhotoFiles(new.paths, load_network(fitted.networks[int(folds[0])]).preprocess)
+        embeddings = embed(fitted, photos, np.arange(len(new)), device, batch, "New photographs")
     for k in np.unique(fold):
         rows = np.flatnonzero(fold == k)
         network = fitted.networks[int(k)]
+        if once and embeddings is not None:
+            logits[rows] = _classify(network, embeddings[rows])
+            continue
         photos = PhotoFiles(new.paths, load_network(network).preprocess)
         logits[rows], found = judge(
             network, photos, rows, device, batch, fitted.every_view, f"New photographs, fold {k}"
@@ -204,9 +269,8 @@ def held_out_by(fitted: Fitted, new: Manifest) -> np.ndarray:
     nowhere = np.full(len(new), -1)
     if fitted.manifest is None:
         return nowhere
-    fold_of = pd.Series(fitted.oof.fold, index=fitted.oof.image_id)
     table = fitted.manifest.table[fitted.manifest.table["sha256"] != ""]
-    by_bytes = dict(zip(table["sha256"], table["image_id"].map(fold_of), strict=True))
+    by_bytes = dict(zip(table["sha256"], table["image_id"].map(fitted.fold_of), strict=True))
     found = np.array([by_bytes.get(digest, np.nan) for digest in new.table["sha256"]], dtype=float)
     return np.where(np.isfinite(found), np.nan_to_num(found, nan=-1), -1).astype(np.int64)
 

@@ -24,7 +24,7 @@ from manihot.deliver.fitted import (
     held_out_by,
     judge_new,
     nearest_known,
-    with_embeddings,
+    with_reference,
 )
 from manihot.deliver.words import count_of, number, percent
 from manihot.errors import DataError
@@ -75,7 +75,8 @@ def watch(
     """Compare new photographs with what a model was fitted on; writes OUT/WATCH.html, watch.json and new.parquet.
 
     model: a run folder, RUN/members/NAME or one of its .safetensors. photos, scan_options: see `manihot.scan`; a
-    manifest.parquet is taken as it is. most: new photographs looked at, drawn with `seed` where there are more.
+    manifest.parquet is taken as it is. most: new photographs looked at, drawn with `seed` where there are more; once
+    each, in the model's first view, as the reference is.
     `exit_code` of the result is 0 where nothing moved, 10 where something has, 11 where too few photographs are
     new to tell. Raises DataError where the model's run folder is not around it.
     """
@@ -88,9 +89,9 @@ def watch(
         say(f"{most} of {count_of(found)} are looked at")
         new = new.take(np.sort(np.random.default_rng(seed).permutation(found)[:most]))
     where = choose_device(device)
-    fitted, why = with_embeddings(fitted, where, batch, seed)
+    fitted, why = with_reference(fitted, where, batch, seed)
     made = judge_new(fitted, new, where, batch, seed)
-    if why:
+    if fitted.oof.embeddings is None:
         made = _without_embeddings(made)
     detector = None
     if fitted.oof.embeddings is not None and len(fitted.oof) >= FEWEST_KNOWN:
@@ -106,7 +107,8 @@ def watch(
         "found": found,
         "unreadable": len(left_out),
         "already_known": known,
-        "not_compared": {"input": why} if why else {},
+        "views": "all" if fitted.every_view else "first",
+        "not_compared": {"input": why} if fitted.oof.embeddings is None else {},
         "labelled": _labelled(made),
         "photographs_then": describe_sizes(fitted.manifest, fitted.oof.image_id),
         "photographs_now": describe_sizes(new, new.image_id),
@@ -206,6 +208,7 @@ def _contents(
         "then": then,
         "left_out": left_out.head(60).to_dict("records"),
         "networks": len(fitted.networks),
+        "one_look": "" if fitted.every_view else ", in one look,",
         "elsewhere": any(row["moved"] and row["what"] in ("input", "unknown") for row in questions),
     }
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from scipy.special import softmax
 
 from manihot.data.views import make_view
 from manihot.errors import DataError, WeightsError
-from manihot.infer.runners import Runner, TorchRunner, choose_device
+from manihot.infer.runners import Outputs, Runner, TorchRunner, choose_device
 from manihot.models.checkpoint import TrainedModel, load_model
 from manihot.photos.decode import PhotoFault
 from manihot.photos.preprocess import Preprocess
@@ -23,6 +23,7 @@ from manihot.progress import say, track
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import TINY, Predictions
 from manihot.settings import View
+from manihot.trust.strangers import NOT_OF_THIS_KIND, Strangers, flag_unknown
 
 AHEAD = 2  # batches prepared while the device works
 
@@ -75,14 +76,19 @@ def each_batch(
 def forward_views(
     runners: Sequence[Runner], photos: Photos, rows: np.ndarray, preprocess: Preprocess,
     views: Sequence[View], batch: int = 32, want: str = "logits", what: str = "Predicting",
+    also: Callable[[slice, int, list[Outputs]], None] | None = None,
 ) -> np.ndarray:  # fmt: skip
     """`want` ('logits' or 'embeddings') of each view, mean over the runners: float32 (N, V, D).
 
-    Logits are averaged over runners as probabilities (their logarithm is returned), embeddings as they are.
+    Logits are averaged over runners as probabilities (their logarithm is returned), embeddings as they are. also: is
+    given the place among `rows`, the view's number and every runner's outputs of each batch.
     """
     out: np.ndarray | None = None
     for place, v, images in each_batch(photos, rows, preprocess, views, batch, what):
-        results = [runner(images)[want] for runner in runners]
+        outputs = [runner(images) for runner in runners]
+        if also is not None:
+            also(place, v, outputs)
+        results = [output[want] for output in outputs]
         mean = results[0] if len(results) == 1 else _mean(results, want)
         if out is None:
             out = np.empty((len(rows), len(views), mean.shape[1]), dtype=np.float32)
@@ -106,10 +112,48 @@ def merge_views(logits: np.ndarray, views: Sequence[View]) -> np.ndarray:
     return np.log(np.maximum(mean, TINY)).astype(np.float32)
 
 
+class UnknownOutput:
+    """Keeps the probability of the output `unknown`, (N,), mean over networks and views, while they predict."""
+
+    def __init__(self, n: int, views: Sequence[View]) -> None:
+        self.n = n
+        self.weights = [view.weight / sum(view.weight for view in views) for view in views]
+        self.probability: np.ndarray | None = None  # stays so where no network has that output
+
+    def __call__(self, place: slice, view: int, outputs: list[Outputs]) -> None:
+        """As `also` of `forward_views`."""
+        told = [output["unknown"] for output in outputs if "unknown" in output]
+        if told:
+            if self.probability is None:
+                self.probability = np.zeros(self.n)
+            self.probability[place] += self.weights[view] * np.mean(told, axis=0)
+
+
+class FirstViews:
+    """Keeps the embeddings (N, D) of the first view by each network of one member, by fold, while it predicts."""
+
+    def __init__(self, member: str, n: int) -> None:
+        self.member, self.n = member, n
+        self.by_fold: dict[int, np.ndarray] = {}
+
+    def of(self, model: TrainedModel) -> Callable[[slice, int, list[Outputs]], None] | None:
+        """What `forward_views` is to call for this model; None for those of other members."""
+        if model.about.get("member") != self.member:
+            return None
+
+        def keep(place: slice, view: int, outputs: list[Outputs]) -> None:
+            for fold, output in zip(model.folds, outputs) if view == 0 else ():
+                values = output["embeddings"]
+                self.by_fold.setdefault(fold, np.empty((self.n, values.shape[1]), np.float32))[place] = values
+
+        return keep
+
+
 def predict_photos(
-    models: Sequence[TrainedModel], manifest: Manifest, device: torch.device | None = None, batch: int = 32
-) -> Predictions:
-    """Predict every photograph of `manifest` with all of `models`.
+    models: Sequence[TrainedModel], manifest: Manifest, device: torch.device | None = None, batch: int = 32,
+    first: FirstViews | None = None,
+) -> Predictions:  # fmt: skip
+    """Predict every photograph of `manifest` with all of `models`. `first` keeps embeddings, where it is given.
 
     Probabilities are averaged over views and a member's networks; members become one answer as the run's blend says,
     a stack by its saved second level, and by their weights where there is no blend.
@@ -118,20 +162,31 @@ def predict_photos(
     rows = np.arange(len(manifest))
     members: dict[str, np.ndarray] = {}
     networks: dict[str, int] = {}
+    unknown: list[tuple[float, np.ndarray]] = []  # of models with that output
     for model in models:
         photos = PhotoFiles(manifest.paths, model.preprocess)
         precision = str(model.about.get("precision", "fp32"))
         runners = [TorchRunner(network, model.preprocess, device, precision) for network in model.networks]
-        logits = merge_views(
-            forward_views(runners, photos, rows, model.preprocess, model.views, batch), model.views
-        )
+        keep = None if first is None else first.of(model)
+        told = UnknownOutput(len(rows), model.views)
+
+        def also(place: slice, view: int, outputs: list[Outputs], told: Any = told, keep: Any = keep) -> None:
+            told(place, view, outputs)
+            if keep is not None:
+                keep(place, view, outputs)
+
+        logits = forward_views(runners, photos, rows, model.preprocess, model.views, batch, also=also)
+        logits = merge_views(logits, model.views)
+        if told.probability is not None:
+            unknown.append((model.weight * len(runners), told.probability))
         name = str(model.about.get("member", ""))
         probs = softmax(logits.astype(np.float64), axis=1) * len(runners)
         members[name] = members.get(name, 0.0) + probs
         networks[name] = networks.get(name, 0) + len(runners)
     total = _as_one(models, {name: probs / networks[name] for name, probs in members.items()})
     labels = manifest.labels if manifest.classes == models[0].classes else _match(manifest, models[0].classes)
-    return Predictions.from_probs(manifest.image_id, total, models[0].classes, labels)
+    mean = np.average([p for _, p in unknown], axis=0, weights=[w for w, _ in unknown]) if unknown else None
+    return Predictions.from_probs(manifest.image_id, total, models[0].classes, labels, unknown=mean)
 
 
 def _as_one(models: Sequence[TrainedModel], members: dict[str, np.ndarray]) -> np.ndarray:
@@ -164,7 +219,8 @@ def predict(
     tta: use the first so many of each model's views; all when left out.
     out: .parquet or .csv of probabilities; a name that ends in submission.csv gets Kaggle's `image_id,label`.
     Unreadable photographs are named in `<out>.quarantine.csv` and left out. Where `model` is a run folder that holds
-    its calibration, `<out>.answers.csv` says which classes a photograph could be. See `scan` for `scan_options`.
+    its calibration, `<out>.answers.csv` says which classes a photograph could be, and which photographs are not of the
+    kind that the run knows. See `scan` for `scan_options`.
     """
     from manihot.photos.scan import scan
 
@@ -175,11 +231,15 @@ def predict(
         manifest, quarantine = scan(Path(photos), **scan_options)  # type: ignore[arg-type]
     for one in models if tta else ():
         one.views = one.views[:tta]
-    predictions = predict_photos(models, manifest, choose_device(device), batch)
+    trust = Path(model) / "trust"
+    asked = out is not None and (trust / "sets.json").is_file() and not Path(out).name.endswith("submission.csv")
+    strangers = Strangers.load(trust) if asked and (trust / "unknown.json").is_file() else None
+    first = FirstViews(strangers.member, len(manifest)) if strangers is not None and strangers.detectors else None
+    predictions = predict_photos(models, manifest, choose_device(device), batch, first)
     if out is not None:
         save_predictions(predictions, Path(out))
-        if (Path(model) / "trust/sets.json").is_file() and not Path(out).name.endswith("submission.csv"):
-            _save_answers(predictions, Path(model) / "trust", Path(out).with_name(f"{Path(out).stem}.answers.csv"))
+        if asked:
+            _save_answers(predictions, trust, Path(out).with_name(f"{Path(out).stem}.answers.csv"), strangers, first)
         if quarantine is not None and len(quarantine):
             from manihot.records.runs import atomic_path
 
@@ -192,15 +252,29 @@ def predict(
     return predictions
 
 
-def _save_answers(predictions: Predictions, trust: Path, out: Path) -> None:
+def _save_answers(
+    predictions: Predictions, trust: Path, out: Path, strangers: Strangers | None, first: FirstViews | None
+) -> None:
     from manihot.records.runs import atomic_path
     from manihot.trust.files import apply_trust
 
     answers = apply_trust(predictions, trust)
+    # each sign that a photograph is of another kind has its column here; one of the model's own output goes beside it
+    signs = {}
+    if strangers is not None and first is not None and len(predictions):
+        signs["strangeness"] = (strangers.strangeness(first.by_fold), 1.0)
+    elif strangers is not None and strangers.why:
+        say(f"Photographs of another kind are not told apart: {strangers.why}")
+    if signs:
+        answers = flag_unknown(answers, signs)
+    if predictions.unknown is not None:
+        answers = answers.assign(unknown_probability=predictions.unknown)
     with atomic_path(out) as temporary:
         answers.to_csv(temporary, index=False)
     unsure = int((answers["answer"] == "ask an expert").sum())
-    say(f"{len(answers) - unsure} photographs have one answer, {unsure} should be shown to an expert: {out}")
+    strange = int((answers["answer"] == NOT_OF_THIS_KIND).sum())
+    sure, more = len(answers) - unsure - strange, f", {strange} show something else" if strange else ""
+    say(f"{sure} photographs have one answer, {unsure} should be shown to an expert{more}: {out}")
 
 
 def save_predictions(predictions: Predictions, out: Path) -> None:

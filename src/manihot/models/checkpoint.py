@@ -6,7 +6,7 @@ The file's metadata holds the classes, the Preprocess, the model's settings and 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class TrainedModel:
     views: tuple[View, ...]
     about: dict[str, Any]
     weight: float = 1.0  # of its member in the mean over members, where no `combination` says how
+    folds: list[int] = field(default_factory=list)  # of `networks`, in their order
     combination: Combination | None = None  # how the members of its run become one answer
 
 
@@ -81,7 +82,8 @@ def load_network(path: Path) -> TrainedModel:
     network.eval().requires_grad_(False)
     network = network.to(memory_format=torch.channels_last)
     views = tuple(View(**view) for view in card["views"])
-    return TrainedModel([network], tuple(card["classes"]), preprocess, views, card["about"])
+    about = card["about"]
+    return TrainedModel([network], tuple(card["classes"]), preprocess, views, about, folds=[int(about.get("fold", 0))])
 
 
 def load_model(path: Path) -> list[TrainedModel]:
@@ -105,6 +107,7 @@ def load_model(path: Path) -> list[TrainedModel]:
         for known in models:
             if _alike(known) == _alike(one):
                 known.networks += one.networks
+                known.folds += one.folds
                 break
         else:
             models.append(one)
