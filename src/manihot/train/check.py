@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from manihot.data.augment import build_ops
 from manihot.data.mixing import Mixer
+from manihot.data.negatives import check_negatives
 from manihot.data.sampling import check_sampling
 from manihot.data.views import check_views
 from manihot.ensemble.stages import check_blend
@@ -71,6 +72,12 @@ def check_features(member: Recipe, where: Where) -> None:
         )
     if member.stages:
         raise SettingsError(f"{where('stages')}: the method 'features' has no stages", "use method: finetune")
+    if member.model.unknown:
+        raise SettingsError(
+            f"{where('model')}: the method 'features' has no output `unknown`", "use method: finetune"
+        )
+    if member.step.name != "supervised":
+        raise SettingsError(f"{where('step')}: the method 'features' has no steps", "use method: finetune")
 
 
 def check_source_use(recipe: Recipe, stage: Recipe, where: str) -> None:
@@ -89,6 +96,13 @@ def check_techniques(stage: Recipe, where: Where) -> None:
     if name not in OPTIMIZERS:
         raise SettingsError(f"{where('optimizer')}: unknown {name!r}", suggest(name, list(OPTIMIZERS)))
     check_step(stage.step, where("step"))
+    check_negatives(stage.negatives, where("negatives"))
+    if stage.model.unknown != (stage.negatives.name != "none"):
+        missing, key = ("negatives", "model") if stage.model.unknown else ("model.unknown", "negatives")
+        raise SettingsError(
+            f"{where(key)}: the output `unknown` and its `negatives` go together, and {missing} is not set",
+            "set model.unknown: true and negatives: {name: drawn, share: 0.1}, or neither",
+        )
     check_schedule(stage.schedule, where("schedule"))
     check_averaging(stage.averaging, where("averaging"))
     check_sampling(stage.sampling, where("sampling"))

@@ -191,6 +191,7 @@ def collect(member: Member, folds: list[int]) -> None:
             parts[0].classes, np.concatenate([p.labels for p in parts]),
             np.concatenate([p.fold for p in parts]),
             np.concatenate(embeddings) if len(embeddings) == len(parts) else None,
+            None if parts[0].unknown is None else np.concatenate([p.unknown for p in parts if p.unknown is not None]),
         )  # fmt: skip
         joined.align(member.manifest.image_id[order]).save(
             member.run / f"predictions/{member.name}.oof.parquet"
@@ -198,7 +199,11 @@ def collect(member: Member, folds: list[int]) -> None:
     if len(member.test_rows):
         tests = [Predictions.load(member.folder(k) / "test.parquet") for k in folds or [0]]
         mean = np.mean([p.pred_probs for p in tests], axis=0)
-        test = Predictions.from_probs(tests[0].image_id, mean, tests[0].classes, tests[0].labels)
+        unknown = [p.unknown for p in tests if p.unknown is not None]
+        test = Predictions.from_probs(
+            tests[0].image_id, mean, tests[0].classes, tests[0].labels,
+            unknown=np.mean(unknown, axis=0) if unknown else None,
+        )  # fmt: skip
         test.save(member.run / f"predictions/{member.name}.test.parquet")
 
 

@@ -17,10 +17,9 @@ import torch
 from scipy.special import softmax
 
 from manihot import metrics
-from manihot.infer.predict import forward_views, merge_views
+from manihot.infer.predict import UnknownOutput, forward_views, merge_views
 from manihot.infer.runners import TorchRunner
-from manihot.models.checkpoint import load_network, save_model
-from manihot.models.heads import Classifier
+from manihot.models.checkpoint import TrainedModel, load_network, save_model
 from manihot.progress import say
 from manihot.records.predictions import Predictions
 from manihot.records.runs import write_atomic
@@ -40,8 +39,7 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
     """Train the whole network on photographs, a stage after another."""
     stages, folder = stages_of(member), member.folder(fold)
     places = [folder] if len(stages) == 1 else [folder / f"stage{number}" for number in range(1, len(stages) + 1)]
-    before: Classifier | None = None
-    precision = "fp32"
+    before: TrainedModel | None = None
     for number, (stage, place) in enumerate(zip(stages, places), 1):
         what = f"{member.name} fold {fold}" + (f", stage {number} of {len(stages)}" if len(stages) > 1 else "")
         if len(stages) > 1 and (place / DONE).is_file():
@@ -51,15 +49,15 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
             train_stage(stage, fold, rows, held, place, before, what, last=number == len(stages))
             if len(stages) > 1:
                 from_first(partial(write_atomic, place / DONE, ""))
-        trained = load_network(place / NETWORK)
-        before, precision = trained.networks[0], str(trained.about["precision"])
+        before = load_network(place / NETWORK)
     if len(stages) > 1 and is_first():
         write_atomic(folder / "history.jsonl", "".join(_joined_history(places)))
     assert before is not None
+    precision = str(before.about["precision"])
     about = {"recipe": member.recipe.name, "member": member.name, "fold": fold, "precision": precision}
     if len(stages) > 1 and is_first():
-        save_network(member, folder, before, about)
-    predict_fold(member, fold, held, TorchRunner(before, member.preprocess, member.device, precision))
+        save_network(member, folder, before.networks[0], about)
+    predict_fold(member, fold, held, TorchRunner(before.networks[0], member.preprocess, member.device, precision))
 
 
 def stages_of(member: Member) -> list[Member]:
@@ -72,13 +70,16 @@ def stages_of(member: Member) -> list[Member]:
 
 
 def train_stage(
-    stage: Member, fold: int, train: np.ndarray, held: np.ndarray, folder: Path, before: Classifier | None, what: str,
+    stage: Member, fold: int, train: np.ndarray, held: np.ndarray, folder: Path, before: TrainedModel | None, what: str,
     last: bool,
 ) -> None:  # fmt: skip
     """Train one stage and save its network into `folder`; a stopped one continues after its last epoch."""
     recipe, manifest, device = stage.recipe, stage.manifest, stage.device
     lesson = from_first(lambda: make_lesson(Asked(stage, fold, train, before)))
-    training = make_training(stage, fold, lesson, before)
+    of_classes = recipe.labels.name != "clusters"
+    names = manifest.classes if of_classes else tuple(f"cluster {k}" for k in range(lesson.classes))
+    network = None if before is None else before.networks[0]
+    training = make_training(stage, fold, lesson, network, before is not None and before.classes == names)
     precision = training.precision
 
     def judge(network: torch.nn.Module) -> dict[str, float]:
@@ -97,8 +98,6 @@ def train_stage(
         }
 
     about = {"recipe": recipe.name, "member": stage.name, "fold": fold, "precision": precision}
-    of_classes = recipe.labels.name != "clusters"
-    names = manifest.classes if of_classes else tuple(f"cluster {k}" for k in range(lesson.classes))
 
     def save(network: torch.nn.Module) -> None:
         save_network(stage, folder, network, about, names)
@@ -126,9 +125,10 @@ def predict_fold(member: Member, fold: int, held: np.ndarray, runner: TorchRunne
         what = f"{member.name} fold {fold}: {name}"
 
         def predict(rows: np.ndarray, what: str = what) -> np.ndarray:
-            return merge_views(
-                forward_views([runner], member.photos, rows, member.preprocess, views, what=what), views
-            )
+            told = UnknownOutput(len(rows), views)
+            seen = forward_views([runner], member.photos, rows, member.preprocess, views, what=what, also=told)
+            logits = merge_views(seen, views)
+            return logits if told.probability is None else np.column_stack([logits, told.probability])
 
         logits = by_parts(rows, predict)
         if is_first():
@@ -138,11 +138,12 @@ def predict_fold(member: Member, fold: int, held: np.ndarray, runner: TorchRunne
 def as_predictions(
     member: Member, rows: np.ndarray, logits: np.ndarray, fold: int, embeddings: np.ndarray | None = None
 ) -> Predictions:
-    """Logits (n, K) of rows of the manifest as a record."""
+    """Logits (n, K) of rows of the manifest as a record; a column more is the probability of something else."""
     manifest = member.manifest
+    logits, unknown = logits[:, : len(manifest.classes)], logits[:, len(manifest.classes) :]
     return Predictions(
         manifest.image_id[rows], logits.astype(np.float32), manifest.classes, manifest.labels[rows],
-        np.full(len(rows), fold), embeddings,
+        np.full(len(rows), fold), embeddings, np.clip(unknown[:, 0], 0, 1).astype(np.float32) if unknown.size else None,
     )  # fmt: skip
 
 

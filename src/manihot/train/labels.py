@@ -23,10 +23,10 @@ from sklearn.cluster import KMeans
 
 from manihot.audit.label_errors import cleanlab_filter
 from manihot.errors import DataError, SettingsError
-from manihot.infer.predict import forward_views, merge_views
+from manihot.infer.predict import Photos, UnknownOutput, forward_views, merge_views
 from manihot.infer.runners import TorchRunner
-from manihot.models.checkpoint import load_network
-from manihot.models.heads import Classifier
+from manihot.models.checkpoint import TrainedModel, load_network
+from manihot.photos.store import PhotoStore
 from manihot.progress import say
 from manihot.records.groups import group_numbers
 from manihot.records.manifest import Manifest
@@ -62,7 +62,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Asked:
-    """Who asks for labels: a member or stage, its fold, the rows it may train on, the network of the stage before.
+    """Who asks for labels: a member or stage, its fold, the rows it may train on, the model of the stage before.
 
     features: rows (n,) of the manifest to their features (n, D), where these were computed already.
     """
@@ -70,7 +70,7 @@ class Asked:
     member: Member
     fold: int
     train: np.ndarray
-    before: Classifier | None = None
+    before: TrainedModel | None = None
     features: Callable[[np.ndarray], np.ndarray] | None = None
 
 
@@ -91,7 +91,7 @@ def pseudo(
     member, known = asked.member, given(asked)
     rows = member.unlabelled_rows(asked.fold)
     if test:
-        rows = np.union1d(rows, member.test_rows)
+        rows = np.union1d(rows, member.apart(member.test_rows, asked.fold))
     if not len(rows):
         raise DataError(
             f"{member.name}: labels 'pseudo' found no photographs without a label",
@@ -99,11 +99,11 @@ def pseudo(
         )
     probs = _ask(asked, rows, by)
     sure = probs.max(1) >= above
-    told = np.eye(probs.shape[1], dtype=np.float32)[probs.argmax(1)] if hard else probs.astype(np.float32)
+    told = np.eye(probs.shape[1])[probs.argmax(1)] if hard else probs / probs.sum(1, keepdims=True)
     say(f"{member.name} fold {asked.fold}: {int(sure.sum())} of {len(rows)} photographs got a pseudo-label")
     return Lesson(
         np.concatenate([known.rows, rows[sure]]),
-        np.concatenate([known.targets, told[sure]]),
+        np.concatenate([known.targets, told[sure].astype(np.float32)]),
         np.concatenate([known.weights, np.full(int(sure.sum()), weight, dtype=known.weights.dtype)]),
     )
 
@@ -129,7 +129,7 @@ def oof(
     elif do == "soft":
         targets[doubtful] = (targets[doubtful] + probs[doubtful]) / 2
     keep = ~doubtful if do == "drop" else np.ones(len(label), dtype=bool)
-    say(f"{asked.member.name} fold {asked.fold}: {do} {int(doubtful.sum())} labels that {of} contradicts")
+    say(f"{asked.member.name} fold {asked.fold}: {do} {int(doubtful.sum())} labels that {_said(of)} contradicts")
     return Lesson(known.rows[keep], targets[keep], known.weights[keep])
 
 
@@ -181,8 +181,7 @@ def clusters(asked: Asked, *, k: int = 50, labelled: bool = False) -> Lesson:
             f"{member.name}: labels 'clusters' found {len(rows)} photographs for {k} clusters",
             "lower labels.k, set labels.labelled: true, or mark a source with use: unlabelled",
         )
-    network = asked.before or _pretrained(member)
-    features = _look(member, network, rows, "embeddings", f"{member.name}: features for clusters")
+    features = _features(asked, rows, f"{member.name}: features for clusters")
     found = KMeans(k, n_init=4, random_state=member.seed(asked.fold)).fit_predict(features)
     return Lesson(rows, np.eye(k, dtype=np.float32)[found], np.ones(len(rows), dtype=np.float32))
 
@@ -196,8 +195,7 @@ def checked(asked: Asked) -> Lesson:
     if asked.features is not None:
         features = asked.features(known.rows)
     else:
-        network = asked.before or _pretrained(member)
-        features = _look(member, network, known.rows, "embeddings", f"{member.name}: features to check labels with")
+        features = _features(asked, known.rows, f"{member.name}: features to check labels with")
     groups = group_numbers(member.manifest.table["group"].to_numpy()[known.rows], len(known.rows))
     trust, rate = trust_labels(features, known.labels, known.classes, groups, member.seed(asked.fold))
     doubted = int((trust < 0.5).sum())
@@ -209,36 +207,49 @@ def checked(asked: Asked) -> Lesson:
     return Lesson(known.rows, known.targets, weights.astype(np.float32))
 
 
-def _pretrained(member: Member) -> Classifier:
+def _features(asked: Asked, rows: np.ndarray, what: str) -> np.ndarray:
+    """Pooled features (n, D) by the network of the stage before, or by the pretrained one."""
     from manihot.models.backbones import make_model
 
-    return make_model(member.recipe.model, len(member.manifest.classes), member.preprocess.size, member.seed(0))
-
-
-def _look(member: Member, network: Classifier, rows: np.ndarray, want: str, what: str) -> np.ndarray:
-    views = (View(),)
-    runner = TorchRunner(network, member.preprocess, member.device)
-    seen = forward_views([runner], member.photos, rows, member.preprocess, views, want=want, what=what)
-    return merge_views(seen, views)
+    member = asked.member
+    if asked.before is not None:
+        network, preprocess, photos = asked.before.networks[0], asked.before.preprocess, _stored(asked, asked.before)
+    else:
+        classes = len(member.manifest.classes)
+        network = make_model(member.recipe.model, classes, member.preprocess.size, member.seed(0))
+        preprocess, photos = member.preprocess, member.photos
+    runner, views = TorchRunner(network, preprocess, member.device), (View(),)
+    return forward_views([runner], photos, rows, preprocess, views, want="embeddings", what=what)[:, 0]
 
 
 def _ask(asked: Asked, rows: np.ndarray, by: str) -> np.ndarray:
-    """Probabilities (n, K) by the network of the stage before, or by another member's of the same fold."""
-    member, what = asked.member, f"{asked.member.name} fold {asked.fold}: pseudo-labels"
-    if not by:
-        assert asked.before is not None, "check_labels lets no first stage ask for it"
-        return softmax(_look(member, asked.before, rows, "logits", what).astype(np.float64), axis=1)
-    from manihot.photos.store import PhotoStore
+    """Probabilities (n, K) by the network of the stage before, or by another member's of the same fold.
 
-    path = member.run / f"members/{by}/fold{asked.fold}/best.safetensors"
-    if not path.is_file():
-        raise DataError(f"labels.by: member {by!r} has no network of fold {asked.fold}", f"train {by} first: {path}")
-    model = load_network(path)
-    stored = model.preprocess.stored or model.preprocess.size
-    photos = PhotoStore.open(member.run / f"store/{stored[0]}x{stored[1]}-{model.preprocess.fit}.npy")
+    Of a network with the output `unknown` they sum to less than 1: the rest says that it is none of the classes.
+    """
+    member, what = asked.member, f"{asked.member.name} fold {asked.fold}: pseudo-labels"
+    if by:
+        path = member.run / f"members/{by}/fold{asked.fold}/best.safetensors"
+        if not path.is_file():
+            raise DataError(
+                f"labels.by: member {by!r} has no network of fold {asked.fold}", f"train {by} first: {path}"
+            )
+        model = load_network(path)
+        views = model.views
+    else:
+        assert asked.before is not None, "check_labels lets no first stage ask for it"
+        model, views = asked.before, (View(),)
     runner = TorchRunner(model.networks[0], model.preprocess, member.device)
-    seen = forward_views([runner], photos, rows, model.preprocess, model.views, what=what)
-    return softmax(merge_views(seen, model.views).astype(np.float64), axis=1)
+    told = UnknownOutput(len(rows), views)
+    seen = forward_views([runner], _stored(asked, model), rows, model.preprocess, views, what=what, also=told)
+    probs = softmax(merge_views(seen, views).astype(np.float64), axis=1)
+    return probs if told.probability is None else probs * (1 - told.probability)[:, None]
+
+
+def _stored(asked: Asked, model: TrainedModel) -> Photos:
+    """The photographs as another model sees them, whose size may be another one's than the stage's."""
+    stored = model.preprocess.stored or model.preprocess.size
+    return PhotoStore.open(asked.member.run / f"store/{stored[0]}x{stored[1]}-{model.preprocess.fit}.npy")
 
 
 def _names(of: str | Sequence[str]) -> list[str]:

@@ -45,7 +45,28 @@ class Member:
         return np.flatnonzero(usable & ~held & labelled & ~self._copies(held)), np.flatnonzero(held)
 
     def unlabelled_rows(self, fold: int) -> np.ndarray:
-        """Rows without a label, or of a source whose labels this member doesn't look at; no test photographs."""
+        """Rows without a label, or of a source whose labels this member doesn't look at; no test photographs.
+
+        Nor those of the source of `negatives`, which show something else.
+        """
+        rows = self._without_label(fold)
+        return rows[self._source[rows] != str(self.recipe.negatives.settings.get("source", ""))]
+
+    def apart(self, rows: np.ndarray, fold: int) -> np.ndarray:
+        """Those of `rows` that are in no group of which the fold holds a photograph out."""
+        group, held = self.manifest.table["group"].to_numpy(), self.rows(fold)[1]
+        return rows[(group[rows] == "") | ~np.isin(group[rows], group[held])]
+
+    def rows_by_source(self, fold: int) -> dict[str, np.ndarray]:
+        """Rows without a label by the name of their source, those of something else too."""
+        rows = self._without_label(fold)
+        return {str(name): rows[self._source[rows] == name] for name in np.unique(self._source[rows])}
+
+    @property
+    def _source(self) -> np.ndarray:
+        return self.manifest.table["source"].to_numpy().astype(str)
+
+    def _without_label(self, fold: int) -> np.ndarray:
         _, unlabelled = narrow(self.manifest, self.recipe.sources)
         usable = unlabelled & (self.manifest.table["split"].to_numpy() != "test")
         held = (self.manifest.labels >= 0) & (self.manifest.fold == fold)

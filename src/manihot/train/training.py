@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,21 +13,25 @@ from torch.utils.data import DataLoader
 from manihot.data.augment import Augmenter
 from manihot.data.dataset import EpochBatches, TrainingPhotos, make_loader
 from manihot.data.mixing import Mixer, class_activation
+from manihot.data.negatives import Extended, Material, make_negatives, write_negatives
 from manihot.data.sampling import draw_epoch
 from manihot.data.unlabelled import UnlabelledPhotos
 from manihot.errors import SettingsError
+from manihot.infer.predict import Photos
 from manihot.infer.runners import PRECISIONS, Normalise
 from manihot.models.backbones import make_model, set_training
 from manihot.models.heads import Classifier
 from manihot.optim.losses import make_loss
+from manihot.records.runs import digest_value
 from manihot.settings import Recipe
-from manihot.train.distributed import from_first, rank, world
+from manihot.train.distributed import first_alone, from_first, rank, world
 from manihot.train.labels import Lesson
 from manihot.train.member import Member
 from manihot.train.probe import choose_precision
 from manihot.train.steps import NEEDS_UNLABELLED, StepState, unlabelled_settings
 
 OF_PROCESS = 1_000_003  # between the seeds of the processes' mixing, which is each one's own
+SURELY_NOT = float(np.log(1e-7))  # a teacher's logit of what a photograph doesn't show
 
 
 @dataclass(frozen=True)
@@ -40,28 +45,33 @@ class Training:
     precision: str
 
 
-def make_training(member: Member, fold: int, lesson: Lesson, before: Classifier | None = None) -> Training:
+def make_training(
+    member: Member, fold: int, lesson: Lesson, before: Classifier | None = None, same_classes: bool = True
+) -> Training:
     """A network, and all that its training on the lesson needs, as the recipe says.
 
-    before: the network of the stage before, whose weights are taken over (its head too, where it has the same size).
+    before: the network of the stage before, whose weights are taken over; its head too, where it has the same classes.
     """
     recipe, device = member.recipe, member.device
     seed, size = member.seed(fold), member.preprocess.size
     model = make_model(recipe.model, lesson.classes, size, seed)
     if before is not None:
-        take_over(model, before)
+        take_over(model, before, same_classes)
     model = model.to(device, memory_format=_layout(recipe))  # type: ignore[call-overload]
     precision = from_first(
         lambda: choose_precision(recipe.train.precision, model, recipe.model.backbone, size, device)
     )
+    lesson, photos = with_negatives(member, fold, lesson)
     augmenter = Augmenter(recipe.augment, size, seed, recipe.train.epochs)
     counts = np.maximum(lesson.targets.sum(0), 1)  # a class without photographs here must not weigh without bound
+    settings = recipe.loss.settings
+    if recipe.model.unknown:
+        settings = one_more_class(settings, lesson.classes - 1, float(counts[-1]))
     loss = make_loss(
-        recipe.loss.name, recipe.loss.settings, classes=lesson.classes, photographs=len(lesson.rows),
-        class_counts=counts,
-    ).to(device)  # fmt: skip
+        recipe.loss.name, settings, classes=lesson.classes, photographs=len(lesson.rows), class_counts=counts
+    ).to(device)
     dataset = TrainingPhotos(
-        member.photos, lesson.rows, lesson.targets, lesson.weights, augmenter, lesson.teacher,
+        photos, lesson.rows, lesson.targets, lesson.weights, augmenter, lesson.teacher,
         find_unlabelled(member, fold), max(getattr(term, "views", 1) for term in loss.modules()),
     )  # fmt: skip
     loader, batches = make_loader(
@@ -89,19 +99,66 @@ def find_unlabelled(member: Member, fold: int) -> UnlabelledPhotos | None:
     return UnlabelledPhotos(member.photos, rows, size, seed, epochs, **settings)
 
 
-def take_over(model: Classifier, before: Classifier) -> None:
+def with_negatives(member: Member, fold: int, lesson: Lesson) -> tuple[Lesson, Photos]:
+    """The lesson with the class `unknown` behind the others, and the store with the photographs that show it.
+
+    As they are where the model has no such output.
+    """
+    recipe, seed = member.recipe, member.seed(fold)
+    if not recipe.model.unknown:
+        return lesson, member.photos
+    size = member.preprocess.stored or member.preprocess.size
+    material = Material(member.photos, size, lesson.rows, member.rows_by_source(fold))
+    made, photos, rows = make_negatives(recipe.negatives, material), member.photos, np.zeros(0, dtype=np.int64)
+    rows = made.rows
+    if made.count:
+        ids = member.manifest.table[["image_id", "sha256"]].to_numpy()[lesson.rows].tolist()
+        name = digest_value([recipe.negatives.model_dump(mode="json"), size, member.preprocess.fit, seed, ids])[:16]
+        path = member.run / f"store/negatives-{name}.npy"
+        photos = Extended(photos, first_alone(lambda: write_negatives(path, made, size, seed)))
+        rows = np.concatenate([rows, len(member.photos) + np.arange(made.count)])
+    n, k = len(rows), lesson.classes
+    targets = np.zeros((len(lesson.rows) + n, k + 1), dtype=np.float32)
+    targets[: len(lesson.rows), :k], targets[len(lesson.rows) :, k] = lesson.targets, 1
+    taught = lesson.teacher
+    if taught is not None:  # a teacher of K classes is sure that a leaf is one, and that the others are none
+        taught = np.full(targets.shape, SURELY_NOT, dtype=np.float32)
+        taught[: len(lesson.rows), :k], taught[len(lesson.rows) :, k] = lesson.teacher, 0
+    weights = np.concatenate([lesson.weights, np.ones(n, dtype=lesson.weights.dtype)])
+    return Lesson(np.concatenate([lesson.rows, rows]), targets, weights, taught), photos
+
+
+def one_more_class(settings: Any, classes: int, count: float) -> Any:
+    """A loss's settings for `classes` and one more: lists of a number a class get 1, `counts` gets `count`."""
+    if isinstance(settings, (list, tuple)):
+        return [one_more_class(term, classes, count) for term in settings]
+    if not isinstance(settings, dict):
+        return settings
+    out = {}
+    for key, value in settings.items():
+        if key in ("class_weights", "alpha", "counts") and isinstance(value, (list, tuple)) and len(value) == classes:
+            out[key] = [*value, count if key == "counts" else 1.0]
+        else:
+            out[key] = one_more_class(value, classes, count)
+    return out
+
+
+def take_over(model: Classifier, before: Classifier, same_classes: bool = True) -> None:
     """Give `model` the weights of `before`; position embeddings are resized to the new input.
 
-    The head and the attention over tiles stay fresh where the stage before learned other classes. Raises
-    SettingsError where the backbone can't change its input's size.
+    The head stays fresh where the stage before learned other classes. Raises SettingsError where the backbone can't
+    change its input's size.
     """
     own, taken = model.state_dict(), before.state_dict()
     place = "backbone.pos_embed"
     if place in own and own[place].shape != taken[place].shape:
         backbone = model.backbone
         taken[place] = resample_abs_pos_embed(
-            taken[place], list(backbone.patch_embed.grid_size), num_prefix_tokens=backbone.num_prefix_tokens
-        )
+            taken[place], list(backbone.patch_embed.grid_size), list(before.backbone.patch_embed.grid_size),
+            num_prefix_tokens=backbone.num_prefix_tokens,
+        )  # fmt: skip
+    if not same_classes:  # as many clusters as classes would fit, and mean nothing
+        taken = {name: value for name, value in taken.items() if not name.startswith("head.")}
     fits = {name: value for name, value in taken.items() if name in own and own[name].shape == value.shape}
     lost = [name for name in own if name not in fits and not name.startswith(("head.", "attention."))]
     if lost:
