@@ -22,6 +22,7 @@ from manihot.cli import app
 from manihot.data.augment import AUGMENTS, Augmenter
 from manihot.data.canvas import Op
 from manihot.data.mixing import MIXES, NEEDS
+from manihot.data.negatives import NEGATIVES
 from manihot.data.sampling import SAMPLINGS
 from manihot.data.views import VIEWS
 from manihot.errors import SettingsError
@@ -34,6 +35,8 @@ from manihot.optim.optimizers import OPTIMIZERS
 from manihot.optim.schedules import SCHEDULES
 from manihot.settings import Choice, load_recipe
 from manihot.train.check import check_recipe
+from manihot.train.labels import LABELS
+from manihot.train.steps import STEPS, step_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -92,6 +95,9 @@ def keyword_settings(name: str) -> set[str]:
 REGISTRIES: dict[str, tuple[dict[str, Any], Callable[[str], set[str]]]] = {
     "Losses": (LOSSES, lambda name: set(LOSSES[name].settings) - set(COMMON)),
     "Sampling": (SAMPLINGS, lambda name: own_settings(SAMPLINGS[name], ("labels", "rng"))),
+    "Labels": (LABELS, lambda name: own_settings(LABELS[name], ("asked",))),
+    "Steps": (STEPS, lambda name: set(step_settings(name))),
+    "Negatives": (NEGATIVES, lambda name: own_settings(NEGATIVES[name], ("material",))),
     "Augmentations": (
         AUGMENTS, lambda name: set(AUGMENTS[name].model_fields) - (set(Op.model_fields) - {"p"}),
     ),
