@@ -17,11 +17,13 @@ import pytest
 from PIL import Image
 
 from manihot.deliver.report import make_report
+from manihot.ensemble.stages import blend_stage
 from manihot.errors import RunFolderError
 from manihot.metrics import evaluate
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import save_json
+from manihot.records.runs import RunFolder, save_json
+from manihot.settings import Blend
 
 CLASSES = ("healthy", "mosaic", "brown streak")
 VOID = {"meta", "img", "br", "input", "link"}
@@ -270,6 +272,32 @@ def test_the_ensemble_of_several_members_leads(tmp_path: Path) -> None:
     save_json(run / "metrics.json", scores)
     _, page = read(run)
     assert "Right on 43.2\u202f%" in page.text and "Members and folds" in page.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"method": "auto"}, ["The plain average of 2 members", "Nested cross-validation of 6 fitted ways", "Claims"]),
+        ({"weights": {"one": 3, "two": 1}}, ["with the weights that the recipe fixes", "75.0\u202f%"]),
+        ({"method": "stack", "with_weights": True}, ["A stack of logistic and differential evolution", "points ("]),
+        ({"method": "simplex"}, ["2 members by simplex, as the recipe asks"]),
+        ({"members": ("two",)}, ["The answers are those of “two” alone. Left out of it: one."]),
+    ],
+    ids=str,
+)
+def test_how_the_members_answer_together_is_told(asked: dict, words: list[str], tmp_path: Path) -> None:
+    run = make_run(tmp_path, n=90, members=("one", "two"))
+    Manifest.load(run / "manifest.parquet").save(run / "folds.parquet")
+    with RunFolder(run) as folder:
+        best = blend_stage(folder, ["one", "two"], Blend(**asked), 0)
+    scores = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    if best != "ensemble":
+        del scores["ensemble"]
+    save_json(run / "metrics.json", {"best": best, **scores})
+    _, page = read(run)
+    for text in words:
+        assert text in page.text
+    assert ("beyond chance" in page.text) == (asked.get("method") in ("auto", "stack"))
 
 
 def test_photographs_that_are_gone_get_a_placeholder(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from manihot.deliver import pictures
 from manihot.deliver.compare import SCORES, duration, stage_seconds
 from manihot.deliver.explain import explain_mistakes
 from manihot.deliver.material import Material, gather
-from manihot.deliver.words import count_of, headline, interval_text, judgement, number, percent
+from manihot.deliver.words import blend_words, count_of, headline, interval_text, judgement, number, percent
 from manihot.progress import track
 from manihot.records.predictions import Predictions
-from manihot.records.runs import write_atomic
+from manihot.records.runs import load_json, write_atomic
 
 SAMPLES = 48  # thumbnails of samples in all, and at most
 SAMPLES_A_CLASS = 6
@@ -82,6 +82,7 @@ def contents(material: Material) -> dict[str, Any]:
         "test": material.scores.get("test") if material.split == "oof" else None,
         "score_names": SCORE_NAMES,
         "members": _members(material),
+        "blend": _blend(material),
         "data": _data(material),
         "samples": samples,
         "thumbs": thumbs,
@@ -105,6 +106,21 @@ def _members(material: Material) -> list[dict[str, Any]]:
     if material.name == "ensemble":
         rows.append({"name": "ensemble", "folds": [], "scores": material.scores.get(material.split, {})})
     return rows
+
+
+def _blend(material: Material) -> dict[str, Any] | None:
+    """How the members became one answer, from RUN/blend."""
+    path = material.run / "blend" / "blend.json"
+    about = material.attempt(lambda: load_json(path)) if path.is_file() else None
+    if not about or not about.get("members"):
+        return None
+    picture = material.run / "blend" / "diversity.png"
+    return {
+        "words": blend_words(about, list(material.members)),
+        "weights": list((about.get("weights") or {}).items()) if len(about["members"]) > 1 else [],
+        "nested": about.get("nested") or [],
+        "picture": "./blend/diversity.png" if picture.is_file() else "",
+    }
 
 
 def _data(material: Material) -> dict[str, Any] | None:

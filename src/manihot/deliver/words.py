@@ -111,3 +111,45 @@ def _overconfident(found: dict[str, Any]) -> list[str]:
         return []
     means = "it is surer than it should be" if gap > 0 else "it is less sure than it could be"
     return [f"Its mean probability is {percent(claimed)}: {means}."]
+
+
+def blend_words(about: dict[str, Any], members: list[str]) -> list[str]:
+    """Sentences on how the members became one answer and what that is worth; about: RUN/blend/blend.json."""
+    blended, method = about["members"], about["method"]
+    mean = "" if about.get("mean", "arithmetic") == "arithmetic" else f"{about['mean']} "
+    if len(blended) == 1:
+        said = [f"The answers are those of “{blended[0]}” alone."]
+    elif method == "uniform":
+        said = [f"The plain {mean}average of {count_of(len(blended), 'member')}."]
+    elif method == "fixed":
+        said = [f"The {mean}average of {count_of(len(blended), 'member')} with the weights that the recipe fixes."]
+    elif about.get("asked") == "stack":
+        folds = {"first level's": "the first level's folds"}.get(about["folds"], f"folds {about['folds']}")
+        named = method.replace("+", " and ").replace("_", " ")
+        said = [f"A {named} over {count_of(len(blended), 'member')}, with {folds}."]
+        said.append(_stack_worth(about))
+    else:
+        why = "as the recipe asks" if about.get("asked") != "auto" else "since it gains on photographs held out"
+        said = [f"{count_of(len(blended), 'member')} by {method.replace('_', ' ')}, {why}."]
+    if about.get("note"):
+        said.append(f"Nothing else was judged: {about['note']}.")
+    if about.get("nested"):
+        tried = [row for row in about["nested"] if row["method"] != "uniform"]
+        gains = [row["method"].replace("_", " ") for row in tried if row["is_gain"]]
+        found = f"a gain beyond chance: {', '.join(gains)}" if gains else "no gain beyond chance over plain averaging"
+        said.append(f"Nested cross-validation of {count_of(len(tried), 'fitted way', 'fitted ways')} shows {found}.")
+    left_out = [name for name in members if name not in blended]
+    if left_out and len(members) > 1:
+        said.append(f"Left out of it: {', '.join(left_out)}.")
+    return said
+
+
+def _stack_worth(about: dict[str, Any]) -> str:
+    """What a stack is worth beside plain averaging, both on photographs that the second level had not seen."""
+    change = about["difference"]
+    points = [f"{100 * change[key]:+.2f}" for key in ("value", "low", "high")]
+    verdict = "a gain beyond chance" if about["gain"] else "no gain beyond chance"
+    return (
+        f"Right on {percent(about['accuracy'], 2)}, where plain averaging is on {percent(about['plain_accuracy'], 2)}: "
+        f"{points[0]} points ({points[1]} to {points[2]}), {verdict}."
+    )

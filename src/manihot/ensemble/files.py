@@ -152,13 +152,19 @@ def blend_members(
     reference = members.pred_probs if kind == "rank" else None
     as_weighted(members.names, members.classes, used, kind, reference).save(Path(out) / COMBINATION)
     record |= {"method": method, "mean": kind, "weights": dict(zip(members.names, map(float, used)))}
-    if known.any() and len(members.names) > 1:
-        own = members.labelled()
-        own_groups = None if groups is None else groups[known]
-        table = measure_leave_one_out(own.pred_probs, own.labels, own.names, own_groups, seed)
-        _write_table(Path(out) / "diversity.csv", table)
-        draw_diversity(own.pred_probs, own.labels, own.names, Path(out) / "diversity.png")
+    _write_diversity(members, groups, Path(out), seed)
     return _write(Path(out), "blend", members, probs, tests, test_probs, record, groups)
+
+
+def _write_diversity(members: Members, groups: np.ndarray | None, out: Path, seed: int) -> None:
+    """How the members differ, as a table and a picture, where there are several and labels."""
+    known = members.labels >= 0
+    if not known.any() or len(members.names) == 1:
+        return
+    own, own_groups = members.labelled(), None if groups is None else groups[known]
+    table = measure_leave_one_out(own.pred_probs, own.labels, own.names, own_groups, seed)
+    _write_table(out / "diversity.csv", table)
+    draw_diversity(own.pred_probs, own.labels, own.names, out / "diversity.png")
 
 
 def _why_plain(members: Members, groups: np.ndarray | None, n_folds: int) -> str:
@@ -255,6 +261,7 @@ def stack_level(
         "seed": seed,
     }
     Combination(members.names, members.classes, stacked.fitted).save(Path(out) / COMBINATION)
+    _write_diversity(members, groups, Path(out), seed)
     return _write(Path(out), stem, members, stacked.oof, tests, stacked.test, record, groups, folds)
 
 
