@@ -571,7 +571,6 @@ def test_healthy_leaves_get_yellow_blotches(tmp_path: Path):
     made = Manifest.load(found["manifest"])
     yellow = np.array([yellow_share(np.asarray(Image.open(path))) for path in made.paths])
     history = [json.loads(line) for line in found["history"].read_text(encoding="utf-8").splitlines()]
-    print(np.sort(yellow).round(3).tolist(), shares["mosaic"].mean(), [row["cycle"] for row in history])
     assert (yellow > shares["healthy"].max()).mean() > 0.8
     assert yellow.mean() > 0.25 * shares["mosaic"].mean()
     assert history[-1]["cycle"] < 0.6 * history[0]["cycle"]
