@@ -79,12 +79,14 @@ def calibrate(
     oof: Annotated[Path, Parameter(help="Out-of-fold predictions: parquet or CSV.")], *, out: Out,
     kind: Annotated[str, Parameter(help="auto, none, temperature, vector, isotonic, confidence.")] = "auto",
     coverage: Annotated[float, Parameter(help="Share of photographs whose set of answers must hold the truth.")] = 0.9,
+    sets: Annotated[str, Parameter(help="lac, aps or raps.")] = "lac",
+    per_class: Annotated[bool, Parameter(help="The share holds in every class, or on the whole alone.")] = True,
     manifest: Groups = None, seed: int = 0,
 ) -> None:  # fmt: skip
     """Make probabilities mean what they say, and fit sets of answers that hold the truth as often as you name."""
     from manihot.trust.files import calibrate_files
 
-    calibrate_files(oof, out, kind, coverage, manifest=manifest, seed=seed)
+    calibrate_files(oof, out, kind, coverage, per_class, sets, manifest=manifest, seed=seed)
     say(f"Calibration and sets: {out / 'trust.json'}")
 
 
