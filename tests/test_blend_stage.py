@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -337,3 +340,30 @@ def test_a_plan_that_cannot_be_followed_says_why(tmp_path: Path):
     ):
         with pytest.raises((SettingsError, DataError), match=said):
             command("blend", tmp_path, *words, "--out", tmp_path / "out")
+
+
+def test_cheaper_blends_on_the_command_line(trained: Path, tmp_path: Path):
+    oof = [trained / f"predictions/{name}.oof.parquet" for name in NAMES]
+    costs = tmp_path / "costs.csv"
+    costs.write_text("member,latency,download\ntwo,0.02,9\none,0.01,30\nthree,0.05,5\n", encoding="utf-8")
+    command("blend", *oof, "--costs", costs, "--method", "uniform", "--out", tmp_path / "out")
+    front = pd.read_csv(tmp_path / "out/pareto.csv")
+    members, labels = members_of(trained, "oof"), Predictions.load(oof[0]).labels
+    alone = dict(zip(NAMES, (members.argmax(axis=2) == labels).mean(axis=1), strict=True))
+    cheapest = front.iloc[0]
+    assert cheapest["members"] == "one" and cheapest["accuracy"] == pytest.approx(alone["one"])
+    assert {"three"} <= set(front["members"])  # nobody downloads less
+    costs.write_text("member,latency,download\ntwo,0.02,9\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"costs\.csv: .*no numbers for one"):
+        command("blend", *oof, "--costs", costs, "--method", "uniform", "--out", tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_million_photographs_by_ten_members_stay_under_four_gib():
+    """The whole of `blend` in auto mode, as the benchmark runs it, in a process of its own."""
+    pytest.importorskip("psutil", reason="the benchmark measures with psutil, which is not installed")
+    script = Path(__file__).resolve().parents[1] / "benchmarks" / "ensemble.py"
+    done = subprocess.run([sys.executable, script, "memory"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    peak = re.search(r"peak resident memory ([0-9.]+) GiB", done.stdout)
+    assert peak and float(peak[1]) < 4, done.stdout

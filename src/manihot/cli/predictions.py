@@ -42,6 +42,10 @@ def blend(
         str | None,
         Parameter(help="A file of members, views and weights, or the name of one that comes with the package."),
     ] = None,
+    costs: Annotated[
+        Path | None,
+        Parameter(help="CSV member,latency,download: also say which cheaper blends nothing beats, in OUT/pareto.csv."),
+    ] = None,
     manifest: Groups = None, seed: int = 0,
 ) -> None:  # fmt: skip
     """Combine members' predictions, and say what the blend is worth on photographs it was not fitted on.
@@ -53,10 +57,15 @@ def blend(
 
     if plan is None:
         found = blend_files(oof, out, test or (), method, weights, mean, manifest, seed=seed)
-    elif test or weights or method != "auto" or mean != "arithmetic" or len(oof) != 1:
+        if costs is not None:
+            from manihot.ensemble.diversity import cheaper_blends
+
+            front = cheaper_blends(oof, costs, out)
+            say(f"Blends that nothing beats in accuracy, seconds and bytes: {len(front)}, in {out / 'pareto.csv'}")
+    elif test or weights or costs or method != "auto" or mean != "arithmetic" or len(oof) != 1:
         raise SettingsError(
             "a plan says which files, weights and mean are taken",
-            "give one folder and --plan, without --test, --method, --weights and --mean",
+            "give one folder and --plan, without --test, --method, --weights, --mean and --costs",
         )
     else:
         found = blend_plan(plan, oof[0], out, manifest, seed)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from manihot.ensemble.members import check_members
+from manihot.ensemble.members import check_members, load_members
 from manihot.ensemble.nested import paired_interval
 from manihot.ensemble.search import score_subsets, subset_members
 from manihot.errors import DataError
@@ -111,6 +111,33 @@ def find_pareto_front(
             "download": sums[front, 1].astype(np.int64),
         }
     )
+
+
+def cheaper_blends(oof: Sequence[Path], costs: Path, out: Path) -> pd.DataFrame:
+    """`find_pareto_front` of prediction files, into OUT/pareto.csv.
+
+    costs: CSV with the columns member (as the prediction files are named, up to the first dot), latency (seconds a
+    photograph) and download (bytes). Raises DataError for what is missing in it.
+    """
+    members = load_members(oof).labelled()
+    try:
+        table = pd.read_csv(costs, dtype={"member": str}).set_index("member")
+        table = table[["latency", "download"]].apply(pd.to_numeric)
+        missing = [name for name in members.names if name not in table.index]
+        if missing or not table.index.is_unique or not np.isfinite(table.to_numpy()).all():
+            raise ValueError(f"no numbers for {missing[0]}" if missing else "a member twice, or not a number")
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{costs}: not the members' costs ({error})",
+            "a CSV with the columns member,latency,download: seconds a photograph and bytes of each member",
+        ) from error
+    own = table.loc[list(members.names)]
+    front = find_pareto_front(
+        members.pred_probs, members.labels, members.names, own["latency"].tolist(), own["download"].tolist()
+    )
+    with atomic_path(Path(out) / "pareto.csv") as temporary:
+        front.to_csv(temporary, index=False)
+    return front
 
 
 def draw_diversity(pred_probs: np.ndarray, labels: np.ndarray, names: Sequence[str], path: Path) -> None:
