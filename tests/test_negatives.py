@@ -286,3 +286,34 @@ def test_training_with_it_is_the_same_twice(tmp_path: Path, tiny_recipe: Path):
     for a, b in zip(first.loader, second.loader, strict=True):
         assert all(torch.equal(a[key], b[key]) for key in a)
     assert first.model.head.weight.shape[0] == 4
+
+
+def test_a_run_says_how_probable_something_else_is(small_photos: Path, tmp_path: Path, tiny_recipe: Path):
+    """From `manihot run` to the answers of `manihot predict`."""
+    from manihot import predict, run
+
+    sets = [*UNKNOWN, "train.epochs=1", "audit={duplicates: false, labels: false}"]
+    run(small_photos, tmp_path / "run", str(tiny_recipe), overrides=sets, device="cpu", workers=1, report=False)
+    oof = Predictions.load(tmp_path / "run/predictions/main.oof.parquet")
+    assert oof.logits.shape == (45, 3) and oof.unknown.shape == (45,)
+    new = predict(tmp_path / "run", small_photos / "red", tmp_path / "new.csv", device="cpu")
+    written, answers = pd.read_csv(tmp_path / "new.csv"), pd.read_csv(tmp_path / "new.answers.csv")
+    np.testing.assert_allclose(written["unknown"], new.unknown, rtol=1e-5)
+    np.testing.assert_allclose(answers["unknown_probability"], new.unknown, rtol=1e-5)
+    np.testing.assert_allclose(written[["c0", "c1", "c2"]].sum(axis=1), 1, rtol=1e-6)
+
+
+def test_a_blend_says_the_mean_of_the_members_that_know(tmp_path: Path):
+    from manihot.ensemble.files import blend_files
+
+    rng = np.random.default_rng(0)
+    ids, labels = np.array([f"{n}" for n in range(60)]), np.arange(60) % 3
+    told = (None, rng.uniform(0, 1, 60), rng.uniform(0, 1, 60))
+    for name, unknown in zip("abc", told):
+        probs = rng.dirichlet((1, 1, 1), 60) * 0.5 + 0.5 * np.eye(3)[labels]
+        made = Predictions.from_probs(ids, probs, ("x", "y", "z"), labels, np.arange(60) % 2, unknown=unknown)
+        made.save(tmp_path / f"{name}.oof.parquet")
+    blend_files([tmp_path / f"{name}.oof.parquet" for name in "abc"], tmp_path / "blend", method="uniform")
+    blended = Predictions.load(tmp_path / "blend/blend.oof.parquet")
+    np.testing.assert_allclose(blended.align(ids).unknown, (told[1] + told[2]) / 2, atol=1e-6)
+    np.testing.assert_allclose(blended.pred_probs.sum(1), 1, rtol=1e-5)

@@ -329,11 +329,14 @@ def _write(
 ) -> dict[str, Any]:
     record = {"members": list(members.names), "classes": list(members.classes), **record}
     fold = members.fold if folds is None else folds
-    Predictions.from_probs(members.image_id, probs, members.classes, members.labels, fold).save(
-        out / f"{stem}.oof.parquet"
+    made = Predictions.from_probs(
+        members.image_id, probs, members.classes, members.labels, fold, unknown=members.unknown
     )
+    made.save(out / f"{stem}.oof.parquet")
     if tests is not None and test_probs is not None:
-        test = Predictions.from_probs(tests.image_id, test_probs, members.classes, tests.labels)
+        test = Predictions.from_probs(
+            tests.image_id, test_probs, members.classes, tests.labels, unknown=tests.unknown
+        )
         test.save(out / f"{stem}.test.parquet")
         test.save_submission(out / "submission.csv")
     known = members.labels >= 0

@@ -80,7 +80,8 @@ class Members:
     """Several members' predictions for the same photographs.
 
     pred_probs: float32 (M, N, K). labels: int64 (N,), -1 unknown. fold: int64 (N,), the first level's folds
-    where all members share them, else -1.
+    where all members share them, else -1. unknown: float32 (N,), mean probability of the output `unknown` over the
+    members that have it, or None.
     """
 
     names: tuple[str, ...]
@@ -89,6 +90,7 @@ class Members:
     labels: np.ndarray
     fold: np.ndarray
     classes: tuple[str, ...]
+    unknown: np.ndarray | None = None
 
     @property
     def has_folds(self) -> bool:
@@ -112,6 +114,7 @@ class Members:
             self.labels[rows],
             self.fold[rows],
             self.classes,
+            None if self.unknown is None else self.unknown[rows],
         )
 
 
@@ -123,6 +126,7 @@ def stack_members(predictions: Iterable[Predictions], names: Sequence[str]) -> M
     if not names:
         raise DataError("there are no members to combine", "name at least one predictions file")
     out: np.ndarray | None = None
+    unknown: list[np.ndarray] = []
     for index, (member, name) in enumerate(zip(predictions, names, strict=True)):
         if out is None:
             image_id, classes, labels, folds = member.image_id, member.classes, member.labels, member.fold
@@ -132,8 +136,10 @@ def stack_members(predictions: Iterable[Predictions], names: Sequence[str]) -> M
         if not np.array_equal(member.fold, folds):
             folds = np.full(len(labels), -1)
         out[index] = member.pred_probs
+        unknown += [] if member.unknown is None else [member.unknown]
     assert out is not None
-    return Members(tuple(names), image_id, out, labels, folds, classes)
+    mean = np.mean(unknown, axis=0) if unknown else None
+    return Members(tuple(names), image_id, out, labels, folds, classes, mean)
 
 
 def _fit_to(

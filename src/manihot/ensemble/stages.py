@@ -168,7 +168,7 @@ def _without_labels(
     if tests:
         members = load_members(tests)
         probs = blend(members.pred_probs, used, settings.mean)
-        made = Predictions.from_probs(members.image_id, probs, classes, members.labels)
+        made = Predictions.from_probs(members.image_id, probs, classes, members.labels, unknown=members.unknown)
         made.save(out / "blend.test.parquet")
         made.save_submission(out / "submission.csv")
     return {
