@@ -259,12 +259,14 @@ def unknown_stage(folder: RunFolder, name: str, seed: int, device: str = "auto")
         else:
             found = fit_strangers(member, fitted.oof, fitted.shared, seed=seed)
         found.save(folder / "trust")
+        outputs.extend(f"trust/{name}" for name in found.files)
         if found.why:
             say(f"Photographs of another kind are not told apart: {found.why}")
 
     networks = sorted((folder.path / "members" / member).glob("fold*/best.safetensors"))
     inputs = [member, digest_file(oof), [digest_file(path) for path in networks], FALSE_REJECTION, seed]
-    folder.stage("unknown", inputs, ["trust/unknown.json"], work)
+    outputs = ["trust/unknown.json"]  # and a file a detector, which `work` adds
+    folder.stage("unknown", inputs, outputs, work)
 
 
 def score(folder: RunFolder, manifest: Manifest, names: Sequence[str], best: str, seed: int) -> dict[str, Any]:
