@@ -249,8 +249,10 @@ def draw_leaves(folder: Path, n: int) -> Manifest:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("taught", "asked", "least"), [("blurred", "drawn", 0.6), ("drawn", "blurred", 0.0)])
-def test_it_tells_pictures_of_a_kind_that_it_never_saw(tmp_path: Path, tiny_recipe: Path, taught, asked, least):
+@pytest.mark.parametrize(
+    ("taught", "asked", "span"), [("blurred", "drawn", (0.6, 0.8)), ("drawn", "blurred", (0.2, 0.6))]
+)
+def test_what_is_not_taught_is_hardly_told(tmp_path: Path, tiny_recipe: Path, taught, asked, span):
     """AUROC of leaves that a fold held out against negatives of the kind it was taught, and of another.
 
     Taught spoilt photographs it finds drawn scenes strange (.67), but taught drawn scenes it takes spoilt photographs,
@@ -275,7 +277,7 @@ def test_it_tells_pictures_of_a_kind_that_it_never_saw(tmp_path: Path, tiny_reci
         found[kind] = auroc(leaves, runner(np.stack(pictures))["unknown"])
     print({"taught": taught, **{kind: round(value, 3) for kind, value in found.items()}})
     assert found[taught] > 0.85
-    assert found[asked] > least
+    assert span[0] < found[asked] < span[1]
 
 
 def test_training_with_it_is_the_same_twice(tmp_path: Path, tiny_recipe: Path):
