@@ -156,7 +156,7 @@ def _judge(
     table = pd.DataFrame({
         "image_id": ids, "given_label": labels, "suggested_label": _suggest(evidence, issue),
         "label_score": score, "is_label_issue": issue, **columns,
-        "cleanlab_issue": _cleanlab_filter(labels, pred_probs),
+        "cleanlab_issue": cleanlab_filter(labels, pred_probs),
     })  # fmt: skip
     if "neighbours" in table:
         table["neighbours"] = table.pop("neighbours")
@@ -216,7 +216,7 @@ def _suggest(evidence: Evidence, issue: np.ndarray) -> np.ndarray:
     return probs.argmax(axis=1)
 
 
-def _cleanlab_filter(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
+def cleanlab_filter(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
     """cleanlab's find_label_issues as it comes (prune_by_noise_rate), bool (N,)."""
     if len(np.unique(labels)) < 2:
         return np.zeros(len(labels), dtype=bool)
