@@ -20,6 +20,7 @@ LEVELS = {
     "train": 5,
     "deliver": 6,
     "pipeline": 7,
+    "suites": 7,
     "cli": 8, "__main__": 8,
 }  # fmt: skip
 LIGHT = (
@@ -33,6 +34,7 @@ LIGHT = (
     "ensemble",
     "trust",
     "deliver",
+    "suites",
     "cli",
 )
 

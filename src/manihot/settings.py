@@ -267,8 +267,22 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises SettingsError with file, line, key and suggestion.
     """
+    values, lines = read_values(str(name))
+    values.setdefault("name", Path(str(name)).stem)
+    return make_recipe(values, lines, overrides)
+
+
+def read_values(name: str, said: str = "") -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """What a recipe and those that it extends set, not yet checked, and the file and line of each key.
+
+    said: what an error begins with, where another file names the recipe.
+    """
     lines: dict[KeyPath, str] = {}
-    values = _read(str(name), lines, seen=())
+    return _read(name, lines, (), said), lines
+
+
+def make_recipe(values: dict[str, Any], lines: dict[KeyPath, str], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of `values` with `key=value` overrides laid over; errors say where `lines` has a key from."""
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
@@ -280,7 +294,6 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             raise SettingsError(f"--set {override}: the value is not YAML ({_problem(error)})") from error
         _set(values, path, value, f"--set {override}")
         lines[path] = f"--set {override}"
-    values.setdefault("name", Path(str(name)).stem)
     recipe = _validate(values, lines)
     recipe._lines.update(lines)
     for member in recipe.member_recipes().values():  # a wrong setting of a member or stage is said now
@@ -339,19 +352,7 @@ def _read(name: str, lines: dict[KeyPath, str], seen: tuple[str, ...], said: str
     if same in seen:
         circle = " -> ".join(Path(p).name for p in [*seen, same])
         raise SettingsError(f"{said}`extends` runs in a circle: {circle}", "let one of them stand alone")
-    try:
-        tree = YAML(typ="rt").load(io.StringIO(text))
-    except YAMLError as error:
-        mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
-        line = f":{mark.line + 1}" if mark else ""
-        raise SettingsError(f"{path}{line}: not valid YAML: {_problem(error)}", "check that line") from error
-    if tree is None:
-        tree = CommentedMap()
-    if not isinstance(tree, CommentedMap):
-        raise SettingsError(f"{path}: a recipe is a mapping of settings", "see `manihot recipes show quick`")
-    own_lines: dict[KeyPath, str] = {}
-    _note_lines(tree, path, (), own_lines)
-    values = _plain(tree)
+    values, own_lines = read_yaml(path, text)
     parent = values.pop("extends", None)
     if parent is not None:
         beside = Path(path).parent / str(parent)
@@ -364,6 +365,24 @@ def _read(name: str, lines: dict[KeyPath, str], seen: tuple[str, ...], said: str
     values.setdefault("name", Path(path).stem)
     lines.update(own_lines)
     return values
+
+
+def read_yaml(path: str, text: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """A file's mapping as plain values, and `file:line` of each key; SettingsError for what is not YAML."""
+    try:
+        tree = YAML(typ="rt").load(io.StringIO(text))
+    except YAMLError as error:
+        mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
+        line = f":{mark.line + 1}" if mark else ""
+        raise SettingsError(f"{path}{line}: not valid YAML: {_problem(error)}", "check that line") from error
+    if tree is None:
+        tree = CommentedMap()
+    if not isinstance(tree, CommentedMap):
+        raise SettingsError(f"{path}: a recipe is a mapping of settings", "see `manihot recipes show quick`")
+    lines: dict[KeyPath, str] = {}
+    _note_lines(tree, path, (), lines)
+    values = _plain(tree)
+    return values, lines
 
 
 def _problem(error: YAMLError) -> str:

@@ -9,7 +9,7 @@ from typing import NoReturn
 from cyclopts import App
 
 import manihot
-from manihot.cli import models, photos, predictions
+from manihot.cli import models, photos, predictions, suites
 from manihot.cli import recipes as recipe_commands
 from manihot.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ManihotError
 from manihot.progress import console, say
@@ -27,7 +27,7 @@ recipes.command(recipe_commands.show)
 for verb in (
     photos.scan, photos.demo_data, models.run, models.train, photos.audit, photos.clean, models.predict, models.explain,
     photos.watch, models.compare, models.report, predictions.blend, predictions.stack, predictions.calibrate,
-    predictions.decide, models.show_augment, models.lr_find, models.translate,
+    predictions.decide, models.show_augment, models.lr_find, models.translate, suites.suite,
 ):  # fmt: skip
     app.command(verb, name=verb.__name__.replace("_", "-"))
 app.command(recipes)

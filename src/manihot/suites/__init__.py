@@ -1,0 +1,1 @@
+"""Suites: a baseline and single changes of it, trained alike and compared on the same photographs."""
