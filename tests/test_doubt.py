@@ -62,3 +62,11 @@ def test_a_copy_in_the_same_group_does_not_vouch_for_a_wrong_label():
     torn, _ = trust_labels(twice, labels, 3, np.arange(600), 0)
     wrong = np.repeat(given != true, 2)
     assert grouped[wrong].mean() < torn[wrong].mean()
+
+
+@pytest.mark.parametrize("each", [1, 2, 4])
+def test_few_photographs_a_class_are_no_error(each: int):
+    rng = np.random.default_rng(0)
+    trust, _ = trust_labels(rng.normal(size=(5 * each, 8)), np.tile(np.arange(5), each), 5, np.arange(5 * each), 0)
+    assert trust.shape == (5 * each,)
+    assert np.isfinite(trust).all()

@@ -457,6 +457,7 @@ def test_class_balanced_weights_sum_to_the_number_of_classes():
     raw = [(1 - 0.99) / (1 - 0.99**n) for n in counts]
     assert weights == pytest.approx([5 * w / sum(raw) for w in raw])
     assert effective_number_weights(counts, 0.0) == [1.0] * 5
+    assert effective_number_weights(torch.tensor(counts, dtype=torch.float32).numpy(), 0.99) == pytest.approx(weights)
     nearly = effective_number_weights(counts, 1 - 1e-12)
     assert nearly[0] / nearly[3] == pytest.approx(1 / 1000, rel=1e-3)
     assert effective_number_weights([4, 0, 4], 0.9) == pytest.approx([1.5, 0, 1.5])

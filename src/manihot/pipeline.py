@@ -34,15 +34,16 @@ PACKAGES = ("manihot", "torch", "timm", "numpy", "opencv-python-headless", "scik
 def run(
     photos: Path | Sequence[Path], out: Path, recipe: str | Recipe | None = None, *,
     overrides: Sequence[str] = (), device: str = "auto", workers: int = 2, update: bool = False,
-    report: bool = True, what_if: bool = False, trusted: str | None = None, **scan_options: Any,
+    report: bool = True, what_if: bool = False, trusted: str | None = None, smoke: bool = False, **scan_options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Train and judge a classifier on photographs; returns the content of metrics.json.
 
     photos, scan_options: see `manihot.scan`; a manifest.parquet is taken as it is. recipe: a name, a path, or
     a Recipe; 'quick' without a GPU and 'standard' with one when left out. update: redo what other settings
     change in an existing run folder, which is an error otherwise. what_if: also learn under cleaned labels, and say
-    whether cleaning is worth it, on photographs that the column `trusted` names too. Raises ManihotError; the same call
-    continues a stopped run.
+    whether cleaning is worth it, on photographs that the column `trusted` names too. smoke: try the whole chain of the
+    recipe on a few small photographs (`manihot.train.smoke`). Raises ManihotError; the same call continues a stopped
+    run.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise SettingsError(
@@ -50,6 +51,11 @@ def run(
             "torchrun ... -m manihot train PHOTOS --out RUN, then manihot run with the same options, without torchrun",
         )
     resolved = _resolve(recipe, overrides, device)
+    if smoke:
+        from manihot.train.smoke import prepare_smoke
+
+        resolved, photos = prepare_smoke(resolved, photos, Path(out), workers, **scan_options)
+        scan_options = {}
     with RunFolder(Path(out)) as folder:
         manifest = prepare(folder, resolved, photos, scan_options, workers, update)
         from manihot.infer.runners import choose_device, describe_device

@@ -256,10 +256,14 @@ class Recipe(Group):
         return out
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
+BASE = "-base"  # how the name of a recipe ends that others extend and that is no system itself
+
+
+def recipe_names(bases: bool = False) -> list[str]:
+    """Names of the recipes that come with the package; with `bases`, of those that are there to be extended."""
     folder = resources.files("manihot") / "recipes"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    names = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return [name for name in names if name.endswith(BASE) == bases]
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -301,13 +305,16 @@ def make_recipe(values: dict[str, Any], lines: dict[KeyPath, str], overrides: Se
     return recipe
 
 
+NOT_OF_MEMBERS = ("members", "name", "folds", "audit", "blend")
+
+
 def _check_member(name: str, changes: dict[str, Any], lines: dict[KeyPath, str]) -> None:
     where = lines.get(("members", name), "recipe")
     if not name.replace("-", "").replace("_", "").isalnum():
         raise SettingsError(f"{where}: member name {name!r}", "use letters, digits, - and _")
     for key in changes:
         where = lines.get(("members", name, key), where)
-        if key in ("members", "name", "folds", "audit", "blend"):
+        if key in NOT_OF_MEMBERS:
             raise SettingsError(
                 f"{where}: member {name!r} can't set {key!r}",
                 "set it outside `members`, for all",
@@ -353,11 +360,11 @@ def _read(name: str, lines: dict[KeyPath, str], seen: tuple[str, ...], said: str
         circle = " -> ".join(Path(p).name for p in [*seen, same])
         raise SettingsError(f"{said}`extends` runs in a circle: {circle}", "let one of them stand alone")
     values, own_lines = read_yaml(path, text)
+    _extend_members(values, path, own_lines, (*seen, same))
     parent = values.pop("extends", None)
     if parent is not None:
-        beside = Path(path).parent / str(parent)
         said = f"{own_lines[('extends',)]}: "
-        above = _read(str(beside) if beside.is_file() else str(parent), lines, (*seen, same), said)
+        above = _read(_beside(path, parent), lines, (*seen, same), said)
         for about_parent in ("name", "description", "source"):
             above.pop(about_parent, None)
         above_name = {key: value for key, value in values.items() if key == "name"}
@@ -383,6 +390,32 @@ def read_yaml(path: str, text: str) -> tuple[dict[str, Any], dict[KeyPath, str]]
     _note_lines(tree, path, (), lines)
     values = _plain(tree)
     return values, lines
+
+
+def _beside(path: str, parent: Any) -> str:
+    """What `extends: parent` in the file `path` means: a file beside it, or a name of the package."""
+    beside = Path(path).parent / str(parent)
+    return str(beside) if beside.is_file() else str(parent)
+
+
+def _extend_members(values: dict[str, Any], path: str, lines: dict[KeyPath, str], seen: tuple[str, ...]) -> None:
+    """Lay each member with `extends` over the recipe that it names, but for what a member can't set."""
+    members = values.get("members")
+    if not isinstance(members, dict):
+        return
+    for name, changes in members.items():
+        parent = changes.pop("extends", None) if isinstance(changes, dict) else None
+        if parent is None:
+            continue
+        where = lines[("members", name, "extends")]
+        inner: dict[KeyPath, str] = {}
+        above = _read(_beside(path, parent), inner, seen, f"{where}: ")
+        if above.get("members"):
+            raise SettingsError(f"{where}: {parent} has members of its own", "name a recipe of one network")
+        for key in (*NOT_OF_MEMBERS, "description", "source"):
+            above.pop(key, None)
+        members[name] = merge(above, changes)
+        lines.update({("members", name, *key): place for key, place in inner.items() if key[0] in above} | lines)
 
 
 def _problem(error: YAMLError) -> str:

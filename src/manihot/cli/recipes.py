@@ -9,16 +9,33 @@ from manihot.progress import console
 
 
 def list_recipes() -> None:
-    """List the recipes that come with the package."""
+    """List the recipes that come with the package: its own, and the systems of competitions with reported scores."""
     from rich.table import Table
 
-    from manihot.settings import load_recipe, recipe_names
+    from manihot.settings import recipe_names
 
-    table = Table("recipe", "method", "what it is", box=None)
-    for name in recipe_names():
-        found = load_recipe(name)
-        table.add_row(name, found.method, found.description)
-    console.print(table)
+    about = {name: _about(name) for name in recipe_names()}
+    families = sorted({name.partition("-")[0] for name, (_, source) in about.items() if source})
+    own = [name for name, (_, source) in about.items() if not source]
+    for title, names in [
+        ("manihot's own", own),
+        *((family, [n for n in about if n not in own and n.partition("-")[0] == family]) for family in families),
+    ]:
+        table = Table("recipe", "what it is", "reported", box=None, title=title, title_justify="left")
+        for name in names:
+            what, source = about[name]
+            table.add_row(name, what, source.partition("; ")[2], end_section=True)
+        console.print(table)
+        console.print()
+    console.print("Scores of the systems are those that their authors reported, on their own photographs.")
+
+
+def _about(name: str) -> tuple[str, str]:
+    """What a packaged recipe is, and where it comes from; '' for manihot's own."""
+    from manihot.settings import read_values
+
+    values, _ = read_values(name)
+    return values.get("description", ""), values.get("source", "")
 
 
 def show(name: str, *, set_: Sets = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,6 +80,19 @@ def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
     ]
     files = [Path(item.path) for item in items if not item.is_dir()]
     return [path for path in folders if not (path / "run.json").exists()], files
+
+
+def choose_few(kinds: Sequence[Hashable], few: int) -> list[int]:
+    """Places of about `few` of the things whose kinds are given: of each kind alike, two at least, spread evenly."""
+    places: dict[Hashable, list[int]] = {}
+    for at, kind in enumerate(kinds):
+        places.setdefault(kind, []).append(at)
+    share = max(2, few // max(1, len(places)))
+    chosen = []
+    for own in places.values():
+        n = min(share, len(own))
+        chosen += [own[(2 * k + 1) * len(own) // (2 * n)] for k in range(n)]
+    return sorted(chosen)
 
 
 def _is_loop(item: os.DirEntry[str]) -> bool:

@@ -18,7 +18,7 @@ import pandas as pd
 from manihot.errors import DataError
 from manihot.photos.decode import SUFFIXES, PhotoFacts, PhotoFault, inspect_photos
 from manihot.photos.layouts import recognise
-from manihot.photos.listing import Entry, Listing
+from manihot.photos.listing import Entry, Listing, choose_few
 from manihot.photos.tables import Columns
 from manihot.photos.workers import CHUNK, ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import say, track
@@ -43,6 +43,7 @@ def scan(
     id: str | None = None,
     classes: Path | None = None,
     workers: int = 2,
+    few: int = 0,
 ) -> tuple[Manifest, pd.DataFrame]:
     """Find, read and list photographs; returns the manifest and the quarantine.
 
@@ -54,6 +55,7 @@ def scan(
     pattern of file names such as '{group}_*': photographs whose names agree in that part belong together.
     classes: names of integer labels. out: run folder; manifest.parquet and quarantine.csv are written there,
     and photographs that come in TFRecords. workers: processes; the result does not depend on it.
+    few: read about so many photographs only, of each class, source and split alike; all of them when 0.
     Raises DataError where there is nothing to read or the labels contradict themselves.
     """
     places = (
@@ -79,6 +81,8 @@ def scan(
     if not entries and not any(part.faults for part in listings):
         raise _nothing_found(places, listings)
     entries = _drop_repeated(entries)
+    if few:
+        entries = [entries[at] for at in choose_few([(e.split, e.label, e.source) for e in entries], few)]
     root = _common_root([part.base for part in listings])
     class_names = _unite_classes(listings)
     ids = _unique_ids(entries, root)

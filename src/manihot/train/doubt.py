@@ -43,7 +43,7 @@ def trust_labels(
 
 
 def fit_noise(probs: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Temperature and rate of wrong labels under which the labels (n,) are likeliest, given out-of-fold probs (n, K)."""
+    """Temperature and rate of wrong labels under which labels (n,) are likeliest, given out-of-fold probs (n, K)."""
     classes = probs.shape[1]
     rows = np.arange(len(labels))
 
@@ -73,7 +73,11 @@ def _out_of_fold(
 ) -> np.ndarray:  # fmt: skip
     """Probabilities (n, K) of heads that didn't learn the photograph, never quite 0."""
     probs = np.full((len(labels), classes), 1e-6)
-    splitter = StratifiedGroupKFold(min(FOLDS, len(np.unique(groups))), shuffle=True, random_state=seed)
+    most = int(np.bincount(labels).max())  # of which class the splitter wants one photograph a fold
+    if most < 2:
+        return np.full_like(probs, 1 / classes)
+    folds = min(FOLDS, len(np.unique(groups)), most)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():  # a class of two or three photographs is in few of the folds
         warnings.filterwarnings("ignore", message="The least populated class in y has only")
         parts = list(splitter.split(features, labels, groups))

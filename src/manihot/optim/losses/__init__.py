@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from manihot.errors import SettingsError
@@ -119,7 +120,7 @@ def effective_number_weights(counts: Sequence[float], beta: float) -> list[float
     beta 0 weighs all alike, beta -> 1 by 1/n_c. A class without photographs weighs 0; the others sum to K.
     """
     check("class_balanced", "beta", beta, 0 <= beta < 1, "a number from 0 to below 1")
-    fine = all(isinstance(n, (int, float)) and n >= 0 for n in counts) and sum(counts) > 0
+    fine = all(isinstance(n, Real) and n >= 0 for n in counts) and sum(counts) > 0  # NumPy's numbers too
     check("class_balanced", "counts", counts, fine, "numbers from 0, not all 0")
     log_beta = math.log(beta) if beta > 0 else -math.inf
     raw = [1 / -math.expm1(n * log_beta) if n > 0 else 0.0 for n in counts]

@@ -1,0 +1,303 @@
+"""The systems of the lecture: every recipe loads, resolves, builds its true backbones, and runs whole, made small."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from conftest import shared_data
+from manihot import pipeline
+from manihot.cli import app
+from manihot.errors import SettingsError
+from manihot.models.backbones import make_preprocess
+from manihot.models.pretrained import make_backbone, name_weights
+from manihot.photos.listing import choose_few
+from manihot.photos.scan import scan
+from manihot.records.manifest import UNLABELLED, Manifest
+from manihot.records.predictions import Predictions
+from manihot.settings import Model, Recipe, load_recipe, recipe_names
+from manihot.train.check import check_recipe
+from manihot.train.labels import one_a_group
+from manihot.train.smoke import (
+    BATCH,
+    EDGE,
+    FEW,
+    SMALL,
+    small_backbone,
+    smoke_classes,
+    smoke_manifest,
+    smoke_recipe,
+)
+
+FAMILIES = ("lecture-", "cassava2020-", "cassava2019-", "plantpath2020-", "heroseo")
+SYSTEMS = [name for name in recipe_names() if name.startswith(FAMILIES)]
+ROWS = [
+    "lecture-effb4", "lecture-effb4-2019", "lecture-regnety40", "lecture-regnety40-2019", "lecture-regnety80",
+    "lecture-vit", "lecture-vit-2019", "lecture-nfnet", "lecture-distill", "lecture-fixmatch", "lecture-avengers",
+    "lecture-lb-best", "cassava2020-01", "cassava2020-02", "cassava2020-03", "cassava2020-05", "cassava2020-07a",
+    "cassava2020-07b", "cassava2020-08", "cassava2020-14", "cassava2020-17", "cassava2020-18", "cassava2020-25",
+    "cassava2020-28", "cassava2020-30", "cassava2020-34", "cassava2020-37", "cassava2020-40", "cassava2020-45",
+    "cassava2020-77", "cassava2020-78", "cassava2020-606", "plantpath2020-01", "plantpath2020-02",
+    "plantpath2020-03", "plantpath2020-04", "plantpath2020-05", "plantpath2020-07", "plantpath2020-11",
+    "cassava2019-01", "cassava2019-02", "cassava2019-03", "heroseo",
+]  # fmt: skip
+
+
+def stages_of(recipe: Recipe) -> list[Recipe]:
+    return [stage for member in recipe.member_recipes().values() for stage in member.stage_recipes()]
+
+
+def test_every_system_of_the_lecture_is_a_recipe():
+    assert sorted(SYSTEMS) == sorted(ROWS)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_system_says_where_it_comes_from_and_what_was_left_open(name: str):
+    recipe = load_recipe(name)
+    check_recipe(recipe)
+    text = (resources.files("manihot") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    header = text[: text.index("\n", text.rindex("\n#") + 1)].replace("\n# ", " ")
+    assert f"manihot run PHOTOS --recipe {name}" in header
+    if name not in ("lecture-effb4-2019", "lecture-regnety40-2019"):  # all is said in what they extend
+        assert "eft open" in header
+    assert "Reported: " in header
+    assert recipe.source.count(";") == 1
+    score = recipe.source.partition(";")[2]
+    figures = [part for part in score.replace(",", " ").split() if part.startswith(".") and part[1:].isdigit()]
+    assert figures or "no score given" in score
+    for figure in figures:  # the score in `source` is the one of the header
+        assert figure in header, figure
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_weights_of_a_system_are_never_random(name: str):
+    for stage in stages_of(load_recipe(name)):
+        assert stage.model.pretrained is True
+        assert timm.is_model_pretrained(name_weights(stage.model.backbone, True))
+
+
+@cache
+def built(backbone: str, size: tuple[int, int], drop_path: float) -> int:
+    with torch.device("meta"):
+        network = make_backbone(backbone, False, size, drop_path)
+    return sum(p.numel() for p in network.parameters())
+
+
+TRUE_BACKBONES = sorted(
+    {
+        (
+            stage.model.backbone,
+            # convolutional networks take any size and are built once
+            tuple(edge // n for edge, n in zip(stage.photo.size, stage.model.tiles))
+            if stage.model.backbone.startswith(("vit", "deit"))
+            else (224, 224),
+            stage.model.drop_path,
+        )
+        for name in SYSTEMS
+        for stage in stages_of(load_recipe(name))
+    }
+)
+
+
+@pytest.mark.parametrize("backbone, size, drop_path", TRUE_BACKBONES)
+def test_true_backbones_can_be_built(backbone: str, size: tuple[int, int], drop_path: float):
+    assert built(backbone, size, drop_path) > 1e6
+    own = Model(backbone=backbone, pretrained=True)
+    mean = make_preprocess(own, size, "squash").mean[0]
+    assert (mean == 0.5) == backbone.startswith(("vit", "inception", "pnasnet", "legacy_xception"))
+
+
+def test_bases_stand_apart(capsys: pytest.CaptureFixture[str]):
+    bases = recipe_names(bases=True)
+    assert "lecture-base" in bases
+    assert not set(bases) & set(recipe_names())
+    app("recipes", result_action="return_value")
+    out, err = capsys.readouterr()
+    said = out + err
+    assert "cassava2020-77" in said
+    assert ".9002, public .906" in said
+    assert "lecture-base" not in said
+
+
+def test_a_member_extends_a_recipe(tmp_path: Path):
+    path = tmp_path / "pair.yaml"
+    path.write_text(
+        "extends: lecture-base\nmembers:\n  a: {extends: lecture-regnety40, seed: 3}\n  b: {}\n", encoding="utf-8"
+    )
+    recipe = load_recipe(path)
+    a, b = recipe.member_recipes().values()
+    assert a.model.backbone == "regnety_040.ra3_in1k"
+    assert (a.seed, b.seed) == (3, 719)
+    assert b.model.backbone.startswith("tf_efficientnet_b4")
+    path.write_text("members:\n  a: {extends: lecture-avengers}\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"pair.yaml:2: lecture-avengers has members"):
+        load_recipe(path)
+    path.write_text("members:\n  a: {extends: lecture-efb4}\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"pair.yaml:2: there is no recipe 'lecture-efb4'"):
+        load_recipe(path)
+
+
+def test_avengers_members_are_what_the_lecture_lists():
+    members = load_recipe("lecture-avengers").member_recipes()
+    assert len(members) == 10
+    assert members["effb4-2020-720"].seed == 720
+    assert members["effb4-2019-dedup"].sources["2019"].use == "train"
+    assert members["effb4-2020-719"].sources["2019"].use == "ignore"
+    assert members["fixmatch"].sources["2019"].use == "unlabelled"
+    assert members["effb4-2019-dedup"].labels.settings == {"one_a_group": True}
+    assert {m.averaging.name for m in members.values()} == {"swa"}
+    adam = {name for name, m in members.items() if m.optimizer.name == "adam"}
+    assert adam == {"effb4-2020-719", "effb4-2020-720", "effb4-2019-dedup"}
+
+
+def test_one_of_each_group_stays():
+    group = np.array(["a", "", "b", "a", "", "b", "b"], dtype=object)
+    assert one_a_group(group, np.array([1, 2, 3, 4, 6])).tolist() == [1, 2, 3, 4]
+    assert one_a_group(group, np.arange(7)).tolist() == [0, 1, 2, 4]
+
+
+def test_choose_few_takes_of_each_kind_alike():
+    kinds = ["a"] * 90 + ["b"] * 9 + ["c"]
+    chosen = choose_few(kinds, 12)
+    assert [sum(kinds[at] == kind for at in chosen) for kind in "abc"] == [4, 4, 1]
+    assert chosen == sorted(set(chosen))
+    assert choose_few([], 12) == []
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_smoke_recipe_keeps_the_chain(name: str):
+    true = load_recipe(name)
+    made, said = smoke_recipe(true)
+    made, _ = smoke_classes(made, ("healthy", "rust"))
+    check_recipe(made)
+    assert list(made.members) == list(true.members)
+    assert made.blend == true.blend
+    small, big = stages_of(made), stages_of(true)
+    assert len(small) == len(big)
+    for one, other in zip(small, big):
+        assert one.loss == other.loss
+        assert one.optimizer == other.optimizer
+        assert one.tta == other.tta
+        for key in ("schedule", "averaging", "step", "labels", "sampling", "negatives"):
+            assert getattr(one, key).name == getattr(other, key).name
+        assert [op.name for op in one.augment] == [op.name for op in other.augment]
+        assert [mix.name for mix in one.mixing] == [mix.name for mix in other.mixing]
+        assert one.train.epochs == 1
+        assert one.train.batch <= BATCH
+        assert max(one.photo.size) <= EDGE * max(one.model.tiles)
+        assert one.model.pretrained is False
+        assert any(f"{one.model.backbone} stands for {other.model.backbone}" in sentence for sentence in said)
+
+
+def test_small_backbones_exist():
+    assert all(timm.is_model(small) for small in SMALL.values() if small)
+    assert small_backbone("vit_base_r50_s16_384.orig_in21k_ft_in1k") == "vit_tiny_r_s16_p8_224"
+    assert small_backbone("vit_base_patch16_384.augreg_in21k_ft_in1k") == "test_vit"
+    assert small_backbone("resnest101e.in1k") == "resnest14d"
+    assert small_backbone("seresnext101_32x4d.gluon_in1k") == "test_resnet"
+    assert small_backbone("tf_efficientnet_b7.ns_jft_in1k") == "test_efficientnet"
+
+
+def test_what_waits_for_an_epoch_happens_at_once(tmp_path: Path):
+    path = tmp_path / "late.yaml"
+    path.write_text(
+        """
+extends: standard
+augment: [{name: rotate, from_epoch: 5, strength: [[0, 0], [1, 0]]}]
+mixing: [{name: mixup, p: [0, 0.2], from_epoch: 8}, {name: cutmix, p: 0.3}]
+schedule: {name: cosine_restarts, period: 7}
+averaging: {name: swa, start: 0.9}
+sources: {web: {use: unlabelled}}
+stages:
+  - {photo: {size: [224, 224]}, labels: {name: clusters, k: 40}, loss: {name: cross_entropy}}
+  - {photo: {size: [448, 448]}, labels: {name: pseudo}}
+""",
+        encoding="utf-8",
+    )
+    made, said = smoke_recipe(load_recipe(path))
+    assert said == []  # the embedded backbone stays
+    first, second = made.stage_recipes()
+    assert first.model.pretrained == "embedded"
+    assert first.photo.size == (32, 32)
+    assert second.photo.size == (64, 64)
+    assert first.labels.settings == {"k": 3}
+    assert second.labels.settings == {"above": 0.0}
+    assert first.augment[0].settings == {}
+    assert [mix.settings["p"] for mix in first.mixing] == pytest.approx([0.25, 0.75], abs=2e-4)
+    assert first.averaging.settings == {"start": 0.0}
+    assert first.schedule.settings == {"period": 0.5}
+
+
+@pytest.fixture(scope="module")
+def drawn(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    manifest, _ = scan(small_photos, out=tmp_path_factory.mktemp("scan"))
+    return manifest
+
+
+def test_photographs_play_what_is_not_there(drawn: Manifest):
+    few, said = smoke_manifest(drawn, load_recipe("lecture-avengers"))
+    assert len(few) <= FEW
+    assert set(few.table["source"]) == {"main", "2019"}
+    assert any("play the source '2019'" in sentence for sentence in said)
+    assert (few.labels >= 0).all()  # those of 2019 are looked at without their labels by one member alone
+    few, said = smoke_manifest(drawn, load_recipe("plantpath2020-02"))
+    assert 0 < (few.labels == UNLABELLED).sum() < len(few) / 2
+    assert (drawn.labels >= 0).all()
+
+
+def test_a_smoke_run_from_the_command_line(small_photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    out = tmp_path / "run"
+    app(f"run {small_photos} --recipe cassava2020-25 --smoke --out {out}", result_action="return_value")
+    said = capfd.readouterr()
+    words = " ".join((said.out + said.err).split())
+    assert "test_vit stands for vit_base_patch32_384.augreg_in21k_ft_in1k" in words
+    assert "'Cassava Mosaic Disease (CMD)' isn't here" in words
+    assert "say nothing about the recipe" in words
+    check_run(out, load_recipe("cassava2020-25"))
+    weights = json.loads((out / "blend/blend.json").read_text(encoding="utf-8"))["weights"]
+    assert weights == pytest.approx({"effb4": 0.4, "vit": 0.6})
+
+
+def test_a_smoke_run_of_labels_from_other_members(drawn: Manifest, tmp_path: Path):
+    path = tmp_path / "drawn.parquet"
+    drawn.save(path)
+    out = tmp_path / "run"
+    pipeline.run(path, out, "lecture-distill", smoke=True)
+    check_run(out, load_recipe("lecture-distill"))
+    again = (out / "metrics.json").read_bytes()
+    pipeline.run(path, out, "lecture-distill", smoke=True)  # all is done
+    assert (out / "metrics.json").read_bytes() == again
+
+
+def check_run(out: Path, recipe: Recipe) -> None:
+    """Predictions of every member, scores, the blend that the recipe asks for, and a report."""
+    names = list(recipe.member_recipes())
+    blended = [name for name in names if not recipe.blend.members or name in recipe.blend.members]
+    scores = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert set(scores["members"]) == set(names)
+    assert scores["best"] == (blended[0] if len(blended) == 1 else "ensemble")
+    assert (out / "report.html").is_file()
+    for name in names:
+        assert (out / f"members/{name}/fold0/best.safetensors").is_file()
+    if recipe.folds.kind == "none":
+        return
+    for name in {*names, scores["best"]}:
+        told = Predictions.load(out / f"predictions/{name}.oof.parquet")
+        assert np.isfinite(told.pred_probs).all()
+        assert np.allclose(told.pred_probs.sum(1), 1, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_runs_whole_on_real_photographs(name: str, tmp_path: Path):
+    table = shared_data("bracol") / "leaf.csv"
+    options = {"image": "leaf/{id}.jpg", "label": "predominant_stress"}
+    pipeline.run(table, tmp_path / "run", name, smoke=True, workers=1, **options)
+    check_run(tmp_path / "run", load_recipe(name))
