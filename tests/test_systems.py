@@ -196,6 +196,16 @@ def test_a_smoke_recipe_keeps_the_chain(name: str):
         assert any(f"{one.model.backbone} stands for {other.model.backbone}" in sentence for sentence in said)
 
 
+def test_the_page_of_systems_says_what_the_recipes_say():
+    page = (Path(__file__).resolve().parents[1] / "docs/systems.md").read_text(encoding="utf-8")
+    told = {line.split("|")[1].strip(" `"): line for line in page.splitlines() if line.startswith("| `")}
+    assert sorted(told) == sorted(SYSTEMS)
+    for name, line in told.items():
+        recipe = load_recipe(name)
+        assert recipe.description.rstrip(".") in line
+        assert f"| {recipe.source.partition('; ')[2]} |" in line
+
+
 def test_small_backbones_exist():
     assert all(timm.is_model(small) for small in SMALL.values() if small)
     assert small_backbone("vit_base_r50_s16_384.orig_in21k_ft_in1k") == "vit_tiny_r_s16_p8_224"
