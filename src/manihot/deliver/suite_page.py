@@ -43,7 +43,7 @@ def make_suite_page(folder: Path) -> Path:
 @lru_cache
 def _page() -> Template:
     jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.filters.update(percent=percent, number=number, count=count_of, points=points)
+    jinja.filters.update(percent=percent, number=number, count=count_of, points=points, nats=nats)
     report = (resources.files(__package__) / "report.html.j2").read_text(encoding="utf-8")
     jinja.globals["style"] = Markup(report.split("<style>")[1].split("</style>")[0])  # one look for all pages
     return jinja.from_string((resources.files(__package__) / "suite.html.j2").read_text(encoding="utf-8"))
@@ -52,6 +52,11 @@ def _page() -> Template:
 def points(gain: float | None) -> str:
     """A difference of two shares in percentage points, with its sign."""
     return "–" if gain is None else f"{100 * gain:+.1f}".replace("-", "−")
+
+
+def nats(difference: float) -> str:
+    """A difference of two log losses with its sign."""
+    return f"{difference:+.3f}".replace("-", "−")
 
 
 def contents(found: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +73,7 @@ def contents(found: dict[str, Any]) -> dict[str, Any]:
         row["mark"] = None if told is None or abs(told) > reach else 50 + 48 * told / reach
     return {
         **found, "compared": compared, "tables": by_table(compared), "reach": reach,
-        "counts": {kind: sum(row["judgement"] == kind for row in compared) for kind in COLOURS},
+        "counts": {kind: sum(row["judgement"] == kind and not row["chance"] for row in compared) for kind in COLOURS},
         "others": [row for row in found["arms"] if row["difference"] is None and row["arm"] != "baseline"],
         "baseline": next((row for row in found["arms"] if row["arm"] == "baseline"), None),
     }  # fmt: skip
@@ -98,12 +103,12 @@ def draw_suite(found: dict[str, Any], out: Path) -> None:
     lines = len(rows) + 1.4 * len(tables) + 1
     height = ROW * lines + 1.5
     with rc_context(STYLE):
-        figure = Figure(figsize=(9.2, height), dpi=150)
-        axes = figure.add_axes((0.30, 0.85 / height, 0.47, ROW * lines / height))
+        figure = Figure(figsize=(10.6, height), dpi=150)
+        axes = figure.add_axes((0.385, 0.85 / height, 0.41, ROW * lines / height))
         at = 0.0
         for table, some in tables.items():
             at += 1.4
-            axes.text(-0.62, -at, table, transform=axes.get_yaxis_transform(), weight="bold", va="center")
+            axes.text(-0.92, -at, table, transform=axes.get_yaxis_transform(), weight="bold", va="center")
             for row in some:
                 at += 1
                 _draw_row(axes, row, -at, reach)
@@ -113,7 +118,7 @@ def draw_suite(found: dict[str, Any], out: Path) -> None:
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(f"difference in accuracy, points, with {found['level']:.0%} intervals")
         n = rows[0]["photographs"] if rows else 0
-        figure.text(0.012, 1 - 0.28 / height, f"{found['name']}: {count_of(int(n))}", weight="bold", fontsize=11)
+        figure.text(0.008, 1 - 0.28 / height, f"{found['name']}: {count_of(int(n))}", weight="bold", fontsize=11)
         _draw_legend(figure, height)
         with atomic_path(out) as temporary:
             FigureCanvasAgg(figure).print_png(str(temporary), metadata={"Software": None})
@@ -132,7 +137,7 @@ def _draw_row(axes: Any, row: dict[str, Any], at: float, reach: float) -> None:
         axes.plot(told, at, MARKS[row["verdict"]], mfc="none", mec="#1d2420", ms=5.5, mew=0.8)
     side = axes.get_yaxis_transform()
     versus = "" if row["against"] == "baseline" else f"  (against {row['against']})"
-    axes.text(-0.60, at, row["arm"] + versus, transform=side, va="center")
+    axes.text(-0.90, at, row["arm"] + versus, transform=side, va="center")
     star = "*" if row["holm"] is not None and row["holm"] <= 0.05 and not row["chance"] else ""
     said = "" if row["verdict"] == "not reported" else f"{row['verdict']}: {row['judgement']}"
     axes.text(1.02, at, f"{points(row['difference'])}{star}  {said}", transform=side, va="center", color=colour)
@@ -144,4 +149,5 @@ def _draw_legend(figure: Figure, height: float) -> None:
         Line2D([], [], ls="", marker=mark, mfc="none", mec="#1d2420", ms=5.5, label=f"reported: {verdict}")
         for verdict, mark in MARKS.items()
     ]
-    figure.legend(handles=shown, loc="lower left", bbox_to_anchor=(0.005, 0), ncols=4, frameon=False, fontsize=7.5)
+    shown.append(Line2D([], [], ls="", label="* stands after Holm's correction"))
+    figure.legend(handles=shown, loc="lower left", bbox_to_anchor=(0.005, 0), ncols=5, frameon=False, fontsize=7.5)

@@ -226,7 +226,8 @@ def _save(folder: RunFolder, suite: Suite, table: pd.DataFrame, units: list[int]
 
 def summary(table: pd.DataFrame) -> list[str]:
     """What came out, in sentences."""
-    judged = table[table["judgement"].isin([AGREES, CONTRADICTS, CANNOT_TELL])]
+    claims = table[~table["chance"].astype(bool)]
+    judged = claims[claims["judgement"].isin([AGREES, CONTRADICTS, CANNOT_TELL])]
     if not len(judged):
         return ["No arm has been compared yet."]
     counts = judged["judgement"].value_counts()
@@ -234,7 +235,7 @@ def summary(table: pd.DataFrame) -> list[str]:
         f"Of {len(judged)} verdicts these photographs agree with {counts.get(AGREES, 0)}, contradict "
         f"{counts.get(CONTRADICTS, 0)}, and cannot tell of {counts.get(CANNOT_TELL, 0)}."
     ]
-    compared = table[table["p"].notna() & ~table["chance"].astype(bool)]
+    compared = claims[claims["p"].notna()]
     stand = compared[compared["holm"].astype(float) <= 1 - LEVEL]
     chance = len(compared) * (1 - LEVEL)
     said.append(
@@ -244,7 +245,7 @@ def summary(table: pd.DataFrame) -> list[str]:
     )
     by_chance = table[table["chance"].astype(bool) & table["difference"].notna()]
     if len(by_chance):
-        moved = ", ".join(f"{100 * value:+.1f}" for value in by_chance["difference"].astype(float))
+        moved = " and ".join(f"{100 * value:+.1f}" for value in by_chance["difference"].astype(float))
         said.append(f"Trained once more with another seed, the same arm moved by {moved} points.")
     return said
 
