@@ -228,14 +228,14 @@ def summary(table: pd.DataFrame) -> list[str]:
     """What came out, in sentences."""
     claims = table[~table["chance"].astype(bool)]
     judged = claims[claims["judgement"].isin([AGREES, CONTRADICTS, CANNOT_TELL])]
-    if not len(judged):
+    compared = claims[claims["p"].notna()]
+    if not len(compared):
         return ["No arm has been compared yet."]
     counts = judged["judgement"].value_counts()
     said = [
         f"Of {len(judged)} verdicts these photographs agree with {counts.get(AGREES, 0)}, contradict "
         f"{counts.get(CONTRADICTS, 0)}, and cannot tell of {counts.get(CANNOT_TELL, 0)}."
     ]
-    compared = claims[claims["p"].notna()]
     stand = compared[compared["holm"].astype(float) <= 1 - LEVEL]
     chance = len(compared) * (1 - LEVEL)
     said.append(
