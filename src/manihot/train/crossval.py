@@ -117,7 +117,7 @@ def features(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
     # One backbone for all folds, a random one too: the features were computed by it.
     model = make_model(recipe.model, len(manifest.classes), member.preprocess.size, member.seed(0))
     computed = _features_of(member, model)
-    lesson = make_lesson(Asked(member, fold, train))
+    lesson = make_lesson(Asked(member, fold, train, features=lambda rows: computed[rows].mean(1)))
     group = manifest.table["group"].to_numpy()
     alone = np.where(group == "", [f"\0{i}" for i in range(len(group))], group).astype(str)
     groups = np.unique(alone[lesson.rows], return_inverse=True)[1]
