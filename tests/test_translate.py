@@ -358,15 +358,9 @@ def test_soft_labels_stay_and_pictures_have_none():
     assert np.isnan(joined.soft_labels[40:]).all()
 
 
-FORGETS = pytest.mark.xfail(
-    reason="use_sources forgets the manifest's own train_only as soon as a recipe names any other source",
-    strict=True,
-)
-
-
 @pytest.mark.parametrize(
     "sources",
-    [{"translated": Source(use="train")}, {}, pytest.param({"main": Source(use="all")}, marks=FORGETS)],
+    [{"translated": Source(use="train")}, {}, {"main": Source(use="all")}],
     ids=["told", "nothing said", "another source told"],
 )
 def test_a_fold_never_trains_on_a_picture_of_what_it_holds_out(sources: dict[str, Source]):

@@ -22,14 +22,16 @@ def use_sources(manifest: Manifest, sources: Mapping[str, Source]) -> tuple[Mani
 
     Photographs that a source's settings leave out are not in the result; unlabelled ones have label -1; those that
     are only trained on have True in the column `train_only`. A source that isn't named is used whole. Raises
-    SettingsError for a source or class that doesn't exist.
+    SettingsError for a source or class that doesn't exist. What the manifest itself marks as only trained on (translated
+    pictures) stays so unless its source is named.
     """
     if not sources:
         return manifest, []
     names = manifest.table["source"].astype(str).to_numpy()
     labels = manifest.labels.copy()
     keep = np.ones(len(manifest), dtype=bool)
-    train_only = np.zeros(len(manifest), dtype=bool)
+    known = manifest.table.get(TRAIN_ONLY)
+    train_only = np.zeros(len(manifest), dtype=bool) if known is None else known.to_numpy(dtype=bool).copy()
     said = []
     for name, settings in sources.items():
         own = names == name
@@ -41,6 +43,8 @@ def use_sources(manifest: Manifest, sources: Mapping[str, Source]) -> tuple[Mani
         keep &= ~own | chosen
         if settings.use == "train":
             train_only |= chosen & (manifest.table["split"] != "test").to_numpy()
+        if settings.use == "all":
+            train_only &= ~own
         if settings.use == "unlabelled":
             labels[chosen] = UNLABELLED
         said.append(f"source {name!r}: {_use(settings.use)}, {int(chosen.sum())} of {int(own.sum())} photographs")
