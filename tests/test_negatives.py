@@ -26,6 +26,7 @@ from manihot.train.crossval import collect
 from manihot.train.finetune import finetune
 from manihot.train.labels import Asked, Lesson, make_lesson
 from manihot.train.training import make_training, one_more_class, with_negatives
+from manihot.trust.strangers import Strangers
 from manihot.trust.unknown import auroc
 from tiny_member import draw_photos, tiny_member
 
@@ -302,6 +303,9 @@ def test_a_run_says_how_probable_something_else_is(small_photos: Path, tmp_path:
     written, answers = pd.read_csv(tmp_path / "new.csv"), pd.read_csv(tmp_path / "new.answers.csv")
     np.testing.assert_allclose(written["unknown"], new.unknown, rtol=1e-5)
     np.testing.assert_allclose(answers["unknown_probability"], new.unknown, rtol=1e-5)
+    limit = Strangers.load(tmp_path / "run/trust").output_limit
+    assert limit is not None and (oof.unknown > limit).mean() <= 0.05
+    assert answers["unknown"].to_numpy()[new.unknown > limit].all()
     np.testing.assert_allclose(written[["c0", "c1", "c2"]].sum(axis=1), 1, rtol=1e-6)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from manihot.errors import DataError
 from manihot.records.predictions import Predictions
-from manihot.trust.strangers import NOT_OF_THIS_KIND, SHARED, Strangers, fit_strangers, flag_unknown
+from manihot.trust.strangers import NOT_OF_THIS_KIND, SHARED, Strangers, fit_strangers, flag_unknown, limit_of_output
 
 DIM = 12
 
@@ -81,3 +82,17 @@ def test_any_sign_makes_a_photograph_unknown_and_every_sign_has_its_column():
     assert flagged["answer"].tolist() == ["rust", NOT_OF_THIS_KIND, NOT_OF_THIS_KIND, "rust"]
     assert flagged.columns.tolist() == ["image_id", "answer", "unknown", "strangeness", "output"]
     assert answers["answer"].tolist()[1] == "ask an expert"  # the table that was given stays
+
+
+def test_the_limit_of_an_own_output_refuses_the_rate_that_was_asked(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    told = rng.uniform(0, 0.4, 400).astype(np.float32)
+    held_out, _ = known(400, 0)
+    with_output = replace(held_out, unknown=told)
+    limit = limit_of_output(with_output, 0.05)
+    assert limit is not None
+    assert (told > limit).mean() == pytest.approx(0.05, abs=0.005)
+    assert limit_of_output(held_out) is None
+    assert limit_of_output(with_output.take(np.arange(10))) is None  # ten can't promise one in twenty
+    Strangers("main", {}, 0.05, 400, "", limit).save(tmp_path)
+    assert Strangers.load(tmp_path).output_limit == pytest.approx(limit)

@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.runs import RunFolder, digest_file, digest_value, save_json, write_atomic
 from manihot.settings import Recipe, load_recipe
-from manihot.trust.strangers import FALSE_REJECTION, Strangers, fit_strangers
+from manihot.trust.strangers import FALSE_REJECTION, Strangers, fit_strangers, limit_of_output
 
 ENOUGH_FOR_TRUST = 40  # held-out photographs, below which calibration would be noise
 PACKAGES = ("manihot", "torch", "timm", "numpy", "opencv-python-headless", "scikit-learn", "onnxruntime")
@@ -251,7 +252,7 @@ def unknown_stage(folder: RunFolder, name: str, seed: int, device: str = "auto")
     member = name
     if name == "ensemble":
         member = Combination.load(folder / f"blend/{COMBINATION}").members[0]
-    oof = folder / f"predictions/{member}.oof.parquet"
+    oof, best = (folder / f"predictions/{which}.oof.parquet" for which in (member, name))
     if not oof.exists() or not (folder / "trust/sets.json").is_file():
         return
 
@@ -264,13 +265,15 @@ def unknown_stage(folder: RunFolder, name: str, seed: int, device: str = "auto")
             found = Strangers(member, {}, FALSE_REJECTION, 0, why)
         else:
             found = fit_strangers(member, fitted.oof, fitted.shared, seed=seed)
+        found = replace(found, output_limit=limit_of_output(Predictions.load(best)))
         found.save(folder / "trust")
         outputs.extend(f"trust/{name}" for name in found.files)
         if found.why:
             say(f"Photographs of another kind are not told apart: {found.why}")
 
     networks = sorted((folder.path / "members" / member).glob("fold*/best.safetensors"))
-    inputs = [member, digest_file(oof), [digest_file(path) for path in networks], FALSE_REJECTION, seed]
+    digests = [digest_file(path) for path in (oof, best, *networks)]
+    inputs = [member, digests, FALSE_REJECTION, seed]
     outputs = ["trust/unknown.json"]  # and a file a detector, which `work` adds
     folder.stage("unknown", inputs, outputs, work)
 

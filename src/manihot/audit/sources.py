@@ -22,8 +22,8 @@ def use_sources(manifest: Manifest, sources: Mapping[str, Source]) -> tuple[Mani
 
     Photographs that a source's settings leave out are not in the result; unlabelled ones have label -1; those that
     are only trained on have True in the column `train_only`. A source that isn't named is used whole. Raises
-    SettingsError for a source or class that doesn't exist. What the manifest itself marks as only trained on (translated
-    pictures) stays so unless its source is named.
+    SettingsError for a source or class that doesn't exist. What the manifest itself marks as only trained on, such
+    as translated pictures, stays so unless its source is named.
     """
     if not sources:
         return manifest, []

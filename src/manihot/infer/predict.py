@@ -259,15 +259,18 @@ def _save_answers(
     from manihot.trust.files import apply_trust
 
     answers = apply_trust(predictions, trust)
-    # each sign that a photograph is of another kind has its column here; one of the model's own output goes beside it
-    signs = {}
+    # each sign that a photograph is of another kind has its column here
+    signs: dict[str, tuple[np.ndarray, float]] = {}
     if strangers is not None and first is not None and len(predictions):
         signs["strangeness"] = (strangers.strangeness(first.by_fold), 1.0)
     elif strangers is not None and strangers.why:
         say(f"Photographs of another kind are not told apart: {strangers.why}")
+    limit = strangers.output_limit if strangers is not None else None
+    if predictions.unknown is not None and limit is not None:
+        signs["unknown_probability"] = (predictions.unknown, limit)
     if signs:
         answers = flag_unknown(answers, signs)
-    if predictions.unknown is not None:
+    if predictions.unknown is not None and limit is None:
         answers = answers.assign(unknown_probability=predictions.unknown)
     with atomic_path(out) as temporary:
         answers.to_csv(temporary, index=False)

@@ -19,7 +19,7 @@ import pandas as pd
 from manihot.errors import DataError
 from manihot.records.predictions import Predictions
 from manihot.records.runs import load_json, save_json
-from manihot.trust.unknown import UnknownDetector, fit_unknown
+from manihot.trust.unknown import UnknownDetector, fit_threshold, fit_unknown
 
 FALSE_REJECTION = 0.05  # share of photographs of the known kind that may be refused
 SHARED = -1  # in place of a fold's number: one detector for all networks
@@ -28,13 +28,17 @@ NOT_OF_THIS_KIND = "not a photograph of this kind"
 
 @dataclass(frozen=True)
 class Strangers:
-    """detectors: by the fold whose network makes the embeddings, or SHARED. `why` says what there is none for."""
+    """detectors: by the fold whose network makes the embeddings, or SHARED. `why` says what there is none for.
+
+    output_limit: of the probability that models with an unknown output of their own give it, where there is one.
+    """
 
     member: str
     detectors: dict[int, UnknownDetector]
     false_rejection: float
     photographs: int
     why: str = ""
+    output_limit: float | None = None
 
     @property
     def files(self) -> list[str]:
@@ -68,6 +72,7 @@ class Strangers:
             "false_rejection": self.false_rejection,
             "photographs": self.photographs,
             "why": self.why,
+            "output_limit": self.output_limit,
             "detectors": {str(fold): _file(fold) for fold in self.detectors},
         }
         save_json(folder / "unknown.json", about)
@@ -78,7 +83,10 @@ class Strangers:
         about = load_json(folder / "unknown.json")
         try:
             detectors = {int(k): UnknownDetector.load(folder / name) for k, name in about["detectors"].items()}
-            return cls(about["member"], detectors, about["false_rejection"], about["photographs"], about["why"])
+            return cls(
+                about["member"], detectors, about["false_rejection"], about["photographs"], about["why"],
+                about.get("output_limit"),
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{folder / 'unknown.json'}: not written by manihot ({error})", "fit it again") from error
 
@@ -114,6 +122,17 @@ def fit_strangers(
             detectors[fold] = found
     why = "" if detectors else f"{len(reference)} held-out photographs are too few to refuse {false_rejection:.0%} of"
     return Strangers(member, detectors, false_rejection, len(reference), why)
+
+
+def limit_of_output(held_out: Predictions, false_rejection: float = FALSE_REJECTION) -> float | None:
+    """The unknown output's probability that this share of held-out photographs exceeds; None without such an output.
+
+    None too where the photographs are too few to promise the rate.
+    """
+    if held_out.unknown is None or not len(held_out):
+        return None
+    limit = fit_threshold(held_out.unknown, false_rejection)
+    return limit if np.isfinite(limit) else None
 
 
 def flag_unknown(answers: pd.DataFrame, signs: Mapping[str, tuple[np.ndarray, float]]) -> pd.DataFrame:
