@@ -1,7 +1,7 @@
 """Cost of the audit's parts against their floors, and how well duplicates are found.
 
-    python benchmarks/audit.py speed --n 2000 20000       # scan, looks, duplicates on photographs of 800 x 600
-    python benchmarks/audit.py speed --n 2000 --embed 256 # and the rate of the quick recipe's backbone
+    python benchmarks/audit.py speed --n 2000 20000       # scan, looks, duplicates, wrong labels; 800 x 600
+    python benchmarks/audit.py speed --n 2000 --embed 2000  # and the quick recipe's backbone
     python benchmarks/audit.py neighbours                 # 20,000 x 1,280 against DBSCAN; 100,000 in memory
     python benchmarks/audit.py quality --demo DIR ...     # copies in demos of several seeds, and copies made here
     python benchmarks/audit.py quality --bracol DIR       # leaves with one outline: perceptual hash against ours
@@ -9,9 +9,10 @@
 
 Photographs of `speed`: two drawn leaves at a time, cut out, turned, enlarged and laid over one another, about 105 KB;
 500 files, read twice (scan, looks and floor are linear; told for N from that). Duplicates are searched among N
-thumbnails that all differ. Everything runs on one core; seconds are
-of processor time, because other work shared the machine. Each part runs in a process of its own, so that its peak
-memory is its own. Floors: decoding by libjpeg-turbo at 1/8 scale, grey, of the same files in the same run.
+thumbnails that all differ, wrong labels among N made embeddings of 1,280 with five classes, one label in ten wrong.
+Everything runs on one core; seconds are of processor time, because other work shared the machine. Each part runs in
+a process of its own, so that its peak memory is its own. Floors: decoding by libjpeg-turbo at 1/8 scale, grey, of
+the same files; the backbone alone in bf16 (torch) on pictures that lie ready.
 Copies of `quality`: one of each kind of 200 demo photographs, 80 % crops at random places, JPEG quality 40 to 90.
 """
 
@@ -35,9 +36,12 @@ import numpy as np
 import pandas as pd
 
 from bracol import commit, machine
+from manihot.audit.composition import COMMON
 from manihot.audit.duplicates import find_duplicates
 from manihot.audit.hashes import SIDE, Looks, hash_pairs, look_at_photos, pack_hashes, transform
+from manihot.audit.label_errors import find_label_errors
 from manihot.audit.neighbours import components_within
+from manihot.photos.decode import decode_photo, read_photo
 from manihot.photos.demo import make_demo
 from manihot.photos.scan import scan
 from manihot.progress import say, track
@@ -129,7 +133,11 @@ def part_looks(folder: Path, n: int) -> dict[str, Any]:
         looks = look_at_photos(manifest, 1)
     seconds = (time.process_time() - start) * n / (rounds * len(manifest))
     looks.save(folder / "looks")
-    return {"seconds": seconds}
+    start = time.process_time()
+    for path in manifest.paths:
+        decode_photo(read_photo(path), at_least=(COMMON, COMMON))
+    decoding = (time.process_time() - start) * n / len(manifest)
+    return {"seconds": seconds, "decoding": decoding}
 
 
 def part_duplicates(folder: Path, n: int) -> dict[str, Any]:
@@ -183,23 +191,55 @@ def part_components(folder: Path, n: int) -> dict[str, Any]:
     return {**took, "components": int(label.max()) + 1, "same_as_dbscan": same}
 
 
+def part_labels(folder: Path, n: int) -> dict[str, Any]:
+    """Wrong labels among five classes as uneven as cassava's, from embeddings and predictions; one in ten planted."""
+    rng = np.random.default_rng(1)
+    true = rng.choice(5, n, p=[0.05, 0.1, 0.11, 0.13, 0.61])
+    embeddings = make_embeddings(n)
+    spread = embeddings[:2000].std(axis=0)
+    embeddings += 0.5 * spread * rng.standard_normal((5, embeddings.shape[1]), dtype=np.float32)[true]
+    logits = 1.2 * rng.standard_normal((n, 5))
+    logits[np.arange(n), true] += 3
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    wrong = rng.random(n) < 0.1
+    given = np.where(wrong, (true + rng.integers(1, 5, n)) % 5, true)
+    start = time.process_time()
+    table = find_label_errors(given, probs, embeddings=embeddings).sort_values("image_id")
+    seconds = time.process_time() - start
+    flagged = table["is_label_issue"].to_numpy()
+    return {"seconds": seconds, "wrong": int(wrong.sum()), "flagged": int(flagged.sum()),
+            "right": int((flagged & wrong).sum())}  # fmt: skip
+
+
 def part_embed(folder: Path, n: int) -> dict[str, Any]:
-    """The quick recipe's backbone, one view, on n photographs."""
+    """The quick recipe's backbone, one view, on n photographs, decoding included; and the bare network in bf16."""
+    import torch
+
     from manihot.infer.predict import PhotoFiles, forward_views
-    from manihot.infer.runners import OnnxRunner
+    from manihot.infer.runners import OnnxRunner, TorchRunner
     from manihot.models.backbones import make_model, make_preprocess
     from manihot.settings import load_recipe
-    from manihot.train.crossval import input_size
+    from manihot.train.member import input_size
 
     recipe, manifest = load_recipe("quick"), Manifest.load(folder / "manifest.parquet")
-    manifest = manifest.take(np.arange(n))
+    torch.set_num_threads(1)
     preprocess = make_preprocess(recipe.model, input_size(recipe.photo, manifest), recipe.photo.fit)
     network = make_model(recipe.model, len(manifest.classes), preprocess.size)
-    runner = OnnxRunner(network, preprocess)
+    runner = OnnxRunner(network, preprocess, folder / "backbone.onnx")
+    photos = PhotoFiles(manifest.paths, preprocess)
+    rows = np.arange(n) % len(manifest)
     start = time.process_time()
-    views = recipe.tta[:1]
-    forward_views([runner], PhotoFiles(manifest.paths, preprocess), np.arange(n), preprocess, views, want="embeddings")
-    return {"seconds": time.process_time() - start}
+    forward_views([runner], photos, rows, preprocess, recipe.tta[:1], want="embeddings")
+    seconds = time.process_time() - start
+    bare = TorchRunner(network, preprocess, torch.device("cpu"), "bf16")
+    ready = np.random.default_rng(0).integers(0, 256, (32, *preprocess.size, 3), np.uint8)
+    bare(ready)  # the first batch prepares the kernels
+    start = time.process_time()
+    for _ in range(4):
+        bare(ready)
+    return {
+        "seconds": seconds, "bf16": (time.process_time() - start) * n / (4 * len(ready)), "size": preprocess.size
+    }  # fmt: skip
 
 
 PARTS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
@@ -209,6 +249,7 @@ PARTS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
     "duplicates": part_duplicates,
     "dbscan": part_dbscan,
     "components": part_components,
+    "labels": part_labels,
     "embed": part_embed,
 }
 
@@ -338,17 +379,51 @@ def note(rows: list[dict[str, Any]]) -> None:
     save_json(RESULTS, [row for row in held if name_of(row) not in new] + [{**row, **about} for row in rows])
 
 
+SHOWN = {
+    "floor": "floor: libjpeg-turbo, grey, 1/8 scale",
+    "scan": "scan: full check, sha256",
+    "decoding": "looks: decoding",
+    "looking": "looks: thumbnail, hash, composition",
+    "duplicates": "duplicates, crops and 8 orientations",
+    "labels": "wrong labels, embeddings of 1,280",
+    "embed": "embedding, one view, decoding included",
+}
+
+
+def print_speed(parts: dict[tuple[str, int], dict[str, Any]]) -> None:
+    """Seconds of each part for 2,000 and 20,000 photographs, its share, and the sum of all against that of the floors.
+
+    Embeddings of a number that was not measured are told from the number that was: they are linear.
+    """
+    sizes = [n for n in (2000, 20000) if ("looks", n) in parts]
+    embedded = next((row for (name, _), row in sorted(parts.items()) if name == "embed"), None)
+    took: dict[int, dict[str, float]] = {}
+    floors: dict[int, float] = {}
+    for n in sizes:
+        own = {name: row["seconds"] for (name, count), row in parts.items() if count == n and name in SHOWN}
+        own["decoding"] = parts["looks", n]["decoding"]
+        own["looking"] = parts["looks", n]["seconds"] - own["decoding"]
+        floors[n] = own.pop("floor")
+        if embedded is not None:
+            own["embed"] = embedded["seconds"] * n / embedded["n"]
+            floors[n] += embedded["bf16"] * n / embedded["n"]
+        took[n] = own
+    print("| part | " + " | ".join(f"{n:,} | share" for n in sizes) + " |\n|---" + "|---|---" * len(sizes) + "|")
+    for name in list(SHOWN)[1:]:
+        cells = [f"{own[name]:.1f} s | {own[name] / sum(own.values()):.0%}" for own in took.values() if name in own]
+        if len(cells) == len(sizes):
+            print(f"| {SHOWN[name]} | {' | '.join(cells)} |")
+    print("| sum | " + " | ".join(f"{sum(took[n].values()):.1f} s | 100%" for n in sizes) + " |")
+    for n in sizes:
+        decode = parts["floor", n]["seconds"]
+        print(f"\n{n:,}: floors {floors[n]:.1f} s (libjpeg-turbo, grey, 1/8 scale {decode:.1f} s), "
+              f"{sum(took[n].values()) / floors[n]:.2f} times that")  # fmt: skip
+
+
 def print_tables() -> None:
     rows = load_json(RESULTS)
     parts = {(row["part"], row["n"]): row for row in rows if "part" in row}
-    print("| part | 2,000 | 20,000 | images/s | times the floor |\n|---|---|---|---|---|")
-    for name in ("floor", "scan", "looks", "duplicates", "embed"):
-        took = {n: parts[name, n]["seconds"] for n in (2000, 20000) if (name, n) in parts}
-        if took:
-            cells = [f"{took[n]:.1f} s" if n in took else "-" for n in (2000, 20000)]
-            n = max(took)
-            floor = parts["floor", n]["seconds"] if ("floor", n) in parts else float("nan")
-            print(f"| {name} | {' | '.join(cells)} | {n / took[n]:.0f} | {took[n] / floor:.2f} |")
+    print_speed(parts)
     print("\n| among embeddings of 1,280 | s | peak memory, MB | components |\n|---|---|---|---|")
     for (name, n), row in sorted(parts.items()):
         if name in ("dbscan", "components"):
@@ -393,7 +468,7 @@ def main() -> None:
     if args.what == "speed":
         draw_photos(args.work, min(FILES, max(args.n)))
         for n in args.n:
-            for name in ("floor", "scan", "looks", "duplicates"):
+            for name in ("floor", "scan", "looks", "duplicates", "labels"):
                 note([run_part(name, args.work, n)])
         if args.embed:
             note([run_part("embed", args.work, args.embed)])

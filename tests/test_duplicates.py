@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import DBSCAN
 
 from conftest import shared_data
-from manihot.audit import alignment, hashes
+from manihot.audit import alignment, composition, hashes
 from manihot.audit.duplicates import (
     COLUMNS,
     KINDS,
@@ -228,6 +228,30 @@ def test_hashes_of_all_orientations_come_from_one() -> None:
     assert len(set(expected.tolist())) == 8
 
 
+@pytest.mark.parametrize("most", [0, 3, 6])
+def test_pairs_of_hashes_are_those_of_a_full_comparison(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    bits = rng.random((260, 64)) < np.where(np.arange(64) < 40, 0.04, 0.5)  # an outline that all share
+    bits[130:] = bits[:130] ^ (rng.random((130, 64)) < 0.05)
+    bits[:, 0] = False
+    phash = np.packbits(bits, axis=1, bitorder="little").view(np.uint64)[:, 0]
+    phash[7:9] = phash[3]
+    apart = hashes.count_bits(hashes.turned_hashes(phash)[:, :, None] ^ phash)
+    expected = {(i, j, g, apart[i, g, j]) for i, g, j in np.argwhere(apart <= most) if i < j}
+    assert len(expected) > 3
+    monkeypatch.setattr(hashes, "HASHES_AT_ONCE", 50)
+    found = [pair for block in hashes.hash_pairs(phash, most) for pair in zip(*(part.tolist() for part in block))]
+    assert len(found) == len(set(found)) and set(found) == expected
+
+
+def test_the_steepest_pixels_are_found_in_a_sample() -> None:
+    rng = np.random.default_rng(0)
+    for values in (rng.random(30000), np.repeat([0.0, 1.0], [900, 100]), np.zeros(50), np.arange(9.0), np.ones(1)):
+        values = values.astype(np.float32)
+        for count in {1, max(1, len(values) // 33), len(values)}:
+            assert composition._highest(values, count) == np.sort(values)[-count]
+
+
 def test_bits_are_counted_alike_without_numpy_2(monkeypatch: pytest.MonkeyPatch) -> None:
     words = np.random.default_rng(0).integers(0, 2**64, 1000, dtype=np.uint64)
     expected = [int(w).bit_count() for w in words]
@@ -242,6 +266,38 @@ def test_coefficients_of_a_crop_are_those_of_the_cut_picture() -> None:
     np.testing.assert_allclose(
         alignment.crop_coefficients(picture, np.array([0.1, 0.9, 0.2, 1.0])), cut, rtol=1e-4, atol=1e-5
     )
+
+
+def test_small_pictures_are_means_of_blocks() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (140, SIDE, SIDE), dtype=np.uint8)
+    for side in (32, 64):
+        blocks = pictures.reshape(-1, side, SIDE // side, side, SIDE // side)
+        np.testing.assert_array_equal(alignment.shrink(pictures, side), blocks.mean(axis=(2, 4), dtype=np.float32))
+
+
+def test_bounds_lose_no_crop(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    pictures = np.stack([cv2.resize(_texture(rng, 64, 64)[..., 1], (SIDE, SIDE)) for _ in range(40)])
+    cut = [cv2.resize(p[10:112, 5:107], (SIDE, SIDE)) for p in pictures[:8]]
+    search = alignment.CropSearch(alignment.shrink(np.concatenate([pictures, cut, np.zeros_like(pictures[:1])]), 32))
+    asked = np.flatnonzero(search.shows)
+    (query, vectors), turn = alignment._canonical(search.describe(search.whole[asked]), alignment.MARGIN)
+    (_, crops), crop_turn = alignment._canonical(search.crops_of(asked).reshape(-1, 35), None)
+    score, count = vectors @ crops.T, len(alignment.CROPS)
+    for name, value in (("OWNERS", 7), ("QUERIES", 5)):
+        monkeypatch.setattr(alignment, name, value)
+    for least in (0.4, 0.88):
+        expected = {
+            (query[q], c // count, alignment.COMPOSED[turn[q], crop_turn[c]], c % count): score[q, c]
+            for q, c in np.argwhere(score >= least)
+            if query[q] != c // count
+        }
+        found = {}
+        for block in search.search(least):
+            keys = zip(*(block[name].tolist() for name in ("part", "whole", "orientation", "crop")))
+            found.update(zip(keys, block["score"]))
+        assert len(expected) > 8 and found.keys() == expected.keys()
+        assert all(abs(found[key] - expected[key]) < 1e-5 for key in found)
 
 
 def test_orientations_compose() -> None:

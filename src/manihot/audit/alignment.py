@@ -10,6 +10,7 @@ a band between two Gaussians, is correlated. Photographs of different leaves agr
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -21,7 +22,9 @@ K = 6  # cosine coefficients a side: 35 without the mean
 SMALL = 32  # pixels of the pictures that crops are searched in
 MARGIN = 0.05  # of the orientation score, below which a second orientation is tried too
 OWNERS = 128  # pictures whose crops are compared at once
-QUERIES = 1024  # pictures compared with them at once
+QUERIES = 256  # pictures compared with them at once: 6 MB of bounds
+SHORT = 17  # directions of the bound that is compared first; they decide the speed only
+SLACK = 1e-5  # rounding of float32 sums of unit vectors
 AT_ONCE = 128  # pairs aligned at once
 FLAT = 2.0  # grey levels of deviation below which a picture shows nothing to compare
 FAINT = 2.0  # grey levels of fine structure that count little, as the noise of an empty background
@@ -49,12 +52,15 @@ def shrink(thumbnails: np.ndarray, side: int) -> np.ndarray:
     """Mean of blocks: uint8 (N, S, S) to float32 (N, side, side); S is a multiple of side."""
     block = thumbnails.shape[-1] // side
     out = np.empty((len(thumbnails), side, side), np.float32)
-    for at in range(0, len(thumbnails), 512):
-        part = np.asarray(thumbnails[at : at + 512])
-        out[at : at + 512] = part.reshape(len(part), side, block, side, block).mean(axis=(2, 4), dtype=np.float32)
+    for at in range(0, len(thumbnails), 128):
+        part = np.asarray(thumbnails[at : at + 128])
+        total = sum((part[:, k::block].astype(np.uint32) for k in range(1, block)), part[:, ::block].astype(np.uint32))
+        total = sum((total[:, :, k::block] for k in range(1, block)), total[:, :, ::block])
+        out[at : at + 128] = total / np.float32(block * block)
     return out
 
 
+@lru_cache(maxsize=256)
 def _waves(low: float, high: float, side: int) -> np.ndarray:
     """What each of `side` pixels adds to the K lowest cosine coefficients of the stretch low..high, (K, side)."""
     edges = np.clip((np.arange(side + 1) / side - low) / (high - low), 0, 1)
@@ -114,23 +120,23 @@ class CropSearch:
         query, turn_query = _canonical(self.describe(self.whole[asked]), MARGIN)
         query_row, query_turn = asked[query[0]], turn_query
         vectors = query[1]
+        axes = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))[1][:, ::-1].astype(np.float32)
+        bounds = _shorten(vectors, axes)
         for at in track(range(0, len(asked), OWNERS), f"Comparing crops (by {OWNERS} photographs)"):
             owners = asked[at : at + OWNERS]
             crops = self.crops_of(owners).reshape(-1, K * K - 1)
             (_, turned), turn_crop = _canonical(crops, None)
-            for start in range(0, len(vectors), QUERIES):
-                score = vectors[start : start + QUERIES] @ turned.T
-                near = np.flatnonzero(score >= least)
-                q, c = near // len(turned) + start, near % len(turned)
-                keep = query_row[q] != owners[c // len(CROPS)]
-                q, c, near = q[keep], c[keep], near[keep]
+            for q, c in _bounded_pairs(bounds, _shorten(turned, axes), least - SLACK):
+                score = np.einsum("nd,nd->n", vectors[q], turned[c])
+                keep = (score >= least) & (query_row[q] != owners[c // len(CROPS)])
+                q, c = q[keep], c[keep]
                 if len(q):
                     yield {
                         "part": query_row[q],
                         "whole": owners[c // len(CROPS)],
                         "orientation": COMPOSED[query_turn[q], turn_crop[c]],
                         "crop": c % len(CROPS),
-                        "score": score.ravel()[near],
+                        "score": score[keep],
                     }
 
     def best(self, part: np.ndarray, whole: np.ndarray) -> dict[str, np.ndarray]:
@@ -197,6 +203,36 @@ def _canonical(vectors: np.ndarray, margin: float | None) -> tuple[tuple[np.ndar
         mine = turn == g
         out[mine] = vectors[row[mine]][:, COLUMNS[g]] * SIGNS[g]
     return (row, out), turn
+
+
+def _shorten(vectors: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Coordinates along the first SHORT axes and the length of the rest, float32 (N, SHORT + 1).
+
+    The product of two such rows is never below that of the vectors themselves (Cauchy-Schwarz on the rest).
+    """
+    turned = vectors @ axes
+    rest = np.linalg.norm(turned[:, SHORT:], axis=1, keepdims=True)
+    return np.hstack([turned[:, :SHORT], rest])
+
+
+def _bounded_pairs(left: np.ndarray, right: np.ndarray, least: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of `left` and of `right` whose product is at least `least`, block by block.
+
+    Nearly none is: eight comparisons are looked through at once.
+    """
+    width = len(right)
+    product = np.empty((QUERIES, width), np.float32)
+    above = np.zeros(-(-product.size // 8) * 8, bool)
+    for start in range(0, len(left), QUERIES):
+        size = len(left[start : start + QUERIES]) * width
+        part = product[: size // width]
+        np.matmul(left[start : start + QUERIES], right.T, out=part)
+        np.greater_equal(part, np.float32(least), out=above[:size].reshape(part.shape))
+        above[size:] = False
+        eights = np.flatnonzero(above.view(np.uint64) != 0)
+        eight, place = np.nonzero(above.reshape(-1, 8)[eights])
+        near = eights[eight] * 8 + place
+        yield near // width + start, near % width
 
 
 # ------------------------------------------------------------------------------------------- alignment

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from manihot.audit.composition import COMMON, measure_photo
+from manihot.audit.composition import COMMON, SIDE, make_thumbnail, measure_photo
 from manihot.errors import DataError, RunFolderError
 from manihot.photos.decode import PhotoFault, decode_photo, read_photo
 from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
@@ -28,11 +28,10 @@ from manihot.records.manifest import Manifest
 from manihot.records.runs import atomic_path, digest_value, save_json
 
 FORMAT = 1  # raised whenever the same photographs give other looks
-SIDE = 128  # pixels of a thumbnail, squared: enough to tell copies apart, 16 KB a photograph
 TASK = 16  # photographs a task
 PART = 512  # photographs between two moments at which the work is saved
 HASH_SIDE = 8
-HASH_BLOCK = 256  # rows of a block of hashes compared at once
+HASHES_AT_ONCE = 1 << 20  # pairs of hashes compared at once
 
 
 @dataclass(frozen=True)
@@ -204,8 +203,9 @@ def look_at_files(task: _Task) -> tuple[np.ndarray, list[dict[str, float]], tupl
             rgb = decode_photo(raw, at_least=(COMMON, COMMON))
         except PhotoFault as fault:
             return pictures, [], (file, PhotoFault(fault.kind, fault.detail, fault.remedy))
-        pictures[k] = cv2.resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-        values.append(measure_photo(rgb))
+        grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+        pictures[k] = make_thumbnail(grey)
+        values.append(measure_photo(rgb, grey, pictures[k]))
     return pictures, values, None
 
 
@@ -269,13 +269,45 @@ def hash_pairs(phash: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.nd
     """Pairs i < j whose hashes differ in at most `most` bits in some orientation, block by block.
 
     Yields (i, j, orientation that turns i into j, bits that differ); a pair may come in several orientations.
+    Two such hashes agree in at least one of `most` + 1 sets of bits (Manku, Jain, Das Sarma 2007), so only hashes that
+    agree in one are compared.
     """
     turned = turned_hashes(phash)
-    for top in range(0, len(phash), HASH_BLOCK):
-        rest = phash[None, top:]
+    masks = _bit_sets(phash, most + 1)
+    for number, mask in enumerate(masks):
+        order = np.argsort(phash & mask, kind="stable")
+        keys = (phash & mask)[order]
         for g in range(8):
-            apart = count_bits(turned[top : top + HASH_BLOCK, g, None] ^ rest)
-            i, j = np.nonzero(apart <= most)
-            keep = i < j
-            if keep.any():
-                yield i[keep] + top, j[keep] + top, np.full(int(keep.sum()), g), apart[i[keep], j[keep]]
+            wanted = turned[:, g] & mask
+            begin = np.searchsorted(keys, wanted, side="left")
+            count = np.searchsorted(keys, wanted, side="right") - begin
+            for rows in _runs(count, HASHES_AT_ONCE):
+                i = np.repeat(rows, count[rows])
+                place = np.arange(len(i)) - np.repeat(np.cumsum(count[rows]) - count[rows], count[rows])
+                j = order[np.repeat(begin[rows], count[rows]) + place]
+                upper = i < j
+                i, j = i[upper], j[upper]
+                differ = turned[i, g] ^ phash[j]
+                apart = count_bits(differ)
+                keep = apart <= most
+                for earlier in masks[:number]:  # a pair that agrees in several sets comes with the first
+                    keep &= (differ & earlier) != 0
+                if keep.any():
+                    yield i[keep], j[keep], np.full(int(keep.sum()), g), apart[keep]
+
+
+def _bit_sets(phash: np.ndarray, count: int) -> list[np.uint64]:
+    """The 63 bits in `count` disjoint sets that tell these hashes apart about equally well."""
+    bits = np.unpackbits(phash[:, None].view(np.uint8), axis=1, bitorder="little")[:, 1:]
+    ranked = np.argsort(np.abs(bits.mean(axis=0) - 0.5), kind="stable") + 1  # bit 0 says nothing
+    return [np.bitwise_or.reduce(np.uint64(1) << ranked[k::count].astype(np.uint64)) for k in range(count)]
+
+
+def _runs(count: np.ndarray, most: int) -> Iterator[np.ndarray]:
+    """Consecutive rows whose counts sum to at most `most`, or a single row."""
+    start, total = 0, np.cumsum(count)
+    while start < len(count):
+        before = total[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(total, before + most, side="right")))
+        yield np.arange(start, stop)
+        start = stop

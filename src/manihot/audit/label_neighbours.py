@@ -11,7 +11,7 @@ import numpy as np
 from manihot.audit.label_scores import normalise
 
 DIMENSIONS = 128  # leading components kept; more gave no better neighbours on leaf crops and digits
-BLOCK = 1 << 24  # distances held at once
+BLOCK = 1 << 22  # similarities held at once
 EXACT = 1024  # up to so many dimensions the components come from the full covariance
 
 
@@ -60,19 +60,33 @@ def find_neighbours(features: np.ndarray, groups: np.ndarray, k: int) -> tuple[n
     step = max(1, BLOCK // n)
     for at in range(0, n, step):
         rows = np.arange(at, min(at + step, n))
-        square = np.maximum(2 - 2 * (features[rows] @ features.T), 0)
+        similarity = features[rows] @ features.T
         for i, row in enumerate(rows):
-            square[i, order[begin[row] : end[row]]] = np.inf
-        if wanted < n - 1:
-            near = np.argpartition(square, wanted - 1, axis=1)[:, :wanted]
-        else:
-            near = np.broadcast_to(np.arange(n), square.shape)
-        values = np.take_along_axis(square, near, axis=1)
-        sort = np.argsort(values, axis=1, kind="stable")[:, :wanted]
-        values, near = np.take_along_axis(values, sort, axis=1), np.take_along_axis(near, sort, axis=1)
+            similarity[i, order[begin[row] : end[row]]] = -np.inf
+        near, values = _highest(similarity, wanted)
         index[rows, :wanted] = np.where(np.isfinite(values), near, -1)
-        distance[rows, :wanted] = np.sqrt(values)
+        distance[rows, :wanted] = np.sqrt(np.maximum(2 - 2 * values, 0))
     return index, distance
+
+
+def _highest(values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns (n, count) and values of the highest in each row of (n, m), highest first, ties in column order.
+
+    What is at least the count-th highest of a sample of the row holds all that is wanted and little else.
+    """
+    n, m = values.shape
+    every = max(1, round((m / count) ** 0.5 / 2))
+    sample = values[:, ::every]
+    if sample.shape[1] < count:
+        every, sample = 1, values
+    least = np.partition(sample, sample.shape[1] - count, axis=1)[:, [sample.shape[1] - count]]
+    row, column = np.divmod(np.flatnonzero(values >= least), m)
+    found = np.bincount(row, minlength=n)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(found) - found, found)
+    held, columns = np.full((n, found.max()), -np.inf, values.dtype), np.zeros((n, found.max()), np.int64)
+    held[row, place], columns[row, place] = values[row, column], column
+    best = np.argsort(-held, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(columns, best, axis=1), np.take_along_axis(held, best, axis=1)
 
 
 def neighbour_probs(index: np.ndarray, votes: np.ndarray, prior: np.ndarray) -> np.ndarray:
