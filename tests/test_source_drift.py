@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
-from manihot.audit.drift import auc_interval, compare_priors, find_drift, mean_images
+from manihot.audit.drift import auc_interval, compare_priors, draw_mean, find_drift, mean_images
 from manihot.errors import DataError
 
 
@@ -109,3 +110,14 @@ def test_mean_image_of_a_source() -> None:
     pictures = np.stack([np.full((4, 4), v, dtype=np.uint8) for v in (0, 100, 200, 255)])
     means = mean_images(pictures, np.array(["a", "a", "b", "b"], dtype=object))
     assert (means["a"] == 50).all() and (means["b"] == 228).all()
+
+
+@pytest.mark.parametrize("name", ["2019", "a $5 phone_{", "季节" + "x" * 90])
+def test_a_mean_picture_carries_the_name_of_its_source(name: str) -> None:
+    picture = np.full((128, 128), 60, np.uint8)
+    drawn, other = (
+        cv2.imdecode(np.frombuffer(draw_mean(picture, text), np.uint8), cv2.IMREAD_GRAYSCALE) for text in (name, "2")
+    )
+    assert drawn.shape == (256, 256) and (drawn[:200] == 60).all()
+    assert (drawn[220:] > 200).sum() > 20 and (drawn != other).any()
+    assert (drawn[:, :2] == 60).all() and (drawn[:, -2:] == 60).all(), "the name fits"

@@ -11,12 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 
 from manihot.audit.composition import MEASUREMENTS, describe_classes, goes_with_errors, imbalance_ratio
-from manihot.audit.drift import SourceDrift, compare_priors, find_drift, mean_images
+from manihot.audit.drift import SourceDrift, compare_priors, draw_mean, find_drift, mean_images
 from manihot.audit.duplicates import find_duplicates, with_groups
 from manihot.audit.hashes import Looks, look_at_photos
 from manihot.audit.label_errors import label_issues
@@ -126,7 +125,7 @@ def _audit_sources(run: Path, manifest: Manifest, composition: pd.DataFrame, pre
     where = pd.Index(looks.image_id).get_indexer(pd.Index(predictions.image_id))
     means = mean_images(looks.thumbnails[np.sort(where)], source[np.argsort(where)])
     for number, name in enumerate(sorted(means)):
-        write_atomic(run / f"audit/mean_source{number}.png", cv2.imencode(".png", means[name])[1].tobytes())
+        write_atomic(run / f"audit/mean_source{number}.png", draw_mean(means[name], name))
     for drift in found:
         told = "can be told apart" if drift.differ else "can't be told apart"
         within = "" if np.isnan(drift.within_class) else f", {drift.within_class:.2f} within classes"
