@@ -42,6 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 GROUPS = {
     "The recipe": settings.Recipe, "`folds`": settings.Folds, "`sources`": settings.Source, "`audit`": settings.Audit,
+    "`trust`": settings.Trust,
     "`photo`": settings.Photo,
     "`model`": settings.Model, "`optimizer`": settings.Optimizer, "`train`": settings.Train,
     "`features`": settings.Features, "`tta`": settings.View, "`blend`": settings.Blend,

@@ -20,6 +20,7 @@ from manihot.optim.losses import make_loss
 from manihot.photos.scenes import Shot, draw_photograph
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.records.runs import load_json
 from manihot.settings import Choice, View, load_recipe
 from manihot.train.check import check_recipe
 from manihot.train.crossval import collect
@@ -296,6 +297,7 @@ def test_a_run_says_how_probable_something_else_is(small_photos: Path, tmp_path:
     from manihot import predict, run
 
     sets = [*UNKNOWN, "train.epochs=1", "audit={duplicates: false, labels: false}"]
+    sets += ["trust={coverage: 0.8, false_rejection: 0.2}"]
     run(small_photos, tmp_path / "run", str(tiny_recipe), overrides=sets, device="cpu", workers=1, report=False)
     oof = Predictions.load(tmp_path / "run/predictions/main.oof.parquet")
     assert oof.logits.shape == (45, 3) and oof.unknown.shape == (45,)
@@ -303,8 +305,11 @@ def test_a_run_says_how_probable_something_else_is(small_photos: Path, tmp_path:
     written, answers = pd.read_csv(tmp_path / "new.csv"), pd.read_csv(tmp_path / "new.answers.csv")
     np.testing.assert_allclose(written["unknown"], new.unknown, rtol=1e-5)
     np.testing.assert_allclose(answers["unknown_probability"], new.unknown, rtol=1e-5)
-    limit = Strangers.load(tmp_path / "run/trust").output_limit
-    assert limit is not None and (oof.unknown > limit).mean() <= 0.05
+    strangers = Strangers.load(tmp_path / "run/trust")
+    limit = strangers.output_limit
+    assert strangers.false_rejection == 0.2 and limit is not None
+    assert 0.1 < (oof.unknown > limit).mean() <= 0.2
+    assert load_json(tmp_path / "run/trust/sets.json")["coverage"] == 0.8
     assert answers["unknown"].to_numpy()[new.unknown > limit].all()
     np.testing.assert_allclose(written[["c0", "c1", "c2"]].sum(axis=1), 1, rtol=1e-6)
 

@@ -65,8 +65,8 @@ def run(
         folder.update_record(device=describe_device(choose_device(device)))
         names = train_members(folder, resolved, manifest, device, workers)
         best = blend_stage(folder, names, resolved.blend, resolved.seed)
-        trust_stage(folder, best, resolved.seed)
-        unknown_stage(folder, best, resolved.seed, device)
+        trust_stage(folder, best, resolved.seed, resolved.trust.coverage)
+        unknown_stage(folder, best, resolved.seed, device, resolved.trust.false_rejection)
         if resolved.audit.labels:
             audit_labels(folder, manifest, best)
         if what_if:
@@ -228,7 +228,7 @@ def _folds(folder: RunFolder, recipe: Recipe, manifest: Manifest) -> Manifest:
     return Manifest.load(path)
 
 
-def trust_stage(folder: RunFolder, name: str, seed: int) -> None:
+def trust_stage(folder: RunFolder, name: str, seed: int, coverage: float = 0.9) -> None:
     """Calibration and sets of answers for the run's predictions, into RUN/trust, where there are enough of them."""
     oof = folder / f"predictions/{name}.oof.parquet"
     if not oof.exists():
@@ -241,13 +241,15 @@ def trust_stage(folder: RunFolder, name: str, seed: int) -> None:
     def work() -> None:
         from manihot.trust.files import calibrate_files
 
-        calibrate_files(oof, folder / "trust", manifest=folder / "folds.parquet", seed=seed)
+        calibrate_files(oof, folder / "trust", coverage=coverage, manifest=folder / "folds.parquet", seed=seed)
 
-    inputs = [digest_file(oof), digest_file(folder / "folds.parquet"), seed]
+    inputs = [digest_file(oof), digest_file(folder / "folds.parquet"), seed, coverage]
     folder.stage("trust", inputs, ["trust/trust.json", "trust/calibrator.json", "trust/sets.json"], work)
 
 
-def unknown_stage(folder: RunFolder, name: str, seed: int, device: str = "auto") -> None:
+def unknown_stage(
+    folder: RunFolder, name: str, seed: int, device: str = "auto", false_rejection: float = FALSE_REJECTION
+) -> None:
     """What tells photographs of another kind, into RUN/trust: fitted on held-out photographs of one of its members."""
     member = name
     if name == "ensemble":
@@ -262,10 +264,10 @@ def unknown_stage(folder: RunFolder, name: str, seed: int, device: str = "auto")
 
         fitted, why = with_reference(find_fitted(folder / f"members/{member}"), choose_device(device), 32, seed)
         if why:
-            found = Strangers(member, {}, FALSE_REJECTION, 0, why)
+            found = Strangers(member, {}, false_rejection, 0, why)
         else:
-            found = fit_strangers(member, fitted.oof, fitted.shared, seed=seed)
-        found = replace(found, output_limit=limit_of_output(Predictions.load(best)))
+            found = fit_strangers(member, fitted.oof, fitted.shared, false_rejection, seed=seed)
+        found = replace(found, output_limit=limit_of_output(Predictions.load(best), false_rejection))
         found.save(folder / "trust")
         outputs.extend(f"trust/{name}" for name in found.files)
         if found.why:
@@ -273,7 +275,7 @@ def unknown_stage(folder: RunFolder, name: str, seed: int, device: str = "auto")
 
     networks = sorted((folder.path / "members" / member).glob("fold*/best.safetensors"))
     digests = [digest_file(path) for path in (oof, best, *networks)]
-    inputs = [member, digests, FALSE_REJECTION, seed]
+    inputs = [member, digests, false_rejection, seed]
     outputs = ["trust/unknown.json"]  # and a file a detector, which `work` adds
     folder.stage("unknown", inputs, outputs, work)
 

@@ -70,6 +70,15 @@ class Audit(Group):
     labels: bool = Field(default=True, description="find wrong labels, from predictions of models that never saw them")
 
 
+class Trust(Group):
+    """What is promised of answers on new photographs."""
+
+    coverage: float = Field(default=0.9, gt=0, lt=1, description="how often a set of answers holds the truth")
+    false_rejection: float = Field(
+        default=0.05, gt=0, lt=1, description="share of photographs of the known kind that may be refused as unknown"
+    )
+
+
 class Photo(Group):
     """How a photograph becomes the model's input."""
 
@@ -193,6 +202,7 @@ class Recipe(Group):
     seed: int = Field(default=0, ge=0)
     sources: dict[str, Source] = Field(default_factory=dict, description="a source's name to what it is used for")
     audit: Audit = Field(default=Audit(), description="what a run looks for in photographs and labels")
+    trust: Trust = Field(default=Trust(), description="what is promised of answers on new photographs")
     folds: Folds = Folds()
     photo: Photo = Photo()
     model: Model = Model()
@@ -305,7 +315,7 @@ def make_recipe(values: dict[str, Any], lines: dict[KeyPath, str], overrides: Se
     return recipe
 
 
-NOT_OF_MEMBERS = ("members", "name", "folds", "audit", "blend")
+NOT_OF_MEMBERS = ("members", "name", "folds", "audit", "trust", "blend")
 
 
 def _check_member(name: str, changes: dict[str, Any], lines: dict[KeyPath, str]) -> None:
