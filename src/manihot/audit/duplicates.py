@@ -105,14 +105,19 @@ def _near_pairs(
 
 def _likely_pairs(search: CropSearch, phash: np.ndarray, embeddings: np.ndarray | None, eps: float) -> pd.DataFrame:
     """Pairs worth checking, the best orientation and crop of each: `part, whole, orientation, crop, score`."""
-    held = pd.DataFrame({name: np.empty(0, float if name == "score" else np.int64) for name in _LIKELY_COLUMNS})
-    waiting, count = [held], 0
+    none = np.empty(0, np.int64)
+    waiting, count = [dict.fromkeys(_LIKELY_COLUMNS, none) | {"score": np.empty(0, np.float32)}], 0
     for block in _proposals(search, phash, embeddings, eps):
-        waiting.append(pd.DataFrame(block))
+        waiting.append(block)
         count += len(block["part"])
         if count > PRUNE_AT:
-            waiting, count = [_prune(pd.concat(waiting))], 0
-    return _prune(pd.concat(waiting))
+            kept = _prune(_stack(waiting))
+            waiting, count = [{name: kept[name].to_numpy() for name in _LIKELY_COLUMNS}], 0
+    return _prune(_stack(waiting))
+
+
+def _stack(blocks: list[dict[str, np.ndarray]]) -> pd.DataFrame:
+    return pd.DataFrame({name: np.concatenate([block[name] for block in blocks]) for name in _LIKELY_COLUMNS})
 
 
 def _proposals(
