@@ -364,7 +364,12 @@ def merge(below: Any, above: Any) -> Any:
 
 
 def _read(name: str, lines: dict[KeyPath, str], seen: tuple[str, ...], said: str = "") -> dict[str, Any]:
-    path, text = _find(name, said)
+    found = find_yaml(name, "recipes", said)
+    if found is None:
+        raise SettingsError(
+            f"{said}there is no recipe {name!r}", suggest(name, recipe_names()) or "a name or a path to a .yaml"
+        )
+    path, text = found
     same = str(Path(path).resolve())
     if same in seen:
         circle = " -> ".join(Path(p).name for p in [*seen, same])
@@ -433,8 +438,12 @@ def _problem(error: YAMLError) -> str:
     return " ".join(str(problem or error).split())
 
 
-def _find(name: str, said: str = "") -> tuple[str, str]:
-    packaged = resources.files("manihot") / "recipes" / f"{name}.yaml"
+def find_yaml(name: str, folder: str, said: str = "") -> tuple[str, str] | None:
+    """Path and text of a file, or of a name in the package's `folder`; None where there is neither.
+
+    Raises SettingsError, after the words `said`, for a file that can't be read.
+    """
+    packaged = resources.files("manihot") / folder / f"{name}.yaml"
     path = Path(name)
     try:
         if path.is_file():
@@ -443,9 +452,7 @@ def _find(name: str, said: str = "") -> tuple[str, str]:
             return str(packaged), packaged.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{said}{name}: not readable ({error})") from error
-    raise SettingsError(
-        f"{said}there is no recipe {name!r}", suggest(name, recipe_names()) or "a name or a path to a .yaml"
-    )
+    return None
 
 
 def suggest(wrong: str, names: Sequence[str]) -> str:

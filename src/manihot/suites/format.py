@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manihot.errors import SettingsError
-from manihot.settings import KeyPath, Recipe, make_recipe, merge, read_values, read_yaml, suggest
+from manihot.settings import KeyPath, Recipe, find_yaml, make_recipe, merge, read_values, read_yaml, suggest
 
 BASELINE = "baseline"
 Verdict = Literal["better", "worse", "no change", "no better", "not reported"]
@@ -127,7 +127,11 @@ def load_suite(
     second: name of a source of photographs that only the arms with `second` train on. second_but: classes of it that
     the arms with `second: some` leave out. Raises SettingsError with file, line, key and suggestion.
     """
-    path, text = _find(str(name))
+    found = find_yaml(str(name), "recipes/suites")
+    if found is None:
+        hint = suggest(str(name), suite_names()) + ", or a path to a .yaml"
+        raise SettingsError(f"there is no suite {str(name)!r}", hint)
+    path, text = found
     values, lines = read_yaml(path, text)
     head = _check(Head, values, lines, ())
     arms = {str(one): _check(Arm, said or {}, lines, ("arms", str(one))) for one, said in head.arms.items()}
@@ -145,19 +149,6 @@ def load_suite(
         of_base, overrides,
     )  # fmt: skip
     return Suite(recipe.name, head.description, head.source, head.margin, arms, recipe, second)
-
-
-def _find(name: str) -> tuple[str, str]:
-    packaged = resources.files("manihot") / f"recipes/suites/{name}.yaml"
-    path = Path(name)
-    try:
-        if path.is_file():
-            return str(path), path.read_text(encoding="utf-8")
-        if "/" not in name and "\\" not in name and packaged.is_file():
-            return str(packaged), packaged.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{name}: not readable ({error})") from error
-    raise SettingsError(f"there is no suite {name!r}", suggest(name, suite_names()) + ", or a path to a .yaml")
 
 
 def _check(kind: type[T], values: Any, lines: Mapping[KeyPath, str], place: KeyPath) -> T:

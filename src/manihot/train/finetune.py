@@ -46,7 +46,7 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
             say(f"{what}: done before")
         else:
             rows, _ = stage.rows(fold)
-            train_stage(stage, fold, rows, held, place, before, what, last=number == len(stages))
+            train_stage(stage, fold, rows, held, place, before, what)
             if len(stages) > 1:
                 from_first(partial(write_atomic, place / DONE, ""))
         before = load_network(place / NETWORK)
@@ -70,9 +70,8 @@ def stages_of(member: Member) -> list[Member]:
 
 
 def train_stage(
-    stage: Member, fold: int, train: np.ndarray, held: np.ndarray, folder: Path, before: TrainedModel | None, what: str,
-    last: bool,
-) -> None:  # fmt: skip
+    stage: Member, fold: int, train: np.ndarray, held: np.ndarray, folder: Path, before: TrainedModel | None, what: str
+) -> None:
     """Train one stage and save its network into `folder`; a stopped one continues after its last epoch."""
     recipe, manifest, device = stage.recipe, stage.manifest, stage.device
     lesson = from_first(lambda: make_lesson(Asked(stage, fold, train, before)))

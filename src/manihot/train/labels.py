@@ -3,11 +3,12 @@
 `given`: the manifest's. `pseudo`: also what a model of the same fold says of photographs without a label (Plant
 Pathology's 2nd place: at .95 and more). `oof`: other members' out-of-fold answers change or drop doubtful labels
 (7th and 77th place, the lecture's relabelling). `teacher`: a member's out-of-fold answers as soft labels
-(distillation). `clusters`: k-means clusters of features instead of classes (77th place's pre-training).
+(distillation). `clusters`: k-means clusters of features instead of classes (77th place's pre-training). `checked`: the
+manifest's, weighed by how likely they are right (`manihot.train.doubt`).
 
-A photograph's label is never made by a model that judged the fold's held-out photographs on the way: pseudo-labels
-come from a network of the same fold. Out-of-fold answers come from models that saw other folds' labels, as in every
-published use of them; the held-out photographs' own labels are never among what is learned.
+Pseudo-labels come from a network of the same fold, which never learned the photographs that the fold holds out.
+Out-of-fold answers come from models that saw other folds' labels, as in every published use of them; the held-out
+photographs' own labels are never among what is learned.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def with_negatives(member: Member, fold: int, lesson: Lesson) -> tuple[Lesson, P
         return lesson, member.photos
     size = member.preprocess.stored or member.preprocess.size
     material = Material(member.photos, size, lesson.rows, member.rows_by_source(fold))
-    made, photos, rows = make_negatives(recipe.negatives, material), member.photos, np.zeros(0, dtype=np.int64)
+    made, photos = make_negatives(recipe.negatives, material), member.photos
     rows = made.rows
     if made.count:
         ids = member.manifest.table[["image_id", "sha256"]].to_numpy()[lesson.rows].tolist()
