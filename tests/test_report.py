@@ -116,7 +116,7 @@ def make_run(
     row = {"file": "cut.jpg", "fault": "truncated", "detail": "cut off", "remedy": "copy it again"}
     pd.DataFrame([{**row, "label": ""}]).to_csv(run / "quarantine.csv", index=False)
     stages = {"scan": {"status": "done", "seconds": 1.5}, "train": {"status": "done", "seconds": 65}}
-    recipe = {"method": "finetune", "seed": 7, "train": {"keep": "best", "epochs": 4}}
+    recipe = {"method": "finetune", "seed": 7, "train": {"keep": "best", "epochs": 4}, "audit": {"duplicates": True}}
     about = {"versions": {"numpy": "2.0"}, "device": "cpu", "stages": stages}
     save_json(run / "run.json", {"recipe_name": "quick", "recipe": recipe, **about})
     return run
@@ -148,7 +148,8 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert f"Right on {share} of photographs it had not seen" in page.text
     assert f"3-fold out-of-fold, {scores['n']} photographs" in page.text
     assert f"Always answering “{scores['majority']['class']}”" in page.text
-    assert "chose the best epoch" in page.text and "No groups" in page.text
+    assert "chose the best epoch" in page.text and "Copies of a photograph were kept on one side" in page.text
+    assert "No groups (plants, fields) were given" in page.text
     assert "On the 6 test photographs" in page.text
     assert re.search(r"30 photographs, 3 classes, 2 sources.*3 folds", page.text, flags=re.S)
     assert "copy it again" in page.text and "Not in this run folder" not in page.text

@@ -76,9 +76,11 @@ def judgement(found: dict[str, Any] | None, manifest: Manifest | None, recipe: d
     if recipe.get("method") == "finetune" and (train.get("keep") == "best" or train.get("patience")):
         said.append("The held-out photographs also chose the best epoch: the figure is a little too high.")
     if manifest is None or not (manifest.table["group"] != "").any():
+        copies = (recipe.get("audit") or {}).get("duplicates")
         said.append(
-            "No groups (plants, fields, duplicates) were given: where pictures of one plant stand on both "
-            "sides of the split, the figure is too high."
+            ("Copies of a photograph were kept on one side of the split. " if copies else "")
+            + "No groups (plants, fields) were given: where pictures of one plant stand on both sides of the split, the "
+            "figure is too high."
         )
     said.append(
         "It holds for photographs like these. Another field, season or phone can be worse: try it on some of "
@@ -115,22 +117,24 @@ def _overconfident(found: dict[str, Any]) -> list[str]:
 
 def blend_words(about: dict[str, Any], members: list[str]) -> list[str]:
     """Sentences on how the members became one answer and what that is worth; about: RUN/blend/blend.json."""
-    blended, method = about["members"], about["method"]
+    blended, method, groups = about["members"], about["method"], about.get("groups") or {}
+    kind = "part" if groups else "member"
     mean = "" if about.get("mean", "arithmetic") == "arithmetic" else f"{about['mean']} "
     if len(blended) == 1:
         said = [f"The answers are those of “{blended[0]}” alone."]
     elif method == "uniform":
-        said = [f"The plain {mean}average of {count_of(len(blended), 'member')}."]
+        said = [f"The plain {mean}average of {count_of(len(blended), kind)}."]
     elif method == "fixed":
-        said = [f"The {mean}average of {count_of(len(blended), 'member')} with the weights that the recipe fixes."]
+        said = [f"The {mean}average of {count_of(len(blended), kind)} with the weights that the recipe fixes."]
     elif about.get("asked") == "stack":
         folds = {"first level's": "the first level's folds"}.get(about["folds"], f"folds {about['folds']}")
         named = method.replace("+", " and ").replace("_", " ")
-        said = [f"A {named} over {count_of(len(blended), 'member')}, with {folds}."]
+        said = [f"A {named} over {count_of(len(blended), kind)}, with {folds}."]
         said.append(_stack_worth(about))
     else:
         why = "as the recipe asks" if about.get("asked") != "auto" else "since it gains on photographs held out"
-        said = [f"{count_of(len(blended), 'member')} by {method.replace('_', ' ')}, {why}."]
+        said = [f"{count_of(len(blended), kind)} by {method.replace('_', ' ')}, {why}."]
+    said += [_group_words(name, one) for name, one in groups.items()]
     if about.get("note"):
         said.append(f"Nothing else was judged: {about['note']}.")
     if about.get("nested"):
@@ -138,10 +142,27 @@ def blend_words(about: dict[str, Any], members: list[str]) -> list[str]:
         gains = [row["method"].replace("_", " ") for row in tried if row["is_gain"]]
         found = f"a gain beyond chance: {', '.join(gains)}" if gains else "no gain beyond chance over plain averaging"
         said.append(f"Nested cross-validation of {count_of(len(tried), 'fitted way', 'fitted ways')} shows {found}.")
-    left_out = [name for name in members if name not in blended]
+    inside = {*blended, *(one for group in groups.values() for one in group["members"])}
+    left_out = [name for name in members if name not in inside]
     if left_out and len(members) > 1:
         said.append(f"Left out of it: {', '.join(left_out)}.")
     return said
+
+
+def _group_words(name: str, about: dict[str, Any]) -> str:
+    """How the members of a group become one answer, before the blend around them."""
+    method, mean = about["method"], about.get("mean", "arithmetic")
+    plain = "" if mean == "arithmetic" else f"{mean} "
+    if method == "stack":
+        how = f"a stack of {' and '.join(about['stackers']).replace('_', ' ')} over {', '.join(about['members'])}"
+    elif method == "uniform":
+        how = f"the {plain}average of {', '.join(about['members'])}"
+    else:
+        shares = ", ".join(f"{one} {percent(weight)}" for one, weight in about["weights"].items())
+        way = "fixed weights" if method == "fixed" else method.replace("_", " ")
+        how = f"the {plain}average by {way} of {shares}"
+    right = f": right on {percent(about['accuracy'])}" if "accuracy" in about else ""
+    return f"“{name}” is {how}{right}."
 
 
 def _stack_worth(about: dict[str, Any]) -> str:
