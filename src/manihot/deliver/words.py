@@ -79,8 +79,8 @@ def judgement(found: dict[str, Any] | None, manifest: Manifest | None, recipe: d
         copies = (recipe.get("audit") or {}).get("duplicates")
         said.append(
             ("Copies of a photograph were kept on one side of the split. " if copies else "")
-            + "No groups (plants, fields) were given: where pictures of one plant stand on both sides of the split, the "
-            "figure is too high."
+            + "No groups (plants, fields) were given: where pictures of one plant stand on both sides of the "
+            "split, the figure is too high."
         )
     said.append(
         "It holds for photographs like these. Another field, season or phone can be worse: try it on some of "
