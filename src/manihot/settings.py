@@ -15,7 +15,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -90,9 +98,18 @@ class Photo(Group):
         default="squash", description="how other proportions are brought to size"
     )
     store_scale: float = Field(default=1.15, ge=1, le=4, description="edge of the stored photographs over the input's")
+    store: Literal["disk", "none"] = Field(
+        default="disk", description="`disk`: decoded once, into the run folder; `none`: anew from the files, every time"
+    )
     normalise: Literal["model", "measured"] = Field(
         default="model", description="mean and spread: the backbone's own, or measured on the training photographs"
     )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `store` where it is the default: runs that were started before it existed stay the same runs."""
+        out = values(self)
+        return {key: value for key, value in out.items() if key != "store" or value != "disk"}
 
 
 class Model(Group):

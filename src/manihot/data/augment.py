@@ -19,8 +19,10 @@ import numpy as np
 from pydantic import Field, ValidationError, field_validator
 
 from manihot.data import colour, distort, erase, filters, geometry, randaugment, tone
-from manihot.data.canvas import Canvas, Op, Size
+from manihot.data.canvas import Canvas, Op
+from manihot.data.resample import Size
 from manihot.errors import DataError, SettingsError
+from manihot.photos.preprocess import Unresized
 from manihot.settings import Choice, suggest
 
 
@@ -65,32 +67,34 @@ class Augmenter:
         self.size = (int(size[0]), int(size[1]))
         self.seed, self.epochs = seed, max(1, epochs)
 
-    def __call__(self, rgb: np.ndarray, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, photo: np.ndarray | Unresized, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Pixels (h, w, 3) uint8 and the colour matrix (3, 4) float32 that the device still has to apply.
 
-        rgb: uint8 (H, W, 3), left as it is. epoch: from 0. index: the photograph's place in the manifest.
+        photo: uint8 (H, W, 3), left as it is; an unresized one gives the crop that its stored copy would give, and
+        is resized once. epoch: from 0. index: the photograph's place in the manifest.
         The matrix acts on RGB levels 0..255 (last column added); clip to 0..255 after it, then normalise.
-        Raises DataError when `rgb` is not uint8 RGB.
+        Raises DataError when the photograph is not uint8 RGB.
         """
-        pixels, matrix, _ = self._augment(rgb, epoch, index, None)
+        pixels, matrix, _ = self._augment(photo, epoch, index, None)
         return pixels, matrix
 
     def explain(
-        self, rgb: np.ndarray, epoch: int, index: int
+        self, photo: np.ndarray | Unresized, epoch: int, index: int
     ) -> tuple[np.ndarray, list[tuple[str, dict[str, Any]]]]:
         """The same picture with its colours applied, uint8, and [(operation, what it drew), ...] in order."""
         notes: list[tuple[Op, dict[str, Any]]] = []
-        pixels, matrix, notes = self._augment(rgb, epoch, index, notes)
+        pixels, matrix, notes = self._augment(photo, epoch, index, notes)
         names = {op: name for name, op in AUGMENTS.items()}
         return apply_colour(pixels, matrix), [(names[type(op)], values) for op, values in notes]
 
     def _augment(
-        self, rgb: np.ndarray, epoch: int, index: int, notes: Any
+        self, photo: np.ndarray | Unresized, epoch: int, index: int, notes: Any
     ) -> tuple[np.ndarray, np.ndarray, Any]:
+        rgb = photo.rgb if isinstance(photo, Unresized) else photo
         if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
             raise DataError(f"photograph {index}: expected uint8 RGB (H, W, 3), got {rgb.dtype} {rgb.shape}")
         rng = np.random.default_rng([self.seed, epoch, index])
-        canvas = Canvas(rgb, self.size, min(epoch, self.epochs - 1), self.epochs, notes)
+        canvas = Canvas(photo, self.size, min(epoch, self.epochs - 1), self.epochs, notes)
         for op in self.ops:
             op.run(canvas, rng)
         if canvas.size != self.size:

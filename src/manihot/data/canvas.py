@@ -11,17 +11,14 @@ coordinates to input coordinates. A colour matrix acts on (R, G, B, 1) with leve
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from manihot.photos.preprocess import resize
-
-Size = tuple[int, int]
-Border = Literal["reflect", "replicate", "constant"]
-BORDERS = {"reflect": cv2.BORDER_REFLECT, "replicate": cv2.BORDER_REPLICATE, "constant": cv2.BORDER_CONSTANT}
+from manihot.data.resample import Size, bounds, resample, warp
+from manihot.photos.preprocess import Unresized
 
 
 def _ordered(span: tuple[float, float]) -> tuple[float, float]:
@@ -56,6 +53,7 @@ Limit = Annotated[
 class Canvas:
     """A photograph (uint8 RGB, never written to) with the geometry and colour still to be applied to it.
 
+    photo: of the stored size, or as it was decoded: its resize is then the first of the pending geometry.
     size: (height, width) of the picture as it would be with the pending geometry applied.
     target: (height, width) of the model's input. notes: a list collects (operation, values drawn); None does
     not.
@@ -63,17 +61,18 @@ class Canvas:
 
     def __init__(
         self,
-        rgb: np.ndarray,
+        photo: np.ndarray | Unresized,
         target: Size,
         epoch: int = 0,
         epochs: int = 1,
         notes: list[tuple[Op, dict[str, Any]]] | None = None,
     ) -> None:
-        self.pixels = rgb
+        self.unresized = photo if isinstance(photo, Unresized) else None
+        self.pixels = photo.rgb if isinstance(photo, Unresized) else photo
         self.target = target
         self.epoch, self.epochs = epoch, epochs
-        self.size: Size = (rgb.shape[0], rgb.shape[1])
-        self.geometry: np.ndarray | None = None
+        self.size: Size = photo.size if isinstance(photo, Unresized) else (photo.shape[0], photo.shape[1])
+        self.geometry: np.ndarray | None = None if self.unresized is None else self.unresized.matrix
         self.colour: np.ndarray | None = None
         self.border: tuple[str, int] | None = None
         self.notes = notes
@@ -114,8 +113,12 @@ class Canvas:
     def flush_geometry(self) -> None:
         """Sample the pixels once with all pending geometry."""
         if self.geometry is not None:
-            self.pixels = warp(self.pixels, self.geometry, self.size, *(self.border or ("reflect", 0)))
-            self.geometry = self.border = None
+            if self.unresized is not None and self.geometry is self.unresized.matrix:
+                self.pixels = self.unresized.stored()
+            else:
+                how = warp if self.unresized is None else resample
+                self.pixels = how(self.pixels, self.geometry, self.size, *(self.border or ("reflect", 0)))
+            self.geometry = self.border = self.unresized = None
 
     def flush(self) -> np.ndarray:
         """Apply everything pending and return the pixels (h, w, 3) uint8; don't write into them."""
@@ -134,7 +137,7 @@ class Canvas:
         height, width = self.pixels.shape[:2]
         if self.geometry is None:
             return 0, 0, width, height
-        low, high = _bounds(self.geometry, self.size)
+        low, high = bounds(self.geometry, self.size)
         x0, y0 = (int(np.clip(np.floor(low[i]), 0, (width, height)[i] - 1)) for i in (0, 1))
         x1, y1 = (int(np.clip(np.ceil(high[i]), (x0, y0)[i] + 1, (width, height)[i])) for i in (0, 1))
         return x0, y0, x1, y1
@@ -241,130 +244,3 @@ def chain_colour(first: np.ndarray, then: np.ndarray) -> np.ndarray:
     out = then[:, :3] @ first
     out[:, 3] += then[:, 3]
     return out
-
-
-def warp(
-    rgb: np.ndarray, matrix: np.ndarray, size: Size, border: str = "reflect", level: int = 0
-) -> np.ndarray:
-    """Sample `rgb` (H, W, 3) at `matrix` (output to input, continuous coordinates) into (height, width, 3).
-
-    Upright boxes with whole-pixel corners are cut, resized and flipped: exact where nothing is resized, and
-    the whole picture is resized as `photos.preprocess.resize` does. Anything else is sampled bilinearly.
-    Where an output pixel covers n >= 2 input pixels, means of 2, 4, ... up to n pixels are taken first, so
-    that bilinear sampling never shrinks to half or less, where it would alias.
-    """
-    upright = _cut_upright(rgb, matrix, size)
-    if upright is not None:
-        return upright
-    height, width = rgb.shape[:2]
-    low, high = _bounds(matrix, size)
-    across, down = _input_pixels_per_output_pixel(matrix, size)
-    across, down = _power_of_two(min(across, width)), _power_of_two(min(down, height))
-    x0, x1 = _needed(low[0], high[0], width, across)
-    y0, y1 = _needed(low[1], high[1], height, down)
-    source = rgb[y0:y1, x0:x1]
-    if across > 1 or down > 1:
-        source = shrink(source, down, across)
-    matrix = np.diag([1 / across, 1 / down, 1.0]) @ np.array([[1, 0, -x0], [0, 1, -y0], [0, 0, 1.0]]) @ matrix
-    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])  # opencv counts from pixel centres
-    back = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]])
-    matrix = back @ matrix @ half
-    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    fill = (level, level, level)
-    if matrix[2, 0] == 0 and matrix[2, 1] == 0:
-        return cv2.warpAffine(
-            source,
-            matrix[:2] / matrix[2, 2],
-            (size[1], size[0]),
-            flags=how,
-            borderMode=BORDERS[border],
-            borderValue=fill,
-        )
-    return cv2.warpPerspective(
-        source, matrix, (size[1], size[0]), flags=how, borderMode=BORDERS[border], borderValue=fill
-    )
-
-
-def _cut_upright(rgb: np.ndarray, matrix: np.ndarray, size: Size) -> np.ndarray | None:
-    if matrix[2, 0] != 0 or matrix[2, 1] != 0:
-        return None
-    linear = matrix[:2, :2]
-    turned = abs(linear[0, 0]) < 1e-9 and abs(linear[1, 1]) < 1e-9
-    if not turned and (abs(linear[0, 1]) > 1e-9 or abs(linear[1, 0]) > 1e-9):
-        return None
-    low, high = _bounds(matrix, size)
-    box = np.rint([*low, *high])
-    if np.abs(box - [*low, *high]).max() > 1e-6:
-        return None
-    x0, y0, x1, y1 = (int(v) for v in box)
-    if x0 < 0 or y0 < 0 or x1 > rgb.shape[1] or y1 > rgb.shape[0] or x1 <= x0 or y1 <= y0:
-        return None
-    out = _resize_box(rgb, (y0, y1, x0, x1), (size[1], size[0]) if turned else size)
-    flip_x, flip_y = (linear[0, 1] < 0, linear[1, 0] < 0) if turned else (linear[0, 0] < 0, linear[1, 1] < 0)
-    if flip_x or flip_y:
-        out = cv2.flip(out, -1 if flip_x and flip_y else 1 if flip_x else 0)
-    return cv2.transpose(out) if turned else out
-
-
-def _resize_box(rgb: np.ndarray, box: tuple[int, int, int, int], size: Size) -> np.ndarray:
-    y0, y1, x0, x1 = box
-    if (y0, x0, y1, x1) == (0, 0, *rgb.shape[:2]):
-        return resize(rgb, size)
-    cut = rgb[y0:y1, x0:x1]
-    # opencv's area resize takes 10 times as long as halving; a rest of a few pixels is cut from the box
-    down, across = _power_of_two((y1 - y0) / size[0]), _power_of_two((x1 - x0) / size[1])
-    if down > 1 or across > 1:
-        top, left = (y1 - y0) % down // 2, (x1 - x0) % across // 2
-        cut = shrink(cut[top:, left:], down, across)
-    if cut.shape[:2] == size:
-        return cut
-    return cv2.resize(cut, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-
-
-def shrink(rgb: np.ndarray, down: int, across: int) -> np.ndarray:
-    """Means of `down` x `across` pixels, powers of two; a rest at the bottom and right is left out."""
-    height, width = max(1, rgb.shape[0] // down), max(1, rgb.shape[1] // across)
-    out = rgb[: height * down, : width * across]
-    while out.shape[:2] != (height, width):
-        halved = max(height, out.shape[0] // 2), max(width, out.shape[1] // 2)
-        out = cv2.resize(out, (halved[1], halved[0]), interpolation=cv2.INTER_LINEAR)
-    return out
-
-
-def _power_of_two(n: float) -> int:
-    """The largest power of two up to n, at least 1."""
-    return 1 << max(0, int(np.floor(np.log2(max(n, 1.0) + 1e-6))))
-
-
-def _bounds(matrix: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray]:
-    height, width = size
-    corners = matrix @ np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1.0]])
-    points = corners[:2] / corners[2]
-    return points.min(axis=1), points.max(axis=1)
-
-
-def _needed(low: float, high: float, edge: int, factor: int) -> tuple[int, int]:
-    """The pixels [start, end) of an edge that sampling low..high touches, mirrored parts included.
-
-    Their number is a multiple of `factor` unless the edge is shorter than that.
-    """
-    start, end = int(np.floor(low)) - 2 * factor, int(np.ceil(high)) + 2 * factor
-    first, last = max(0, start), min(edge, end)
-    if start < 0:
-        last = max(last, min(edge, 2 * factor - start))
-    if end > edge:
-        first = min(first, max(0, 2 * edge - end - 2 * factor))
-    first, last = min(first, edge - 1), max(last, 1)
-    missing = -(last - first) % factor
-    last = min(edge, last + missing)
-    first = max(0, first - (-(last - first) % factor))
-    return first, last
-
-
-def _input_pixels_per_output_pixel(matrix: np.ndarray, size: Size) -> tuple[float, float]:
-    """How far a step of one output pixel moves along the input's x and y, at the picture's middle."""
-    x, y = size[1] / 2, size[0] / 2
-    u, v, w = matrix @ np.array([x, y, 1.0])
-    across = (matrix[0, :2] - u / w * matrix[2, :2]) / w
-    down = (matrix[1, :2] - v / w * matrix[2, :2]) / w
-    return float(np.hypot(*across)), float(np.hypot(*down))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from manihot.data.augment import Augmenter
 from manihot.data.unlabelled import UnlabelledPhotos
@@ -24,9 +25,10 @@ class TrainingPhotos(Dataset):
     """Items (epoch, place, repeat) -> image uint8 (h, w, 3), colour matrix float32 (3, 4), target, weight, place.
 
     repeat: how often the epoch saw the photograph before; each time it is augmented in another way.
-    photos: the store. rows: rows of the store, (N,). targets: soft labels (N, K). weights: (N,). teacher: logits
-    (N, K) that stand in the item where they are given. unlabelled: photographs that come along with each. views: of
-    one photograph; more than 1 puts the others into the item, `view` (views - 1, h, w, 3) and `view_colour`.
+    photos: the store, or files not yet resized. rows: rows of them, (N,). targets: soft labels (N, K). weights: (N,).
+    teacher: logits (N, K) that stand in the item where they are given. unlabelled: photographs that come along with
+    each. views: of one photograph; more than 1 puts the others into the item, `view` (views - 1, h, w, 3) and
+    `view_colour`.
     """
 
     def __init__(
@@ -42,7 +44,13 @@ class TrainingPhotos(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, item: tuple[int, int, int]) -> dict[str, Any]:
+    def __getitem__(self, item: tuple[int, int, int]) -> dict[str, Any] | Broken:
+        try:
+            return self._item(item)
+        except DataError as error:
+            return Broken(type(error)(error.what, error.remedy))  # without its causes, which need not pickle
+
+    def _item(self, item: tuple[int, int, int]) -> dict[str, Any]:
         epoch, place, repeat = item
         row = int(self.rows[place])
         photo, seen = self.photos[row], row + repeat * len(self.photos)
@@ -104,14 +112,38 @@ class EpochBatches(Sampler[list[tuple[int, int, int]]]):
             yield items[first:end]
 
 
+class PhotoLoader(DataLoader):
+    """A DataLoader that raises what a user can mend as it was raised: torch would put a stack trace of the worker's in.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, Broken):
+                raise batch.error
+            yield batch
+
+
+@dataclass(frozen=True)
+class Broken:
+    """In place of an item, or of the batch that holds it: why there is none."""
+
+    error: DataError
+
+
+def collate(items: list[Any]) -> Any:
+    """A batch of items, or the first of them that is broken."""
+    return next((item for item in items if isinstance(item, Broken)), None) or default_collate(items)
+
+
 def make_loader(
     dataset: TrainingPhotos, batch: int, seed: int, workers: int, pin: bool,
     draw: Callable[[int], np.ndarray] | None = None, share: tuple[int, int] = (0, 1),
 ) -> tuple[DataLoader, EpochBatches]:  # fmt: skip
     """The loader, and its batches, whose `epoch` is set before each pass; `draw` and `share` as for EpochBatches."""
     batches = EpochBatches(len(dataset), batch, seed, draw, share)
-    loader = DataLoader(
+    loader = PhotoLoader(
         dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin, persistent_workers=workers > 0,
+        collate_fn=collate,
         worker_init_fn=one_thread if workers else None,
         # A forked process inherits the locks of opencv's and OpenMP's threads, and may wait for them for ever.
         multiprocessing_context="spawn" if workers else None,

@@ -13,7 +13,8 @@ import math
 import numpy as np
 from pydantic import Field
 
-from manihot.data.canvas import Border, Canvas, GeometricOp, Limit, PositiveSpan, Size, Span, uniform
+from manihot.data.canvas import Canvas, GeometricOp, Limit, PositiveSpan, Span, uniform
+from manihot.data.resample import Border, Size
 
 
 class EdgeOp(GeometricOp):

@@ -13,7 +13,8 @@ import numpy as np
 from pydantic import Field
 
 from manihot.data import colour, filters, geometry, tone
-from manihot.data.canvas import Border, Canvas, Op
+from manihot.data.canvas import Canvas, Op
+from manihot.data.resample import Border
 
 TRANSLATE = 150 / 331  # share of the edge at magnitude 10: the paper's 150 pixels of 331
 SHEAR = math.degrees(math.atan(0.3))  # the paper's slope

@@ -20,7 +20,7 @@ from manihot.data.augment import Augmenter
 from manihot.errors import DataError, SettingsError
 from manihot.photos.decode import decode_photo
 from manihot.photos.faults import PhotoFault
-from manihot.photos.preprocess import Preprocess
+from manihot.photos.preprocess import Preprocess, Unresized
 from manihot.records.runs import atomic_path, write_atomic
 from manihot.settings import Photo, Recipe
 
@@ -66,7 +66,8 @@ def augmented_pictures(
     """The picture without augmentation, then `n` as training sees them; captions say what was drawn."""
     size = input_size(recipe.photo, (rgb.shape[0], rgb.shape[1]))
     stored = (round(size[0] * recipe.photo.store_scale), round(size[1] * recipe.photo.store_scale))
-    small = Preprocess(stored, recipe.photo.fit)(rgb)
+    first_step = Preprocess(stored, recipe.photo.fit)
+    small = Unresized(rgb, first_step) if recipe.photo.store == "none" else first_step(rgb)
     last = recipe.train.epochs - 1
     wrong = [epoch for epoch in epochs if not 0 <= epoch <= last]
     if wrong:

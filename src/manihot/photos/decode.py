@@ -131,7 +131,7 @@ def _decode(
     head = read_jpeg_head(raw)
     if head is not None:
         _check_pixels(head.height, head.width, max_pixels)
-        if raw.find(b"\xff\xd9", head.scan) < 0:  # opencv 4 fills the missing part with grey and says nothing
+        if raw.rfind(b"\xff\xd9", head.scan) < 0:  # opencv 4 fills the missing part with grey and says nothing
             raise PhotoFault("truncated", "the JPEG ends before its end marker", COPY_AGAIN)
         if head.plain:
             done = _decode_with_opencv(raw, head, at_least)

@@ -12,6 +12,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+GREY = 128  # of what 'pad' adds
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -32,20 +34,48 @@ class Preprocess:
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
         """uint8 (H, W, 3) of any size to uint8 (height, width, 3)."""
         height, width = self.size
-        h, w = rgb.shape[:2]
         if self.fit == "crop":
-            scale = max(height / h, width / w)
-            ch, cw = min(h, round(height / scale)), min(w, round(width / scale))
-            top, left = (h - ch) // 2, (w - cw) // 2
-            return resize(rgb[top : top + ch, left : left + cw], self.size)
+            return resize(self._cut(rgb), self.size)
         if self.fit == "pad":
-            scale = min(height / h, width / w)
-            small = resize(rgb, (max(1, round(h * scale)), max(1, round(w * scale))))
-            out = np.full((height, width, 3), 128, dtype=np.uint8)
-            top, left = (height - small.shape[0]) // 2, (width - small.shape[1]) // 2
-            out[top : top + small.shape[0], left : left + small.shape[1]] = small
+            top, left, h, w = self._place(rgb)
+            out = np.full((height, width, 3), GREY, dtype=np.uint8)
+            out[top : top + h, left : left + w] = resize(rgb, (h, w))
             return out
         return resize(rgb, self.size)
+
+    def _cut(self, rgb: np.ndarray) -> np.ndarray:
+        """The middle that 'crop' keeps."""
+        (height, width), (h, w) = self.size, rgb.shape[:2]
+        scale = max(height / h, width / w)
+        ch, cw = min(h, round(height / scale)), min(w, round(width / scale))
+        top, left = (h - ch) // 2, (w - cw) // 2
+        return rgb[top : top + ch, left : left + cw]
+
+    def _place(self, rgb: np.ndarray) -> tuple[int, int, int, int]:
+        """Top, left, height and width of the photograph within the grey that 'pad' adds."""
+        (height, width), (h, w) = self.size, rgb.shape[:2]
+        scale = min(height / h, width / w)
+        h, w = max(1, round(h * scale)), max(1, round(w * scale))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+    def framed(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What it would resize, cut or padded at the photograph's own scale, uint8 (h, w, 3), and where that lies.
+
+        The matrix (3, 3) takes coordinates (x, y, 1) in the picture of `size` to coordinates in it, both continuous
+        (the centre of the first pixel is (0.5, 0.5)).
+        """
+        height, width = self.size
+        if self.fit == "crop":
+            rgb = self._cut(rgb)
+        if self.fit != "pad":
+            return rgb, np.diag([rgb.shape[1] / width, rgb.shape[0] / height, 1.0])
+        top, left, h, w = self._place(rgb)
+        down, across = rgb.shape[0] / h, rgb.shape[1] / w
+        above, before = round(top * down), round(left * across)
+        below, after = round((height - top - h) * down), round((width - left - w) * across)
+        matrix = np.array([[across, 0, before - left * across], [0, down, above - top * down], [0, 0, 1.0]])
+        grey = (GREY, GREY, GREY)
+        return cv2.copyMakeBorder(rgb, above, below, before, after, cv2.BORDER_CONSTANT, value=grey), matrix
 
     @property
     def for_store(self) -> Preprocess:
@@ -61,6 +91,22 @@ class Preprocess:
         """The inverse of `to_json`."""
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         return cls(**fields)
+
+
+class Unresized:
+    """A decoded photograph in place of its copy of the stored size, so that it can be cut before it is resized.
+
+    rgb: uint8 (h, w, 3), cut or padded. size: (height, width) of the copy. matrix: (3, 3), as `Preprocess.framed`.
+    """
+
+    def __init__(self, decoded: np.ndarray, preprocess: Preprocess) -> None:
+        self._decoded, self._preprocess = decoded, preprocess
+        self.rgb, self.matrix = preprocess.framed(decoded)
+        self.size = preprocess.size
+
+    def stored(self) -> np.ndarray:
+        """The copy after all, uint8 (height, width, 3)."""
+        return self._preprocess(self._decoded)
 
 
 def resize(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:

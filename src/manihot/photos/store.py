@@ -23,7 +23,7 @@ import pandas as pd
 
 from manihot.errors import DataError, DiskFullError, RunFolderError
 from manihot.photos.decode import PhotoFault, decode_photo, read_photo
-from manihot.photos.preprocess import Preprocess
+from manihot.photos.preprocess import Preprocess, Unresized
 from manihot.photos.workers import CHUNK, ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import track
 from manihot.records.manifest import Manifest
@@ -99,6 +99,11 @@ def load_photo(source: Path | bytes, preprocess: Preprocess) -> np.ndarray:
     Raises PhotoFault.
     """
     return preprocess(decode_photo(source, at_least=preprocess.size))
+
+
+def load_unresized(source: Path | bytes, preprocess: Preprocess) -> Unresized:
+    """As `load_photo`, but cut and resized only when it is augmented."""
+    return Unresized(decode_photo(source, at_least=preprocess.size), preprocess)
 
 
 def make_store(path: Path, manifest: Manifest, preprocess: Preprocess, workers: int = 2) -> PhotoStore:

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from manihot.audit.sources import TRAIN_ONLY, narrow
-from manihot.infer.predict import Photos
+from manihot.infer.predict import PhotoFiles, Photos, UnresizedFiles
 from manihot.infer.runners import choose_device
 from manihot.models.backbones import make_preprocess
+from manihot.models.checkpoint import REFITTED, WHOLE
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.store import make_store
 from manihot.records.manifest import Manifest
@@ -21,6 +22,7 @@ from manihot.train.distributed import first_alone
 
 Triple = tuple[float, float, float]
 
+SEED_OF_WHOLE = 99  # beyond the usual numbers of folds
 ENOUGH_TO_MEASURE = 500  # photographs whose mean and spread are measured
 
 
@@ -36,6 +38,12 @@ class Member:
     device: torch.device
     run: RunFolder
     stage: int = 0  # number of the stage of training
+
+    @property
+    def folds(self) -> list[int]:
+        """Numbers of the folds that are trained; none where nothing is held out."""
+        held = np.unique(self.manifest.fold[self.manifest.fold >= 0])
+        return [int(k) for k in held if not self.recipe.folds.only or k in self.recipe.folds.only]
 
     def rows(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on and rows held out by `fold`; test and unlabelled photographs are in neither."""
@@ -82,30 +90,41 @@ class Member:
         return free & (group != "") & np.isin(group, np.unique(group[held]))
 
     @property
+    def to_augment(self) -> Photos | UnresizedFiles:
+        """The photographs for training, which cuts files before it resizes them."""
+        return UnresizedFiles(self.photos) if isinstance(self.photos, PhotoFiles) else self.photos
+
+    @property
     def test_rows(self) -> np.ndarray:
         """Rows that are only predicted."""
         return np.flatnonzero(self.manifest.table["split"].to_numpy() == "test")
 
+    def what(self, fold: int) -> str:
+        """The training of a fold, in words for the user."""
+        return f"{self.name}, on everything" if fold == WHOLE else f"{self.name} fold {fold}"
+
     def folder(self, fold: int) -> Path:
         """Where the fold's files lie."""
-        return self.run / f"members/{self.name}/fold{fold}"
+        return self.run / f"members/{self.name}" / (REFITTED if fold == WHOLE else f"fold{fold}")
 
     def seed(self, fold: int) -> int:
         """The seed of everything random in a fold."""
-        return self.recipe.seed * 1000 + 100 * self.stage + fold
+        return self.recipe.seed * 1000 + 100 * self.stage + (SEED_OF_WHOLE if fold == WHOLE else fold)
 
 
 def make_member(
     run: RunFolder, name: str, own: Recipe, manifest: Manifest, device: str = "auto", workers: int = 2
 ) -> Member:
-    """A member with its photographs in the store of `run`, ready to be trained; it predicts as its last stage sees."""
+    """A member with its photographs, stored or not, ready to be trained; it predicts as its last stage sees."""
     photo = own.stage_recipes()[-1].photo
     size = input_size(photo, manifest)
     preprocess = make_preprocess(own.model, size, photo.fit)
     stored = (round(size[0] * photo.store_scale), round(size[1] * photo.store_scale))
     preprocess = Preprocess(size, preprocess.fit, preprocess.mean, preprocess.std, stored)
-    store = run / f"store/{stored[0]}x{stored[1]}-{photo.fit}.npy"
-    photos = first_alone(lambda: make_store(store, manifest, preprocess.for_store, workers))
+    photos: Photos = PhotoFiles(manifest.paths, preprocess)
+    if photo.store == "disk":
+        store = run / f"store/{stored[0]}x{stored[1]}-{photo.fit}.npy"
+        photos = first_alone(lambda: make_store(store, manifest, preprocess.for_store, workers))
     if photo.normalise == "measured":
         mean, std = measure_normalisation(photos, manifest)
         preprocess = replace(preprocess, mean=mean, std=std)

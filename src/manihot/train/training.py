@@ -17,7 +17,6 @@ from manihot.data.negatives import Extended, Material, make_negatives, write_neg
 from manihot.data.sampling import draw_epoch
 from manihot.data.unlabelled import UnlabelledPhotos
 from manihot.errors import SettingsError
-from manihot.infer.predict import Photos
 from manihot.infer.runners import PRECISIONS, Normalise
 from manihot.models.backbones import make_model, set_training
 from manihot.models.heads import Classifier
@@ -96,20 +95,20 @@ def find_unlabelled(member: Member, fold: int) -> UnlabelledPhotos | None:
         )
     settings = unlabelled_settings(recipe.step)
     size, seed, epochs = member.preprocess.size, member.seed(fold), recipe.train.epochs
-    return UnlabelledPhotos(member.photos, rows, size, seed, epochs, **settings)
+    return UnlabelledPhotos(member.to_augment, rows, size, seed, epochs, **settings)
 
 
-def with_negatives(member: Member, fold: int, lesson: Lesson) -> tuple[Lesson, Photos]:
-    """The lesson with the class `unknown` behind the others, and the store with the photographs that show it.
+def with_negatives(member: Member, fold: int, lesson: Lesson) -> tuple[Lesson, Any]:
+    """The lesson with the class `unknown` behind the others, and the photographs with those that show it.
 
     As they are where the model has no such output.
     """
     recipe, seed = member.recipe, member.seed(fold)
     if not recipe.model.unknown:
-        return lesson, member.photos
+        return lesson, member.to_augment
     size = member.preprocess.stored or member.preprocess.size
     material = Material(member.photos, size, lesson.rows, member.rows_by_source(fold))
-    made, photos = make_negatives(recipe.negatives, material), member.photos
+    made, photos = make_negatives(recipe.negatives, material), member.to_augment
     rows = made.rows
     if made.count:
         ids = member.manifest.table[["image_id", "sha256"]].to_numpy()[lesson.rows].tolist()
