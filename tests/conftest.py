@@ -24,6 +24,27 @@ def shared_data(name: str = "") -> Path:
     return folder / name
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--shard 2/4`: the second quarter of a long selection, for four machines."""
+    parser.addoption("--shard", metavar="I/N", help="every N-th of the chosen tests, from the I-th")
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k have chosen
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what other shards run."""
+    shard = config.getoption("--shard")
+    if not shard:
+        return
+    try:
+        number, count = map(int, shard.split("/"))
+        if not 1 <= number <= count:
+            raise ValueError
+    except ValueError:
+        raise pytest.UsageError(f"--shard {shard}: two numbers such as 2/4, the first from 1 to the second") from None
+    config.hook.pytest_deselected(items=[one for k, one in enumerate(items) if k % count != number - 1])
+    items[:] = items[number - 1 :: count]
+
+
 CLASSES = ("blue spots", "green", "red")
 
 

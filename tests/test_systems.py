@@ -305,6 +305,7 @@ def check_run(out: Path, recipe: Recipe) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_runs_whole_on_real_photographs(name: str, tmp_path: Path):
     table = shared_data("bracol") / "leaf.csv"
