@@ -6,10 +6,11 @@
 Photographs of 800 x 600 pixels, drawn, saved as JPEG of about 125 KB, come out as batches of 224 or 384 pixels:
 random resized crop, flips, colour jitter. timm: its own create_loader. Notebook style: opencv and
 albumentations. torchvision: v2 on decode_jpeg. Each in a DataLoader without worker processes, in turns, the
-best of several rounds. Those three decode every photograph whole and normalise on the host; manihot decodes at a
-fraction of the scale, or reads its uint8 store, and leaves colours and normalisation to the training device:
-"normalised" adds them. The loop: the network of `standard` at 224, batch 16, against a bare loop over the same
-loader. CPU time is not disturbed by other work as wall time is; caches are: compare ratios.
+best of several rounds. Those three decode every photograph whole and normalise on the host; manihot reads files as
+`photo.store: none` does, at a fraction of the scale where that is enough, or its uint8 store, and leaves colours
+and normalisation to the training device: "normalised" adds them. The loop: the network of `standard` at 224, batch
+16, against a bare loop over the same loader. CPU time is not disturbed by other work as wall time is; caches are:
+compare ratios.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from bracol import commit, machine
 from manihot.data.augment import Augmenter
 from manihot.data.dataset import TrainingPhotos, make_loader
 from manihot.data.mixing import MIXES
-from manihot.infer.predict import PhotoFiles
+from manihot.infer.predict import PhotoFiles, UnresizedFiles
 from manihot.infer.runners import Normalise
 from manihot.models.backbones import make_model, make_preprocess, set_training
 from manihot.optim.losses import make_loss
@@ -97,8 +98,8 @@ def manihot_passes(paths: list[Path], size: int) -> dict[str, Pass]:
     """From files, from files with normalisation, from the store."""
     edge = round(size * 1.15)
     preprocess = Preprocess((size, size), "squash", MEAN, STD, (edge, edge))
-    files = PhotoFiles(paths, preprocess)
-    store = np.stack([files[row] for row in range(len(paths))])
+    stored = PhotoFiles(paths, preprocess)
+    files, store = UnresizedFiles(stored), np.stack([stored[row] for row in range(len(paths))])
     normalise = Normalise(preprocess)
     targets = np.eye(CLASSES)[np.arange(len(paths)) % CLASSES]
 
