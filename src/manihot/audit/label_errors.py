@@ -1,8 +1,8 @@
 """Wrong labels: every photograph's given label judged by several pieces of evidence, and by all of them together.
 
 Predictions must be out of fold: a model that learned a wrong label defends it. cleanlab's names where it has them.
-The combination (`combine_evidence`) knows no truth and fits no weight: what it pools, and how, was settled once by
-planting wrong labels, and benchmarks/label_errors.py says on which photographs.
+The combination (`combine_evidence`) knows no truth: its opinions are weighed by the given labels (`label_posterior`).
+What it takes in was settled once by planting wrong labels, and benchmarks/label_errors.py says on which photographs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from manihot.audit import label_scores
 from manihot.audit.label_neighbours import (
     find_neighbours,
     label_agreement,
-    neighbour_probs,
     reduce_embeddings,
     typicality,
 )
+from manihot.audit.label_posterior import expected_errors, pool_predictions, pool_with_features
 from manihot.audit.label_scores import best_other, noise_channel, normalise, self_confidence
 from manihot.errors import DataError
 from manihot.progress import say
@@ -33,6 +33,7 @@ from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 
 NEIGHBOURS = 20  # photographs that vote; 10 and 40 gave the same within a hundredth
+MARGINS_COUNT = 0.5  # of training margins against all other evidence
 SHOWN = 5  # neighbours named in the table
 SCORES = (
     "self_confidence", "normalized_margin", "confident_learning", "knn_score", "anomaly_score", "trajectory_score",
@@ -45,32 +46,16 @@ OUT_OF_FOLD = "every photograph must be predicted by a model that never saw it"
 class Evidence:
     """What is known of N photographs with given labels: the input of the combination.
 
-    probs: P(class | photograph) out of fold, times what copies with other labels say, (N, K). neighbours: the
-    neighbours' opinion (N, K) or None. margins: area under the margin (N,), NaN where unknown, or None.
+    pooled: P(class | photograph) from all opinions, given label unseen, (N, K). posterior: P(true class | photograph,
+    given label), (N, K). probs: plain predictions (N, K) where they are all there is, or None. margins: area under the
+    margin (N,), NaN where unknown, or None.
     """
 
     labels: np.ndarray
-    probs: np.ndarray
-    channel: np.ndarray
-    neighbours: np.ndarray | None
+    pooled: np.ndarray
+    posterior: np.ndarray
+    probs: np.ndarray | None
     margins: np.ndarray | None
-
-    @property
-    def pooled(self) -> np.ndarray:
-        """P(class | photograph) from predictions and neighbours, own label unseen, (N, K).
-
-        Both know how frequent the classes are; the square root of the shares takes half of that out again.
-        """
-        if self.neighbours is None:
-            return self.probs
-        n, k = self.probs.shape
-        share = (np.bincount(self.labels, minlength=k) + 1) / (n + k)
-        return normalise(self.probs * self.neighbours / np.sqrt(share))
-
-    @property
-    def posterior(self) -> np.ndarray:
-        """P(true class | photograph, given label) through the noise channel, (N, K)."""
-        return normalise(self.pooled * self.channel[self.labels])
 
 
 def find_label_errors(
@@ -93,9 +78,9 @@ def find_label_errors(
     (area under the margin, from `history` or a linear head on the embeddings, squashed to (0, 1)), absent or NaN
     where their input is; cleanlab_issue (its default filter); neighbours (ids).
 
-    is_label_issue: label_score is below .5, another class is likelier by predictions and neighbours together, and the
-    photograph is among the n worst, n being the number off the diagonal of those predictions' confident joint
-    (`count_errors`), whose thresholds are the classes' own. Raises DataError for arrays that don't fit each other.
+    is_label_issue: label_score is below .5, another class is likelier by all opinions of the photograph, and the
+    photograph is among the n worst, n being the number of wrong labels that the posterior expects
+    (attrs['estimated_errors']). Raises DataError for arrays that don't fit each other.
     """
     labels, pred_probs = _check(labels, pred_probs, combine)
     n_all = len(labels)
@@ -118,7 +103,7 @@ def _judge(
     labels: np.ndarray, pred_probs: np.ndarray, ids: np.ndarray, embeddings: np.ndarray | None, groups: np.ndarray,
     copies: np.ndarray, history: np.ndarray | None, combine: str, k: int,
 ) -> pd.DataFrame:  # fmt: skip
-    n, classes = pred_probs.shape
+    classes = pred_probs.shape[1]
     predicted = pred_probs.argmax(axis=1)
     columns: dict[str, Any] = {
         "predicted_label": predicted,
@@ -127,16 +112,13 @@ def _judge(
         "normalized_margin": label_scores.normalized_margin(labels, pred_probs),
         "confident_learning": label_scores.confident_learning(labels, pred_probs),
     }
-    channel = noise_channel(labels, pred_probs)
-    probs = normalise(pred_probs * _copies_say(labels, copies, channel))
-    opinion, margins = None, None
+    say_so = _copies_say(labels, copies, noise_channel(labels, pred_probs))
+    alone, margins = embeddings is None or combine == "probabilities", None
     if embeddings is not None:
         features = reduce_embeddings(embeddings)
         index, _ = find_neighbours(features, groups, k)
         columns["knn_score"] = label_agreement(index, labels)
         columns["anomaly_score"] = typicality(features, labels, groups, min(k, 10))
-        share = (np.bincount(labels, minlength=classes) + 1) / (n + classes)
-        opinion = neighbour_probs(index, normalise(pred_probs * channel[labels]), share)
         columns["neighbours"] = [[ids[j] for j in row[:SHOWN] if j >= 0] for row in index]
         if history is None:
             margins = label_scores.train_margins(labels, features, classes)
@@ -144,15 +126,17 @@ def _judge(
         margins = label_scores.area_under_margin(labels, history)
     if margins is not None:
         columns["trajectory_score"] = expit(margins)
-    evidence = Evidence(labels, probs, channel, opinion, margins)
-    if combine == "probabilities":
-        evidence = Evidence(labels, probs, channel, None, None)
+    if alone:
+        pool = pool_predictions(labels, pred_probs)
+    else:
+        pool = pool_with_features(labels, pred_probs, features, index, groups, say_so)
+    evidence = Evidence(
+        labels, normalise(pool.probs * say_so), normalise(pool.posterior(labels) * say_so),
+        normalise(pred_probs * say_so) if alone else None, None if combine == "probabilities" else margins,
+    )  # fmt: skip
     score = combine_evidence(evidence)
-    errors = label_scores.count_errors(labels, evidence.pooled)
-    beaten = best_other(labels, evidence.pooled) > self_confidence(labels, evidence.pooled)
-    issue = np.zeros(n, dtype=bool)
-    issue[np.argsort(score, kind="stable")[:errors]] = True
-    issue &= (score < 0.5) & beaten
+    errors = expected_errors(labels, evidence.posterior)
+    issue = _flag(evidence, score, errors)
     table = pd.DataFrame({
         "image_id": ids, "given_label": labels, "suggested_label": _suggest(evidence, issue),
         "label_score": score, "is_label_issue": issue, **columns,
@@ -168,18 +152,14 @@ def _judge(
 def combine_evidence(evidence: Evidence) -> np.ndarray:
     """How right the given labels look, (N,) in [0, 1], from all evidence; low = bad.
 
-    Predictions alone: mean log-odds of self-confidence (twice) and normalised margin. The margin finds more where
-    annotators confuse two classes, and fails where the classes themselves are hard to tell apart.
-    With neighbours: the posterior of the given label from predictions and neighbours. With training margins: the mean
-    of that score's log-odds and of the margins, which are first stretched to the same spread, as logits of different
-    networks have different scales.
+    With features: log-odds of the given label's posterior. Predictions alone: its mean with the log-odds of the
+    normalised margin, which knows nothing of who is often mistaken for whom. Training margins count half as much as
+    the rest and are first stretched to the same spread, as logits of different networks have different scales.
     """
     labels = evidence.labels
-    if evidence.neighbours is None:
-        margin = label_scores.normalized_margin(labels, evidence.probs)
-        odds = (2 * _log_odds(self_confidence(labels, evidence.probs)) + _log_odds(margin)) / 3
-    else:
-        odds = _log_odds(self_confidence(labels, evidence.posterior))
+    odds = _log_odds(self_confidence(labels, evidence.posterior))
+    if evidence.probs is not None:
+        odds = (odds + _log_odds(label_scores.normalized_margin(labels, evidence.probs))) / 2
     if evidence.margins is None:
         return expit(odds)
     seen = np.isfinite(evidence.margins)
@@ -187,7 +167,15 @@ def combine_evidence(evidence: Evidence) -> np.ndarray:
     if spread == 0:
         return expit(odds)
     stretched = evidence.margins * float(odds[seen].std()) / spread
-    return expit(np.where(seen, (odds + stretched) / 2, odds))
+    return expit(np.where(seen, (odds + MARGINS_COUNT * stretched) / (1 + MARGINS_COUNT), odds))
+
+
+def _flag(evidence: Evidence, score: np.ndarray, errors: int) -> np.ndarray:
+    """Which labels are called wrong, bool (N,): see `find_label_errors`."""
+    labels, probs = evidence.labels, evidence.pooled if evidence.probs is None else evidence.probs
+    issue = np.zeros(len(labels), dtype=bool)
+    issue[np.argsort(score, kind="stable")[:errors]] = True
+    return issue & (score < 0.5) & (best_other(labels, probs) > self_confidence(labels, probs) + 1e-6)
 
 
 def _log_odds(score: np.ndarray) -> np.ndarray:

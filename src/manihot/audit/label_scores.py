@@ -6,6 +6,8 @@ the tests hold these functions to). Area under the margin: Pleiss et al. 2020, a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from scipy.special import softmax
 
@@ -66,17 +68,6 @@ def calibrated_joint(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
     return joint * (counts / joint.sum(axis=1))[:, None]
 
 
-def count_errors(labels: np.ndarray, pred_probs: np.ndarray) -> int:
-    """Photographs off the confident joint's diagonal whose given label isn't the predicted class.
-
-    cleanlab's num_label_issues('off_diagonal'): the classes' own thresholds keep a rare class from being called
-    wrong wherever a frequent one is likely.
-    """
-    _, off = confident_joint(labels, pred_probs)
-    other_wins = best_other(labels, pred_probs) > self_confidence(labels, pred_probs) + 1e-6
-    return int((off & other_wins).sum())
-
-
 def confident_learning(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
     """Own share (N,) of probability against the best other class, each measured in its class's threshold.
 
@@ -93,7 +84,11 @@ def noise_channel(labels: np.ndarray, pred_probs: np.ndarray, strength: float = 
     From the calibrated joint, drawn by `strength` photographs a class towards a channel with the same share of errors
     that confuses all classes alike: with few photographs the joint's cells tell more of chance than of annotators.
     """
-    joint = calibrated_joint(labels, pred_probs)
+    return shrink_channel(calibrated_joint(labels, pred_probs), strength)
+
+
+def shrink_channel(joint: np.ndarray, strength: float = STRENGTH) -> np.ndarray:
+    """P(given | true), (K, K), from expected counts (K, K) of given (row) and true labels; see `noise_channel`."""
     k = len(joint)
     errors = 1 - np.trace(joint) / max(joint.sum(), 1)
     even = np.full((k, k), errors / max(k - 1, 1))
@@ -123,21 +118,33 @@ def area_under_margin(labels: np.ndarray, history: np.ndarray) -> np.ndarray:
 def train_margins(labels: np.ndarray, features: np.ndarray, classes: int) -> np.ndarray:
     """Area under the margin (N,) of a linear head that learns the given labels from unit-length features (N, D).
 
-    Full batches with momentum, so that the order of photographs and classes plays no part. A wrong label is learned
-    late, against its neighbours' gradients: its margin stays low for most of the way.
+    A wrong label is learned late, against its neighbours' gradients: its margin stays low for most of the way.
     """
-    x = np.asarray(features, dtype=np.float32)
-    n = len(x)
-    wanted = np.eye(classes, dtype=np.float32)[labels]
-    weight, bias = np.zeros((x.shape[1], classes), np.float32), np.zeros(classes, np.float32)
+    total, steps = np.zeros(len(labels)), 0
+    for logits, _, _ in descend(features, np.eye(classes)[labels], np.ones((len(labels), 1), dtype=bool)):
+        total += self_confidence(labels, logits[:, 0]) - best_other(labels, logits[:, 0])
+        steps += 1
+    return total / steps
+
+
+def descend(
+    features: np.ndarray, targets: np.ndarray, shown: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Logits (N, H, K), weights (D, H, K) and biases (H, K) of H linear heads after each step of gradient descent.
+
+    Full batches with momentum, so that the order of photographs and classes plays no part. features: unit-length rows
+    (N, D). targets: (N, K), rows sum to 1. shown: bool (N, H), which photographs a head learns from.
+    """
+    x, wanted = np.asarray(features, dtype=np.float32), np.asarray(targets, dtype=np.float32)
+    heads, classes = shown.shape[1], wanted.shape[1]
+    part = (shown / np.maximum(shown.sum(axis=0), 1)).astype(np.float32)
+    weight, bias = np.zeros((x.shape[1], heads, classes), np.float32), np.zeros((heads, classes), np.float32)
     speed, bias_speed = np.zeros_like(weight), np.zeros_like(bias)
-    total = np.zeros(n)
-    for step in range(STEPS):
-        logits = x @ weight + bias
-        if step:
-            total += self_confidence(labels, logits) - best_other(labels, logits)
-        gradient = (softmax(logits, axis=1) - wanted) / max(n, 1)
-        speed = MOMENTUM * speed - RATE * (x.T @ gradient)
+    logits = np.zeros((len(x), heads, classes), np.float32)
+    for _ in range(STEPS - 1):
+        gradient = (softmax(logits, axis=2) - wanted[:, None]) * part[:, :, None]
+        speed = MOMENTUM * speed - RATE * (x.T @ gradient.reshape(len(x), heads * classes)).reshape(weight.shape)
         bias_speed = MOMENTUM * bias_speed - RATE * BIAS_RATE * gradient.sum(axis=0)
         weight, bias = weight + speed, bias + bias_speed
-    return total / (STEPS - 1)
+        logits = (x @ weight.reshape(x.shape[1], heads * classes)).reshape(logits.shape) + bias
+        yield logits, weight, bias

@@ -1,0 +1,145 @@
+"""P(true class | photograph, given label): several opinions of each photograph, weighed by the given labels themselves.
+
+Opinions come from models and neighbours that never saw the photograph's own label. They are pooled log-linearly
+(Genest and Zidek 1986, doi 10.1214/ss/1177013825), with weights, biases and a noise channel that make the given labels
+likeliest: P(given) = sum over true classes of channel times pool (Patrini et al. 2017, arXiv 1609.03683; the channel by
+expectation maximisation as in Dawid and Skene 1979, doi 10.2307/2346806). So an opinion that predicts badly on these
+photographs counts little, and nobody has to be told which labels are wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import softmax
+
+from manihot.audit.label_neighbours import neighbour_probs
+from manihot.audit.label_scores import descend, noise_channel, normalise, self_confidence, shrink_channel
+
+FOLDS = 5  # heads that each leave out a part of the photographs
+PASSES = 2  # heads and neighbours learn the given labels first, then what was made of them
+ROUNDS, ITERATIONS = 2, 12  # of channel and weights in turn, and steps of the latter
+RIDGE = 1.0  # photographs' worth of belief in equal weights and no bias
+LOWEST = 1e-6  # no opinion rules a class out
+
+
+@dataclass(frozen=True)
+class Pool:
+    """probs: P(class | photograph) without the given label, (N, K). channel: P(given | true), (K, K), columns sum to 1.
+
+    weights: what each opinion counts, (M,).
+    """
+
+    probs: np.ndarray
+    channel: np.ndarray
+    weights: np.ndarray
+
+    def posterior(self, labels: np.ndarray) -> np.ndarray:
+        """P(true class | photograph, given label), (N, K)."""
+        return normalise(self.probs * self.channel[labels])
+
+
+def pool_opinions(labels: np.ndarray, opinions: Sequence[np.ndarray], channel: np.ndarray) -> Pool:
+    """The log-linear pool of `opinions` under which the given labels are likeliest.
+
+    labels: int (N,). opinions: logits or log-probabilities (N, K) each, own label unseen. channel: a first guess of
+    P(given | true), (K, K).
+    """
+    stack = np.stack([np.asarray(o, dtype=np.float64) for o in opinions])
+    stack -= stack.mean(axis=2, keepdims=True)
+    count, _, k = stack.shape
+    found = np.r_[np.full(count, 1 / count), np.zeros(k)]
+    bounds = [(0, None)] * count + [(None, None)] * k
+    for turn in range(ROUNDS):
+        found = minimize(
+            _cost, found, (stack, labels, channel), "L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": ITERATIONS}
+        ).x
+        probs = softmax(np.tensordot(found[:count], stack, 1) + found[count:], axis=1)
+        if turn < ROUNDS - 1:
+            joint = np.zeros((k, k))
+            np.add.at(joint, labels, normalise(probs * channel[labels]))
+            channel = shrink_channel(joint)
+    return Pool(probs, channel, found[:count])
+
+
+def _cost(found: np.ndarray, stack: np.ndarray, labels: np.ndarray, channel: np.ndarray) -> tuple[float, np.ndarray]:
+    """Negative log-likelihood of the given labels, and its gradient by weights (M,) and biases (K,)."""
+    count = len(stack)
+    off, bias = found[:count] - 1 / count, found[count:]
+    probs = softmax(np.tensordot(found[:count], stack, 1) + bias, axis=1)
+    joint = probs * channel[labels]
+    likely = joint.sum(axis=1)
+    pull = joint / likely[:, None] - probs
+    by_weight = np.einsum("mnk,nk->m", stack, pull)
+    cost = RIDGE * (off @ off + bias @ bias) - np.log(likely).sum()
+    return float(cost), np.r_[2 * RIDGE * off - by_weight, 2 * RIDGE * bias - pull.sum(axis=0)]
+
+
+def pool_predictions(labels: np.ndarray, pred_probs: np.ndarray) -> Pool:
+    """The pool of one opinion: predictions made anew as sure as the given labels warrant."""
+    return pool_opinions(labels, [_log(pred_probs)], noise_channel(labels, pred_probs))
+
+
+def pool_with_features(
+    labels: np.ndarray, pred_probs: np.ndarray, features: np.ndarray, neighbours: np.ndarray, groups: np.ndarray,
+    copies_say: np.ndarray,
+) -> Pool:  # fmt: skip
+    """The pool of predictions, neighbours, and linear heads that left the photograph's group out.
+
+    In the second pass neighbours vote with, and heads learn, the posterior of the first: wrong labels mislead less.
+    features: unit-length rows (N, D). neighbours: indices (N, k), -1 for none. groups: int (N,), never torn.
+    copies_say: likelihood (N, K) of the labels that copies were given.
+    """
+    n, k = pred_probs.shape
+    channel = noise_channel(labels, pred_probs)
+    share = (np.bincount(labels, minlength=k) + 1) / (n + k)
+    votes, targets = normalise(pred_probs * channel[labels]), np.eye(k)[labels]
+    fold = split_by_rank(features, groups)
+    for _ in range(PASSES):
+        opinions = [
+            _log(pred_probs), _log(neighbour_probs(neighbours, votes, share)), held_out_logits(features, targets, fold)
+        ]  # fmt: skip
+        pool = pool_opinions(labels, opinions, channel)
+        votes = targets = normalise(pool.posterior(labels) * copies_say)
+    return pool
+
+
+def split_by_rank(features: np.ndarray, groups: np.ndarray, folds: int = FOLDS) -> np.ndarray:
+    """Fold (N,) of each photograph: its group's rank along the first component, dealt out in turn.
+
+    Alike in every fold, and the same for any order of rows.
+    """
+    _, group, size = np.unique(groups, return_inverse=True, return_counts=True)
+    place = np.bincount(group, weights=features[:, 0], minlength=len(size)) / size
+    rank = np.empty(len(size), dtype=np.int64)
+    rank[np.argsort(place, kind="stable")] = np.arange(len(size))
+    return (rank % folds)[group]
+
+
+def held_out_logits(features: np.ndarray, targets: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Logits (N, K), meaned over the steps of training, of linear heads that never saw the photograph's fold.
+
+    features: unit-length rows (N, D). targets: (N, K), rows sum to 1. fold: int (N,).
+    """
+    n, k = targets.shape
+    heads = int(fold.max(initial=0)) + 1
+    steps, weight, bias = 0, np.zeros((features.shape[1], heads, k)), np.zeros((heads, k))
+    for _, at_weight, at_bias in descend(features, targets, fold[:, None] != np.arange(heads)):
+        steps, weight, bias = steps + 1, weight + at_weight, bias + at_bias
+    logits = np.zeros((n, k))
+    for head in range(heads):
+        rows = fold == head
+        logits[rows] = features[rows] @ (weight[:, head] / steps) + bias[head] / steps
+    return logits
+
+
+def expected_errors(labels: np.ndarray, posterior: np.ndarray) -> int:
+    """How many given labels (N,) are wrong by their posterior (N, K), rounded."""
+    return round(float((1 - self_confidence(labels, posterior)).sum()))
+
+
+def _log(probs: np.ndarray) -> np.ndarray:
+    return np.log(np.clip(probs, LOWEST, 1))
