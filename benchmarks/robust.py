@@ -46,9 +46,7 @@ def planted(manifest: Manifest, rate: float, rotation: int) -> Manifest:
     return manifest.with_columns(label=labels)
 
 
-def measure(
-    data: Path, work: Path, rotation: int, rates: list[float], recipes: list[str]
-) -> list[dict[str, object]]:
+def measure(data: Path, work: Path, rotation: int, rates: list[float], recipes: list[str]) -> list[dict[str, object]]:
     """These recipes at every rate on one rotation: accuracy on validation and test."""
     scanned, _ = scan(data / "leaf.csv", image="leaf/{id}.jpg", label=TARGETS["stress"])
     whole = scanned.with_columns(split=split_of(len(scanned), rotation))
