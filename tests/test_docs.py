@@ -80,7 +80,9 @@ def test_every_group_of_settings_is_listed_here():
         kind for _, kind in inspect.getmembers(settings, inspect.isclass)
         if issubclass(kind, BaseModel) and kind.__module__ == settings.__name__
     }  # fmt: skip
-    assert groups - {settings.Group, settings.Choice} == set(GROUPS.values())
+    own = {settings.Group, settings.Choice, settings.Way, settings.BlendGroup}  # the last two: a part of Blend
+    assert groups - own == set(GROUPS.values())
+    assert set(settings.BlendGroup.model_fields) == set(settings.Way.model_fields) < set(settings.Blend.model_fields)
 
 
 def own_settings(function: Callable[..., Any], skipped: tuple[str, ...]) -> set[str]:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
+import manihot
 from manihot.data.dataset import EpochBatches
-from manihot.data.sampling import SAMPLINGS, check_sampling, draw_epoch, expected_repeats
+from manihot.data.sampling import SAMPLINGS, check_sampling, draw_epoch, expected_repeats, with_class_numbers
 from manihot.errors import SettingsError
 from manihot.settings import Choice, load_recipe
 from manihot.train.check import check_recipe
+from manihot.train.labels import Asked, make_lesson
+from manihot.train.smoke import smoke_classes
+from manihot.train.training import make_training
+from tiny_member import tiny_member
 
 LABELS = np.repeat([0, 1, 2, 4], [100, 37, 8, 1])  # no photograph of class 3
 
@@ -26,7 +34,7 @@ def test_a_sampling_is_decided_by_seed_and_epoch_and_keeps_its_length(name: str)
     assert np.array_equal(draw_epoch(one, LABELS[:100], 3, 0), np.arange(100))  # one class: nothing to balance
 
 
-def counts(name: str, **settings: float) -> np.ndarray:
+def counts(name: str, **settings: Any) -> np.ndarray:
     return np.bincount(LABELS[draw_epoch(Choice(name=name, **settings), LABELS, 0, 0)], minlength=5)
 
 
@@ -41,6 +49,62 @@ def test_how_many_of_each_class():
     assert counts("balanced", power=1.0).tolist() == counts("each_once").tolist()
     root = counts("balanced", power=0.5)
     assert root[0] / root[1] == pytest.approx((100 / 37) ** 0.5, rel=0.05)
+
+
+def test_named_classes_alone_are_repeated_or_as_often_as_is_said():
+    assert counts("oversample", classes=[2]).tolist() == [100, 37, 40, 0, 1]
+    assert counts("oversample", classes=[2, 3], most=100).tolist() == [100, 37, 100, 0, 1]
+    assert counts("oversample", times={0: 3}).tolist() == [300, 100, 40, 0, 5]
+    # the 78th place: all classes up-sampled, and one more than they
+    assert counts("oversample", most=2, times={1: 3.5, 9: 4}).tolist() == [100, 130, 16, 0, 2]
+    assert counts("oversample", most=1, times={4: 2}).tolist() == [100, 37, 8, 0, 2]
+    weights = expected_repeats(Choice(name="oversample", most=1, times={2: 2.5}), LABELS, 0)
+    assert [weights[k == LABELS].mean() for k in (0, 1, 2, 4)] == [1, 1, 2.5, 1]
+
+
+def test_classes_are_given_by_name_or_number():
+    classes = ("blight", "3", "healthy", "mosaic")
+    given = Choice(name="oversample", classes=["healthy", 1, "3"], times={"mosaic": 2, "0": 3})
+    assert with_class_numbers(given, classes).settings == {"classes": [2, 1, 1], "times": {3: 2, 0: 3}}
+    plain = Choice(name="oversample", most=2)
+    assert with_class_numbers(plain, classes) is plain
+    with pytest.raises(SettingsError, match=r"(?s)here: there is no class 'helthy'.*'healthy'.*0 to 3"):
+        with_class_numbers(Choice(name="oversample", classes=["helthy"]), classes, "here")
+    with pytest.raises(SettingsError, match="there is no class '4'"):
+        with_class_numbers(Choice(name="oversample", times={"4": 2}), classes, "here")
+
+
+def test_a_class_that_is_not_there_is_told_before_training(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
+    text = tiny_recipe.read_text(encoding="utf-8") + "sampling: {name: oversample, times: {gren: 2}}\n"
+    tiny_recipe.write_text(text, encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"(?s)tiny.yaml:\d+: sampling: there is no class 'gren'.*'green'"):
+        manihot.run(small_photos, tmp_path / "out", str(tiny_recipe), workers=1)
+    assert not (tmp_path / "out/store").exists()
+
+
+def test_a_training_sees_the_classes_that_are_named(tmp_path: Path, tiny_recipe: Path):
+    member = tiny_member(tmp_path, tiny_recipe, ("sampling={name: oversample, times: {blue: 2}}",))
+    train, _ = member.rows(0)
+    batches = make_training(member, 0, make_lesson(Asked(member, 0, train))).batches
+    labels = member.manifest.labels[train]
+    seen = np.bincount([labels[place] for batch in batches for _, place, _ in batch])
+    assert seen.tolist() == [4, 4, 8]
+
+
+def test_in_a_smoke_run_other_classes_play_those_that_are_not_there():
+    sampling = "sampling={name: oversample, classes: [mosaic, rust, 7], times: {4: 3, rust: 2}}"
+    recipe = load_recipe("standard", [sampling])
+    made, said = smoke_classes(recipe, ("healthy", "rust"))
+    assert made.sampling.settings["classes"] == ["healthy", "rust", "healthy"]
+    assert made.sampling.settings["times"] == {"healthy": 3, "rust": 2}
+    assert "class '4' isn't here: 'healthy' plays it" in said
+    check_recipe(made)
+
+
+def test_clusters_have_no_class_names():
+    stages = "stages=[{labels: {name: clusters, k: 3, labelled: true}}, {labels: {name: given}}]"
+    with pytest.raises(SettingsError, match=r"sampling.*clusters"):
+        check_recipe(load_recipe("standard", [stages, "sampling={name: oversample, classes: [rust]}"]))
 
 
 def test_no_photograph_is_seen_much_more_often_than_another_of_its_class():
@@ -67,7 +131,9 @@ def test_batches_say_which_repetition_it_is():
 
 
 @pytest.mark.parametrize("wrong", ["oversampel", "{name: oversample, most: 0.5}", "{name: each_once, most: 2}",
-                                   "{name: balanced, power: high}"])  # fmt: skip
+                                   "{name: balanced, power: high}", "{name: oversample, classes: rust}",
+                                   "{name: oversample, classes: []}", "{name: oversample, times: {rust: 0.5}}",
+                                   "{name: oversample, times: 3}", "{name: balanced, classes: [rust]}"])  # fmt: skip
 def test_a_wrong_sampling_is_named(wrong: str):
     text = wrong if wrong.startswith("{") else f"{{name: {wrong}}}"
     with pytest.raises(SettingsError, match="sampling"):

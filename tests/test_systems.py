@@ -296,6 +296,8 @@ def check_run(out: Path, recipe: Recipe) -> None:
     assert (out / "report.html").is_file()
     for name in names:
         assert (out / f"members/{name}/fold0/best.safetensors").is_file()
+        refit = recipe.member_recipes()[name].refit
+        assert (out / f"members/{name}/refit/best.safetensors").is_file() == (refit and recipe.folds.kind != "none")
     if recipe.folds.kind == "none":
         return
     for name in {*names, scores["best"]}:

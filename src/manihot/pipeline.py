@@ -25,7 +25,7 @@ from manihot.progress import say
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.runs import RunFolder, digest_file, digest_value, save_json, write_atomic
-from manihot.settings import Recipe, load_recipe
+from manihot.settings import Recipe, load_recipe, merge
 from manihot.trust.strangers import FALSE_REJECTION, Strangers, fit_strangers, limit_of_output
 
 ENOUGH_FOR_TRUST = 40  # held-out photographs, below which calibration would be noise
@@ -144,6 +144,8 @@ def choose_recipe(device: str = "auto") -> str:
 
 def _open(folder: RunFolder, recipe: Recipe, photos: Any, scan_options: dict[str, Any], update: bool) -> None:
     known, wanted = folder.record.get("recipe"), recipe.resolved()
+    if known is not None:  # what an older manihot did not know yet was as its default is
+        known = merge({**Recipe().resolved(), "name": known.get("name")}, known)
     sources = [str(p) for p in ([photos] if isinstance(photos, (str, os.PathLike)) else photos)]
     options = {k: str(v) for k, v in scan_options.items() if v is not None}
     if known is not None and not update:

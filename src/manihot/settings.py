@@ -194,8 +194,8 @@ class View(Group):
     draw: int = Field(default=0, ge=0, description="number of the draw, in views with chance in them")
 
 
-class Blend(Group):
-    """How the members become one answer."""
+class Way(Group):
+    """How several members become one answer."""
 
     method: str = Field(
         default="auto", description="`auto`: averaging unless nested CV shows a gain; `stack`; or a row of the searches"
@@ -207,6 +207,20 @@ class Blend(Group):
     mean: str = Field(default="arithmetic", description="a row of the means, for averaging and fixed weights")
     stackers: tuple[str, ...] = Field(default=(), description="of `stack`, averaged; logistic regression when empty")
     with_weights: bool = Field(default=False, description="fitted weights join the average of the stackers")
+
+
+class BlendGroup(Way):
+    """Members that become one answer first, which then takes part in the blend as if it were a member's."""
+
+    method: str = Field(default="uniform", description="`uniform`, `stack`, or a row of the searches")
+
+
+class Blend(Way):
+    """How the members become one answer."""
+
+    groups: dict[str, BlendGroup] = Field(
+        default_factory=dict, description="by name, members that are blended first and take part as one member"
+    )
 
 
 class Recipe(Group):
@@ -221,6 +235,9 @@ class Recipe(Group):
     audit: Audit = Field(default=Audit(), description="what a run looks for in photographs and labels")
     trust: Trust = Field(default=Trust(), description="what is promised of answers on new photographs")
     folds: Folds = Folds()
+    refit: bool = Field(
+        default=False, description="after the folds train once, on everything: that network answers new photographs"
+    )
     photo: Photo = Photo()
     model: Model = Model()
     sampling: Choice = Field(default=Choice(name="each_once"), description="which photographs an epoch sees, how often")

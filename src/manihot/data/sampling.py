@@ -7,7 +7,8 @@ in every epoch. Class weights in the loss (`class_weights`, `class_balanced`) ar
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +21,23 @@ def each_once(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.arange(len(labels))
 
 
-def oversample(labels: np.ndarray, rng: np.random.Generator, *, most: float = 5.0) -> np.ndarray:
+def oversample(
+    labels: np.ndarray, rng: np.random.Generator, *, most: float = 5.0, classes: Sequence[int] = (),
+    times: Mapping[int, float] | None = None,
+) -> np.ndarray:  # fmt: skip
     """Photographs of smaller classes repeated until a class is as large as the largest, at most `most` times.
 
-    The fraction of a repetition is drawn anew each epoch.
+    classes: only these; all when empty. times: how often photographs of a class are seen, whatever its size. The
+    fraction of a repetition is drawn anew each epoch.
     """
     counts = np.bincount(labels)
-    times = np.minimum(counts.max() / np.maximum(counts, 1), most)
-    return _repeat(labels, times, rng)
+    repeats = np.minimum(counts.max() / np.maximum(counts, 1), most)
+    if len(classes):
+        repeats[~np.isin(np.arange(len(counts)), classes)] = 1.0
+    for k, wanted in (times or {}).items():
+        if k < len(counts):  # otherwise none of its photographs is here
+            repeats[k] = wanted
+    return _repeat(labels, repeats, rng)
 
 
 def undersample(labels: np.ndarray, rng: np.random.Generator, *, ratio: float = 1.0) -> np.ndarray:
@@ -72,6 +82,35 @@ def expected_repeats(sampling: Choice, labels: np.ndarray, seed: int, epochs: in
     return mean[labels]
 
 
+def named_classes(sampling: Choice) -> list[str | int]:
+    """The classes that a sampling names, by name or number."""
+    return [*sampling.settings.get("classes", ()), *sampling.settings.get("times", ())]
+
+
+def with_class_numbers(sampling: Choice, classes: Sequence[str], where: str = "sampling") -> Choice:
+    """The sampling with numbers in place of the names of classes; SettingsError for a class that isn't there."""
+    if not named_classes(sampling):
+        return sampling
+    own = sampling.settings
+    if "classes" in own:
+        own["classes"] = [class_number(one, classes, where) for one in own["classes"]]
+    if "times" in own:
+        own["times"] = {class_number(one, classes, where): n for one, n in own["times"].items()}
+    return Choice(name=sampling.name, **own)
+
+
+def class_number(one: str | int, classes: Sequence[str], where: str) -> int:
+    """The place of a class among `classes`, given by its name or, where none is called so, by that number itself."""
+    if str(one) in classes:
+        return list(classes).index(str(one))
+    if str(one).isdigit() and int(one) < len(classes):
+        return int(one)
+    numbers = f"a number from 0 to {len(classes) - 1}"
+    raise SettingsError(
+        f"{where}: there is no class {one!r}", f"{suggest(str(one), list(classes))} (or {numbers})"
+    )
+
+
 def check_sampling(sampling: Choice, where: str) -> None:
     """SettingsError for a sampling or a setting that doesn't exist, or a value that makes no sense."""
     if sampling.name not in SAMPLINGS:
@@ -83,10 +122,21 @@ def check_sampling(sampling: Choice, where: str) -> None:
                 f"{where}: {sampling.name} has no setting {key!r}",
                 suggest(key, known) if known else "it has no settings",
             )
-        least = 0.0 if key == "power" else 1.0
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not least <= value <= 100:
-            raise SettingsError(f"{where}: {key} = {value!r}", f"a number from {least:g} to 100")
+        if key == "classes":
+            good = isinstance(value, (list, tuple)) and all(isinstance(one, (str, int)) for one in value)
+            if not good or not value:
+                raise SettingsError(f"{where}: classes = {value!r}", "a list of names or numbers of classes")
+            continue
+        if key == "times" and (not isinstance(value, Mapping) or not value):
+            raise SettingsError(f"{where}: times = {value!r}", "a number a class, for example {4: 3}")
+        for one, number in value.items() if key == "times" else [("", value)]:
+            _check_number(number, 0.0 if key == "power" else 1.0, f"{where}: {key}{one and f'.{one}'}")
+
+
+def _check_number(value: Any, least: float, what: str) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not least <= value <= 100:
+        raise SettingsError(f"{what} = {value!r}", f"a number from {least:g} to 100")
 
 
 SAMPLINGS: dict[str, Callable[..., np.ndarray]] = {

@@ -114,10 +114,12 @@ def _blend(material: Material) -> dict[str, Any] | None:
     about = material.attempt(lambda: load_json(path)) if path.is_file() else None
     if not about or not about.get("members"):
         return None
-    picture = material.run / "blend" / "diversity.png"
+    picture, groups = material.run / "blend" / "diversity.png", about.get("groups") or {}
+    inside = {name: f"{name} ({', '.join(group['members'])})" for name, group in groups.items()}
+    weights = [(inside.get(name, name), weight) for name, weight in (about.get("weights") or {}).items()]
     return {
         "words": blend_words(about, list(material.members)),
-        "weights": list((about.get("weights") or {}).items()) if len(about["members"]) > 1 else [],
+        "weights": weights if len(about["members"]) > 1 else [],
         "nested": about.get("nested") or [],
         "picture": "./blend/diversity.png" if picture.is_file() else "",
     }

@@ -72,6 +72,12 @@ def judgement(found: dict[str, Any] | None, manifest: Manifest | None, recipe: d
         "The given labels were taken as the truth: where a label is wrong, a right answer counts as a "
         "mistake, and an answer as wrong as the label counts as right."
     )
+    if refitted := refitted_members(recipe):
+        whose = f" (of {', '.join(refitted)})" if recipe.get("members") else ""
+        said.append(
+            "It is the figure of networks that each learned a part of the photographs. New photographs are answered by "
+            f"one that learned all of them{whose}, from which none is left to judge it by."
+        )
     train = recipe.get("train") or {}
     if recipe.get("method") == "finetune" and (train.get("keep") == "best" or train.get("patience")):
         said.append("The held-out photographs also chose the best epoch: the figure is a little too high.")
@@ -87,6 +93,14 @@ def judgement(found: dict[str, Any] | None, manifest: Manifest | None, recipe: d
         "those before relying on it."
     )
     return said
+
+
+def refitted_members(recipe: dict[str, Any]) -> list[str]:
+    """Names of the members of a run that are trained on everything beside their folds."""
+    if (recipe.get("folds") or {}).get("kind") == "none":
+        return []
+    members = recipe.get("members") or {"main": {}}
+    return [name for name, changes in members.items() if changes.get("refit", recipe.get("refit", False))]
 
 
 def _weakest(found: dict[str, Any]) -> list[str]:

@@ -32,7 +32,7 @@ from manihot.ensemble.nested import (
 from manihot.ensemble.plans import load_plan
 from manihot.ensemble.search import SEARCHES
 from manihot.ensemble.second_level import Combination, as_weighted
-from manihot.ensemble.stack import STACKERS, check_folds, fit_stack, mean_of_stacks
+from manihot.ensemble.stack import STACKERS, Without, check_folds, fit_stack, mean_of_stacks
 from manihot.errors import DataError, SettingsError
 from manihot.metrics import METRICS, PER_CLASS, evaluate
 from manihot.records.groups import group_numbers
@@ -114,8 +114,9 @@ def blend_members(
     n_folds: int = 5,
     seed: int = 0,
     plan: str | None = None,
+    without: Without | None = None,
 ) -> dict[str, Any]:
-    """`blend_files` for members already read; groups: (N,) or None."""
+    """`blend_files` for members already read; groups: (N,) or None. without: as in `fit_stack`."""
     known = members.labels >= 0
     names = ["auto", "uniform", "fixed", *(n for n in method_names() if n not in STACKERS)]
     if method not in names:
@@ -143,11 +144,13 @@ def blend_members(
     elif method == "auto":
         own = members.labelled()
         own_groups = None if groups is None else groups[known]
-        nested = nested_cv(own.pred_probs, own.labels, own_groups, methods, metric, n_folds, seed=seed)
+        nested = nested_cv(
+            own.pred_probs, own.labels, own_groups, methods, metric, n_folds, seed=seed, without=without
+        )
         _write_table(Path(out) / "nested.csv", nested.table)
         record["nested"] = nested.table.to_dict("records")
         method = nested.chosen
-    probs, test_probs, used = _apply(members, tests, method, weights, mean, groups, n_folds, seed)
+    probs, test_probs, used = _apply(members, tests, method, weights, mean, groups, n_folds, seed, without)
     kind = method if method in MEANS else mean if method in ("uniform", "fixed") else "arithmetic"
     reference = members.pred_probs if kind == "rank" else None
     as_weighted(members.names, members.classes, used, kind, reference).save(Path(out) / COMBINATION)
@@ -189,6 +192,7 @@ def _apply(
     groups: np.ndarray | None,
     n_folds: int,
     seed: int,
+    without: Without | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Out-of-fold (held-out where fitted) and test probabilities, and the weights in use."""
     if method in SEARCHES and method != "uniform":
@@ -197,7 +201,7 @@ def _apply(
         used = SEARCHES[method](own.pred_probs, own.labels, seed)
         folds = make_folds(own.labels, None if groups is None else groups[known], n_folds, seed)
         probs = blend(members.pred_probs, used)
-        probs[known] = predict_held_out(method, own.pred_probs, own.labels, folds, seed)
+        probs[known] = predict_held_out(method, own.pred_probs, own.labels, folds, seed, without)
         return probs, None if tests is None else blend(tests.pred_probs, used), used
     kind = method if method in MEANS else mean
     used = check_weights(weights if method == "fixed" else None, len(members.names))
@@ -230,16 +234,17 @@ def stack_files(
 def stack_level(
     members: Members, out: Path, tests: Members | None = None, methods: Sequence[str] = ("logistic",),
     groups: np.ndarray | None = None, n_folds: int = 5, seed: int = 0, stem: str = "stack",
+    without: Without | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """`stack_files` for labelled members already read; groups: (N,) or None. methods may hold names of SEARCHES:
-    their weights then join the mean of the stackers (37th place).
+    their weights then join the mean of the stackers (37th place). without: as in `fit_stack`.
     """
     if not methods:
         raise SettingsError("no stacker is named", f"one or more of: {', '.join(STACKERS)}")
-    folds, said = _second_level_folds(members, groups, n_folds, seed)
+    folds, said = second_level_folds(members, groups, n_folds, seed)
     test_probs = None if tests is None else tests.pred_probs
     stacks = [
-        fit_stack(members.pred_probs, members.labels, m, test_probs, folds, groups, seed=seed)
+        fit_stack(members.pred_probs, members.labels, m, test_probs, folds, groups, seed=seed, without=without)
         for m in methods
     ]
     stacked = mean_of_stacks(stacks)
@@ -265,7 +270,7 @@ def stack_level(
     return _write(Path(out), stem, members, stacked.oof, tests, stacked.test, record, groups, folds)
 
 
-def _second_level_folds(
+def second_level_folds(
     members: Members, groups: np.ndarray | None, n_folds: int, seed: int
 ) -> tuple[np.ndarray, str]:
     """Folds (N,) that cut no group: the first level's where they are known and do that; and where they come from."""

@@ -7,7 +7,7 @@ as `stack_members` makes it from `Predictions`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +97,18 @@ class Members:
         """Whether the first level's folds are known: two or more, none missing."""
         return len(self.fold) > 0 and self.fold.min() >= 0 and self.fold.max() >= 1
 
+    def subset(self, names: Sequence[str]) -> Members:
+        """Those members alone, in the order of `names`."""
+        rows = [self.names.index(name) for name in names]
+        return replace(self, names=tuple(names), pred_probs=self.pred_probs[rows])
+
+    def take(self, rows: np.ndarray) -> Members:
+        """The photographs of `rows`, places or a mask (N,)."""
+        return replace(
+            self, image_id=self.image_id[rows], pred_probs=self.pred_probs[:, rows], labels=self.labels[rows],
+            fold=self.fold[rows], unknown=None if self.unknown is None else self.unknown[rows],
+        )  # fmt: skip
+
     def labelled(self) -> Members:
         """Only the photographs with a label; none at all is a DataError."""
         rows = self.labels >= 0
@@ -107,15 +119,7 @@ class Members:
                 f"{self.names[0]}: no photograph has a label, so nothing can be fitted or scored",
                 "give out-of-fold predictions with a label column",
             )
-        return Members(
-            self.names,
-            self.image_id[rows],
-            self.pred_probs[:, rows],
-            self.labels[rows],
-            self.fold[rows],
-            self.classes,
-            None if self.unknown is None else self.unknown[rows],
-        )
+        return self.take(rows)
 
 
 def stack_members(predictions: Iterable[Predictions], names: Sequence[str]) -> Members:

@@ -29,7 +29,7 @@ from scipy.stats import binomtest
 from manihot.ensemble.blend import MEANS, blend
 from manihot.ensemble.members import check_members
 from manihot.ensemble.search import MAX_SUBSET_MEMBERS, SEARCHES
-from manihot.ensemble.stack import STACKERS, Predictor, check_folds
+from manihot.ensemble.stack import STACKERS, Predictor, Without, check_folds
 from manihot.errors import SettingsError
 from manihot.progress import track
 from manihot.records.groups import group_numbers
@@ -66,13 +66,18 @@ def method_names() -> list[str]:
 
 
 def predict_held_out(
-    name: str, pred_probs: np.ndarray, labels: np.ndarray, folds: np.ndarray, seed: int = 0
-) -> np.ndarray:
-    """Probabilities (N, K), each row by the method fitted on the other folds; folds int (N,)."""
+    name: str, pred_probs: np.ndarray, labels: np.ndarray, folds: np.ndarray, seed: int = 0,
+    without: Without | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Probabilities (N, K), each row by the method fitted on the other folds; folds int (N,).
+
+    without: as in `fit_stack`.
+    """
     out = np.empty(pred_probs.shape[1:])
     for fold in np.unique(folds):
         away = folds == fold
-        out[away] = fit_method(name, pred_probs[:, ~away], labels[~away], seed)(pred_probs[:, away])
+        seen = pred_probs if without is None else without(away)
+        out[away] = fit_method(name, seen[:, ~away], labels[~away], seed)(seen[:, away])
     return out
 
 
@@ -96,13 +101,14 @@ def nested_cv(
     n_folds: int = 5,
     repeats: int = 1,
     seed: int = 0,
+    without: Without | None = None,
 ) -> NestedResult:
     """What each method claims in-sample and what it is worth on held-out photographs, against plain
     averaging.
 
     pred_probs: out-of-fold (M, N, K). labels: (N,). groups: (N,), duplicates together. metric: 'accuracy' or
     'log_loss'; for the latter every blend is given the temperature that fits the training part, so that
-    boldness alone is no gain. repeats: how many divisions are averaged.
+    boldness alone is no gain. repeats: how many divisions are averaged. without: as in `fit_stack`.
 
     Columns: method, claimed (fitted and scored on everything), fresh (held out), plain (plain averaging, the
     same way), gain = fresh against plain with its 95 % interval low, high (positive is better),
@@ -131,7 +137,8 @@ def nested_cv(
     work = [(name, folds, fold) for folds in divisions for fold in np.unique(folds) for name in scores]
     for name, folds, fold in track(work, "Nested cross-validation", len(work)):
         away = folds == fold
-        fit, new, y = pred_probs[:, ~away], pred_probs[:, away], labels[~away]
+        seen = pred_probs if without is None else without(away)
+        fit, new, y = seen[:, ~away], seen[:, away], labels[~away]
         scores[name][away] += (
             _score_rows(_fresh(name, fit, y, new, metric, seed), labels[away], metric) / repeats
         )

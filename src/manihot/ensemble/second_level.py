@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.special import softmax
@@ -104,11 +105,17 @@ def weighted_mean(weights: np.ndarray, mean: str = "arithmetic", reference: np.n
 
 @dataclass(frozen=True)
 class Combination:
-    """How a run's members become one answer: the mean over `parts`, each the mean over its fitted folds."""
+    """How a run's members become one answer: the mean over `parts`, each the mean over its fitted folds.
+
+    groups: by name, members that become one first. `inputs` are then what the parts take: names of groups and of
+    members; they are the members themselves where it is empty.
+    """
 
     members: tuple[str, ...]
     classes: tuple[str, ...]
     parts: tuple[tuple[Part, ...], ...]
+    inputs: tuple[str, ...] = ()
+    groups: tuple[tuple[str, Combination], ...] = ()
 
     def __call__(self, pred_probs: np.ndarray) -> np.ndarray:
         """Members (M, N, K) in the order of `members` to probabilities float64 (N, K)."""
@@ -118,19 +125,29 @@ class Combination:
                 f"{len(self.classes)} classes",
                 "predict with every member of the blend",
             )
+        if self.inputs:
+            groups, place = dict(self.groups), {name: m for m, name in enumerate(self.members)}
+            pred_probs = np.stack(
+                [
+                    groups[name](pred_probs[[place[one] for one in groups[name].members]])
+                    if name in groups
+                    else pred_probs[place[name]]
+                    for name in self.inputs
+                ]
+            )
         return np.mean([np.mean([part(pred_probs) for part in folds], axis=0) for folds in self.parts], axis=0)
 
     def save(self, path: Path) -> None:
         """Write as .npz, atomically."""
-        about = {
-            "members": self.members,
-            "classes": self.classes,
-            "parts": [[part.kind for part in folds] for folds in self.parts],
-        }
-        arrays = {"about": np.array(json.dumps(about))}
-        for i, folds in enumerate(self.parts):
-            for j, part in enumerate(folds):
-                arrays |= {f"{i}.{j}.{name}": value for name, value in part.arrays.items()}
+        about: dict[str, Any] = {"members": self.members, "classes": self.classes, "parts": _kinds(self.parts)}
+        if self.inputs:
+            about["inputs"] = self.inputs
+            about["groups"] = [
+                {"name": name, "members": one.members, "parts": _kinds(one.parts)} for name, one in self.groups
+            ]
+        arrays = {"about": np.array(json.dumps(about)), **_arrays(self.parts, "")}
+        for number, (_, one) in enumerate(self.groups):
+            arrays |= _arrays(one.parts, f"group{number}.")
         with atomic_path(path) as temporary, open(temporary, "wb") as handle:
             np.savez_compressed(handle, **arrays)  # type: ignore[arg-type]
 
@@ -140,13 +157,13 @@ class Combination:
         try:
             with np.load(path, allow_pickle=False) as file:
                 about, arrays = json.loads(str(file["about"])), {name: file[name] for name in file.files}
-            parts = tuple(
-                tuple(Part(kind, _below(arrays, f"{i}.{j}.")) for j, kind in enumerate(kinds))
-                for i, kinds in enumerate(about["parts"])
+            classes = tuple(about["classes"])
+            groups = tuple(
+                (one["name"], cls(tuple(one["members"]), classes, _parts(one["parts"], arrays, f"group{number}.")))
+                for number, one in enumerate(about.get("groups", ()))
             )
-            if not parts or not all(part.kind in KINDS and part.arrays for folds in parts for part in folds):
-                raise ValueError("its parts are unknown")
-            return cls(tuple(about["members"]), tuple(about["classes"]), parts)
+            parts, inputs = _parts(about["parts"], arrays, ""), tuple(about.get("inputs", ()))
+            return cls(tuple(about["members"]), classes, parts, inputs, groups)
         except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"{path}: not a saved blend ({error})", "run the same `manihot run` again, it makes it anew"
@@ -161,6 +178,41 @@ def as_weighted(
     kept = [m for m in range(len(members)) if weights[m] > 0]
     part = weighted_mean(np.asarray(weights)[kept], mean, None if reference is None else reference[kept])
     return Combination(tuple(members[m] for m in kept), tuple(classes), ((part,),))
+
+
+def with_groups(outer: Combination, groups: Mapping[str, Combination]) -> Combination:
+    """A blend of `groups` by name and of members, as one that takes the members themselves."""
+    inner = [groups[name].members if name in groups else (name,) for name in outer.members]
+    leaves = tuple(dict.fromkeys(member for names in inner for member in names))
+    kept = tuple((name, groups[name]) for name in outer.members if name in groups)
+    return Combination(leaves, outer.classes, outer.parts, outer.members, kept)
+
+
+Fits = tuple[tuple[Part, ...], ...]
+
+
+def _kinds(parts: Fits) -> list[list[str]]:
+    return [[part.kind for part in folds] for folds in parts]
+
+
+def _arrays(parts: Fits, prefix: str) -> Arrays:
+    return {
+        f"{prefix}{i}.{j}.{name}": value
+        for i, folds in enumerate(parts)
+        for j, part in enumerate(folds)
+        for name, value in part.arrays.items()
+    }
+
+
+def _parts(kinds: Sequence[Sequence[str]], arrays: Arrays, prefix: str) -> Fits:
+    """What `_arrays` wrote; ValueError for anything else."""
+    parts = tuple(
+        tuple(Part(kind, _below(arrays, f"{prefix}{i}.{j}.")) for j, kind in enumerate(folds))
+        for i, folds in enumerate(kinds)
+    )
+    if not parts or not all(part.kind in KINDS and part.arrays for folds in parts for part in folds):
+        raise ValueError("its parts are unknown")
+    return parts
 
 
 def _below(arrays: Arrays, prefix: str) -> Arrays:

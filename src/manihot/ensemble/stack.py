@@ -30,6 +30,9 @@ from manihot.settings import suggest
 from manihot.trust.holdout import make_folds
 
 Predictor = Callable[[np.ndarray], np.ndarray]  # (M, N, K) -> float64 (N, K)
+# Members that were fitted themselves (groups): which photographs are away, bool (N,), to (M, N, K) that their labels
+# had no part in
+Without = Callable[[np.ndarray], np.ndarray]
 
 
 def fit_logistic(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, c: float = 0.1) -> Part:
@@ -146,13 +149,15 @@ def fit_stack(
     groups: np.ndarray | None = None,
     n_folds: int = 5,
     seed: int = 0,
+    without: Without | None = None,
 ) -> Stack:
     """Fit one stacker a second-level fold; predict what it held out, and test photographs by the mean over
     folds.
 
     pred_probs: out-of-fold (M, N, K). test: (M, N', K). folds: int (N,), the first level's where known;
-    otherwise made here from groups (N,), so that no duplicates stand on both sides. Raises DataError where
-    folds cut a group or arrays don't fit, SettingsError for an unknown method.
+    otherwise made here from groups (N,), so that no duplicates stand on both sides. without: where the members were
+    fitted on labels too, what they say when a fold's labels are kept from them. Raises DataError where folds cut a
+    group or arrays don't fit, SettingsError for an unknown method.
     """
     pred_probs, labels = check_members(pred_probs, labels)
     fit = _fitter(method)
@@ -174,9 +179,10 @@ def fit_stack(
                 f"the {int((~away).sum())} photographs that second-level fold {fold} learns from are of one class",
                 "a stack needs more photographs; blend them instead",
             )
-        predict = fit(pred_probs[:, ~away], labels[~away], seed)
+        seen = pred_probs if without is None else without(away)
+        predict = fit(seen[:, ~away], labels[~away], seed)
         fitted.append(predict)
-        oof[away] = predict(pred_probs[:, away])
+        oof[away] = predict(seen[:, away])
         if test is not None and out is not None:
             out += predict(test) / len(held_outs)
     return Stack(method, oof, out, folds, (tuple(fitted),))

@@ -8,71 +8,123 @@ the run's answer, and there is no ensemble.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from manihot.ensemble.blend import MEANS, blend
+from manihot.ensemble.blend import MEANS
 from manihot.ensemble.files import COMBINATION, blend_members, load_groups, load_tests, stack_level
+from manihot.ensemble.grouped import group_means, group_members, stackers_of
 from manihot.ensemble.members import check_weights, load_members
 from manihot.ensemble.search import SEARCHES
-from manihot.ensemble.second_level import as_weighted
+from manihot.ensemble.second_level import Combination, as_weighted, with_groups
 from manihot.ensemble.stack import STACKERS
 from manihot.errors import SettingsError
 from manihot.progress import say
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.runs import RunFolder, digest_file, save_json
-from manihot.settings import Blend, Recipe, suggest
+from manihot.settings import Blend, Recipe, Way, suggest
 
-WEIGHTS_OF_STACK = "differential_evolution"  # the 37th place's weights, which join the mean of its stackers
+Refuse = Callable[..., NoReturn]  # (what, remedy, *key)
 EXTRAS = {"lightgbm": "lightgbm", "optuna": "optuna"}  # ways of combining and the package that each needs
+
+
+def parts_of_blend(names: Sequence[str], settings: Blend) -> list[str]:
+    """What is blended: members and groups of them, in the order of the recipe, a group at its first member's place."""
+    return [part for part in _all_parts(names, settings) if not settings.members or part in settings.members]
 
 
 def members_of_blend(names: Sequence[str], settings: Blend) -> list[str]:
     """Those of the members `names` that become one answer, in the order of the recipe."""
-    return [name for name in names if not settings.members or name in settings.members]
+    parts = parts_of_blend(names, settings)
+    inside = {one for part in parts if part in settings.groups for one in settings.groups[part].members}
+    return [name for name in names if name in parts or name in inside]
+
+
+def _all_parts(names: Sequence[str], settings: Blend) -> list[str]:
+    group_of = {one: group for group, about in settings.groups.items() for one in about.members}
+    return list(dict.fromkeys(group_of.get(name, name) for name in names))
 
 
 def check_blend(recipe: Recipe) -> None:
     """SettingsError with file and line for what `blend` asks that can't be: names, members, contradictions."""
     own, names = recipe.blend, list(recipe.member_recipes())
+    for group, way in own.groups.items():
+        _check_group(recipe, group, names)
+        refuse = _refusal(recipe, "groups", group)
+        _check_way(way, [*way.members], refuse, ["uniform", "stack", *SEARCHES])
+        _check_together(way, [*way.members], refuse, recipe.folds.kind)
+    refuse = _refusal(recipe)
+    known = _all_parts(names, own)
+    named = [*(("members", at, name) for at, name in enumerate(own.members)), *(("weights", n, n) for n in own.weights)]
+    for key, at, name in named:
+        group = next((group for group, way in own.groups.items() if name in way.members), "")
+        if group:
+            refuse(f"{name!r} is in the group {group!r}", f"name the group: {group}", key, at)
+    for at, name in enumerate(own.members):
+        if name not in known:
+            refuse(f"the recipe has no member {name!r}", suggest(name, known), "members", at)
+    _check_way(own, known, refuse, ["auto", "stack", *SEARCHES])
+    _check_together(own, parts_of_blend(names, own), refuse, recipe.folds.kind)
 
-    def refuse(what: str, remedy: str, *key: str | int) -> None:
-        dotted = ".".join(["blend", *map(str, key)])
-        raise SettingsError(f"{recipe.where('blend', *key)}: {dotted}: {what}", remedy)
 
-    methods = ["auto", "stack", *SEARCHES]
+def _refusal(recipe: Recipe, *above: str) -> Refuse:
+    """What raises the SettingsError for a key below `blend` and `above`."""
+
+    def refuse(what: str, remedy: str, *key: str | int) -> NoReturn:
+        place = ("blend", *above, *key)
+        raise SettingsError(f"{recipe.where(*place)}: {'.'.join(map(str, place))}: {what}", remedy)
+
+    return refuse
+
+
+def _check_group(recipe: Recipe, group: str, names: Sequence[str]) -> None:
+    """SettingsError where a group's name or members can't be."""
+    own, refuse = recipe.blend.groups, _refusal(recipe, "groups", group)
+    if group in names:
+        refuse("the recipe has a member of that name", "give the group another name")
+    if not own[group].members:
+        refuse("the group has no members", f"members: some of {', '.join(names)}")
+    for at, name in enumerate(own[group].members):
+        if name in own:
+            refuse(f"{name!r} is a group, and groups hold members", "name its members", "members", at)
+        if name not in names:
+            refuse(f"the recipe has no member {name!r}", suggest(name, names), "members", at)
+        if name in own[group].members[:at]:
+            refuse(f"{name!r} stands twice", "name each member once", "members", at)
+        other = next((one for one, way in own.items() if one != group and name in way.members), "")
+        if other:
+            refuse(f"{name!r} is in the group {other!r} too", "a member belongs to one group", "members", at)
+
+
+def _check_way(own: Way, known: Sequence[str], refuse: Refuse, methods: Sequence[str]) -> None:
+    """Names that exist, and packages that are there; known: what may be given a weight."""
     if own.method in MEANS:
         refuse(f"{own.method!r} is a mean", f"method: uniform with mean: {own.method}", "method")
     if own.method not in methods:
         refuse(f"there is no way of blending called {own.method!r}", suggest(own.method, methods), "method")
     if own.mean not in MEANS:
         refuse(f"there is no mean {own.mean!r}", suggest(own.mean, list(MEANS)), "mean")
-    for at, name in enumerate(own.members):
-        if name not in names:
-            refuse(f"the recipe has no member {name!r}", suggest(name, names), "members", at)
     for at, name in enumerate(own.stackers):
         if name not in STACKERS:
             refuse(f"there is no stacker {name!r}", suggest(name, list(STACKERS)), "stackers", at)
     for name in own.weights:
-        if name not in names:
-            refuse(f"the recipe has no member {name!r}", suggest(name, names), "weights", name)
+        if name not in known:
+            refuse(f"the blend has no member {name!r}", suggest(name, known), "weights", name)
     for name in {own.method, *own.stackers} & set(EXTRAS):
         if find_spec(EXTRAS[name]) is None:
             refuse(f"{name!r} needs the package {EXTRAS[name]}", "pip install 'manihot[ensemble]'", "method")
-    _check_together(recipe, members_of_blend(names, own), refuse)
 
 
-def _check_together(recipe: Recipe, blended: list[str], refuse: Any) -> None:
-    """What is wrong only beside another setting."""
-    own = recipe.blend
+def _check_together(own: Way, blended: Sequence[str], refuse: Refuse, folds: str) -> None:
+    """What is wrong only beside another setting; folds: their kind."""
     fitted = own.method not in ("auto", "uniform")
     if own.weights:
-        if own.method != "auto":
+        if own.method != type(own)().method:
             refuse(f"stands beside the method {own.method!r}", "fixed weights need no method", "weights")
         missing = [name for name in blended if name not in own.weights]
         left_out = [name for name in own.weights if name not in blended]
@@ -94,9 +146,9 @@ def _check_together(recipe: Recipe, blended: list[str], refuse: Any) -> None:
         refuse(f"belongs to the method 'stack', not {own.method!r}", "method: stack", key)
     if fitted and len(blended) == 1:
         refuse(f"{own.method!r} of one member, {blended[0]!r}", "blend two members or more", "method")
-    if own.mean == "rank" and recipe.folds.kind == "none":
+    if own.mean == "rank" and folds == "none":
         refuse("ranks are taken among held-out photographs, but folds.kind is 'none'", "mean: arithmetic", "mean")
-    if fitted and recipe.folds.kind == "none":
+    if fitted and folds == "none":
         refuse(
             f"{own.method!r} is fitted on held-out photographs, but folds.kind is 'none'",
             "use method: uniform or fixed weights, or hold photographs out", "method",
@@ -109,7 +161,7 @@ def blend_stage(folder: RunFolder, names: Sequence[str], settings: Blend, seed: 
     'ensemble', or the one member that is left. Out-of-fold rows of anything fitted come from parts that were held
     out, duplicates kept together.
     """
-    blended = members_of_blend(names, settings)
+    blended, parts = members_of_blend(names, settings), parts_of_blend(names, settings)
     if len(blended) == 1:
         _leave_one(folder, blended[0], names)
         return blended[0]
@@ -122,13 +174,13 @@ def blend_stage(folder: RunFolder, names: Sequence[str], settings: Blend, seed: 
     def work() -> None:
         if (folder / "blend").exists():  # of other members or another method
             shutil.rmtree(folder / "blend")
-        found = _combine(folder, blended, oof, tests, settings, seed)
+        found = _combine(folder, parts, oof, tests, settings, seed)
         for kind in kinds:
             made = Predictions.load(folder / f"blend/blend.{kind}.parquet")
             made.save(folder / f"predictions/ensemble.{kind}.parquet")
         say(f"Blend of {len(blended)} members: {found['method']}")
 
-    asked = settings.model_dump(mode="json")
+    asked = settings.model_dump(mode="json", exclude=set() if settings.groups else {"groups"})
     inputs = [[digest_file(path) for path in (*oof, *tests, folder / "folds.parquet")], blended, asked, seed]
     outputs = ["blend/blend.json", f"blend/{COMBINATION}"] + [f"predictions/ensemble.{kind}.parquet" for kind in kinds]
     folder.stage("blend", inputs, outputs, work)
@@ -136,49 +188,62 @@ def blend_stage(folder: RunFolder, names: Sequence[str], settings: Blend, seed: 
 
 
 def _combine(
-    folder: RunFolder, names: list[str], oof: list[Path], tests: list[Path], settings: Blend, seed: int
+    folder: RunFolder, parts: list[str], oof: list[Path], tests: list[Path], settings: Blend, seed: int
 ) -> dict[str, Any]:
     out = folder / "blend"
-    weights = [settings.weights[name] for name in names] if settings.weights else None
+    weights = [settings.weights[name] for name in parts] if settings.weights else None
     if not oof:
-        found = _without_labels(folder, names, tests, settings, weights)
+        found = _without_labels(folder, parts, tests, settings, weights)
         save_json(out / "blend.json", found)
         return found
     members = load_members(oof)
-    members = members.labelled() if settings.method == "stack" else members
+    members = members.labelled() if settings.method == "stack" or settings.groups else members
     test = load_tests(tests, members)
     groups = load_groups(folder / "folds.parquet", members)
+    grouped = group_members(members, test, parts, settings.groups, groups, seed) if settings.groups else None
+    without = None if grouped is None else grouped.without
+    if grouped is not None:
+        members, test = grouped.members, grouped.tests
     if settings.method == "stack":
-        stackers = [*(settings.stackers or ("logistic",)), *([WEIGHTS_OF_STACK] if settings.with_weights else [])]
-        found = stack_level(members, out, test, stackers, groups, seed=seed, stem="blend")
+        found = stack_level(members, out, test, stackers_of(settings), groups, seed=seed, stem="blend", without=without)
         found = {**found, "asked": "stack", "method": f"stack of {found['method']}", "weights": None}
     else:
-        found = blend_members(members, out, test, settings.method, weights, settings.mean, groups, seed=seed)
+        found = blend_members(
+            members, out, test, settings.method, weights, settings.mean, groups, seed=seed, without=without
+        )
+    if grouped is not None:
+        with_groups(Combination.load(out / COMBINATION), grouped.fitted).save(out / COMBINATION)
+        found["groups"] = {name: grouped.about[name] for name in parts if name in grouped.about}
     save_json(out / "blend.json", found)
     return found
 
 
 def _without_labels(
-    folder: RunFolder, names: list[str], tests: list[Path], settings: Blend, weights: list[float] | None
+    folder: RunFolder, parts: list[str], tests: list[Path], settings: Blend, weights: list[float] | None
 ) -> dict[str, Any]:
     """Averaging of the test photographs and of those to come, where nothing was held out to judge or fit by."""
     out, classes = folder / "blend", Manifest.load(folder / "folds.parquet").classes
-    used = check_weights(weights, len(names))
-    as_weighted(names, classes, used, settings.mean).save(out / COMBINATION)
+    used = check_weights(weights, len(parts))
+    groups = group_means(settings.groups, parts, classes)
+    fitted = {name: one for name, (one, _) in groups.items()}
+    whole = with_groups(as_weighted(parts, classes, used, settings.mean), fitted)
+    whole.save(out / COMBINATION)
     if tests:
         members = load_members(tests)
-        probs = blend(members.pred_probs, used, settings.mean)
+        probs = whole(members.subset(whole.members).pred_probs)
         made = Predictions.from_probs(members.image_id, probs, classes, members.labels, unknown=members.unknown)
         made.save(out / "blend.test.parquet")
         made.save_submission(out / "submission.csv")
+    about = {"groups": {name: told for name, (_, told) in groups.items()}} if groups else {}
     return {
-        "members": names,
+        "members": parts,
         "classes": list(classes),
         "asked": settings.method,
         "note": "no photograph was held out, so nothing says what the blend is worth",
         "method": "uniform" if weights is None else "fixed",
         "mean": settings.mean,
-        "weights": dict(zip(names, map(float, used))),
+        "weights": dict(zip(parts, map(float, used))),
+        **about,
     }
 
 

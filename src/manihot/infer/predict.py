@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -15,7 +16,7 @@ from scipy.special import softmax
 from manihot.data.views import make_view
 from manihot.errors import DataError, WeightsError
 from manihot.infer.runners import Outputs, Runner, TorchRunner, choose_device
-from manihot.models.checkpoint import TrainedModel, load_model
+from manihot.models.checkpoint import WHOLE, TrainedModel, load_model, load_network
 from manihot.photos.decode import PhotoFault
 from manihot.photos.preprocess import Preprocess, Unresized
 from manihot.photos.store import load_photo, load_unresized
@@ -23,7 +24,7 @@ from manihot.progress import say, track
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import TINY, Predictions
 from manihot.settings import View
-from manihot.trust.strangers import NOT_OF_THIS_KIND, Strangers, flag_unknown
+from manihot.trust.strangers import NOT_OF_THIS_KIND, SHARED, Strangers, flag_unknown
 
 Loaded = TypeVar("Loaded")
 
@@ -180,13 +181,13 @@ def predict_photos(
     rows = np.arange(len(manifest))
     members: dict[str, np.ndarray] = {}
     networks: dict[str, int] = {}
-    unknown: list[tuple[float, np.ndarray]] = []  # of models with that output
+    unknown: list[tuple[str, float, np.ndarray]] = []  # of models with that output
     for model in models:
         photos = PhotoFiles(manifest.paths, model.preprocess)
         precision = str(model.about.get("precision", "fp32"))
         runners = [TorchRunner(network, model.preprocess, device, precision) for network in model.networks]
         keep = None if first is None else first.of(model)
-        told = UnknownOutput(len(rows), model.views)
+        told, name = UnknownOutput(len(rows), model.views), str(model.about.get("member", ""))
 
         def also(place: slice, view: int, outputs: list[Outputs], told: Any = told, keep: Any = keep) -> None:
             told(place, view, outputs)
@@ -196,14 +197,14 @@ def predict_photos(
         logits = forward_views(runners, photos, rows, model.preprocess, model.views, batch, also=also)
         logits = merge_views(logits, model.views)
         if told.probability is not None:
-            unknown.append((model.weight * len(runners), told.probability))
-        name = str(model.about.get("member", ""))
+            unknown.append((name, model.weight * len(runners), told.probability))
         probs = softmax(logits.astype(np.float64), axis=1) * len(runners)
         members[name] = members.get(name, 0.0) + probs
         networks[name] = networks.get(name, 0) + len(runners)
     total = _as_one(models, {name: probs / networks[name] for name, probs in members.items()})
     labels = manifest.labels if manifest.classes == models[0].classes else _match(manifest, models[0].classes)
-    mean = np.average([p for _, p in unknown], axis=0, weights=[w for w, _ in unknown]) if unknown else None
+    shares = [weight / networks[name] for name, weight, _ in unknown]  # members count alike, whatever their networks
+    mean = np.average([p for _, _, p in unknown], axis=0, weights=shares) if unknown else None
     return Predictions.from_probs(manifest.image_id, total, models[0].classes, labels, unknown=mean)
 
 
@@ -253,7 +254,10 @@ def predict(
     asked = out is not None and (trust / "sets.json").is_file() and not Path(out).name.endswith("submission.csv")
     strangers = Strangers.load(trust) if asked and (trust / "unknown.json").is_file() else None
     first = FirstViews(strangers.member, len(manifest)) if strangers is not None and strangers.detectors else None
+    say_who_answers(models)
     predictions = predict_photos(models, manifest, choose_device(device), batch, first)
+    if strangers is not None and first is not None:
+        strangers = look_as_fitted(strangers, first, Path(model), manifest, choose_device(device), batch)
     if out is not None:
         save_predictions(predictions, Path(out))
         if asked:
@@ -270,6 +274,41 @@ def predict(
     return predictions
 
 
+def say_who_answers(models: Sequence[TrainedModel]) -> None:
+    """Whose networks answer, where any was trained on everything."""
+    folds: dict[str, list[int]] = {}
+    for model in models:
+        folds.setdefault(str(model.about.get("member", "")), []).extend(model.folds)
+    if any(WHOLE in own for own in folds.values()):
+        how = ["trained on everything" if WHOLE in own else f"the mean of {len(own)} folds" for own in folds.values()]
+        say(f"Networks that answer: {', '.join(f'{name} ({words})' for name, words in zip(folds, how))}")
+
+
+def look_as_fitted(
+    strangers: Strangers, first: FirstViews, run: Path, manifest: Manifest, device: torch.device, batch: int = 32
+) -> Strangers:
+    """Where a network trained on everything answers, look once more with a fold's, whose embeddings strangers show in.
+
+    What tells strangers was fitted on photographs that a fold's network had not seen; that other network has a space
+    of its own, in which every photograph of the run is one that it was taught. Without a fold's network nothing tells
+    strangers, and the result says why.
+    """
+    fold = min(strangers.detectors)
+    if fold == SHARED or WHOLE not in first.by_fold:
+        return strangers
+    path = run / f"members/{strangers.member}/fold{fold}/best.safetensors"
+    if not path.is_file():
+        return replace(strangers, detectors={}, why=f"{path} is gone, and the network that answers knows them all")
+    model = load_network(path)
+    precision = str(model.about.get("precision", "fp32"))
+    runner = TorchRunner(model.networks[0], model.preprocess, device, precision)
+    photos, rows = PhotoFiles(manifest.paths, model.preprocess), np.arange(len(manifest))
+    what, views = "Photographs of another kind", model.views[:1]
+    seen = forward_views([runner], photos, rows, model.preprocess, views, batch, "embeddings", what)
+    first.by_fold[fold] = seen[:, 0]
+    return strangers
+
+
 def _save_answers(
     predictions: Predictions, trust: Path, out: Path, strangers: Strangers | None, first: FirstViews | None
 ) -> None:
@@ -279,7 +318,7 @@ def _save_answers(
     answers = apply_trust(predictions, trust)
     # each sign that a photograph is of another kind has its column here
     signs: dict[str, tuple[np.ndarray, float]] = {}
-    if strangers is not None and first is not None and len(predictions):
+    if strangers is not None and first is not None and strangers.detectors and len(predictions):
         signs["strangeness"] = (strangers.strangeness(first.by_fold), 1.0)
     elif strangers is not None and strangers.why:
         say(f"Photographs of another kind are not told apart: {strangers.why}")

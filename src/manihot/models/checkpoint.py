@@ -23,6 +23,8 @@ from manihot.records.runs import atomic_path, load_json
 from manihot.settings import Model, View
 
 FORMAT = 1
+WHOLE = -2  # in place of a fold's number: trained on everything, nothing was held out
+REFITTED = "refit"  # folder beside a member's folds: its network that was trained on everything
 
 
 @dataclass
@@ -89,12 +91,13 @@ def load_network(path: Path) -> TrainedModel:
 def load_model(path: Path) -> list[TrainedModel]:
     """The models of a run, a member or a file: one TrainedModel for each way of seeing a photograph.
 
-    path: RUN (all members, all folds), RUN/members/NAME, or one .safetensors. Folds of a member are averaged,
-    members of a run become one answer as its blend says (`combination`; members left out of it are not loaded).
+    path: RUN (all members, all folds), RUN/members/NAME, or one .safetensors. Folds of a member are averaged, but for
+    one that was refitted on everything, whose network stands for them; members of a run become one answer as its
+    blend says (`combination`; members left out of it are not loaded).
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(path.glob("members/*/fold*/best.safetensors")) or sorted(path.glob("fold*/best.safetensors"))
+        files = _networks(path)
         if not files:
             raise WeightsError(f"{path}: no trained model here", "name a finished run folder, or a .safetensors file")
     elif path.is_file():
@@ -115,6 +118,17 @@ def load_model(path: Path) -> list[TrainedModel]:
     if len({model.classes for model in models}) > 1:
         raise WeightsError(f"{path}: the members don't predict the same classes")
     return models
+
+
+def _networks(path: Path) -> list[Path]:
+    """The files of a run's or a member's networks that answer new photographs."""
+    for member in ("members/*/", ""):
+        refitted = sorted(path.glob(f"{member}{REFITTED}/best.safetensors"))
+        folds = sorted(path.glob(f"{member}fold*/best.safetensors"))
+        stood_for = {file.parents[1] for file in refitted}
+        if found := sorted([*refitted, *(file for file in folds if file.parents[1] not in stood_for)]):
+            return found
+    return []
 
 
 def _as_blended(run: Path, models: list[TrainedModel]) -> list[TrainedModel]:

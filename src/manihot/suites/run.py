@@ -109,7 +109,8 @@ def train_arm(
     from manihot.train.look_again import look_again
     from manihot.train.member import make_member
 
-    member = make_member(folder, arm, recipe, manifest, device, workers)
+    folds_alone = recipe.model_copy(update={"refit": False})
+    member = make_member(folder, arm, folds_alone, manifest, device, workers)
     if suite.arms[arm].of:
         look_again(member, suite.arms[arm].of, folds)
         return
@@ -138,7 +139,8 @@ def arm_digest(suite: Suite, arm: str, folder: RunFolder) -> str:
     """What decides an arm's predictions, so that those made with other settings are never compared."""
     recipe = suite.recipe.member_recipes()[arm].resolved()
     asked = [arm_digest(suite, one, folder) for one in suite.asked(arm) if one != suite.arms[arm].against]
-    about = {key: value for key, value in recipe.items() if key not in ("name", "description", "source", "blend")}
+    apart = ("name", "description", "source", "blend", "refit")  # nothing is refitted: only out-of-fold answers count
+    about = {key: value for key, value in recipe.items() if key not in apart}
     return digest_value([about, asked, suite.arms[arm].of, digest_file(folder / "folds.parquet")])
 
 

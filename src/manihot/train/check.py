@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from manihot.data.augment import build_ops
 from manihot.data.mixing import Mixer
 from manihot.data.negatives import check_negatives
-from manihot.data.sampling import check_sampling
+from manihot.data.sampling import check_sampling, named_classes, with_class_numbers
 from manihot.data.views import check_views
 from manihot.ensemble.stages import check_blend
 from manihot.errors import SettingsError
@@ -80,6 +80,16 @@ def check_features(member: Recipe, where: Where) -> None:
         raise SettingsError(f"{where('step')}: the method 'features' has no steps", "use method: finetune")
 
 
+def check_classes(recipe: Recipe, classes: Sequence[str]) -> None:
+    """SettingsError where a sampling names a class that the photographs don't have."""
+    for name, member in recipe.member_recipes().items():
+        below = ("members", name) if recipe.members else ()
+        stages = member.stage_recipes()
+        for number, stage in enumerate(stages):
+            where = _where(recipe, below, number if len(stages) > 1 else None)
+            with_class_numbers(stage.sampling, classes, where("sampling"))
+
+
 def check_source_use(recipe: Recipe, stage: Recipe, where: str) -> None:
     """SettingsError where a member or stage wants a source that the run leaves out."""
     for name, settings in stage.sources.items():
@@ -106,6 +116,11 @@ def check_techniques(stage: Recipe, where: Where) -> None:
     check_schedule(stage.schedule, where("schedule"))
     check_averaging(stage.averaging, where("averaging"))
     check_sampling(stage.sampling, where("sampling"))
+    if named_classes(stage.sampling) and stage.labels.name == "clusters":
+        raise SettingsError(
+            f"{where('sampling')}: it names classes, but labels 'clusters' are learned",
+            "leave classes and times out, or set another sampling in that stage",
+        )
     try:
         build_ops(stage.augment)
     except SettingsError as error:
@@ -127,6 +142,11 @@ def check_training(member: Recipe, train: str, schedule: str, optimizer: str) ->
         raise SettingsError(
             f"{schedule}: {member.schedule.name} watches held-out photographs, but folds.kind is 'none'",
             "use schedule: {name: cosine}, or hold photographs out",
+        )
+    if member.refit and member.folds.kind != "none" and member.schedule.name in NEEDS_SCORES:
+        raise SettingsError(
+            f"{schedule}: {member.schedule.name} watches held-out photographs, and refit trains without any",
+            "use schedule: {name: cosine}, or refit: false",
         )
     if member.optimizer.lookahead and member.optimizer.name == "ranger":
         raise SettingsError(

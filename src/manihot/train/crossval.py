@@ -2,7 +2,8 @@
 
 A fold leaves members/NAME/foldK/ with best.safetensors, oof.parquet (the photographs it held out) and, where
 there are test photographs, test.parquet. Together they become predictions/NAME.oof.parquet and
-NAME.test.parquet.
+NAME.test.parquet. With `refit` a training on everything follows, in members/NAME/refit/: its network answers test
+photographs and new ones, and the folds say what the member is worth.
 """
 
 from __future__ import annotations
@@ -15,20 +16,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from manihot.data.sampling import expected_repeats
+from manihot.data.sampling import expected_repeats, with_class_numbers
 from manihot.errors import SettingsError
 from manihot.infer.predict import merge_views
 from manihot.infer.runners import OnnxRunner, Runner, TorchRunner
 from manihot.models.backbones import make_model
+from manihot.models.checkpoint import WHOLE
 from manihot.models.heads import Classifier
 from manihot.progress import say
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.runs import RunFolder, digest_file, digest_value, write_atomic
 from manihot.settings import Recipe
+from manihot.train.check import check_classes
 from manihot.train.distributed import from_first, is_first
 from manihot.train.features import fit_head, make_features
-from manihot.train.finetune import as_predictions, finetune, save_network
+from manihot.train.finetune import as_predictions, finetune, kept_epochs, save_network
 from manihot.train.labels import Asked, make_lesson, members_asked
 from manihot.train.member import Member, make_member
 
@@ -60,17 +63,23 @@ def train_members(
 ) -> list[str]:
     """Train every member on every fold and write its predictions; returns the members' names."""
     recipes = recipe.member_recipes()
+    check_classes(recipe, manifest.classes)
     for name in in_order(recipes):
         member = make_member(run, name, recipes[name], manifest, device, workers)
-        folds = [
-            int(k)
-            for k in np.unique(manifest.fold[manifest.fold >= 0])
-            if not recipe.folds.only or k in recipe.folds.only
-        ]
+        folds = member.folds
         for fold in folds or [0]:
             train_fold(member, fold)
+        if is_refitted(member):
+            train_fold(member, WHOLE)
+        elif is_first():  # of a run that was refitted before `--update`
+            shutil.rmtree(member.folder(WHOLE), ignore_errors=True)
         from_first(partial(collect, member, folds))
     return list(recipes)
+
+
+def is_refitted(member: Member) -> bool:
+    """Whether a member is trained on everything beside its folds; without folds it is trained so anyway."""
+    return member.recipe.refit and bool(member.folds)
 
 
 def in_order(recipes: dict[str, Recipe]) -> list[str]:
@@ -87,8 +96,11 @@ def in_order(recipes: dict[str, Recipe]) -> list[str]:
 
 
 def train_fold(member: Member, fold: int) -> None:
-    """One fold, unless it is done: train, save the network, predict held-out and test photographs."""
-    folder = f"members/{member.name}/fold{fold}"
+    """One fold, unless it is done: train, save the network, predict held-out and test photographs.
+
+    fold: WHOLE trains on everything, which comes after the folds.
+    """
+    folder = f"members/{member.name}/{member.folder(fold).name}"
     train, held = member.rows(fold)
     settings = member.recipe.resolved()
     inputs = {
@@ -98,6 +110,8 @@ def train_fold(member: Member, fold: int) -> None:
         "size": member.preprocess.to_json(),
         "asked": [digest_file(member.run / f"predictions/{name}.oof.parquet") for name in members_asked(member.recipe)],
     }
+    if fold == WHOLE and member.recipe.method == "finetune":
+        inputs["epochs"] = kept_epochs(member)
     outputs = [f"{folder}/best.safetensors"]
     outputs += [f"{folder}/oof.parquet"] if len(held) else []
     outputs += [f"{folder}/test.parquet"] if len(member.test_rows) else []
@@ -121,8 +135,9 @@ def features(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
     group = manifest.table["group"].to_numpy()
     alone = np.where(group == "", [f"\0{i}" for i in range(len(group))], group).astype(str)
     groups = np.unique(alone[lesson.rows], return_inverse=True)[1]
-    weights = lesson.weights * expected_repeats(recipe.sampling, lesson.labels, member.seed(fold))
-    say(f"{member.name} fold {fold}: fitting the head on {len(lesson.rows)} photographs")
+    sampling = with_class_numbers(recipe.sampling, manifest.classes)
+    weights = lesson.weights * expected_repeats(sampling, lesson.labels, member.seed(fold))
+    say(f"{member.what(fold)}: fitting the head on {len(lesson.rows)} photographs")
     strengths, seed = recipe.features.c, member.seed(fold)
     weight, bias = fit_head(
         computed[lesson.rows], lesson.labels, len(manifest.classes), weights, groups, strengths, seed
@@ -177,7 +192,10 @@ class _Later:
 
 
 def collect(member: Member, folds: list[int]) -> None:
-    """Join the folds' predictions: held-out ones in the manifest's order, test photographs averaged."""
+    """Join the folds' predictions: held-out ones in the manifest's order, test photographs averaged.
+
+    Of a member that was refitted on everything, that network's answers on test photographs are the member's.
+    """
     parts = [
         Predictions.load(member.folder(k) / "oof.parquet")
         for k in folds
@@ -197,7 +215,8 @@ def collect(member: Member, folds: list[int]) -> None:
             member.run / f"predictions/{member.name}.oof.parquet"
         )
     if len(member.test_rows):
-        tests = [Predictions.load(member.folder(k) / "test.parquet") for k in folds or [0]]
+        answering = [WHOLE] if is_refitted(member) else folds or [0]
+        tests = [Predictions.load(member.folder(k) / "test.parquet") for k in answering]
         mean = np.mean([p.pred_probs for p in tests], axis=0)
         unknown = [p.unknown for p in tests if p.unknown is not None]
         test = Predictions.from_probs(

@@ -19,11 +19,11 @@ from scipy.special import softmax
 from manihot import metrics
 from manihot.infer.predict import UnknownOutput, forward_views, merge_views
 from manihot.infer.runners import TorchRunner
-from manihot.models.checkpoint import TrainedModel, load_network, save_model
+from manihot.models.checkpoint import WHOLE, TrainedModel, load_network, save_model
 from manihot.progress import say
 from manihot.records.predictions import Predictions
 from manihot.records.runs import write_atomic
-from manihot.settings import View
+from manihot.settings import Recipe, View
 from manihot.train.distributed import by_parts, from_first, is_first
 from manihot.train.labels import Asked, make_lesson
 from manihot.train.loop import fit
@@ -38,15 +38,16 @@ DONE = "done"  # a stage's mark that its network is the one to keep: `keep: best
 def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> None:
     """Train the whole network on photographs, a stage after another."""
     stages, folder = stages_of(member), member.folder(fold)
+    epochs = kept_epochs(member) if fold == WHOLE else [stage.recipe.train.epochs for stage in stages]
     places = [folder] if len(stages) == 1 else [folder / f"stage{number}" for number in range(1, len(stages) + 1)]
     before: TrainedModel | None = None
     for number, (stage, place) in enumerate(zip(stages, places), 1):
-        what = f"{member.name} fold {fold}" + (f", stage {number} of {len(stages)}" if len(stages) > 1 else "")
+        what = member.what(fold) + (f", stage {number} of {len(stages)}" if len(stages) > 1 else "")
         if len(stages) > 1 and (place / DONE).is_file():
             say(f"{what}: done before")
         else:
             rows, _ = stage.rows(fold)
-            train_stage(stage, fold, rows, held, place, before, what)
+            train_stage(stage, fold, rows, held, place, before, what, epochs[number - 1])
             if len(stages) > 1:
                 from_first(partial(write_atomic, place / DONE, ""))
         before = load_network(place / NETWORK)
@@ -69,10 +70,45 @@ def stages_of(member: Member) -> list[Member]:
     return [replace(stage, stage=number) for number, stage in enumerate(made)]
 
 
+def kept_epochs(member: Member) -> list[int]:
+    """How many epochs of each stage are trained on everything: as many as the networks of the folds have learned.
+
+    All of them, or where scores on held-out photographs chose the epoch, which is impossible without any, the mean
+    over the folds, rounded.
+    """
+    recipes = member.recipe.stage_recipes()
+    epochs = []
+    for number, recipe in enumerate(recipes, 1):
+        train = recipe.train
+        paths = [member.folder(k) / (f"stage{number}" if len(recipes) > 1 else "") for k in member.folds]
+        histories = [_history(path) for path in paths] if train.keep == "best" or train.patience else []
+        kept = [_epochs_of(rows, recipe) for rows in histories]
+        epochs.append(max(1, round(float(np.mean(kept)))) if kept else train.epochs)
+    return epochs
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    text = (folder / "history.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _epochs_of(rows: list[dict[str, Any]], recipe: Recipe) -> int:
+    """Epochs that the kept network of a training has behind it."""
+    key = f"val_{recipe.train.monitor}"
+    if recipe.train.keep == "last" or not all(key in row for row in rows):
+        return len(rows)
+    watched = [row[key] if key == "val_loss" else -row[key] for row in rows]
+    return int(np.argmin(watched)) + 1
+
+
 def train_stage(
-    stage: Member, fold: int, train: np.ndarray, held: np.ndarray, folder: Path, before: TrainedModel | None, what: str
-) -> None:
-    """Train one stage and save its network into `folder`; a stopped one continues after its last epoch."""
+    stage: Member, fold: int, train: np.ndarray, held: np.ndarray, folder: Path, before: TrainedModel | None, what: str,
+    epochs: int,
+) -> None:  # fmt: skip
+    """Train one stage and save its network into `folder`; a stopped one continues after its last epoch.
+
+    epochs: after which it ends, the recipe's or fewer; rates and strengths are those of the recipe's number.
+    """
     recipe, manifest, device = stage.recipe, stage.manifest, stage.device
     lesson = from_first(lambda: make_lesson(Asked(stage, fold, train, before)))
     of_classes = recipe.labels.name != "clusters"
@@ -103,7 +139,7 @@ def train_stage(
 
     fit(
         training.model, training.loader, training.batches, make_step(recipe.step), training.state, recipe,
-        stage.seed(fold), folder, judge if len(held) and of_classes else None, save, what,
+        stage.seed(fold), folder, judge if len(held) and of_classes else None, save, what, epochs,
     )  # fmt: skip
 
 
@@ -121,7 +157,7 @@ def predict_fold(member: Member, fold: int, held: np.ndarray, runner: TorchRunne
     for rows, name in ((held, "oof"), (member.test_rows, "test")):
         if not len(rows):
             continue
-        what = f"{member.name} fold {fold}: {name}"
+        what = f"{member.what(fold)}: {name}"
 
         def predict(rows: np.ndarray, what: str = what) -> np.ndarray:
             told = UnknownOutput(len(rows), views)
@@ -150,7 +186,7 @@ def _joined_history(places: list[Path]) -> list[str]:
     """The stages' histories as one, epochs counted on."""
     lines, epochs = [], 0
     for number, place in enumerate(places, 1):
-        rows = [json.loads(line) for line in (place / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = _history(place)
         lines += [json.dumps({**row, "stage": number, "epoch": epochs + row["epoch"]}) + "\n" for row in rows]
         epochs += len(rows)
     return lines

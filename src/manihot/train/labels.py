@@ -26,7 +26,7 @@ from manihot.audit.label_errors import cleanlab_filter
 from manihot.errors import DataError, SettingsError
 from manihot.infer.predict import PhotoFiles, Photos, UnknownOutput, forward_views, merge_views
 from manihot.infer.runners import TorchRunner
-from manihot.models.checkpoint import TrainedModel, load_network
+from manihot.models.checkpoint import WHOLE, TrainedModel, load_model, load_network
 from manihot.photos.store import PhotoStore
 from manihot.progress import say
 from manihot.records.groups import group_numbers
@@ -101,7 +101,7 @@ def pseudo(
     probs = _ask(asked, rows, by)
     sure = probs.max(1) >= above
     told = np.eye(probs.shape[1])[probs.argmax(1)] if hard else probs / probs.sum(1, keepdims=True)
-    say(f"{member.name} fold {asked.fold}: {int(sure.sum())} of {len(rows)} photographs got a pseudo-label")
+    say(f"{member.what(asked.fold)}: {int(sure.sum())} of {len(rows)} photographs got a pseudo-label")
     return Lesson(
         np.concatenate([known.rows, rows[sure]]),
         np.concatenate([known.targets, told[sure].astype(np.float32)]),
@@ -130,7 +130,7 @@ def oof(
     elif do == "soft":
         targets[doubtful] = (targets[doubtful] + probs[doubtful]) / 2
     keep = ~doubtful if do == "drop" else np.ones(len(label), dtype=bool)
-    say(f"{asked.member.name} fold {asked.fold}: {do} {int(doubtful.sum())} labels that {_said(of)} contradicts")
+    say(f"{asked.member.what(asked.fold)}: {do} {int(doubtful.sum())} labels that {_said(of)} contradicts")
     return Lesson(known.rows[keep], targets[keep], known.weights[keep])
 
 
@@ -201,7 +201,7 @@ def checked(asked: Asked) -> Lesson:
     trust, rate = trust_labels(features, known.labels, known.classes, groups, member.seed(asked.fold))
     doubted = int((trust < 0.5).sum())
     say(
-        f"{member.name} fold {asked.fold}: about {rate:.0%} of the labels are wrong, "
+        f"{member.what(asked.fold)}: about {rate:.0%} of the labels are wrong, "
         f"{doubted} of {len(trust)} are more likely wrong than right and weigh little"
     )
     weights = known.weights * trust / trust.mean()
@@ -228,21 +228,24 @@ def _ask(asked: Asked, rows: np.ndarray, by: str) -> np.ndarray:
 
     Of a network with the output `unknown` they sum to less than 1: the rest says that it is none of the classes.
     """
-    member, what = asked.member, f"{asked.member.name} fold {asked.fold}: pseudo-labels"
+    member, what = asked.member, f"{asked.member.what(asked.fold)}: pseudo-labels"
     if by:
         path = member.run / f"members/{by}/fold{asked.fold}/best.safetensors"
-        if not path.is_file():
+        if asked.fold == WHOLE:  # nothing is held out, so all that `by` has learned may be asked
+            model = load_model(member.run / f"members/{by}")[0]
+        elif not path.is_file():
             raise DataError(
                 f"labels.by: member {by!r} has no network of fold {asked.fold}", f"train {by} first: {path}"
             )
-        model = load_network(path)
+        else:
+            model = load_network(path)
         views = model.views
     else:
         assert asked.before is not None, "check_labels lets no first stage ask for it"
         model, views = asked.before, (View(),)
-    runner = TorchRunner(model.networks[0], model.preprocess, member.device)
+    runners = [TorchRunner(network, model.preprocess, member.device) for network in model.networks]
     told = UnknownOutput(len(rows), views)
-    seen = forward_views([runner], _stored(asked, model), rows, model.preprocess, views, what=what, also=told)
+    seen = forward_views(runners, _stored(asked, model), rows, model.preprocess, views, what=what, also=told)
     probs = softmax(merge_views(seen, views).astype(np.float64), axis=1)
     return probs if told.probability is None else probs * (1 - told.probability)[:, None]
 
@@ -288,7 +291,7 @@ def make_lesson(asked: Asked) -> Lesson:
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in choice.settings.items()}
     if settings.pop("one_a_group", False):
         rows = one_a_group(asked.member.manifest.table["group"].to_numpy(), asked.train)
-        say(f"{asked.member.name} fold {asked.fold}: {len(asked.train) - len(rows)} photographs of groups left out")
+        say(f"{asked.member.what(asked.fold)}: {len(asked.train) - len(rows)} photographs of groups left out")
         asked = replace(asked, train=rows)
     return LABELS[choice.name](asked, **settings)
 

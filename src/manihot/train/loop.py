@@ -58,13 +58,16 @@ class Progress:
 def fit(
     model: nn.Module, loader: Any, batches: EpochBatches, step: Step, state: StepState, recipe: Recipe,
     seed: int, folder: Path, judge: Judge | None, save: Callable[[nn.Module], None], what: str,
+    epochs: int | None = None,
 ) -> Progress:  # fmt: skip
     """Train `model` in place by the recipe; `save` is called with the network to keep.
 
     judge: scores a network after each epoch; None without held-out photographs. folder: gets last.ckpt and
-    history.jsonl. Raises DataError when the loss is no longer finite.
+    history.jsonl. epochs: after which it stops, on the way of the recipe's own number; all when left out. Raises
+    DataError when the loss is no longer finite.
     """
     train = recipe.train
+    last = train.epochs if epochs is None else min(epochs, train.epochs)
     if judge is None and recipe.schedule.name in NEEDS_SCORES:
         raise SettingsError(f"schedule: {recipe.schedule.name} watches held-out photographs, and there are none")
     parts = _parts(model, math.ceil(len(batches) / train.accumulate), state, recipe)
@@ -80,7 +83,7 @@ def fit(
     progress = _resume(folder / "last.ckpt", parts, state.device)
     if progress.epoch:
         say(f"{what}: continues after epoch {progress.epoch} of {train.epochs}")
-    while progress.epoch < train.epochs and not _is_stalled(progress, train.patience):
+    while progress.epoch < last and not _is_stalled(progress, train.patience):
         epoch, clock = progress.epoch, time.perf_counter()
         torch.manual_seed(_seed_of(seed, epoch, distributed.rank()))
         batches.epoch = state.epoch = epoch

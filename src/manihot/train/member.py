@@ -12,6 +12,7 @@ from manihot.audit.sources import TRAIN_ONLY, narrow
 from manihot.infer.predict import PhotoFiles, Photos, UnresizedFiles
 from manihot.infer.runners import choose_device
 from manihot.models.backbones import make_preprocess
+from manihot.models.checkpoint import REFITTED, WHOLE
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.store import make_store
 from manihot.records.manifest import Manifest
@@ -21,6 +22,7 @@ from manihot.train.distributed import first_alone
 
 Triple = tuple[float, float, float]
 
+SEED_OF_WHOLE = 99  # beyond the usual numbers of folds
 ENOUGH_TO_MEASURE = 500  # photographs whose mean and spread are measured
 
 
@@ -36,6 +38,12 @@ class Member:
     device: torch.device
     run: RunFolder
     stage: int = 0  # number of the stage of training
+
+    @property
+    def folds(self) -> list[int]:
+        """Numbers of the folds that are trained; none where nothing is held out."""
+        held = np.unique(self.manifest.fold[self.manifest.fold >= 0])
+        return [int(k) for k in held if not self.recipe.folds.only or k in self.recipe.folds.only]
 
     def rows(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on and rows held out by `fold`; test and unlabelled photographs are in neither."""
@@ -91,13 +99,17 @@ class Member:
         """Rows that are only predicted."""
         return np.flatnonzero(self.manifest.table["split"].to_numpy() == "test")
 
+    def what(self, fold: int) -> str:
+        """The training of a fold, in words for the user."""
+        return f"{self.name}, on everything" if fold == WHOLE else f"{self.name} fold {fold}"
+
     def folder(self, fold: int) -> Path:
         """Where the fold's files lie."""
-        return self.run / f"members/{self.name}/fold{fold}"
+        return self.run / f"members/{self.name}" / (REFITTED if fold == WHOLE else f"fold{fold}")
 
     def seed(self, fold: int) -> int:
         """The seed of everything random in a fold."""
-        return self.recipe.seed * 1000 + 100 * self.stage + fold
+        return self.recipe.seed * 1000 + 100 * self.stage + (SEED_OF_WHOLE if fold == WHOLE else fold)
 
 
 def make_member(

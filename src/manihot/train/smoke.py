@@ -211,21 +211,27 @@ def _sources(recipe: Recipe) -> Iterator[tuple[Recipe, str, str]]:
 
 
 def smoke_classes(recipe: Recipe, classes: tuple[str, ...]) -> tuple[Recipe, list[str]]:
-    """The recipe with classes that the photographs have, where its sources name others; and which, in words."""
+    """The recipe with classes that the photographs have, where its sources or samplings name others; and which."""
     said: dict[str, str] = {}
 
-    def known(names: list[str]) -> list[str]:
-        for number, name in enumerate(names):
-            if name not in classes:
+    def known(names: Sequence[str | int]) -> list[str]:
+        for number, name in enumerate(map(str, names)):
+            if name not in classes and not (name.isdigit() and int(name) < len(classes)):
                 said[name] = classes[number % len(classes)]
-        return [said.get(name, name) for name in names]
+        return [said.get(name, name) for name in map(str, names)]
+
+    def sampled(own: dict[str, Any]) -> dict[str, Any]:
+        out = own | ({"classes": known(own["classes"])} if "classes" in own else {})
+        times = own.get("times", {})
+        return out | ({"times": dict(zip(known([*times]), times.values()))} if times else {})
 
     def replaced(tree: dict[str, Any]) -> dict[str, Any]:
         sources = {
             name: {**one, **{key: known(one[key]) for key in ("classes", "but") if key in one}}
             for name, one in tree.get("sources", {}).items()
         }
-        return {**tree, "sources": sources} if sources else tree
+        tree = {**tree, "sources": sources} if sources else tree
+        return {**tree, "sampling": sampled(tree["sampling"])} if "sampling" in tree else tree
 
     def whole(tree: dict[str, Any]) -> dict[str, Any]:
         return replaced({**tree, "stages": [replaced(stage) for stage in tree.get("stages", ())]})

@@ -14,7 +14,7 @@ from manihot.data.augment import Augmenter
 from manihot.data.dataset import EpochBatches, TrainingPhotos, make_loader
 from manihot.data.mixing import Mixer, class_activation
 from manihot.data.negatives import Extended, Material, make_negatives, write_negatives
-from manihot.data.sampling import draw_epoch
+from manihot.data.sampling import draw_epoch, with_class_numbers
 from manihot.data.unlabelled import UnlabelledPhotos
 from manihot.errors import SettingsError
 from manihot.infer.runners import PRECISIONS, Normalise
@@ -73,9 +73,10 @@ def make_training(
         photos, lesson.rows, lesson.targets, lesson.weights, augmenter, lesson.teacher,
         find_unlabelled(member, fold), max(getattr(term, "views", 1) for term in loss.modules()),
     )  # fmt: skip
+    sampling = with_class_numbers(recipe.sampling, member.manifest.classes)
     loader, batches = make_loader(
         dataset, recipe.train.batch, seed, recipe.train.workers, device.type == "cuda",
-        lambda epoch: draw_epoch(recipe.sampling, lesson.labels, seed, epoch), (rank(), world()),
+        lambda epoch: draw_epoch(sampling, lesson.labels, seed, epoch), (rank(), world()),
     )  # fmt: skip
     mixer = make_mixer(recipe, len(batches), seed + OF_PROCESS * rank(), model)
     state = StepState(device, Normalise(member.preprocess).to(device), loss, PRECISIONS[precision], mixer)
