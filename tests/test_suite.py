@@ -50,7 +50,7 @@ def test_packaged_suites_load_and_every_technique_in_them_exists(name: str):
     suite = load_suite(name)
     check_recipe(suite.recipe)
     check_recipe(load_suite(name, second="2019", second_but=["CMD"]).recipe)
-    assert len(suite.arms) > 40
+    assert len(suite.arms) > (40 if name == "lecture-ablations" else 10)
     for arm in suite.arms.values():
         assert arm.verdict == "not reported" or arm.said, "a verdict needs the words of the report"
 

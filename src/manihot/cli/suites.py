@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def suite(
-    name: Annotated[str, Parameter(help="A suite's name, lecture-ablations, or a .yaml file.")],
+    name: Annotated[str, Parameter(help="lecture-ablations, technique-families, or a .yaml file.")],
     photos: Annotated[list[Path] | None, Parameter(help="Folder(s), a CSV or a manifest.parquet.")] = None,
     *,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"], help="Where to write.")] = None,
