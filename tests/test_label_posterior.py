@@ -14,7 +14,7 @@ from manihot.audit import label_posterior
 from manihot.audit.label_errors import SCORES, find_label_errors
 from manihot.audit.label_neighbours import reduce_embeddings
 from manihot.audit.label_posterior import (
-    expected_errors,
+    count_errors,
     held_out_logits,
     pool_opinions,
     pool_predictions,
@@ -50,9 +50,9 @@ def test_wrong_labels_change_the_channel_and_leave_the_pool_as_sure() -> None:
     given = np.where(moved, 2, true)
     probs = softmax(logits, axis=1)
     pool = pool_predictions(given, probs)
-    assert 0.15 < pool.channel[2, 0] < 0.4
-    assert pool.channel[2, 0] > 3 * max(pool.channel[1, 0], pool.channel[3, 0])
-    assert abs(expected_errors(given, pool.posterior(given)) - moved.sum()) < 0.4 * moved.sum()
+    assert 0.1 < pool.channel[2, 0] < 0.3
+    assert pool.channel[2, 0] > 2.5 * max(pool.channel[1, 0], pool.channel[3, 0])
+    assert abs(count_errors(given, pool.posterior(given)) - moved.sum()) < 0.4 * moved.sum()
     blurred = pool_opinions(given, [logits], np.eye(4) * (1 - 4e-6) + 1e-6)  # without a channel
     assert pool.weights[0] > 1.3 * blurred.weights[0]
 

@@ -24,7 +24,7 @@ from manihot.audit.label_neighbours import (
     reduce_embeddings,
     typicality,
 )
-from manihot.audit.label_posterior import expected_errors, pool_predictions, pool_with_features
+from manihot.audit.label_posterior import count_errors, pool_predictions, pool_with_features
 from manihot.audit.label_scores import best_other, noise_channel, normalise, self_confidence
 from manihot.errors import DataError
 from manihot.progress import say
@@ -78,9 +78,9 @@ def find_label_errors(
     (area under the margin, from `history` or a linear head on the embeddings, squashed to (0, 1)), absent or NaN
     where their input is; cleanlab_issue (its default filter); neighbours (ids).
 
-    is_label_issue: label_score is below .5, another class is likelier by all opinions of the photograph, and the
-    photograph is among the n worst, n being the number of wrong labels that the posterior expects
-    (attrs['estimated_errors']). Raises DataError for arrays that don't fit each other.
+    is_label_issue: another class is likelier by all opinions of the photograph, and it is among the n worst, n
+    being the number of wrong labels that the posterior allows (`label_posterior.count_errors`,
+    attrs['estimated_errors']). Raises DataError for arrays that don't fit each other.
     """
     labels, pred_probs = _check(labels, pred_probs, combine)
     n_all = len(labels)
@@ -135,7 +135,7 @@ def _judge(
         normalise(pred_probs * say_so) if alone else None, None if combine == "probabilities" else margins,
     )  # fmt: skip
     score = combine_evidence(evidence)
-    errors = expected_errors(labels, evidence.posterior)
+    errors = count_errors(labels, evidence.posterior)
     issue = _flag(evidence, score, errors)
     table = pd.DataFrame({
         "image_id": ids, "given_label": labels, "suggested_label": _suggest(evidence, issue),
@@ -152,14 +152,15 @@ def _judge(
 def combine_evidence(evidence: Evidence) -> np.ndarray:
     """How right the given labels look, (N,) in [0, 1], from all evidence; low = bad.
 
-    With features: log-odds of the given label's posterior. Predictions alone: its mean with the log-odds of the
-    normalised margin, which knows nothing of who is often mistaken for whom. Training margins count half as much as
-    the rest and are first stretched to the same spread, as logits of different networks have different scales.
+    With features: log-odds of the given label's posterior. Predictions alone: the mean of these (twice) and of the
+    normalised margin's, which finds more where annotators err, and fails where the classes look alike.
+    Training margins count half as much as the rest and are first stretched to the same spread, as logits of different
+    networks have different scales.
     """
     labels = evidence.labels
     odds = _log_odds(self_confidence(labels, evidence.posterior))
     if evidence.probs is not None:
-        odds = (odds + _log_odds(label_scores.normalized_margin(labels, evidence.probs))) / 2
+        odds = (2 * odds + _log_odds(label_scores.normalized_margin(labels, evidence.probs))) / 3
     if evidence.margins is None:
         return expit(odds)
     seen = np.isfinite(evidence.margins)
@@ -175,7 +176,7 @@ def _flag(evidence: Evidence, score: np.ndarray, errors: int) -> np.ndarray:
     labels, probs = evidence.labels, evidence.pooled if evidence.probs is None else evidence.probs
     issue = np.zeros(len(labels), dtype=bool)
     issue[np.argsort(score, kind="stable")[:errors]] = True
-    return issue & (score < 0.5) & (best_other(labels, probs) > self_confidence(labels, probs) + 1e-6)
+    return issue & (best_other(labels, probs) > self_confidence(labels, probs) + 1e-6)
 
 
 def _log_odds(score: np.ndarray) -> np.ndarray:

@@ -23,6 +23,8 @@ FOLDS = 5  # heads that each leave out a part of the photographs
 PASSES = 2  # heads and neighbours learn the given labels first, then what was made of them
 ROUNDS, ITERATIONS = 2, 12  # of channel and weights in turn, and steps of the latter
 RIDGE = 1.0  # photographs' worth of belief in equal weights and no bias
+BELIEF = 0.5  # in the confusions found: classes that look alike are confused by opinions, not by annotators alone
+BLUR = 0.05  # of the first guess of the channel
 LOWEST = 1e-6  # no opinion rules a class out
 
 
@@ -52,6 +54,7 @@ def pool_opinions(labels: np.ndarray, opinions: Sequence[np.ndarray], channel: n
     stack -= stack.mean(axis=2, keepdims=True)
     count, _, k = stack.shape
     found = np.r_[np.full(count, 1 / count), np.zeros(k)]
+    channel = (1 - BLUR) * channel + BLUR / k
     bounds = [(0, None)] * count + [(None, None)] * k
     for turn in range(ROUNDS):
         found = minimize(
@@ -61,7 +64,7 @@ def pool_opinions(labels: np.ndarray, opinions: Sequence[np.ndarray], channel: n
         if turn < ROUNDS - 1:
             joint = np.zeros((k, k))
             np.add.at(joint, labels, normalise(probs * channel[labels]))
-            channel = shrink_channel(joint)
+            channel = _level(shrink_channel(joint))
     return Pool(probs, channel, found[:count])
 
 
@@ -76,6 +79,15 @@ def _cost(found: np.ndarray, stack: np.ndarray, labels: np.ndarray, channel: np.
     by_weight = np.einsum("mnk,nk->m", stack, pull)
     cost = RIDGE * (off @ off + bias @ bias) - np.log(likely).sum()
     return float(cost), np.r_[2 * RIDGE * off - by_weight, 2 * RIDGE * bias - pull.sum(axis=0)]
+
+
+def _level(channel: np.ndarray) -> np.ndarray:
+    """A channel (K, K) drawn by 1 - BELIEF towards one of as many errors that confuses all classes alike."""
+    k = len(channel)
+    right = np.trace(channel) / k
+    even = np.full((k, k), (1 - right) / max(k - 1, 1))
+    np.fill_diagonal(even, right)
+    return BELIEF * channel + (1 - BELIEF) * even
 
 
 def pool_predictions(labels: np.ndarray, pred_probs: np.ndarray) -> Pool:
@@ -136,9 +148,13 @@ def held_out_logits(features: np.ndarray, targets: np.ndarray, fold: np.ndarray)
     return logits
 
 
-def expected_errors(labels: np.ndarray, posterior: np.ndarray) -> int:
-    """How many given labels (N,) are wrong by their posterior (N, K), rounded."""
-    return round(float((1 - self_confidence(labels, posterior)).sum()))
+def count_errors(labels: np.ndarray, posterior: np.ndarray) -> int:
+    """How many given labels (N,) may be wrong by their posterior (N, K): expectation and a standard deviation more.
+
+    With few photographs the expectation alone can leave out plainly wrong ones.
+    """
+    wrong = 1 - self_confidence(labels, posterior)
+    return round(float(wrong.sum() + np.sqrt((wrong * (1 - wrong)).sum())))
 
 
 def _log(probs: np.ndarray) -> np.ndarray:
