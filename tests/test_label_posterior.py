@@ -53,8 +53,16 @@ def test_wrong_labels_change_the_channel_and_leave_the_pool_as_sure() -> None:
     assert 0.1 < pool.channel[2, 0] < 0.3
     assert pool.channel[2, 0] > 2.5 * max(pool.channel[1, 0], pool.channel[3, 0])
     assert abs(count_errors(given, pool.posterior(given)) - moved.sum()) < 0.4 * moved.sum()
-    blurred = pool_opinions(given, [logits], np.eye(4) * (1 - 4e-6) + 1e-6)  # without a channel
-    assert pool.weights[0] > 1.3 * blurred.weights[0]
+    assert 0.8 < pool.weights[0] < 1.3
+    found = (pool.posterior(given).argmax(axis=1) != given) & moved
+    assert found.sum() > 0.7 * moved.sum()
+
+
+def test_a_first_guess_without_errors_is_left_where_predictions_tell_of_some() -> None:
+    true, logits = opinions(sure=6)
+    given = np.where(np.random.default_rng(3).random(len(true)) < 0.1, (true + 1) % 4, true)
+    pool = pool_opinions(given, [logits], np.eye(4))
+    assert pool.channel[1, 0] > 0.04
 
 
 def test_the_gradient_is_that_of_the_cost() -> None:
