@@ -7,7 +7,7 @@ demo: `manihot demo-data` (600 files, seed 0): its own wrong labels, and others 
 same of seed 1. bracol: leaves with their predominant stress, wrong labels planted; severity: with their severity.
 How the combination pools was settled on handwritten digits (plain, and with noise, ten classes or five pairs), on crops
 of leaf symptoms, and on demo and bracol with seed 100. A first version was then measured on severity, fell short of the
-trajectory there where errors are uniform, and got its halved channel with severity (seed 100) in sight; severity's gains
+trajectory there where errors are uniform, and got its halved channel with severity (seed 100) in sight: its gains there
 are upper bounds to that extent. The weights of predictions alone, and what is called wrong, were settled with severity
 and cassava in sight: upper bounds too. demo1 was measured once, at the end.
 Planted: 5, 10, 20 %, to any other class alike ('uniform') or mostly to one class, more in some classes ('class');
