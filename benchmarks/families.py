@@ -117,6 +117,11 @@ def judge(work: Path, what: str, rate: float, test: list[str]) -> dict[str, Any]
     }  # fmt: skip
 
 
+def read_results() -> list[dict[str, Any]]:
+    """What was measured so far, one entry a set of photographs."""
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
+
+
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown: a row an arm, a column a set of photographs."""
     suite = load_suite(SUITE)
@@ -154,16 +159,15 @@ def main() -> None:
     parser.add_argument("--test", nargs="+", default=[], help="arms chosen on validation, to look at on the test part")
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
-    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
     if options.photographs and not options.table:
         what, rate = options.photographs, options.wrong
         work = options.work / f"{what}-{round(100 * rate)}"
         for rotation in [0] if what == "demo" else options.rotations:
             measure(options.data, work / str(rotation), what, rotation, rate, options.only)
-        news = judge(work, what, rate, options.test)
+        news, known = judge(work, what, rate, options.test), read_results()
         known = [one for one in known if (one["photographs"], one["wrong"]) != (what, rate)] + [news]
         save_json(RESULTS, sorted(known, key=lambda one: (one["photographs"], one["wrong"])))
-    print(table(known))
+    print(table(read_results()))
 
 
 if __name__ == "__main__":
