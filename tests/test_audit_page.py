@@ -223,6 +223,25 @@ def test_predictions_without_photographs(tmp_path: Path) -> None:
     assert "manifest.parquet: not there" in page.text and "x0" in page.text
 
 
+def test_a_model_that_learned_nothing_is_said_to_mean_little(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [30, 20, 10])
+    probs = {"guess": rng.dirichlet(np.ones(3), 60), "largest": np.tile([0.5, 0.3, 0.2], (60, 1))}
+    probs["good"] = 0.4 * probs["guess"] + 0.6 * np.eye(3)[labels]
+    said = {}
+    for name, values in probs.items():
+        table = pd.DataFrame(values, columns=["c0", "c1", "c2"]).assign(image_id=[f"x{i}" for i in range(60)])
+        table.assign(label=labels).to_csv(tmp_path / f"{name}.csv", index=False)
+        found = audit_predictions(tmp_path / f"{name}.csv", tmp_path / name)
+        said[name] = found["beats_largest_class"]
+        warned = "not clearly better than always naming the largest class"
+        assert (warned in " ".join(capsys.readouterr().err.split())) == (name != "good")
+        assert (warned in " ".join(read(tmp_path / name)[1].text.split())) == (name != "good")
+    assert said == {"guess": False, "largest": False, "good": True}
+
+
 def test_thousands_of_labels_and_many_classes_stay_small(tmp_path: Path) -> None:
     classes = tuple(f"class {k}" for k in range(30))
     run = make_run(tmp_path, n=3_000, classes=classes)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from scipy.special import softmax
+from scipy.stats import binomtest
 
 STRENGTH = 200.0  # photographs' worth of prior belief in a noise channel that confuses all classes alike
 LOWEST_THRESHOLD = 2e-6  # cleanlab's lower bound of a class's threshold
@@ -33,6 +34,18 @@ def best_other(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
     masked = np.array(values, dtype=np.float64)
     masked[np.arange(len(labels)), labels] = -np.inf
     return masked.max(axis=1) if masked.shape[1] > 1 else np.zeros(len(labels))
+
+
+def beats_largest_class(labels: np.ndarray, predicted: np.ndarray) -> bool:
+    """Whether predictions are right more often than naming the largest class: one-sided sign test at 5 %.
+
+    labels, predicted: int (N,). A model that fails it has learned nothing that could be held against a label.
+    """
+    if not len(labels):
+        return False
+    right, largest = predicted == labels, labels == np.bincount(labels).argmax()
+    won, lost = int((right & ~largest).sum()), int((~right & largest).sum())
+    return won + lost > 0 and bool(binomtest(won, won + lost, alternative="greater").pvalue < 0.05)
 
 
 def confident_thresholds(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from manihot.audit.drift import SourceDrift, compare_priors, draw_mean, find_dri
 from manihot.audit.duplicates import find_duplicates, with_groups
 from manihot.audit.hashes import Looks, look_at_photos
 from manihot.audit.label_errors import label_issues
+from manihot.audit.label_scores import beats_largest_class
 from manihot.audit.what_if import what_if
 from manihot.errors import DataError
 from manihot.progress import say
@@ -80,6 +81,7 @@ def audit_labels(folder: RunFolder, manifest: Manifest, name: str) -> None:
         summary = summarise(manifest, issues, duplicates)
         save_json(folder / "audit/audit.json", summary)
         say(f"Labels: {summary['label_issues']} of {summary['judged']} look wrong (audit/label_issues.csv)")
+        _warn_unlearned(summary)
 
     folder.stage("audit", inputs, ["audit/label_issues.parquet", "audit/label_issues.csv", "audit/audit.json"], work)
 
@@ -91,6 +93,7 @@ def summarise(manifest: Manifest | None, issues: pd.DataFrame, duplicates: pd.Da
     out: dict[str, Any] = {
         "judged": len(issues), "label_issues": len(wrong),
         "class_pairs": [{"given": str(a), "suggested": str(b), "count": int(n)} for (a, b), n in pairs.items()],
+        "beats_largest_class": learned(issues),
     }  # fmt: skip
     if manifest is not None:
         out["photographs"], out["imbalance"] = len(manifest), imbalance_ratio(manifest)
@@ -103,6 +106,20 @@ def summarise(manifest: Manifest | None, issues: pd.DataFrame, duplicates: pd.Da
             "kinds": {str(k): int(n) for k, n in duplicates["kind"].value_counts().items()},
         }  # fmt: skip
     return out
+
+
+def learned(issues: pd.DataFrame) -> bool:
+    """Whether the model behind a table of label issues is better than always naming the largest class."""
+    given, names = pd.factorize(issues["given_label"])
+    return beats_largest_class(given, pd.Index(names).get_indexer(issues["predicted_label"]))
+
+
+def _warn_unlearned(summary: dict[str, Any]) -> None:
+    if not summary["beats_largest_class"]:
+        say(
+            "Warning: the model behind these suspicions is not clearly better than always naming the largest class; "
+            "what it says of labels means little. More photographs, or a better recipe, come first"
+        )
 
 
 def _audit_sources(run: Path, manifest: Manifest, composition: pd.DataFrame, predictions: Predictions) -> None:
@@ -195,6 +212,7 @@ def audit_predictions(predictions: Path, out: Path) -> dict[str, Any]:
     save_table(issues, Path(out), "label_issues")
     summary = summarise(None, issues, None)
     save_json(Path(out) / "audit/audit.json", summary)
+    _warn_unlearned(summary)
     return summary
 
 

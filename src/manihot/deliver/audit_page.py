@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from manihot.audit.composition import MEASUREMENTS
 from manihot.audit.duplicates import COPY, KINDS, SAME
+from manihot.audit.stages import learned
 from manihot.deliver import pictures
 from manihot.deliver.audit_tables import gather_audit, list_files
 from manihot.deliver.material import Material
@@ -156,6 +157,7 @@ def _labels(
         "judged": len(issues), "wrong": len(wrong), "cards": cards, "pairs": pairs, "order": order,
         "grid": {(pair["given"], pair["suggested"]): pair for pair in pairs} if len(order) <= GRID_CLASSES else None,
         "largest": max([pair["n"] for pair in pairs], default=1),
+        "learned": learned(issues) if "predicted_label" in issues else True,
         "right": (issues["predicted_label"] == issues["given_label"]).mean() if "predicted_label" in issues else None,
         "evidence": [n for n in ("knn_score", "trajectory_score") if n in issues and issues[n].notna().any()],
     }  # fmt: skip
