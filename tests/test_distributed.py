@@ -23,11 +23,12 @@ from manihot.data.unlabelled import UnlabelledPhotos
 from manihot.errors import DataError, ManihotError, RunFolderError, SettingsError
 from manihot.infer.runners import Normalise
 from manihot.models.backbones import make_model, make_preprocess
-from manihot.optim.losses import make_loss
+from manihot.optim.losses import LOSSES, make_loss
 from manihot.settings import Recipe
 from manihot.train import distributed
 from manihot.train.loop import fit
 from manihot.train.steps import NEEDS_UNLABELLED, STEPS, StepState, make_step, unlabelled_settings
+from manihot.train.training import make_mixer
 
 SIZE = (32, 32)
 N = 23  # photographs: batches of 12 and 11, so slices of 6, 6, 5, 6
@@ -67,6 +68,8 @@ class Case:
     changes: dict[str, Any] = field(default_factory=dict)
     step: Callable[..., Any] | None = None  # instead of the recipe's
     draw: Callable[[int], np.ndarray] | None = None
+    weights: np.ndarray = field(default_factory=lambda: np.ones(N))
+    teacher: np.ndarray | None = None
 
 
 def oversampled(epoch: int) -> np.ndarray:
@@ -94,6 +97,27 @@ CASES = {
     "sop": Case({"loss": {"name": "sop"}}),
     "isda, sam": Case({"loss": {"name": "isda"}, "optimizer": {"sam": 0.05}}),
     "fixmatch": Case({"step": {"name": "fixmatch", "threshold": 0.2, "mu": 2}}),
+    "class weights": Case({"loss": {"name": "class_balanced", "counts": [2, 20, 200], "beta": 0.99}}),
+    "weights of photographs": Case(weights=np.linspace(0.1, 2, N)),
+    "combo": Case({
+        "loss": {"name": "combo", "terms": [
+            {"name": "focal", "class_weights": [3, 1, 0.2]}, {"name": "bi_tempered", "weight": 0.5}, {"name": "elr"},
+        ]},
+    }),
+    "triplet, class weights": Case({"loss": {"name": "triplet", "class_weights": [3, 1, 0.2]}}),
+    "gjs": Case({"loss": {"name": "gjs", "views": 2}}),
+    "distillation": Case({"loss": {"name": "distillation"}}, teacher=np.random.default_rng(5).normal(size=(N, 3))),
+    "mixup, accumulation": Case({
+        "mixing": [{"name": "mixup", "p": 0.7}], "train": {"batch": 3, "accumulate": 2},
+        "loss": {"name": "cross_entropy", "smoothing": 0.1, "class_weights": [3, 1, 0.2]},
+    }),
+    "cutmix, sam": Case({"mixing": [{"name": "cutmix"}], "optimizer": {"sam": 0.05}}),
+    "snapmix": Case({"model": EFFICIENT, "mixing": [{"name": "snapmix"}]}),
+    "a mix drawn a batch": Case({"mixing": [{"name": name} for name in ("fmix", "resizemix", "cutout")]}),
+    "fixmatch, mixup, triplet": Case({
+        "step": {"name": "fixmatch", "threshold": 0.2, "mu": 2}, "mixing": [{"name": "mixup"}],
+        "loss": {"name": "triplet"},
+    }),
     "two looks": Case(step=two_looks),
     "idle parameters": Case({"optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}}, now_and_then),
 }
@@ -118,11 +142,16 @@ def training(case: Case, folder: Path, dtype: torch.dtype = torch.float32) -> di
     if recipe.step.name in NEEDS_UNLABELLED:
         settings = unlabelled_settings(recipe.step)
         unlabelled = UnlabelledPhotos(PHOTOS, np.arange(15, N), SIZE, 0, recipe.train.epochs, **settings)
-    data = TrainingPhotos(PHOTOS, np.arange(N), np.eye(3)[LABELS], np.ones(N), augmenter, unlabelled=unlabelled)
+    loss = make_loss(recipe.loss.name, recipe.loss.settings, classes=3, photographs=N)
+    views = max(getattr(term, "views", 1) for term in loss.modules())
+    teacher = None if case.teacher is None else case.teacher.astype(np.float32)
+    data = TrainingPhotos(
+        PHOTOS, np.arange(N), np.eye(3)[LABELS], case.weights, augmenter, teacher, unlabelled, views
+    )  # fmt: skip
     share = (distributed.rank(), distributed.world())
     loader, batches = make_loader(data, recipe.train.batch, 0, 0, False, case.draw, share)
-    loss = make_loss(recipe.loss.name, recipe.loss.settings, classes=3, photographs=N)
-    state = StepState(torch.device("cpu"), Normalise(preprocess), loss, dtype)
+    mixer = make_mixer(recipe, len(batches), 0, model)
+    state = StepState(torch.device("cpu"), Normalise(preprocess), loss, dtype, mixer)
     found: dict[str, np.ndarray] = {}
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -293,6 +322,15 @@ def test_two_processes_train_as_one_with_the_doubled_batch(pair: Path, tmp_path:
 
 def test_every_step_has_its_case():
     assert {recipe_of(case).step.name for case in CASES.values() if case.step is None} == set(STEPS)
+
+
+def test_every_loss_that_looks_beyond_its_logits_has_its_case():
+    settings = {"gjs": {"views": 2}}
+    built = {
+        name: row.build(settings.get(name, {}), 3, N) for name, row in LOSSES.items() if not row.made_of_losses
+    }
+    tried = {recipe_of(case).loss.name for case in CASES.values()}
+    assert {name for name, loss in built.items() if loss.needs} <= tried
 
 
 def test_what_processes_exchange(pair: Path):

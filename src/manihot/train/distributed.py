@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,12 +30,13 @@ from torch import Tensor, nn
 from manihot import progress
 from manihot.errors import ManihotError, SettingsError
 from manihot.infer.runners import choose_device
-from manihot.optim.losses.contract import Memory
 from manihot.records.runs import RunFolder
 
 T = TypeVar("T")
 BUCKET = 1 << 23  # numbers that are sent at once: 32 MB of float32
 PATIENCE = timedelta(minutes=10)  # that a process waits for the others' gradients; not for a long job of the first
+NO_ROWS = ("weight",)  # what a loss may need that has no row a photograph
+ROWS_AT = {"view_logits": 1}  # the axis of the photographs, where it isn't the first
 POLL = 0.02  # seconds between two looks for what the first process says
 CONTINUES = "see what it said; the same command continues after the last finished epoch"
 
@@ -247,20 +248,30 @@ def _wait_for_all() -> None:
         arrived = store.add("left", 0)
 
 
-def gather(rows: Tensor) -> Tensor:
-    """Rows (n, ...) of all processes, in the order of their numbers; n may differ. Not for gradients."""
+def gather(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+    """Rows (n, ...) of all processes, in the order of their numbers; n may differ. Not for gradients.
+
+    counts: n of each process, where it is known.
+    """
     if _processes is None:
         return rows
     rows = rows.detach()
-    counts = torch.zeros(world(), dtype=torch.int64, device=_processes.device)
-    counts[rank()] = len(rows)
-    _collective(dist.all_reduce, counts)
-    most = int(counts.max())
-    own = rows.new_zeros(most, *rows.shape[1:])
+    counts = _counts(len(rows)) if counts is None else counts
+    own = rows.new_zeros(max(counts), *rows.shape[1:])
     own[: len(rows)] = rows
     parts = [torch.empty_like(own) for _ in range(world())]
     _collective(dist.all_gather, parts, own)
-    return torch.cat([part[:count] for part, count in zip(parts, counts.tolist())])
+    return torch.cat([part[:count] for part, count in zip(parts, counts)])
+
+
+def _counts(n: int) -> list[int]:
+    """n of each process."""
+    if _processes is None:
+        return [n]
+    counts = torch.zeros(world(), dtype=torch.int64, device=_processes.device)
+    counts[rank()] = n
+    _collective(dist.all_reduce, counts)
+    return [int(count) for count in counts.tolist()]
 
 
 def by_parts(rows: np.ndarray, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -334,11 +345,50 @@ def _average(tensors: Sequence[Tensor], share: float) -> None:
             waiting = []
 
 
-def remember_together(loss: nn.Module) -> None:
-    """Terms that remember photographs learn from those of all processes, so that all remember the same."""
-    for module in loss.modules():
-        if isinstance(module, Memory):
-            module.gather = gather
+def judge_together(loss: nn.Module) -> None:
+    """Let a loss, called once a batch, see the photographs of all processes: the hardest partner of a triplet, the
+    sum of the weights and what a term remembers are those of the whole batch."""
+    if _processes is not None:
+        loss.together = of_whole_batch  # type: ignore[assignment]
+
+
+def of_whole_batch(
+    loss: Callable[..., Tensor], logits: Tensor, target: Tensor, sample_weights: Tensor | None,
+    extra: Mapping[str, Tensor],
+) -> Tensor:  # fmt: skip
+    """The loss of all processes' photographs, whose gradients, once averaged by photographs, are its own.
+
+    Every process computes the same value and passes on the slope by its own photographs alone; what is no row of a
+    photograph (the head's weight) passes on its share.
+    """
+    counts = _counts(len(logits))
+    own = slice(sum(counts[: rank()]), sum(counts[: rank() + 1]))
+
+    def whole(rows: Tensor, at: int = 0) -> Tensor:
+        rows = rows.movedim(at, 0)
+        rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows  # gloo adds no half floats
+        everyone = gather(rows, counts)
+        if rows.requires_grad:
+            everyone = torch.cat([everyone[: own.start], rows, everyone[own.stop :]])
+        return everyone.movedim(0, at)
+
+    told = {
+        name: _slope(value, 1 / world()) if name in NO_ROWS else whole(value, ROWS_AT.get(name, 0))
+        for name, value in extra.items()
+    }
+    weights = None if sample_weights is None else whole(sample_weights)
+    return _slope(loss(whole(logits), whole(target), weights, told), sum(counts) / len(logits))
+
+
+def _slope(value: Tensor, times: float) -> Tensor:
+    """The same value with its gradient times a number."""
+    return value + (times - 1) * (value - value.detach())
+
+
+def whole_batch(*rows: Tensor) -> tuple[slice, list[Tensor]]:
+    """Where this process's rows stand among those of all, and all of them, without gradients."""
+    counts = _counts(len(rows[0]))
+    return slice(sum(counts[: rank()]), sum(counts[: rank() + 1])), [gather(one, counts) for one in rows]
 
 
 class SharedRun(RunFolder):

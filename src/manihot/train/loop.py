@@ -73,7 +73,7 @@ def fit(
     parts = _parts(model, math.ceil(len(batches) / train.accumulate), state, recipe)
     optimizer, schedule, averaging = parts["optimizer"], parts["schedule"], parts["averaging"]
     set_training(model, recipe.model.freeze_norm)  # type: ignore[arg-type]
-    distributed.remember_together(state.loss)
+    distributed.judge_together(state.loss)
     parts_of_step = train.accumulate * distributed.world()
     if parts_of_step > 1 and any(isinstance(m, NORMS) and m.training for m in model.modules()):
         say(

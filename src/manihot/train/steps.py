@@ -21,6 +21,7 @@ from manihot.data.unlabelled import UnlabelledPhotos
 from manihot.errors import SettingsError
 from manihot.infer.runners import Normalise
 from manihot.settings import Choice, suggest
+from manihot.train.distributed import whole_batch
 
 T = TypeVar("T")
 
@@ -63,11 +64,16 @@ Step = Callable[..., dict[str, Tensor]]  # (model, batch, state), and settings b
 
 
 def mixed_batch(image: Tensor, moved: Batch, state: StepState) -> tuple[Tensor, Tensor]:
-    """Normalised images and soft labels on the device, mixed where the recipe mixes."""
-    images = state.normalise(image.to(state.device, non_blocking=True), moved["colour"])
+    """Normalised images and soft labels on the device, mixed where the recipe mixes.
+
+    Several processes mix the whole batch alike, of which each keeps its slice.
+    """
+    image = image.to(state.device, non_blocking=True)
     if state.mixer is None:
-        return images, moved["target"]
-    return state.mixer(images, moved["target"], state.epoch, state.batch_number)
+        return state.normalise(image, moved["colour"]), moved["target"]
+    own, (image, colour, target) = whole_batch(image, moved["colour"], moved["target"])
+    images, targets = state.mixer(state.normalise(image, colour), target, state.epoch, state.batch_number)
+    return images[own], targets[own]
 
 
 def supervised(model: nn.Module, batch: Batch, state: StepState) -> dict[str, Tensor]:

@@ -23,13 +23,12 @@ from manihot.models.heads import Classifier
 from manihot.optim.losses import make_loss
 from manihot.records.runs import digest_value
 from manihot.settings import Recipe
-from manihot.train.distributed import first_alone, from_first, rank, world
+from manihot.train.distributed import first_alone, from_first, gather, rank, world
 from manihot.train.labels import Lesson
 from manihot.train.member import Member
 from manihot.train.probe import choose_precision
 from manihot.train.steps import NEEDS_UNLABELLED, StepState, unlabelled_settings
 
-OF_PROCESS = 1_000_003  # between the seeds of the processes' mixing, which is each one's own
 SURELY_NOT = float(np.log(1e-7))  # a teacher's logit of what a photograph doesn't show
 
 
@@ -78,7 +77,7 @@ def make_training(
         dataset, recipe.train.batch, seed, recipe.train.workers, device.type == "cuda",
         lambda epoch: draw_epoch(sampling, lesson.labels, seed, epoch), (rank(), world()),
     )  # fmt: skip
-    mixer = make_mixer(recipe, len(batches), seed + OF_PROCESS * rank(), model)
+    mixer = make_mixer(recipe, len(batches), seed, model)
     state = StepState(device, Normalise(member.preprocess).to(device), loss, PRECISIONS[precision], mixer)
     return Training(model, loader, batches, state, precision)
 
@@ -176,12 +175,19 @@ def make_mixer(recipe: Recipe, batches: int, seed: int, model: Classifier) -> Mi
     @torch.no_grad()
     def cams(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         model.eval()  # the look at the unmixed photographs leaves batch-norm statistics as they are
-        maps = model.backbone.forward_features(images)
+        mine = slice(None) if len(images) < world() else _slice_of(len(images))
+        maps = model.backbone.forward_features(images[mine])
         set_training(model, recipe.model.freeze_norm)
-        return class_activation(maps, model.head.weight, targets.argmax(1))
+        found = class_activation(maps, model.head.weight, targets[mine].argmax(1))
+        return found if mine == slice(None) else gather(found)
 
     epochs = recipe.train.epochs
     return Mixer(recipe.mixing, batches * epochs, seed, epochs=epochs, cams=cams)
+
+
+def _slice_of(n: int) -> slice:
+    """This process's share of n rows."""
+    return slice(n * rank() // world(), n * (rank() + 1) // world())
 
 
 def _layout(recipe: Recipe) -> torch.memory_format:

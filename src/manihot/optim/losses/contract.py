@@ -36,6 +36,11 @@ PLAIN: dict[str, tuple[type, ...]] = {
     "float | Sequence[float]": (float, int, list, tuple),
 }
 
+# (loss of a batch, logits, target, sample weights, extra) -> the loss where several processes share a batch
+Together = Callable[
+    [Callable[..., Tensor], Tensor, Tensor, Tensor | None, Mapping[str, Tensor]], Tensor
+]  # fmt: skip
+
 
 class Loss(nn.Module):
     """A term with class weights, smoothing and reduction.
@@ -46,10 +51,12 @@ class Loss(nn.Module):
     lecture); s over K-1 equals sK/(K-1) over K.
     reduction: "mean", or "none" for (N,) weighted values.
     `needs` names the extra keyword tensors that forward wants beside logits and target.
+    `together` is set where several processes train on slices of one batch (`train/distributed.py`).
     """
 
     term: Callable[..., Tensor]
     class_weights: Tensor | None
+    together: Together | None = None
 
     def __init__(
         self,
@@ -87,6 +94,13 @@ class Loss(nn.Module):
         of logits (a softmax of a softmax confines the loss to [0.905, 1.905] for 5 classes) and for shapes
         that don't fit; on a GPU values are looked at in the first call only, as looking waits for the device.
         """
+        if self.together is not None:
+            return self.together(self._of_batch, logits, target, sample_weights, extra)
+        return self._of_batch(logits, target, sample_weights, extra)
+
+    def _of_batch(
+        self, logits: Tensor, target: Tensor, sample_weights: Tensor | None, extra: Mapping[str, Tensor]
+    ) -> Tensor:
         self._check(logits, target, extra)
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -142,16 +156,10 @@ class Loss(nn.Module):
         look_at_values(self.name, logits.detach(), target)
 
 
-class Memory(nn.Module):
-    """A term that remembers what it saw; `gather` gives rows (n, ...) of all processes that train together."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gather: Callable[[Tensor], Tensor] = lambda rows: rows
-
-
 class WeightedSum(nn.Module):
     """The weighted sum of losses, each with its own settings; used as `Loss`, with the `needs` of all."""
+
+    together: Together | None = None
 
     def __init__(self, losses: Sequence[Loss | WeightedSum], weights: Sequence[float]) -> None:
         super().__init__()
@@ -163,6 +171,13 @@ class WeightedSum(nn.Module):
         self, logits: Tensor, target: Tensor, *, sample_weights: Tensor | None = None, **extra: Tensor
     ) -> Tensor:
         """As `Loss.forward`."""
+        if self.together is not None:
+            return self.together(self._of_batch, logits, target, sample_weights, extra)
+        return self._of_batch(logits, target, sample_weights, extra)
+
+    def _of_batch(
+        self, logits: Tensor, target: Tensor, sample_weights: Tensor | None, extra: Mapping[str, Tensor]
+    ) -> Tensor:
         values = []
         for weight, loss in zip(self.weights, self._losses()):
             own = {name: extra[name] for name in loss.needs if name in extra}

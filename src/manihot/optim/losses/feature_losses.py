@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manihot.optim.losses.contract import Memory, check
+from manihot.optim.losses.contract import check
 
 
-class Isda(Memory):
+class Isda(nn.Module):
     """Cross-entropy of features moved along their class's covariance, in closed form (arXiv 1909.12220).
 
     The logit of class j under label y becomes z_j + strength/2 (w_j - w_y)^T Sigma_y (w_j - w_y), where
@@ -40,7 +40,7 @@ class Isda(Memory):
         """(N,K) values; features (N,A), weight (K,A) of the last linear layer."""
         features, weight = features.to(logits.dtype), weight.to(logits.dtype)
         if self.training:
-            self._learn(self.gather(features.detach()), self.gather(target.argmax(1)))
+            self._learn(features.detach(), target.argmax(1))
         if not self.covariance.shape[1]:  # nothing learnt yet
             return -logits.log_softmax(1)
         apart = weight.unsqueeze(0) - weight.unsqueeze(1)  # [y, j] = w_j - w_y

@@ -1,20 +1,20 @@
 """Losses that remember each photograph: early-learning regularisation and sparse over-parametrisation.
 
 Both need `index`, the photograph's number in the training part, and learn in training mode only. What they
-remember lies in buffers and so in the checkpoint; several processes remember the same. A mixed photograph has two
+remember lies in buffers and so in the checkpoint. A mixed photograph has two
 numbers: leave mixing out.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from manihot.errors import SettingsError
-from manihot.optim.losses.contract import Memory, check
+from manihot.optim.losses.contract import check
 
 
-class Elr(Memory):
+class Elr(nn.Module):
     """CE + lam log(1 - <t_i, p_i>), t_i the running mean of photograph i's p_i with factor beta.
 
     arXiv 2007.00151: t_i keeps what the network believed before it began to learn wrong labels by heart.
@@ -38,13 +38,13 @@ class Elr(Memory):
         belief = self.belief[index].to(logits)
         if self.training:
             belief = self.beta * belief + (1 - self.beta) * log_p.detach().exp()
-            self.belief[self.gather(index)] = self.gather(belief).to(self.belief)
+            self.belief[index] = belief.to(self.belief)
         # 1 - <t, p> = sum (1 - t_k) p_k; below 1e-4 its logarithm would run away
         apart = torch.log1p(-belief.clamp_max(1 - 1e-4))
         return self.lam * (log_p + apart).logsumexp(1, keepdim=True) - log_p
 
 
-class Sop(Memory):
+class Sop(nn.Module):
     """Cross-entropy of p_i + s_i; s_i = u_i^2 y - v_i^2 (1-y) models the label's error (arXiv 2202.14026).
 
     u descends the cross-entropy and v the squared error |p + s - y|^2, by plain gradient steps inside forward
@@ -94,10 +94,8 @@ class Sop(Memory):
             (by_u,) = torch.autograd.grad(self._cross_entropy(p, target, u, v.detach()).mean(), u)
             error = p + u.detach() ** 2 * target - v**2 * (1 - target) - target
             (by_v,) = torch.autograd.grad(error.square().sum(1).mean(), v)
-        everyone = self.gather(index)
-        share = len(index) / len(everyone)  # the means are over this process's photographs
-        self.u[everyone] = self.gather(u.detach() - self.lr_u * share * by_u).clamp(-1, 1).to(self.u)
-        self.v[everyone] = self.gather(v.detach() - self.lr_v * share * by_v).clamp(-1, 1).to(self.v)
+        self.u[index] = (u.detach() - self.lr_u * by_u).clamp(-1, 1).to(self.u)
+        self.v[index] = (v.detach() - self.lr_v * by_v).clamp(-1, 1).to(self.v)
 
 
 def known(photographs: int | None, name: str) -> int:
