@@ -13,7 +13,7 @@ import pytest
 
 from manihot.audit.cleaning import clean
 from manihot.audit.stages import audit_labels, audit_predictions, group_duplicates
-from manihot.errors import DataError, SettingsError
+from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.runs import RunFolder, digest_file
@@ -120,6 +120,90 @@ def test_mistakes_are_named_and_nothing_is_written(audited: Path, tmp_path: Path
     with pytest.raises(DataError, match="no manifest"):
         clean(tmp_path, tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_what_others_wrote_is_never_written_over(audited: Path, tmp_path: Path):
+    with RunFolder(tmp_path / "other") as folder:
+        folder.update_record(seed=0)
+    for name, content in (("other", {"run.json"}), ("scanned", {"manifest.parquet"}), ("mine", {"decisions.csv"})):
+        (tmp_path / name).mkdir(exist_ok=True)
+        if "manifest.parquet" in content or name == "other":
+            Manifest.load(audited / "manifest.parquet").save(tmp_path / name / "manifest.parquet")
+        if name == "mine":
+            (tmp_path / name / "decisions.csv").write_text("image_id,action\n", encoding="utf-8")
+        before = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        with pytest.raises(RunFolderError, match="holds") as caught:
+            clean(audited, tmp_path / name, update=True)
+        assert "--out" in caught.value.remedy
+        assert {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} == before
+
+
+def test_decisions_edited_by_hand_are_kept(audited: Path, tmp_path: Path):
+    out, edited = tmp_path / "c", tmp_path / "c/decisions.csv"
+    clean(audited, out)
+    clean(audited, out, ["flagged=relabel"])  # nobody touched it in between
+    table = pd.read_csv(edited, dtype=str, keep_default_na=False)
+    table.loc[0, "action"], table["remark"] = "keep", "seen in the field"
+    table.to_csv(edited, index=False)
+    before = edited.read_bytes()
+    with pytest.raises(RunFolderError, match="was changed") as caught:
+        clean(audited, out)
+    assert edited.read_bytes() == before
+    assert f"--decisions {edited}" in caught.value.remedy and "--update" in caught.value.remedy
+    clean(audited, out, decisions=edited)
+    kept = pd.read_csv(edited, dtype=str)
+    assert kept.loc[0, "action"] == "keep" and (kept["remark"] == "seen in the field").all()
+    clean(audited, out, decisions=edited)  # follows itself, and is known now
+    clean(audited, out)
+    edited.write_bytes(before)
+    clean(audited, out, update=True)
+    assert "remark" not in pd.read_csv(edited)
+
+
+def test_options_that_nothing_would_follow_are_refused(audited: Path, tmp_path: Path):
+    own = tmp_path / "own.csv"
+    own.write_text("image_id,action\n10.png,drop\n", encoding="utf-8")
+    idle: list[tuple[dict, str]] = [
+        ({"n": 2}, "--n"), ({"classes": ["healthy"]}, "--only"), ({"predictions": tmp_path / "no"}, "--predictions"),
+        ({"threshold": 0.9}, "--threshold"), ({"weight": 0.5}, "--weight"), ({"rules": ["flagged=drop"]}, "--rule"),
+    ]  # fmt: skip
+    for settings, name in idle:
+        with pytest.raises(SettingsError, match=name):
+            clean(audited, tmp_path / "x", decisions=own, **settings)
+    with pytest.raises(SettingsError, match="no probability"):
+        clean(audited, tmp_path / "x", ["confident=drop"], threshold=5)
+    with pytest.raises(SettingsError, match="'confident' alone"):
+        clean(audited, tmp_path / "x", threshold=0.5)
+    with pytest.raises(SettingsError, match="down_weight alone"):
+        clean(audited, tmp_path / "x", weight=0.25)
+    assert not (tmp_path / "x").exists()
+    clean(audited, tmp_path / "x", decisions=own, classes=[])
+
+
+def test_a_bare_file_of_decisions_says_by_whom_and_what_was_given(audited: Path, tmp_path: Path):
+    own = tmp_path / "own.csv"
+    own.write_text("image_id,action,new_label,reason\n10.png,relabel,rust,\n11.png,drop,,blurred\n", encoding="utf-8")
+    clean(audited, tmp_path / "h", decisions=own)
+    table = pd.read_csv(tmp_path / "h/decisions.csv", dtype=str, keep_default_na=False)
+    assert table["given_label"].tolist() == ["mosaic", "rust"]
+    assert table["reason"].tolist() == ["decided by hand in own.csv", "blurred"]
+    cleaned = Manifest.load(tmp_path / "h/manifest.parquet").table.set_index("image_id")
+    assert cleaned.loc["10.png", "reason"] == "decided by hand in own.csv"
+
+
+def test_a_cleaned_manifest_is_cleaned_again_with_predictions_and_says_so_without(audited: Path, tmp_path: Path):
+    clean(audited, tmp_path / "one", ["flagged=drop"])
+    cleaned = tmp_path / "one/manifest.parquet"
+    with pytest.raises(DataError, match="was not audited") as caught:
+        clean(cleaned, tmp_path / "two", ["flagged=drop"])
+    assert f"manihot run {cleaned}" in caught.value.remedy and "--predictions" in caught.value.remedy
+    oof = audited / "predictions/main.oof.parquet"
+    with pytest.raises(DataError, match="duplicates") as caught:
+        clean(cleaned, tmp_path / "two", predictions=oof)
+    assert "--rule flagged=drop" in caught.value.remedy
+    clean(cleaned, tmp_path / "two", ["worst=down_weight"], n=3, predictions=oof)
+    table = Manifest.load(tmp_path / "two/manifest.parquet").table
+    assert len(table) == 85 and (table["weight"] < 1).sum() == 3
 
 
 def test_predictions_alone_are_audited_without_torch(audited: Path, tmp_path: Path):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from manihot.audit.cleaning import carry_counts
 from manihot.audit.folds import make_folds
 from manihot.audit.sources import use_sources
 from manihot.audit.stages import audit_labels, audit_what_if, group_duplicates
@@ -179,6 +180,7 @@ def _scan(folder: RunFolder, photos: Any, workers: int, options: dict[str, Any])
 
         def work() -> None:
             Manifest.load(first).save(folder / "manifest.parquet")
+            carry_counts(first, folder.path)
             write_atomic(folder / "quarantine.csv", "file,fault,detail,remedy,label\n")
     else:
         from manihot.photos.scan import scan

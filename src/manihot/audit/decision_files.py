@@ -27,7 +27,8 @@ def read_decisions(path: Path, manifest: Manifest | None = None) -> pd.DataFrame
 
     Needs the columns image_id and action; new_label where a row relabels, weight where one down-weights, soft_<class>
     where one has a soft label. With a manifest, its classes and photographs are checked too. Raises DataError that
-    names file, line, column and remedy.
+    names file, line, column and remedy. Empty given labels are taken from the manifest, empty reasons name the file;
+    other columns stay as they are.
     """
     path = Path(path)
     if not path.exists():
@@ -50,7 +51,8 @@ def read_decisions(path: Path, manifest: Manifest | None = None) -> pd.DataFrame
         if name not in table:
             table[name] = ""
     soft = soft_columns(table)
-    table = table[[*COLUMNS, *soft]]
+    own = [name for name in table if name not in COLUMNS and name not in soft]  # a remark, say
+    table = table[[*COLUMNS, *soft, *own]]
     table["action"] = table["action"].str.strip()
     _check_cells(table, path)
     table["weight"] = _numbers(table, "weight", path, empty=1.0)
@@ -67,7 +69,17 @@ def read_decisions(path: Path, manifest: Manifest | None = None) -> pd.DataFrame
         wrong = (table["action"] == "relabel") & ~table["new_label"].isin(manifest.classes)
         _check_rows(table, "new_label", wrong, path, "is no class", f"one of {', '.join(manifest.classes)}")
         check_decisions(table, manifest, str(path))
+        _fill(table, manifest, path)
     return table
+
+
+def _fill(table: pd.DataFrame, manifest: Manifest, path: Path) -> None:
+    """Given label and reason where the file leaves them empty, as in one that was written by hand."""
+    names = np.array([*manifest.classes, ""], dtype=object)  # the last serves -1
+    given = pd.Series(names[manifest.labels], index=manifest.image_id)[table["image_id"]].to_numpy()
+    table["given_label"] = table["given_label"].where(table["given_label"].str.strip() != "", given)
+    hand = f"decided by hand in {path.name}"
+    table["reason"] = table["reason"].where(table["reason"].str.strip() != "", hand)
 
 
 def _check_cells(table: pd.DataFrame, path: Path) -> None:

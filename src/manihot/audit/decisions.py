@@ -63,6 +63,8 @@ def decide(
         raise SettingsError("the rule 'worst' needs to know how many photographs", "give n, for example n=50")
     if n is not None and n < 0:
         raise SettingsError(f"n={n} photographs make no sense", "give 0 or more")
+    if not 0 <= threshold <= 1:
+        raise SettingsError(f"threshold={threshold:g} is no probability", "between 0 and 1")
     if not 0 <= weight <= 1:
         raise SettingsError(f"a weight of {weight} makes no sense", "between 0 and 1")
     plan = Plan(action, threshold, n, None if classes is None else tuple(classes), weight, predictions)

@@ -120,33 +120,33 @@ def clean(
     predictions: Annotated[
         Path | None, Parameter(help="Of a model that never saw these photographs, instead of the audit's own.")
     ] = None,
-    threshold: Annotated[float, Parameter(help="Probability above which `confident` believes the model.")] = 0.9,
+    threshold: Annotated[
+        float | None, Parameter(help="Probability above which `confident` believes the model (0.9).")
+    ] = None,
     n: Annotated[int | None, Parameter(help="At most so many photographs a rule, the worst first.")] = None,
     only: Annotated[
         list[str] | None, Parameter(negative="", consume_multiple=True, help="Only photographs with these labels.")
     ] = None,
-    weight: Annotated[float, Parameter(help="What a down_weight photograph counts.")] = 0.5,
+    weight: Annotated[float | None, Parameter(help="What a down_weight photograph counts (0.5).")] = None,
+    update: Annotated[bool, Parameter(negative="", help="Write over an OUT/decisions.csv that was edited.")] = False,
 ) -> None:  # fmt: skip
     """Turn an audit's findings into a new manifest: OUT/manifest.parquet, with a reason for every decision.
+
+    OUT/clean.html shows it: counts a class before and after, and the photographs that were changed.
 
     The original and its photographs stay as they are. `manihot audit PHOTOS --out RUN --what-if` says beforehand
     whether cleaning is worth it: scores of a run on a cleaned manifest are against the cleaned labels and look better
     than they are.
     """
-    from rich.table import Table as Grid
-
     from manihot.audit.cleaning import clean as clean_labels
+    from manihot.deliver.clean_page import counts_grid, make_clean_page
 
     counts = clean_labels(
         run, out, rule or (), decisions=decisions, predictions=predictions, threshold=threshold, n=n, classes=only,
-        weight=weight,
+        weight=weight, update=update,
     )  # fmt: skip
-    grid = Grid(box=None)
-    for name in counts.columns:
-        grid.add_column(name.replace("_", " "), no_wrap=name == "class")
-    for row in counts.itertuples(index=False):
-        grid.add_row(*map(str, row))
-    console.print(grid)
+    console.print(counts_grid(counts), soft_wrap=False)
+    say(f"Page: {make_clean_page(out)}")
     say(f"Decisions: {out / 'decisions.csv'}   next: manihot run {out / 'manifest.parquet'} --out {out / 'run'}")
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined, Template
 
 from manihot.deliver import pictures
+from manihot.deliver.clean_page import cleaned_before
 from manihot.deliver.compare import SCORES, duration, stage_seconds
 from manihot.deliver.explain import explain_mistakes
 from manihot.deliver.material import Material, gather
@@ -94,6 +95,7 @@ def contents(material: Material) -> dict[str, Any]:
         "doubtful": doubtful,
         "about": _about(material),
         "audit": (material.run / "audit.html").is_file(),
+        "cleaned": material.attempt(lambda: cleaned_before(material.manifest, material.run)),
     }
 
 
