@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from manihot.audit.stages import audit_labels, audit_predictions, audit_what_if, group_duplicates, save_table
+from manihot.audit.what_if import ARMS, TOGETHER
 from manihot.deliver import audit_page
 from manihot.deliver.audit_page import make_audit_page
 from manihot.deliver.audit_tables import TABLES
@@ -208,6 +210,20 @@ def test_photographs_that_are_gone_get_a_placeholder(run: Path, tmp_path: Path) 
     Manifest(manifest.table, manifest.classes, tmp_path / "elsewhere").save(run / "manifest.parquet")
     html, page = read(run)
     assert 'class="photo none"' in html and "there is no such file" in page.text
+
+
+def test_the_page_says_how_labels_and_cleaning_were_really_judged(run: Path, tmp_path: Path) -> None:
+    text = " ".join(read(run)[1].text.split())
+    assert "Nadeau" not in text and "under 0.5" not in text and "confident learning" not in text
+    for words in ("Student's t over photographs", "together", "a standard deviation more", "a linear head that left"):
+        assert words in text, words
+    assert set(audit_page.ARM_NAMES) == {*ARMS, TOGETHER} and audit_page.ARM_NAMES[TOGETHER] in text
+    alone = tmp_path / "alone"
+    oof = Predictions.load(run / "predictions/main.oof.parquet")
+    replace(oof, embeddings=None).save(tmp_path / "oof.parquet")
+    audit_predictions(tmp_path / "oof.parquet", alone)
+    text = " ".join(read(alone)[1].text.split())
+    assert "half as much, the margin of the given label" in text and "a linear head that left" not in text
 
 
 def test_predictions_without_photographs(tmp_path: Path) -> None:

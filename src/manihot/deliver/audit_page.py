@@ -21,6 +21,7 @@ from markupsafe import Markup
 from manihot.audit.composition import MEASUREMENTS
 from manihot.audit.duplicates import COPY, KINDS, SAME
 from manihot.audit.stages import learned
+from manihot.audit.what_if import TOGETHER
 from manihot.deliver import pictures
 from manihot.deliver.audit_tables import gather_audit, list_files
 from manihot.deliver.material import Material
@@ -53,6 +54,7 @@ ARM_NAMES = {
     "relabel": "take the model's label instead",
     "soft": "half the given label, half the model's opinion",
     "down_weight": "let doubtful photographs count a quarter",
+    TOGETHER: "mean of these ways: a verdict counts only where it has the same",
 }
 
 
