@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 
+from manihot.audit import what_if as module
+from manihot.audit.stages import audit_what_if
+from manihot.audit.trusted import read_trusted
 from manihot.audit.what_if import ARMS, paired_interval, what_if
-from manihot.errors import DataError
+from manihot.errors import DataError, SettingsError
+from manihot.pipeline import run
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
+from manihot.records.runs import RunFolder
 
 
 def blobs(
@@ -52,6 +63,92 @@ def test_unlabelled_photographs_and_groups_are_respected():
     given[::10] = -1
     groups = np.array([f"plant{i // 4}" for i in range(160)], dtype=object)
     assert what_if(x, given, groups=groups, repeats=1).table["photographs"].tolist() == [144] * 6
+
+
+def test_the_run_s_folds_are_the_first_repeat_s(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    x, given, _ = blobs(160, 0.1, 2)
+    fold = np.arange(160) // 2 % 4
+    seen = []
+    fit = module._doubts
+    monkeypatch.setattr(module, "_doubts", lambda part, *more: seen.append(part) or fit(part, *more))
+    found = what_if(x, given, fold=fold, repeats=2)
+    assert found.run_folds and len(seen) == 8  # as many folds in every repeat
+    scaled = module._reduce(x, 0)
+    for k, part in enumerate(seen[:4]):
+        assert np.array_equal(part, scaled[fold != k])
+    assert not any(np.array_equal(part, scaled[fold != k]) for k, part in enumerate(seen[4:]))
+    assert "others are drawn" not in capsys.readouterr().err
+    groups = np.array([f"plant{i // 4}" for i in range(160)], dtype=object)
+    for settings, why in (
+        ({"fold": fold, "groups": groups}, "tear groups"),
+        ({"fold": np.zeros(160, dtype=int)}, "hold out every photograph"),
+        ({"fold": np.where(given == 1, 0, 1)}, "to learn from"),
+    ):
+        assert not what_if(x, given, arms=("drop",), repeats=1, **settings).run_folds
+        assert why in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "cells", [[True, False, True], [1, 0, 1], [1.0, 0.0, 1.0], ["True", "False", "yes"], ["1", "NO", "1"]]
+)
+def test_a_trusted_column_means_what_it_says(cells: list):
+    table = pd.DataFrame({"image_id": ["a", "b", "c"], "expert": cells})
+    manifest = Manifest.from_table(table, ("x", "y"), Path("photos"))
+    assert read_trusted(manifest, "expert").tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("cell", ["maybe", "", None, 2, float("nan")])
+def test_an_unclear_trusted_column_names_the_photograph(cell: object):
+    table = pd.DataFrame({"image_id": ["a", "leaf b", "c"], "expert": pd.Series([True, cell, False], dtype=object)})
+    manifest = Manifest.from_table(table, ("x", "y"), Path("photos"))
+    with pytest.raises(DataError, match="'leaf b'") as caught:
+        read_trusted(manifest, "expert")
+    assert "yes or no" in caught.value.remedy
+    with pytest.raises(DataError, match="no column 'exprt'"):
+        read_trusted(manifest, "exprt")
+
+
+def test_what_can_t_be_asked_is_an_error_before_training(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    with pytest.raises(SettingsError, match="needs features") as caught:
+        run(small_photos, out, str(tiny_recipe), what_if=True)
+    assert "--recipe quick" in caught.value.remedy and not out.exists()
+    with pytest.raises(SettingsError, match="--what-if alone"):
+        run(small_photos, out, "quick", trusted="expert")
+    with pytest.raises(SettingsError, match="holds none out"):
+        run(small_photos, out, "quick", overrides=["folds.kind=none"], what_if=True)
+    with pytest.raises(DataError, match="no column 'expert'"):
+        run(small_photos, out, "quick", what_if=True, trusted="expert", workers=1)
+    assert not (out / "predictions").exists() and not (out / "members").exists()
+
+
+def test_features_of_the_audit_or_of_another_member_serve_too(tmp_path: Path):
+    x, given, _ = blobs(120, 0.1, 1)
+    ids = np.array([f"{i}.jpg" for i in range(120)], dtype=object)
+    fold = np.arange(120) % 3
+    table = pd.DataFrame({"image_id": ids, "path": ids, "label": given, "fold": fold})
+    classes = tuple("abcd")
+    with RunFolder(tmp_path) as folder:
+        manifest = Manifest.from_table(table, classes, tmp_path)
+        manifest.save(folder / "folds.parquet")
+        probs = np.full((120, 4), 0.25)
+        Predictions.from_probs(ids, probs, classes, given, fold).save(folder / "predictions/ensemble.oof.parquet")
+        with pytest.raises(SettingsError, match="no features"):
+            audit_what_if(folder, manifest, "ensemble", 0)
+        mixed = np.random.default_rng(0).permutation(120)
+        member = Predictions.from_probs(ids, probs, classes, given, fold, embeddings=x.astype(np.float32)).take(mixed)
+        member.save(folder / "predictions/quick.oof.parquet")
+        audit_what_if(folder, manifest, "ensemble", 0)
+        one = pd.read_parquet(folder / "audit/what_if.parquet")
+        (folder / "predictions/quick.oof.parquet").unlink()
+        own = pd.DataFrame(x.astype(np.float32), columns=[f"e{i}" for i in range(x.shape[1])])
+        own.assign(image_id=ids).iloc[mixed].to_parquet(folder / "audit/embeddings.parquet")
+        audit_what_if(folder, manifest, "ensemble", 0)
+        assert one.equals(pd.read_parquet(folder / "audit/what_if.parquet"))
+        own.assign(image_id=ids).head(9).to_parquet(folder / "audit/embeddings.parquet")
+        with pytest.raises(DataError, match="none for 111"):
+            audit_what_if(folder, manifest, "ensemble", 0)
+    assert json.loads((tmp_path / "audit/what_if.json").read_text(encoding="utf-8"))["run_folds"]
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -18,6 +18,7 @@ from manihot.audit.cleaning import carry_counts
 from manihot.audit.folds import make_folds
 from manihot.audit.sources import use_sources
 from manihot.audit.stages import audit_labels, audit_what_if, group_duplicates
+from manihot.audit.trusted import check_features, read_trusted
 from manihot.ensemble.files import COMBINATION
 from manihot.ensemble.second_level import Combination
 from manihot.ensemble.stages import blend_stage
@@ -53,6 +54,10 @@ def run(
             "torchrun ... -m manihot train PHOTOS --out RUN, then manihot run with the same options, without torchrun",
         )
     resolved = _resolve(recipe, overrides, device)
+    if what_if:
+        check_features(Path(out), resolved)
+    elif trusted is not None:
+        raise SettingsError("--trusted is looked at by --what-if alone", "add --what-if, or leave it out")
     if smoke:
         from manihot.train.smoke import prepare_smoke
 
@@ -60,6 +65,8 @@ def run(
         scan_options = {}
     with RunFolder(Path(out)) as folder:
         manifest = prepare(folder, resolved, photos, scan_options, workers, update)
+        if trusted is not None:
+            read_trusted(manifest, trusted)  # an unknown column or word is an error before training
         from manihot.infer.runners import choose_device, describe_device
         from manihot.train.crossval import train_members
 

@@ -8,6 +8,7 @@ reads first.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from manihot.audit.duplicates import find_duplicates, with_groups
 from manihot.audit.hashes import Looks, look_at_photos
 from manihot.audit.label_errors import label_issues
 from manihot.audit.label_scores import beats_largest_class
+from manihot.audit.trusted import load_features, read_trusted
 from manihot.audit.what_if import what_if
 from manihot.errors import DataError
+from manihot.photos.tables import load_classes
 from manihot.progress import say
 from manihot.records.groups import propose_name_pattern
 from manihot.records.manifest import Manifest
@@ -169,43 +172,39 @@ def _drift_examples(found: list[SourceDrift], image_id: np.ndarray) -> pd.DataFr
 
 
 def audit_what_if(folder: RunFolder, manifest: Manifest, name: str, seed: int, trusted: str | None = None) -> str:
-    """Whether cleaning is worth it, from the features in the run's predictions; RUN/audit/what_if.csv. In words.
+    """Whether cleaning is worth it, on the run's features and folds; RUN/audit/what_if.csv. In words.
 
-    trusted: a column of the manifest that says which photographs' labels are known to be right.
+    manifest: with the run's folds. trusted: its column that says which photographs' labels are known to be right.
     """
-    oof = folder / f"predictions/{name}.oof.parquet"
-    inputs = [digest_file(oof), digest_file(folder / "folds.parquet"), seed, trusted]
+    predictions, features, source = load_features(folder.path, name)
+    files = (folder / f"predictions/{name}.oof.parquet", folder / "folds.parquet", source)
+    rows = pd.Index(manifest.image_id).get_indexer(pd.Index(predictions.image_id))
+    safe = None if trusted is None else read_trusted(manifest, trusted)[rows]
+    says = None if safe is None else digest_value(safe.tolist())
+    inputs = [[digest_file(path) for path in files], seed, trusted, says, "the run's folds"]
 
     def work() -> None:
-        predictions = Predictions.load(oof)
-        if predictions.embeddings is None:
-            raise DataError(
-                f"{oof}: holds no features to learn from under other labels",
-                "run with --recipe quick, whose predictions hold them",
-            )
-        rows = pd.Index(manifest.image_id).get_indexer(pd.Index(predictions.image_id))
-        if trusted is not None and trusted not in manifest.table:
-            raise DataError(f"the manifest has no column {trusted!r}", f"columns: {', '.join(manifest.table.columns)}")
-        safe = None if trusted is None else manifest.table[trusted].to_numpy(dtype=bool)[rows]
         found = what_if(
-            predictions.embeddings, predictions.labels, groups=manifest.table["group"].to_numpy()[rows], trusted=safe,
-            seed=seed,
+            features, predictions.labels, groups=manifest.table["group"].to_numpy()[rows], trusted=safe,
+            fold=manifest.fold[rows], seed=seed,
         )  # fmt: skip
         save_table(found.table, folder.path, "what_if")
-        save_json(folder / "audit/what_if.json", {"sentence": found.sentence(), "level": found.level})
+        about = {"sentence": found.sentence(), "level": found.level, "run_folds": found.run_folds}
+        save_json(folder / "audit/what_if.json", about)
 
     folder.stage("what_if", inputs, ["audit/what_if.parquet", "audit/what_if.csv", "audit/what_if.json"], work)
     return str(json.loads((folder / "audit/what_if.json").read_text(encoding="utf-8"))["sentence"])
 
 
-def audit_predictions(predictions: Path, out: Path) -> dict[str, Any]:
+def audit_predictions(predictions: Path, out: Path, classes: Path | None = None) -> dict[str, Any]:
     """Wrong labels from predictions made anywhere, without photographs: OUT/audit/label_issues.csv and audit.json.
 
-    predictions: parquet or CSV image_id,label,c0,c1,...; every photograph predicted by a model that never saw it,
-    which a CSV can't say and you vouch for.
+    predictions: parquet, or CSV image_id,label,c0,c1,... or with columns named as the classes; every photograph
+    predicted once, by a model that never saw it, which a CSV can't say and you vouch for. classes: a file that names
+    the classes by number, as for a scan.
     """
     path = Path(predictions)
-    found = Predictions.load(path)
+    found = _name_classes(path, None if classes is None else Path(classes))
     if not (found.labels >= 0).any():
         raise DataError(f"{path}: no photograph has a label", "add a column `label` with class numbers from 0")
     issues = label_issues(found, out_of_fold=path.suffix.lower() == ".csv")
@@ -214,6 +213,25 @@ def audit_predictions(predictions: Path, out: Path) -> dict[str, Any]:
     save_json(Path(out) / "audit/audit.json", summary)
     _warn_unlearned(summary)
     return summary
+
+
+def _name_classes(path: Path, classes: Path | None) -> Predictions:
+    """Predictions whose classes bear the names that a file gives to the numbers 0 to K-1."""
+    if classes is None:
+        return Predictions.load(path)
+    named = load_classes(classes)
+    count = len(named.names)
+    if sorted(named.number) != list(range(count)):
+        raise DataError(
+            f"{classes}: numbers {', '.join(map(str, sorted(named.number)))}, which are not 0 to {count - 1}",
+            "number the classes as the columns c0, c1, ... are",
+        )
+    found = Predictions.load(path, named.names) if path.suffix.lower() == ".csv" else Predictions.load(path)
+    if len(found.classes) != count:
+        raise DataError(
+            f"{classes}: names {count} classes, and {path} predicts {len(found.classes)}", "name each column once"
+        )
+    return replace(found, classes=named.names)
 
 
 def save_table(table: pd.DataFrame, run: Path, name: str) -> None:

@@ -3,7 +3,8 @@
 Within the training part of each fold a linear head on the features finds doubtful labels (cross-validated once
 more, so that it never judges a label it has learned); every arm then cleans in its way, learns, and answers
 for the held-out photographs, whose labels stay as given. Careless cleaning made the lecture's models worse, so
-the answer may be `hurts`.
+the answer may be `hurts`. The first repeat splits as the run did, whose folds are the ones that its scores are of; the
+others draw as many folds anew, since one split alone tells the arms apart worse.
 
 Intervals are paired and over photographs (or groups of them): each one's share of right answers over the repeats under
 an arm, less that under `keep`. They don't know how far other training photographs would have changed the models, which
@@ -29,7 +30,7 @@ from sklearn.preprocessing import StandardScaler
 
 from manihot.audit.label_errors import find_label_errors
 from manihot.errors import DataError
-from manihot.progress import track
+from manihot.progress import say, track
 from manihot.records.groups import group_numbers
 
 COMPONENTS = 256
@@ -43,10 +44,14 @@ Cleaned = tuple[np.ndarray, np.ndarray]  # targets (n, K), weights (n,)
 
 @dataclass(frozen=True)
 class WhatIf:
-    """table: one row an arm and judge: arm, judged_on, photographs, changed, accuracy, gain, low, high, verdict."""
+    """table: one row an arm and judge: arm, judged_on, photographs, changed, accuracy, gain, low, high, verdict.
+
+    run_folds: whether the folds that were given are the first repeat's.
+    """
 
     table: pd.DataFrame
     level: float
+    run_folds: bool = False
 
     def sentence(self) -> str:
         """The answer in words, from the held-out photographs, or the trusted ones where there are some."""
@@ -69,32 +74,37 @@ class WhatIf:
 
 def what_if(
     features: np.ndarray, labels: np.ndarray, *, groups: np.ndarray | None = None, trusted: np.ndarray | None = None,
-    arms: Sequence[str] = ("drop", "relabel", "soft", "down_weight"), repeats: int = REPEATS, folds: int = FOLDS,
-    level: float = 0.95, seed: int = 0,
+    fold: np.ndarray | None = None, arms: Sequence[str] = ("drop", "relabel", "soft", "down_weight"),
+    repeats: int = REPEATS, folds: int = FOLDS, level: float = 0.95, seed: int = 0,
 ) -> WhatIf:  # fmt: skip
     """What each way of cleaning is worth against keeping all labels, with paired intervals.
 
     features: float (N, D), one row a photograph. labels: int (N,), -1 left out. groups: object (N,), '' alone; never
     torn. trusted: bool (N,), photographs whose labels are known to be right; they are scored apart too, and their
-    labels are never cleaned. arms: names of ARMS. Raises DataError.
+    labels are never cleaned. fold: int (N,), the run's own folds, which the first repeat takes and whose number holds
+    for all (instead of `folds`); where they tear groups or leave too little to learn from, which is said, all are drawn
+    anew. arms: names of ARMS. Every arm sees the same folds, doubtful labels and seeds. Raises DataError.
     """
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
         raise DataError(f"there is no way of cleaning {unknown[0]!r}", f"one of: {', '.join(ARMS)}")
     known = np.flatnonzero(np.asarray(labels) >= 0)
     names, y = np.unique(np.asarray(labels)[known], return_inverse=True)
+    units = group_numbers(None if groups is None else np.asarray(groups)[known], len(known))
+    first = None if fold is None else _given_folds(np.asarray(fold)[known], y, units)
+    folds = folds if first is None else len(first)
     if len(names) < 2 or np.bincount(y).min() < folds:
         raise DataError(
             f"what-if needs {folds} photographs of each of two classes or more",
             "leave small classes out, or label more",
         )
     x = _reduce(np.asarray(features, dtype=np.float64)[known], seed)
-    units = group_numbers(None if groups is None else np.asarray(groups)[known], len(known))
     safe = np.zeros(len(known), dtype=bool) if trusted is None else np.asarray(trusted, dtype=bool)[known]
     strength = _choose_strength(x, y, units, seed)
     right: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {arm: [] for arm in ("keep", *arms)}
     changed = dict.fromkeys(right, 0.0)
-    jobs = [(r, *split) for r in range(repeats) for split in _split(y, units, folds, seed + r)]
+    splits = [first if first and r == 0 else _split(y, units, folds, seed + r) for r in range(repeats)]
+    jobs = [(r, *split) for r, found in enumerate(splits) for split in found]
     for r, inside, outside in track(jobs, "Is cleaning worth it"):
         doubtful, probs = _doubts(x[inside], y[inside], units[inside], strength, seed + r)
         doubtful &= ~safe[inside]
@@ -105,7 +115,7 @@ def what_if(
             changed[arm] += 0.0 if arm == "keep" else doubtful.mean() / len(jobs)
     judges = {"held out": np.ones(len(y), dtype=bool)} | ({"trusted": safe} if safe.any() else {})
     rows = [row for judge, mask in judges.items() for row in _judge(judge, mask, right, changed, level, units)]
-    return WhatIf(pd.DataFrame(rows), level)
+    return WhatIf(pd.DataFrame(rows), level, first is not None)
 
 
 def _judge(
@@ -169,6 +179,23 @@ def _split(y: np.ndarray, units: np.ndarray, folds: int, seed: int) -> list[tupl
     if len(np.unique(units)) == len(units):
         return list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(y, y))
     return list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(y, y, units))
+
+
+def _given_folds(fold: np.ndarray, y: np.ndarray, units: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """The splits that given folds (n,) make; None, and why in words, where they can't serve."""
+    numbers = np.unique(fold)
+    splits = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in numbers]
+    torn = (pd.Series(fold).groupby(units).nunique() > 1).any()
+    why = ""
+    if len(numbers) < 2 or numbers[0] < 0:
+        why = "don't hold out every photograph once"
+    elif torn:
+        why = "tear groups"
+    elif min(np.bincount(y[inside], minlength=y.max() + 1).min() for inside, _ in splits) < INNER_FOLDS:
+        why = f"leave fewer than {INNER_FOLDS} photographs of a class to learn from"
+    if why:
+        say(f"What-if: the run's folds {why}; others are drawn")
+    return None if why else splits
 
 
 def _choose_strength(x: np.ndarray, y: np.ndarray, units: np.ndarray, seed: int) -> float:

@@ -337,7 +337,8 @@ def _what_if(material: Material, table: pd.DataFrame | None) -> dict[str, Any] |
         places = [50 + 48 * row[key] / reach for key in ("low", "gain", "high")]
         row.update(says=ARM_NAMES.get(row["arm"], ""), places=places)
     judges = [(judge, [row for row in rows if row["judged_on"] == judge]) for judge in table["judged_on"].unique()]
-    return {"sentence": record.get("sentence", ""), "level": record.get("level"), "judges": judges}
+    return {"sentence": record.get("sentence", ""), "level": record.get("level"), "judges": judges,
+            "run_folds": bool(record.get("run_folds"))}  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------- words

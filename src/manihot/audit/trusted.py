@@ -1,0 +1,87 @@
+"""What `--what-if` needs: features to learn from under other labels, and which labels are known to be right.
+
+Both are checked before anything is trained.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from manihot.errors import DataError, SettingsError
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
+from manihot.settings import Recipe
+
+WORDS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
+EMBEDDINGS = "audit/embeddings.parquet"  # image_id, e0, e1, ... of a network that never learned these labels
+
+
+def read_trusted(manifest: Manifest, column: str) -> np.ndarray:
+    """Which photographs the manifest's column says to be labelled right, bool (N,); DataError for any other word."""
+    if column not in manifest.table:
+        raise DataError(f"the manifest has no column {column!r}", f"columns: {', '.join(manifest.table.columns)}")
+    cells = manifest.table[column]
+    said = cells.map(lambda cell: None if pd.isna(cell) else WORDS.get(str(cell).strip().lower()))
+    unclear = said.isna().to_numpy()
+    if unclear.any():
+        row = int(np.flatnonzero(unclear)[0])
+        cell = "nothing" if pd.isna(cells.iloc[row]) else repr(cells.iloc[row])
+        raise DataError(
+            f"column {column!r} says {cell} of photograph {manifest.image_id[row]!r} (unclear are {int(unclear.sum())} "
+            "in all), not whether its label is right",
+            "true or false, yes or no, 1 or 0 for every photograph",
+        )
+    return said.to_numpy(dtype=bool)
+
+
+def check_features(run: Path, recipe: Recipe) -> None:
+    """SettingsError where a run by this recipe will leave nothing that other labels could be learned on."""
+    if recipe.folds.kind == "none":
+        raise SettingsError(
+            "--what-if judges on held-out photographs, and folds.kind=none holds none out", "leave folds.kind as it is"
+        )
+    if any(member.method == "features" for member in recipe.member_recipes().values()):
+        return
+    if not (run / EMBEDDINGS).is_file():
+        raise SettingsError(
+            f"--what-if needs features of the photographs, and a run by {recipe.name!r} keeps none",
+            "ask with --recipe quick in a folder of its own: the answer is on the labels, whatever is trained later",
+        )
+
+
+def load_features(run: Path, name: str) -> tuple[Predictions, np.ndarray, Path]:
+    """Out-of-fold predictions `name` of a run, features (N, D) of their photographs, and the file that holds these.
+
+    The predictions' own, or those of EMBEDDINGS, or of another member. Raises SettingsError where there are none.
+    """
+    path = run / f"predictions/{name}.oof.parquet"
+    predictions = Predictions.load(path)
+    if predictions.embeddings is not None:
+        return predictions, predictions.embeddings, path
+    if (run / EMBEDDINGS).is_file():
+        return predictions, _read_embeddings(run / EMBEDDINGS, predictions.image_id), run / EMBEDDINGS
+    for other in sorted((run / "predictions").glob("*.oof.parquet")):
+        found = Predictions.load(other)
+        if found.embeddings is not None:
+            aligned = found.align(predictions.image_id).embeddings
+            assert aligned is not None
+            return predictions, aligned, other
+    raise SettingsError(
+        f"{path}: holds no features to learn from under other labels", "run with --recipe quick, whose predictions do"
+    )
+
+
+def _read_embeddings(path: Path, image_id: np.ndarray) -> np.ndarray:
+    table = pd.read_parquet(path).set_index("image_id")
+    columns = sorted((c for c in table if re.fullmatch(r"e\d+", str(c))), key=lambda c: int(c[1:]))
+    missing = np.setdiff1d(image_id.astype(str), table.index.astype(str))
+    if len(missing) or not columns:
+        raise DataError(
+            f"{path}: {len(columns)} features, and none for {len(missing)} of the predicted photographs",
+            "remove the file and run again",
+        )
+    return table.loc[image_id, columns].to_numpy(dtype=np.float32)
