@@ -225,3 +225,43 @@ def test_predictions_alone_are_audited_without_torch(audited: Path, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert "5 of 90 labels look wrong" in done.stdout + done.stderr
     assert (tmp_path / "b/audit/label_issues.csv").is_file()
+
+
+def write_oof(audited: Path, path: Path) -> pd.DataFrame:
+    oof = Predictions.load(audited / "predictions/main.oof.parquet")
+    columns = {f"c{k}": values for k, values in enumerate(oof.pred_probs.T)}
+    table = pd.DataFrame({"image_id": oof.image_id, "label": oof.labels, **columns})
+    table.to_csv(path, index=False)
+    return table
+
+
+def test_predictions_alone_may_name_their_classes(audited: Path, tmp_path: Path):
+    table = write_oof(audited, tmp_path / "oof.csv")
+    names = tmp_path / "names.json"
+    names.write_text('{"0": "healthy", "1": "mosaic", "2": "rust"}', encoding="utf-8")
+    audit_predictions(tmp_path / "oof.csv", tmp_path / "a", names)
+    issues = pd.read_csv(tmp_path / "a/audit/label_issues.csv")
+    assert set(issues["given_label"]) == set(CLASSES)
+    named = table.rename(columns={f"c{k}": name for k, name in enumerate(CLASSES)})
+    named.assign(label=np.array(CLASSES)[table["label"]]).to_csv(tmp_path / "named.csv", index=False)
+    audit_predictions(tmp_path / "named.csv", tmp_path / "b")
+    assert issues.equals(pd.read_csv(tmp_path / "b/audit/label_issues.csv"))
+    for text, words in (('["healthy", "rust"]', "classes"), ('{"1": "a", "2": "b", "3": "c"}', "not 0 to 2")):
+        names.write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match=words):
+            audit_predictions(tmp_path / "oof.csv", tmp_path / "x", names)
+    pd.concat([table, table.head(2)]).to_csv(tmp_path / "twice.csv", index=False)
+    with pytest.raises(DataError, match=r"2 photographs are predicted more than once, first '00\.png'"):
+        audit_predictions(tmp_path / "twice.csv", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_audit_of_predictions_refuses_what_it_would_ignore(audited: Path, tmp_path: Path):
+    from manihot.cli import app
+
+    write_oof(audited, tmp_path / "oof.csv")
+    words = ["audit", "--predictions", str(tmp_path / "oof.csv"), "--out", str(tmp_path / "x")]
+    for more in (["--what-if"], ["--trusted", "foo"], ["--recipe", "nosuch"], ["--label", "y"], ["--workers", "4"]):
+        with pytest.raises(SettingsError, match=more[0]):
+            app([*words, *more], exit_on_error=False, result_action="return_value")
+    assert not (tmp_path / "x").exists()

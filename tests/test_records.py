@@ -257,6 +257,24 @@ def test_csv_of_others(tmp_path):
     np.testing.assert_allclose(predictions.pred_probs, [[0.75, 0.25], [0, 1]], atol=1e-6)
 
 
+def test_csv_with_a_column_named_as_each_class(tmp_path):
+    path = tmp_path / "named.csv"
+    path.write_text("image_id,label,rust,healthy\na,healthy,0.25,0.75\nb,0,0.9,0.1\n", encoding="utf-8")
+    found = Predictions.load(path)
+    assert found.classes == ("rust", "healthy") and found.labels.tolist() == [1, 0]
+    found = Predictions.load(path, ("healthy", "rust"))
+    assert found.classes == ("healthy", "rust") and found.labels.tolist() == [0, 0]
+    np.testing.assert_allclose(found.pred_probs, [[0.75, 0.25], [0.1, 0.9]], atol=1e-6)
+    with pytest.raises(DataError, match="columns rust, healthy are not the classes healthy, mosaic"):
+        Predictions.load(path, ("healthy", "mosaic"))
+    path.write_text("image_id,label,rust,healthy\na,mosaic,0.25,0.75\n", encoding="utf-8")
+    with pytest.raises(DataError, match="label 'mosaic' in line 2"):
+        Predictions.load(path)
+    path.write_text("image_id,label,rust,healthy,note\na,rust,0.25,0.75,x\n", encoding="utf-8")
+    with pytest.raises(DataError, match="expected columns image_id"):
+        Predictions.load(path)
+
+
 def test_predictions_load_refuses_anything_else(tmp_path):
     path = tmp_path / "oof.parquet"
     with pytest.raises(DataError, match="no predictions here"):

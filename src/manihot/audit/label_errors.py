@@ -233,6 +233,12 @@ def label_issues(
     Raises DataError for predictions that don't say by which fold's model they were made, and says where photographs of
     one group were predicted by models of different folds.
     """
+    twice = pd.Series(predictions.image_id).duplicated()
+    if twice.any():
+        raise DataError(
+            f"{int(twice.sum())} photographs are predicted more than once, first {predictions.image_id[twice][0]!r}",
+            "leave one row a photograph, by a model that never saw it",
+        )
     if manifest is not None:
         if manifest.classes != predictions.classes:
             raise DataError(

@@ -70,38 +70,46 @@ def demo_data(
 def audit(
     photos: Annotated[list[Path] | None, Parameter(help="Folder(s), a CSV or a manifest.parquet.")] = None, *, out: Out,
     predictions: Annotated[
-        Path | None, Parameter(help="Out-of-fold predictions made anywhere: parquet, or CSV image_id,label,c0,c1,...")
+        Path | None,
+        Parameter(help="Out-of-fold predictions made anywhere: parquet, or CSV image_id,label,c0,c1,..."),
     ] = None,
     what_if: Annotated[bool, Parameter(negative="", help="Also learn under cleaned labels: is it worth it?")] = False,
     trusted: Annotated[str | None, Parameter(help="Column that is true where a label is known to be right.")] = None,
-    recipe: RecipeName = "quick", set_: Sets = None, csv: Table = None,
+    recipe: RecipeName = None, set_: Sets = None, csv: Table = None,
     image: ImageColumn = None, label: LabelColumn = None, source: SourceColumn = None, group: GroupColumn = None,
     fold: FoldColumn = None, split: SplitColumn = None, classes: ClassMap = None, device: Device = "auto",
     workers: Workers = 2, update: Update = False,
 ) -> None:  # fmt: skip
     """Find what is wrong with photographs and labels: duplicates, wrong labels, sources that differ.
 
-    Tables in OUT/audit, a page in OUT/audit.html; next: manihot clean OUT. With --predictions alone, photographs are
-    not needed, and every photograph must have been predicted by a model that never saw it. Nothing is changed.
+    Tables in OUT/audit, a page in OUT/audit.html; next: manihot clean OUT. The recipe is `quick` unless you name one.
+    With --predictions alone, photographs are not needed, and every photograph must have been predicted by a model that
+    never saw it; --classes names its classes, and no other option has a say. Nothing is changed.
     """
     from manihot import pipeline
 
     if photos is None:
         if predictions is None:
             raise SettingsError("nothing to audit", "give PHOTOS, or --predictions OOF.csv")
+        columns = {"--csv": csv, "--image": image, "--label": label, "--source": source, "--group": group}
+        reading = {"--fold": fold, "--split": split, "--device": device != "auto", "--workers": workers != 2}
+        training = {"--what-if": what_if, "--trusted": trusted, "--recipe": recipe, "--set": set_, "--update": update}
+        idle = [name for name, value in {**training, **columns, **reading}.items() if value]
+        if idle:
+            raise SettingsError(f"{', '.join(idle)}: nothing is read or trained with --predictions", "leave it out")
         from manihot.audit.stages import audit_predictions
         from manihot.deliver.audit_page import make_audit_page
 
-        found = audit_predictions(predictions, out)
+        found = audit_predictions(predictions, out, classes)
         make_audit_page(out)
         say(f"{found['label_issues']} of {found['judged']} labels look wrong: {out / 'audit.html'}")
         return
     if predictions is not None:
         raise SettingsError("--predictions go without photographs", "leave one of them out")
     pipeline.run(
-        one_or_many(photos), out, recipe, overrides=set_ or [], device=device, workers=workers, update=update,
-        what_if=what_if, trusted=trusted, csv=csv, image=image, label=label, source=source, group=group, fold=fold,
-        split=split, classes=classes,
+        one_or_many(photos), out, recipe or "quick", overrides=set_ or [], device=device, workers=workers,
+        update=update, what_if=what_if, trusted=trusted, csv=csv, image=image, label=label, source=source, group=group,
+        fold=fold, split=split, classes=classes,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from scipy.special import log_softmax, softmax
 from manihot.errors import DataError
 from manihot.records.runs import atomic_path
 
+NOT_A_CLASS = ("image_id", "label", "unknown")  # columns of a CSV
 TINY = 1e-12  # floor of a probability before its logarithm
 
 
@@ -156,7 +157,10 @@ class Predictions:
 
     @classmethod
     def load(cls, path: Path, classes: tuple[str, ...] | None = None) -> Predictions:
-        """Read parquet or CSV; CSV columns c0..cK-1 are probabilities, named by `classes` where given."""
+        """Read parquet or CSV; CSV columns c0..cK-1 are probabilities, named by `classes` where given.
+
+        A CSV with labels, or read with `classes`, may have columns of probabilities named as the classes instead.
+        """
         path = Path(path)
         if not path.exists():
             raise DataError(f"{path}: there are no predictions here", "check the path, or run the training first")
@@ -186,10 +190,13 @@ class Predictions:
             raise DataError(f"{path}: not readable as CSV ({error})") from error
         numbered = [(int(m[1]), name) for name in frame.columns if (m := re.fullmatch(r"c(\d+)", name))]
         columns = [name for _, name in sorted(numbered)]
+        if "image_id" in frame and not columns and ("label" in frame or classes is not None):
+            columns = _named_columns(frame, classes, path)
+            classes, numbered = tuple(columns), [(k, name) for k, name in enumerate(columns)]
         if "image_id" not in frame or not columns or [k for k, _ in sorted(numbered)] != list(range(len(columns))):
             raise DataError(
                 f"{path}: expected columns image_id, c0, c1, ... (and label), found {', '.join(frame.columns[:8])}",
-                "one column of probabilities a class, named c0 to cK-1",
+                "one column of probabilities a class, named c0 to cK-1 or all named as the classes",
             )
         if frame["image_id"].isna().any():
             row = int(np.flatnonzero(frame["image_id"].isna())[0])
@@ -213,6 +220,18 @@ class Predictions:
                     f"{path}: the column 'unknown' holds something else than probabilities", "correct it"
                 )
         return cls.from_probs(frame["image_id"].to_numpy(), probs, names, labels, unknown=unknown)
+
+
+def _named_columns(frame: pd.DataFrame, classes: tuple[str, ...] | None, path: Path) -> list[str]:
+    """Columns of probabilities named as classes, in the order of `classes` or of the file; [] where there are none."""
+    others = [name for name in frame.columns if name not in NOT_A_CLASS]
+    if classes is not None and set(others) != set(classes):
+        raise DataError(
+            f"{path}: columns {', '.join(others)} are not the classes {', '.join(classes)}",
+            "one column of probabilities a class, named c0 to cK-1 or as the classes",
+        )
+    numeric = all(pd.api.types.is_numeric_dtype(frame[name]) for name in others)
+    return list(classes or others) if numeric and len(others) > 1 else []
 
 
 def _read_labels(cells: pd.Series, classes: tuple[str, ...], path: Path) -> np.ndarray:
