@@ -84,6 +84,20 @@ def test_a_choice_of_another_name_replaces_the_one_below():
     assert low == {"loss": {"name": "focal", "gamma": 3}, "train": {"epochs": 1}}
 
 
+def test_another_optimizer_keeps_the_settings_below(write):
+    low = {"optimizer": {"name": "adam", "lr": 1e-4, "sam": 0.05}}
+    assert merge(low, {"optimizer": {"name": "sgd"}}) == {"optimizer": {"name": "sgd", "lr": 1e-4, "sam": 0.05}}
+    path = write(
+        low="optimizer: {name: adam, lr: 1.0e-4, weight_decay: 1.0e-6, sam: 0.05}\n",
+        mine="extends: low.yaml\nstages: [{optimizer: {name: adamp}}, {optimizer: {lr: 1.0e-5}}]\n"
+        "members: {a: {optimizer: {name: sgd, sam: 0}}}\n",
+    )
+    first, second = load_recipe(path).member_recipes()["a"].stage_recipes()
+    assert (first.optimizer.name, second.optimizer.name) == ("adamp", "sgd")
+    assert (first.optimizer.lr, second.optimizer.lr) == (1e-4, 1e-5)
+    assert {(s.optimizer.weight_decay, s.optimizer.sam) for s in (first, second)} == {(1e-6, 0.0)}
+
+
 @pytest.mark.parametrize(
     ("override", "read", "value"),
     [

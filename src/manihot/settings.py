@@ -385,16 +385,25 @@ def _check_stage(number: int, changes: dict[str, Any], lines: dict[KeyPath, str]
                 )
 
 
-def merge(below: Any, above: Any) -> Any:
+def merge(below: Any, above: Any, key: str = "") -> Any:
     """`above` laid over `below`: dicts key by key, anything else (lists too) replaced whole.
 
-    A dict that names another technique (`name:`) replaces the one below instead of inheriting its settings.
+    A dict that names another technique (`name:`) replaces the one below instead of inheriting its settings. Not so
+    the optimiser's group (`key`: where the dicts stand), whose settings mean the same for every optimiser.
     """
     if not isinstance(below, dict) or not isinstance(above, dict):
         return above
-    if "name" in above and "name" in below and above["name"] != below["name"]:
+    if key not in NAMED_GROUPS and "name" in above and "name" in below and above["name"] != below["name"]:
         return above
-    return {**below, **{key: merge(below.get(key), value) for key, value in above.items()}}
+    return {**below, **{inner: merge(below.get(inner), value, inner) for inner, value in above.items()}}
+
+
+# Groups with a name among their settings, none of which belongs to that name alone as those of a Choice do.
+NAMED_GROUPS = {
+    key for key, field in Recipe.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Group)
+    and "name" in field.annotation.model_fields
+}  # fmt: skip
 
 
 def _read(name: str, lines: dict[KeyPath, str], seen: tuple[str, ...], said: str = "") -> dict[str, Any]:
@@ -538,7 +547,7 @@ def _set(tree: Any, path: KeyPath, value: Any, said: str) -> None:
             raise SettingsError(f"{said}: there is no item {last} in a list of {len(tree)}")
         tree[last] = value
     elif isinstance(tree, dict):
-        tree[str(last)] = merge(tree.get(str(last)), value)
+        tree[str(last)] = merge(tree.get(str(last)), value, str(last))
     else:
         raise SettingsError(f"{said}: {last!r} stands below a value, not a group")
 
