@@ -23,7 +23,7 @@ PHOTOS = np.random.default_rng(0).integers(0, 256, (22, 40, 40, 3), dtype=np.uin
 LABELS = np.arange(22) % 3
 
 
-def training(recipe: Recipe, folder: Path, step=STEPS["supervised"]):
+def training(recipe: Recipe, folder: Path, step=STEPS["supervised"], judge=None):
     """Train a tiny network by `recipe` in `folder`; the weights kept and the progress."""
     preprocess = make_preprocess(recipe.model, (32, 32), "squash")
     model = make_model(recipe.model, 3, (32, 32), seed=0)
@@ -43,10 +43,10 @@ def training(recipe: Recipe, folder: Path, step=STEPS["supervised"]):
     def save(network):
         kept.update({k: v.clone() for k, v in network.state_dict().items()})
 
-    def judge(network):
+    def alike(network):
         return {"loss": float(len(kept)), "accuracy": 0.5}
 
-    progress = fit(model, loader, batches, step, state, recipe, 0, folder, judge, save, "test")
+    progress = fit(model, loader, batches, step, state, recipe, 0, folder, judge or alike, save, "test")
     return kept, progress
 
 
@@ -146,6 +146,24 @@ def test_a_plateau_without_held_out_photographs_is_refused(recipe: Recipe, tmp_p
     recipe = recipe.model_copy(update={"schedule": Choice(name="plateau")})
     with pytest.raises(SettingsError, match="plateau watches held-out photographs"):
         fit(None, None, None, None, None, recipe, 0, tmp_path, None, None, "test")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("watch", "falls"), [({"watch": "loss"}, True), ({"watch": "accuracy"}, False), ({}, False)])
+def test_a_plateau_watches_its_own_score(recipe: Recipe, tmp_path: Path, watch, falls):
+    """The loss rises while accuracy, by which the epoch is chosen, still gains."""
+    scores = iter([(1.0, 0.5), (2.0, 0.6), (3.0, 0.7)])
+
+    def judge(network: torch.nn.Module) -> dict[str, float]:
+        loss, accuracy = next(scores)
+        return {"loss": loss, "accuracy": accuracy}
+
+    train = recipe.train.model_copy(update={"epochs": 3, "monitor": "accuracy", "keep": "best"})
+    choice = Choice(name="plateau", patience=0, drop=0.5, **watch)
+    recipe = recipe.model_copy(update={"train": train, "schedule": choice, "averaging": Choice(name="none")})
+    _, progress = training(recipe, tmp_path, judge=judge)
+    rates = [row["lr"] for row in progress.history]
+    assert rates[2] == pytest.approx(rates[0] * (0.5 if falls else 1.0))
+    assert progress.best_epoch == 2
 
 
 @pytest.mark.parametrize(

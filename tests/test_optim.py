@@ -342,6 +342,7 @@ def test_the_schedule_scales_each_groups_rate():
         (Choice(name="cosine", floor=-0.1), "floor = -0.1"),
         (Choice(name="cosine_restarts", period=0), "period = 0"),
         (Choice(name="plateau", patience=1.5), "patience = 1.5"),
+        (Choice(name="plateau", watch="los"), "watch = 'los'"),
         (Choice(name="plateau", scores=[1]), "no setting 'scores'"),
         (Choice(name="multistep", at=[0.5, 2]), r"at = \[0.5, 2\]"),
         (Choice(name="multistep", at=0.5), "at = 0.5"),

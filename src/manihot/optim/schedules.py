@@ -8,7 +8,7 @@ remembered, so a resumed training goes on as one that was never stopped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -79,12 +79,12 @@ def _cycle(epoch: float, epochs: float, peak: float, first: float, middle: float
 
 def plateau(
     epoch: float, epochs: float, scores: Sequence[float] = (), drop: float = 0.1, patience: int = 10,
-    threshold: float = 1e-4, floor: float = 0.0,
+    threshold: float = 1e-4, floor: float = 0.0, watch: str = "",
 ) -> float:  # fmt: skip
     """Times `drop` after more than `patience` epochs in a row without gain on the held-out photographs.
 
-    scores: `train.monitor` after each epoch so far, lower is better. A gain is a relative one of `threshold`.
-    torch's ReduceLROnPlateau.
+    scores: what is watched (`watched_score`) after each epoch so far, lower is better. A gain is a relative one of
+    `threshold`. torch's ReduceLROnPlateau.
     """
     factor, best, bad = 1.0, math.inf, 0
     for score in scores:
@@ -95,6 +95,12 @@ def plateau(
         if bad > patience:
             factor, bad = max(floor, factor * drop), 0
     return factor
+
+
+def watched_score(choice: Choice, monitor: str, scores: Mapping[str, float]) -> float:
+    """What the schedule watches of an epoch's `scores`, lower better: its own `watch`, or the `monitor` of training."""
+    name = choice.settings.get("watch", monitor)
+    return -scores[name] if name == "accuracy" else scores[name]
 
 
 def step_factor(
@@ -176,6 +182,10 @@ def check_schedule(choice: Choice, where: str) -> None:
         if key not in known:
             raise SettingsError(f"{where}: schedule {choice.name} has no setting {key!r}", suggest(key, known))
     for key, value in choice.settings.items():
+        if key == "watch":
+            if value not in WATCHED:
+                raise SettingsError(f"{where}: watch = {value!r}", suggest(str(value), WATCHED))
+            continue
         low, high = LIMITS[key]
         values = value if key == "at" and isinstance(value, list | tuple) else [] if key == "at" else [value]
         fine = all(isinstance(v, int | float) and not isinstance(v, bool) and low <= v <= high for v in values)
@@ -205,6 +215,7 @@ LIMITS = {
     "momentum_high": (0.0, 0.999),
 }
 NEEDS_SCORES = ("plateau",)  # watch the held-out photographs
+WATCHED = ("loss", "accuracy")
 
 SCHEDULES: dict[str, Callable[..., float]] = {
     "constant": constant,

@@ -32,7 +32,7 @@ from manihot.models.backbones import NORMS, set_training
 from manihot.optim.averaging import AVERAGING, Averaging
 from manihot.optim.optimizers import make_optimizer
 from manihot.optim.sam import Sam, frozen_statistics, gradient_norm
-from manihot.optim.schedules import NEEDS_SCORES, Schedule, make_schedule
+from manihot.optim.schedules import NEEDS_SCORES, Schedule, make_schedule, watched_score
 from manihot.progress import say, track
 from manihot.records.runs import atomic_path, write_atomic
 from manihot.settings import Recipe
@@ -100,8 +100,9 @@ def fit(
         progress.history.append(row)
         progress.epoch += 1
         if judge is not None:
-            watched = row["val_loss"] if train.monitor == "loss" else -row["val_accuracy"]
-            schedule.after_epoch(watched)
+            scores = {"loss": row["val_loss"], "accuracy": row["val_accuracy"]}
+            watched = scores["loss"] if train.monitor == "loss" else -scores["accuracy"]
+            schedule.after_epoch(watched_score(recipe.schedule, train.monitor, scores))
             if watched < progress.best:
                 progress.best, progress.best_epoch = watched, epoch
                 if train.keep == "best":
