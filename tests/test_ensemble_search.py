@@ -14,6 +14,7 @@ from scipy.special import softmax
 from conftest import shared_data
 from manihot.ensemble.search import (
     SEARCHES,
+    fit_best_subset,
     fit_greedy,
     fit_nelder_mead,
     fit_simplex,
@@ -130,6 +131,17 @@ def test_searches_for_accuracy_are_no_worse_in_sample_than_plain_averaging(name:
         np.stack([SEARCHES[name](probs, labels, 1), np.full(6, 1 / 6)])
     )
     assert right[0] > right[1]
+
+
+def test_the_first_places_two_steps_weigh_the_best_subset_alone() -> None:
+    probs, labels = make_members(5, 6, 400)
+    probs[3] = np.roll(probs[3], 1, axis=1)  # a member that is always elsewhere
+    inside = fit_best_subset(probs, labels) > 0
+    weights = SEARCHES["subset_evolution"](probs, labels, 8)
+    assert not inside[3] and inside.sum() > 1
+    assert not weights[~inside].any()
+    folds = np.random.default_rng(8).permutation(400) % 4
+    assert weights[inside] == pytest.approx(search_folds(probs[inside], labels, folds, seed=8).mean)
 
 
 def test_settled_photographs_don_t_change_what_weights_score() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ import torch
 from conftest import shared_data
 from manihot import pipeline
 from manihot.cli import app
+from manihot.data.views import make_view
 from manihot.errors import SettingsError
 from manihot.models.backbones import make_preprocess
 from manihot.models.pretrained import make_backbone, name_weights
 from manihot.photos.listing import choose_few
+from manihot.photos.preprocess import Preprocess
 from manihot.photos.scan import scan
 from manihot.records.manifest import UNLABELLED, Manifest
 from manihot.records.predictions import Predictions
@@ -65,8 +68,7 @@ def test_a_system_says_where_it_comes_from_and_what_was_left_open(name: str):
     text = (resources.files("manihot") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     header = text[: text.index("\n", text.rindex("\n#") + 1)].replace("\n# ", " ")
     assert f"manihot run PHOTOS --recipe {name}" in header
-    if name not in ("lecture-effb4-2019", "lecture-regnety40-2019"):  # all is said in what they extend
-        assert "eft open" in header
+    assert "eft open: " in header
     assert "Reported: " in header
     assert recipe.source.count(";") == 1
     score = recipe.source.partition(";")[2]
@@ -204,6 +206,37 @@ def test_the_page_of_systems_says_what_the_recipes_say():
         recipe = load_recipe(name)
         assert recipe.description.rstrip(".") in line
         assert f"| {recipe.source.partition('; ')[2]} |" in line
+        assert line.endswith(f" | {left_open(name)} |")
+
+
+def left_open(name: str) -> str:
+    """What the head of a recipe's file says was left open, to its end, on one line."""
+    text = (resources.files("manihot") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    head = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line[1:].strip() for line in head).partition("eft open: ")[2]
+
+
+@pytest.mark.parametrize("name, member", [("heroseo", "effb3"), ("cassava2020-01", "effb4")])
+def test_views_of_those_who_rotated_are_turned_and_not_only_mirrored(name: str, member: str):
+    photo = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    views = [make_view(photo, view, Preprocess((4, 4))) for view in load_recipe(name).member_recipes()[member].tta]
+    for turns in (1, 2):
+        turned = (np.rot90(photo, turns), np.rot90(photo, -turns))
+        assert any(np.array_equal(view, way) for view in views for way in turned), turns
+
+
+def test_systems_change_pictures_as_the_lecture_tells():
+    members = load_recipe("cassava2020-78").member_recipes()
+    fastai = load_recipe("cassava2020-78").blend.groups["fastai"].members
+    for name, member in members.items():
+        assert ([op.name for op in member.augment] == ["resize", "brightness_contrast"]) == (name in fastai)
+    hard = load_recipe("cassava2020-18").member_recipes()["effb4"].stage_recipes()[2].augment
+    inner = {op["name"]: op for way in hard if way.name == "one_of" for op in way.settings["choices"]}
+    assert inner["optical_distortion"]["k"] == inner["grid_distortion"]["limit"] == 1.0
+    assert "cutout" in {mix.name for mix in load_recipe("cassava2020-606").mixing}
+    first = load_recipe("cassava2020-01")
+    assert first.blend.method == "subset_evolution"
+    assert first.member_recipes()["resnext50"].schedule.settings["watch"] == "loss"
 
 
 def test_small_backbones_exist():

@@ -122,7 +122,7 @@ def nested_cv(
         )
     names = [name for name in dict.fromkeys(methods) if name not in ("uniform", "arithmetic")]
     if len(pred_probs) > MAX_SUBSET_MEMBERS:
-        names = [name for name in names if name != "best_subset"]
+        names = [name for name in names if name not in ("best_subset", "subset_evolution")]
     for name in names:
         if name not in method_names():
             raise SettingsError(
