@@ -72,6 +72,14 @@ def test_extends_of_nothing_names_file_line_and_the_nearest_recipe(write):
     assert "did you mean 'standard'" in text
 
 
+def test_the_name_of_a_suite_says_how_to_see_it(write):
+    for path in ("lecture-ablations", write(mine="extends: lecture-ablations\n")):
+        with pytest.raises(SettingsError) as caught:
+            load_recipe(path)
+        assert "'lecture-ablations' is a suite" in str(caught.value)
+        assert "manihot suite lecture-ablations --list" in str(caught.value)
+
+
 def test_a_choice_of_another_name_replaces_the_one_below():
     low = {"loss": {"name": "focal", "gamma": 3}, "train": {"epochs": 1}}
     assert merge(low, {"loss": {"name": "gce"}})["loss"] == {"name": "gce"}

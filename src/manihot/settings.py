@@ -409,6 +409,8 @@ NAMED_GROUPS = {
 def _read(name: str, lines: dict[KeyPath, str], seen: tuple[str, ...], said: str = "") -> dict[str, Any]:
     found = find_yaml(name, "recipes", said)
     if found is None:
+        if find_yaml(name, "recipes/suites", said):
+            raise SettingsError(f"{said}{name!r} is a suite and no recipe", f"see `manihot suite {name} --list`")
         raise SettingsError(
             f"{said}there is no recipe {name!r}", suggest(name, recipe_names()) or "a name or a path to a .yaml"
         )
