@@ -17,6 +17,7 @@ from manihot.photos.preprocess import Preprocess
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.settings import View, load_recipe
+from manihot.train import labels as labels_module
 from manihot.train.check import check_recipe
 from manihot.train.crossval import in_order
 from manihot.train.labels import LABELS, Asked, Lesson, make_lesson, members_asked
@@ -153,6 +154,31 @@ def contradicted(question: Asked, *, surely: dict[int, int]) -> None:
     answers(question, probs[:-1], question.train[:-1])
 
 
+def test_photographs_that_are_never_held_out_are_answered_by_the_folds_network(tmp_path, tiny_recipe, monkeypatch):
+    def left(among: str) -> tuple[set[int], np.ndarray]:
+        question = asked(tmp_path, tiny_recipe, f"labels={{name: oof, of: other, do: drop, among: {among}}}")
+        label = question.member.manifest.labels[question.train]
+        contradicted(question, surely={0: (label[0] + 1) % 3})  # and none for the last row
+
+        def ask(about: Asked, rows: np.ndarray, by: str, what: str) -> np.ndarray:
+            assert (by, rows.tolist()) == ("other", question.train[-1:].tolist())
+            return np.eye(3)[[(label[-1] + 1) % 3]]
+
+        monkeypatch.setattr(labels_module, "_ask", ask)
+        return set(question.train) - set(make_lesson(question).rows), question.train
+
+    for among, places in (("held_out", [0]), ("others", [-1]), ("all", [0, -1])):
+        gone, train = left(among)
+        assert gone == set(train[places]), among
+
+
+def test_a_network_does_not_check_the_labels_that_it_learned(tiny_recipe: Path):
+    text = "members={{a: {{sources: {{web: {{use: {}}}}}}}, b: {{labels: {{name: oof, of: a, among: others}}}}}}"
+    check_recipe(load_recipe(str(tiny_recipe), ["sources={web: {use: train}}", text.format("ignore")]))
+    with pytest.raises(SettingsError, match="'a' learned the photographs of 'web'"):
+        check_recipe(load_recipe(str(tiny_recipe), ["sources={web: {use: train}}", text.format("train")]))
+
+
 def test_out_of_fold_answers_change_or_drop_doubtful_labels(tmp_path: Path, tiny_recipe: Path):
     def lesson(settings: str) -> tuple[Lesson, Asked]:
         question = asked(tmp_path, tiny_recipe, f"labels={{name: oof, of: other, {settings}}}")
@@ -232,6 +258,7 @@ def test_one_photograph_of_each_group(tmp_path: Path, tiny_recipe: Path):
         ("{name: oof, of: [b, c]}", "of: there is no other member 'c'"),
         ("{name: oof, of: b, do: forget}", "do = 'forget'"),
         ("{name: oof, of: b, worst: -1}", "worst = -1"),
+        ("{name: oof, of: b, among: some}", "among = 'some'"),
         ("{name: teacher, of: b, share: 2}", "share = 2"),
         ("{name: clusters}", "clusters are no classes to predict"),
         ("{name: clusters, k: 1}", "k = 1"),

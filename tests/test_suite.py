@@ -59,7 +59,28 @@ def test_overrides_change_every_arm():
     suite = load_suite("lecture-ablations", ["train.epochs=3", "photo.size=[512, 512]"])
     for name, recipe in suite.recipe.member_recipes().items():
         assert recipe.train.epochs == 3
-        assert recipe.photo.size == ((384, 384) if name.startswith("vit") else (512, 512))
+        own = {"vit": (384, 384), "botnet": (256, 256)}  # sizes that a backbone's weights are for
+        assert recipe.photo.size == own.get(name.partition("-")[0], (512, 512))
+
+
+def test_what_the_lecture_tried_or_wished_without_a_figure_has_an_arm():
+    suite = load_suite("lecture-ablations", second="2019")
+    recipes = suite.recipe.member_recipes()
+    base = recipes["baseline"]
+    assert base.schedule.settings["warmup"] > 0 and recipes["no-warmup"].schedule.settings == {"warmup": 0}
+    late, whole = recipes["simple-then-mixup"].mixing, recipes["mixup"].mixing
+    assert {one.name for one in late} == {one.name for one in whole} == {"mixup", "fmix"}
+    assert {one.settings["from_epoch"] for one in late} == {base.train.epochs // 2}
+    before, last = recipes["pseudo-epoch"].stage_recipes()
+    assert before.resolved() == {**base.resolved(), "stages": []}
+    assert (last.labels.name, last.labels.settings["test"], last.train.epochs) == ("pseudo", True, 1)
+    cleaned = recipes["second-oof-drop"]
+    assert cleaned.labels.settings["among"] == "others" and cleaned.sources["2019"].use == "train"
+    assert suite.arms["second-oof-drop"].against == "second-all" and base.sources["2019"].use == "ignore"
+    assert recipes["botnet"].model.backbone == "botnet26t_256.c1_in1k"
+    chosen, skipped = suite.choose()
+    assert {"no-warmup", "mixup", "simple-then-mixup", "second-oof-drop"} <= set(chosen)
+    assert "photographs without a label" in skipped["pseudo-epoch"] and "hub" in skipped["botnet"]
 
 
 def test_arms_that_look_again_differ_in_views_alone():

@@ -17,7 +17,7 @@ from manihot.optim.losses import make_loss
 from manihot.optim.optimizers import OPTIMIZERS
 from manihot.optim.schedules import NEEDS_SCORES, check_schedule
 from manihot.settings import Recipe, suggest
-from manihot.train.labels import check_labels
+from manihot.train.labels import check_among, check_labels
 from manihot.train.steps import check_step
 
 Where = Callable[[str], str]  # a key to the place in a file that set it, in words
@@ -26,7 +26,8 @@ Where = Callable[[str], str]  # a key to the place in a file that set it, in wor
 def check_recipe(recipe: Recipe) -> None:
     """SettingsError with file and line for the first technique or setting that doesn't exist."""
     check_blend(recipe)
-    for name, member in recipe.member_recipes().items():
+    members = recipe.member_recipes()
+    for name, member in members.items():
         below = ("members", name) if recipe.members else ()
         where = _where(recipe, below)
         for key, known, value in (
@@ -45,6 +46,7 @@ def check_recipe(recipe: Recipe) -> None:
             check_labels(
                 stage.labels, own("labels"), first=number == 0, last=number == len(stages) - 1, members=others
             )
+            check_among(stage, members, own("labels"))
             check_source_use(recipe, stage, own("sources"))
             check_techniques(stage, own)
 

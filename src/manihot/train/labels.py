@@ -14,7 +14,7 @@ photographs' own labels are never among what is learned.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +38,7 @@ from manihot.train.member import Member
 
 ACTIONS = ("drop", "relabel", "soft")
 RULES = ("confident", "cleanlab")
+AMONG = ("held_out", "others", "all")
 COMMON = ("one_a_group",)  # settings of every row: of each group of photographs (copies, a plant) only the first
 
 
@@ -111,17 +112,25 @@ def pseudo(
 
 def oof(
     asked: Asked, *, of: str, do: str = "relabel", rule: str = "confident", above: float = 0.9, worst: int = 0,
-    classes: tuple[int, ...] = (),
+    classes: tuple[int, ...] = (), among: str = "held_out",
 ) -> Lesson:  # fmt: skip
     """`given` without doubtful labels, which out-of-fold answers contradict.
 
     of: the member whose answers are taken. do: drop the photographs, relabel them, or soft: the mean of label and
     answer. rule: `confident`, answers with a probability of `above` that differ (7th place), or `cleanlab`, its filter
     with its own thresholds (the lecture's). worst: at most so many, the surest first; 0 for all. classes: numbers of
-    the given labels that may be doubted; all when empty.
+    the given labels that may be doubted; all when empty. among: `held_out`, photographs with an out-of-fold answer;
+    `others`, those that are never held out, answered by the network of `of` of the same fold, which didn't learn them
+    (the lecture's photographs of 2019); `all`, both.
     """
     known = given(asked)
     probs = _answers(asked, of)
+    if among != "held_out":
+        others = ~np.isfinite(probs).all(1)
+        if among == "others":
+            probs[~others] = np.nan
+        if others.any():
+            probs[others] = np.mean([_ask(asked, known.rows[others], one, "labels") for one in _names(of)], axis=0)
     label, said = known.labels, np.nan_to_num(probs).argmax(1)
     doubtful = find_doubtful(label, probs, rule, above, worst, classes)
     targets = known.targets.copy()
@@ -223,19 +232,19 @@ def _features(asked: Asked, rows: np.ndarray, what: str) -> np.ndarray:
     return forward_views([runner], photos, rows, preprocess, views, want="embeddings", what=what)[:, 0]
 
 
-def _ask(asked: Asked, rows: np.ndarray, by: str) -> np.ndarray:
+def _ask(asked: Asked, rows: np.ndarray, by: str, what: str = "pseudo-labels") -> np.ndarray:
     """Probabilities (n, K) by the network of the stage before, or by another member's of the same fold.
 
     Of a network with the output `unknown` they sum to less than 1: the rest says that it is none of the classes.
     """
-    member, what = asked.member, f"{asked.member.what(asked.fold)}: pseudo-labels"
+    member, what = asked.member, f"{asked.member.what(asked.fold)}: {what}"
     if by:
         path = member.run / f"members/{by}/fold{asked.fold}/best.safetensors"
         if asked.fold == WHOLE:  # nothing is held out, so all that `by` has learned may be asked
             model = load_model(member.run / f"members/{by}")[0]
         elif not path.is_file():
             raise DataError(
-                f"labels.by: member {by!r} has no network of fold {asked.fold}", f"train {by} first: {path}"
+                f"labels: member {by!r} has no network of fold {asked.fold}", f"train {by} first: {path}"
             )
         else:
             model = load_network(path)
@@ -343,6 +352,8 @@ def check_labels(choice: Choice, where: str, *, first: bool, last: bool, members
         raise SettingsError(f"{where}: do = {values['do']!r}", f"one of {', '.join(ACTIONS)}")
     if values.get("rule", RULES[0]) not in RULES:
         raise SettingsError(f"{where}: rule = {values['rule']!r}", f"one of {', '.join(RULES)}")
+    if values.get("among", AMONG[0]) not in AMONG:
+        raise SettingsError(f"{where}: among = {values['among']!r}", f"one of {', '.join(AMONG)}")
     if values.get("rule") == "cleanlab" and "above" in choice.settings:
         raise SettingsError(f"{where}: above has no effect with rule: cleanlab", "leave it out: cleanlab has its own")
     if choice.name == "pseudo" and first and not values["by"]:
@@ -352,6 +363,19 @@ def check_labels(choice: Choice, where: str, *, first: bool, last: bool, members
         )
     if choice.name == "clusters" and last:
         raise SettingsError(f"{where}: clusters are no classes to predict", "add a stage after it")
+
+
+def check_among(member: Recipe, members: Mapping[str, Recipe], where: str) -> None:
+    """SettingsError where `among` wants a network's answers on photographs of a source that it learned itself."""
+    if member.labels.settings.get("among", AMONG[0]) == AMONG[0]:
+        return
+    for name in _names(member.labels.settings.get("of", "")):
+        for source, own in members[name].sources.items():
+            if own.use == "train" and member.sources.get(source, own).use == "train":
+                raise SettingsError(
+                    f"{where}: among: {name!r} learned the photographs of {source!r} whose labels it shall check",
+                    f"name in `of` a member with sources: {{{source}: {{use: ignore}}}}",
+                )
 
 
 def soft_targets(manifest: Manifest) -> np.ndarray:
