@@ -66,6 +66,48 @@ def test_a_run_ends_with_calibration_and_sets_of_answers(finished: Path):
     assert len(answers) == 45
 
 
+def test_a_shared_run_answers_elsewhere_and_holds_no_photograph(finished: Path, small_photos: Path, tmp_path: Path):
+    import zipfile
+
+    from manihot.deliver.compare import leaderboard
+    from manihot.deliver.share import share_run
+
+    (finished / "predictions/.main.oof.7.part.parquet").touch()  # another process is writing it
+    names = share_run(finished, tmp_path / "a.zip")
+    (finished / "predictions/.main.oof.7.part.parquet").unlink()
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == [f"out/{name}" for name in names]
+        archive.extractall(tmp_path)
+    kept = {Path(name).suffix for name in names}
+    assert kept <= {".json", ".parquet", ".safetensors", ".jsonl", ".npz", ".csv", ".png"}
+    assert {Path(name).parent.name for name in names if name.endswith(".png")} <= {"trust", "blend"}  # diagrams
+    assert not [name for name in names if "part" in name or name.startswith(("store", "audit", "features"))]
+    there = tmp_path / "out"
+    photo = small_photos / "blue spots"
+    mine = manihot.predict(finished, photo, tmp_path / "mine.csv", workers=1)
+    theirs = manihot.predict(there, photo, tmp_path / "theirs.csv", workers=1)
+    np.testing.assert_array_equal(mine.pred_probs, theirs.pred_probs)
+    one = manihot.predict(there / "members/main/fold0/best.safetensors", photo, tmp_path / "one.csv", workers=1)
+    assert one.pred_probs.shape == mine.pred_probs.shape
+    board = leaderboard([finished, there])
+    assert board["accuracy"].nunique() == 1 and set(board["status"]) == {"done"}
+
+
+def test_what_is_no_finished_run_is_not_shared(finished: Path, tmp_path: Path):
+    from manihot.deliver.share import share_run
+    from manihot.errors import SettingsError
+
+    with pytest.raises(RunFolderError, match="not a run folder"):
+        share_run(tmp_path, tmp_path / "a.zip")
+    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(RunFolderError, match="no predictions to share yet"):
+        share_run(tmp_path, tmp_path / "a.zip")
+    with pytest.raises(SettingsError, match=r"not a \.zip"):
+        share_run(finished, tmp_path / "a.tar")
+    assert not (tmp_path / "a.zip").exists()
+
+
 def test_members_weigh_in_a_prediction_as_in_the_blend(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
     out = tmp_path / "two"
     members = "members={a: {}, b: {seed: 3, method: features}, c: {seed: 4}}"

@@ -118,6 +118,19 @@ def report(run: Annotated[Path, Parameter(help="A run folder.")]) -> None:
     say(f"Report: {make_report(run)}")
 
 
+def share(
+    run: Annotated[Path, Parameter(help="A run folder.")],
+    *,
+    out: Annotated[Path, Parameter(name=["--out", "-o"], help="A .zip file.")],
+) -> None:
+    """Pack what a team needs of a run into one zip: networks, predictions, blend, scores, and no photograph."""
+    from manihot.deliver.share import share_run
+
+    files = share_run(run, out)
+    networks = sum(name.endswith(".safetensors") for name in files)
+    say(f"{len(files)} files, {networks} networks among them, {out.stat().st_size / 1e6:.1f} MB: {out}")
+
+
 def show_augment(
     recipe: Annotated[str, Parameter(help="A recipe's name or a .yaml file.")],
     photo: Path,
