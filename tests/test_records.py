@@ -376,6 +376,14 @@ def test_a_file_stands_where_the_run_folder_should(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("below", ["t.csv/scores.json", "t.csv/run/scores.json"])
+def test_a_file_stands_where_a_written_files_folder_should(tmp_path, below):
+    (tmp_path / "t.csv").write_text("image,label\n", encoding="utf-8")
+    with pytest.raises(RunFolderError, match=r"t\.csv is a file.*\n.*--out"):
+        write_atomic(tmp_path / below, "new")
+    assert (tmp_path / "t.csv").read_text(encoding="utf-8") == "image,label\n"
+
+
 def test_digests(tmp_path):
     assert digest_value({"a": 1, "b": [2, 3]}) == digest_value({"b": [2, 3], "a": 1})
     assert digest_value({"a": 1}) != digest_value({"a": 2})

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from conftest import shared_data
-from manihot.errors import DataError, ManihotError
+from manihot.errors import DataError, ManihotError, RunFolderError
 from manihot.photos import scan as scan_module
 from manihot.photos.scan import scan
 from manihot.photos.tables import load_classes
@@ -192,6 +192,15 @@ def test_quarantine_names_file_fault_and_remedy(tmp_path: Path, capsys) -> None:
     assert (quarantine["remedy"].str.len() > 10).all() and (quarantine["detail"].str.len() > 5).all()
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run/quarantine.csv"), quarantine, check_dtype=False)
     assert warned(capsys, "3 files can't be read", "class 'b' has no readable photograph")
+
+
+@pytest.mark.parametrize("below", ["t.csv", "t.csv/run"])
+def test_out_at_a_file_is_said_before_anything_is_read(tmp_path: Path, monkeypatch, below: str) -> None:
+    photo(tmp_path / "a/1.jpg")
+    table(tmp_path / "t.csv", "image,label\na/1.jpg,x\n")
+    monkeypatch.setattr(scan_module, "_inspect", None)
+    with pytest.raises(RunFolderError, match=r"t\.csv is a file"):
+        scan(tmp_path / "t.csv", out=tmp_path / below)
 
 
 @pytest.mark.parametrize(

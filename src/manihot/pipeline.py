@@ -195,6 +195,7 @@ def _scan(folder: RunFolder, photos: Any, workers: int, options: dict[str, Any])
         inputs = [
             _digest_listing(photos, folder.path),
             {k: str(v) for k, v in options.items() if v is not None},
+            *_digest_tables(options),
         ]
 
         def work() -> None:
@@ -205,7 +206,10 @@ def _scan(folder: RunFolder, photos: Any, workers: int, options: dict[str, Any])
 
 
 def _digest_listing(photos: Any, out: Path) -> str:
-    """Digest of names, sizes and times of all below the sources: changes when a photograph comes or goes."""
+    """Digest of names, sizes and times of all below the sources: changes when a photograph comes or goes.
+
+    Folders of runs (with run.json) are left out, as scan leaves them out.
+    """
     seen: list[tuple[str, int, int]] = []
     for source in [photos] if isinstance(photos, (str, os.PathLike)) else photos:
         place = Path(source)
@@ -214,12 +218,28 @@ def _digest_listing(photos: Any, out: Path) -> str:
             place = place.parent
         for parent, folders, files in os.walk(place):
             folders[:] = sorted(
-                f for f in folders if not f.startswith(".") and Path(parent, f).resolve() != out.resolve()
-            )
+                f for f in folders
+                if not f.startswith(".") and Path(parent, f).resolve() != out.resolve()
+                and not Path(parent, f, "run.json").exists()
+            )  # fmt: skip
             for name in sorted(files):
-                facts = Path(parent, name).stat()
-                seen.append((Path(parent, name).relative_to(place).as_posix(), facts.st_size, facts.st_mtime_ns))
+                relative = Path(parent, name).relative_to(place).as_posix()
+                try:
+                    facts = Path(parent, name).stat()
+                    seen.append((relative, facts.st_size, facts.st_mtime_ns))
+                except OSError:  # a link to nowhere; scan puts it into the quarantine
+                    seen.append((relative, -1, -1))
     return digest_value(seen)
+
+
+def _digest_tables(options: dict[str, Any]) -> list[str]:
+    """Digests of the files that `csv` and `classes` name, and of a class map beside the table."""
+    from manihot.photos.layouts import CLASS_MAPS
+
+    files = [Path(options[name]) for name in ("csv", "classes") if options.get(name) is not None]
+    if options.get("csv") is not None:
+        files += [Path(options["csv"]).parent / name for name in CLASS_MAPS]
+    return [digest_file(path) for path in files if path.is_file()]
 
 
 def _folds(folder: RunFolder, recipe: Recipe, manifest: Manifest) -> Manifest:

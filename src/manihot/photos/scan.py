@@ -7,6 +7,7 @@ the file system names them.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from manihot.photos.workers import CHUNK, ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import say, track
 from manihot.records.groups import with_name_groups
 from manihot.records.manifest import UNLABELLED, Manifest
-from manihot.records.runs import atomic_path
+from manihot.records.runs import atomic_path, explain_os_error
 
 QUARANTINE = ["file", "fault", "detail", "remedy", "label"]
 
@@ -66,6 +67,8 @@ def scan(
     if csv is not None and len(places) > 1:
         raise DataError("a table given with --csv belongs to one folder", "give each source as its own table")
     run = None if out is None else _absolute(Path(out))
+    if run is not None and any(part.is_file() for part in (run, *run.parents)):  # before hours of reading
+        raise explain_os_error(NotADirectoryError(errno.ENOTDIR, "not a folder"), run)
     table = None if csv is None else _absolute(Path(csv))
     pattern = group if group is not None and "{group}" in group else None
     columns = Columns(image, label, source, None if pattern else group, fold, split, id)

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,10 @@ def explain_os_error(error: OSError, path: Path) -> RunFolderError:
             f"{path}: not allowed to write here ({error.strerror})",
             "choose another folder with --out, or change the folder's permissions",
         )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST) and (
+        file := next((part for part in (path, *path.parents) if part.is_file()), None)
+    ):
+        return RunFolderError(f"{file} is a file, and a folder is needed there", "choose another folder with --out")
     return RunFolderError(f"{path}: {error.strerror or error}", "check the path and the disk")
 
 
@@ -61,7 +65,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             raise explain_os_error(error, path) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where `path` lies below a file; it must not hide the error that says so
+            temporary.unlink(missing_ok=True)
 
 
 def _hides_full_disk(error: Exception, folder: Path) -> bool:

@@ -1,0 +1,75 @@
+"""The stage that scans in a run: what it is done again for, and what it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from manihot.photos import scan as scan_module
+from manihot.pipeline import _scan
+from manihot.records.manifest import Manifest
+from manihot.records.runs import RunFolder
+from test_scan import photo, table
+
+
+def scanned(photos: Path | list[Path], out: Path, **options: object) -> Manifest:
+    with RunFolder(out) as folder:
+        return _scan(folder, photos, 1, options)
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[int]:
+    """How many photographs each scan that was really done has read."""
+    read: list[int] = []
+    inspect = scan_module._inspect
+
+    def count(files: list[Path], workers: int):
+        read.append(len(files))
+        return inspect(files, workers)
+
+    monkeypatch.setattr(scan_module, "_inspect", count)
+    return read
+
+
+def test_a_changed_table_or_class_map_elsewhere_is_read_again(tmp_path: Path, reads: list[int]) -> None:
+    for name in ("a", "b"):
+        photo(tmp_path / f"photos/{name}.jpg")
+    csv = table(tmp_path / "tables/t.csv", "image,label\na.jpg,0\nb.jpg,1\n")
+    classes = table(tmp_path / "maps/classes.json", '{"0": "rust", "1": "spot"}')
+    options = {"csv": csv, "classes": classes}
+    assert scanned(tmp_path / "photos", tmp_path / "run", **options).classes == ("rust", "spot")
+    scanned(tmp_path / "photos", tmp_path / "run", **options)
+    assert reads == [2]
+    table(classes, '{"0": "rust", "1": "mould"}')
+    assert scanned(tmp_path / "photos", tmp_path / "run", **options).classes == ("rust", "mould")
+    table(csv, "image,label\na.jpg,1\nb.jpg,1\n")
+    assert list(scanned(tmp_path / "photos", tmp_path / "run", **options).labels) == [1, 1]
+    assert reads == [2, 2, 2]
+
+
+def test_a_changed_class_map_beside_the_table_is_read_again(tmp_path: Path) -> None:
+    photo(tmp_path / "photos/a.jpg")
+    csv = table(tmp_path / "tables/t.csv", "image,label\na.jpg,0\n")
+    for name in ("rust", "spot"):
+        table(tmp_path / "tables/label_num_to_disease_map.json", f'{{"0": "{name}"}}')
+        assert scanned(tmp_path / "photos", tmp_path / "run", csv=csv).classes == (name,)
+
+
+def test_a_link_to_nowhere_is_quarantined(tmp_path: Path) -> None:
+    for name in ("a/1", "b/2"):
+        photo(tmp_path / f"photos/train/{name}.jpg")
+    for name in ("link.jpg", "link"):
+        (tmp_path / "photos/train/a" / name).symlink_to("/nowhere")
+    assert len(scanned(tmp_path / "photos", tmp_path / "run")) == 2
+    assert list(pd.read_csv(tmp_path / "run/quarantine.csv")["file"]) == ["train/a/link.jpg"]
+
+
+def test_a_run_beside_a_table_is_no_reason_to_read_again(tmp_path: Path, reads: list[int]) -> None:
+    photo(tmp_path / "a.jpg")
+    csv = table(tmp_path / "t.csv", "image,label\na.jpg,x\n")
+    scanned(csv, tmp_path / "run")
+    table(tmp_path / "other/run.json", "{}")
+    scanned(csv, tmp_path / "run")
+    assert reads == [1]
