@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from manihot.models import pretrained
 from manihot.models.backbones import NORMS, freeze, make_model, make_preprocess, set_training, stages_of
 from manihot.models.checkpoint import load_model, load_network, save_model
 from manihot.models.heads import POOLING, TILE_ATTENTION, Classifier, cut_tiles
-from manihot.models.pretrained import embedded_state, make_backbone, name_weights
+from manihot.models.pretrained import check_weights, embedded_state, make_backbone, name_weights
 from manihot.photos.preprocess import Preprocess
 from manihot.settings import Model, View
 
@@ -120,22 +123,27 @@ def test_embedded_backbone_gives_features_that_tell_pictures_apart():
         ("resnet18", "fb_swsl_ig1b_ft_in1k", ["not free for commercial use"]),
         ("regnety_1280", True, ["'swag_ft_in1k'", "not free for commercial use"]),  # timm's first choice
         ("resnet18", "no/such/file.pth", ["file.pth: no such file of weights", "embedded"]),
+        ("resnet18", "no/such/folder", ["no such file or folder of weights", "embedded", "a folder", "false"]),
+        ("resnet18", "tests/", ["no weights for 'resnet18'", "resnet18.safetensors", "pytorch_model.bin"]),
     ],
 )
-def test_weights_that_can_not_be_had(name, wanted, words, no_hub):
+@pytest.mark.parametrize("early", [True, False])
+def test_weights_that_can_not_be_had(name, wanted, words, early, no_hub, monkeypatch):
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
     with pytest.raises(WeightsError) as caught:
-        make_backbone(name, wanted, SMALL)
+        check_weights(name, wanted) if early else make_backbone(name, wanted, SMALL)
     for word in words:
         assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("wanted", [True, "r160_in1k"])
-def test_an_unreachable_hub_is_never_silently_random(no_hub, wanted):
+@pytest.mark.parametrize("early", [True, False])
+def test_an_unreachable_hub_is_never_silently_random(no_hub, wanted, early):
     with pytest.raises(WeightsError) as caught:
-        make_backbone("test_resnet", wanted, SMALL)
+        check_weights("test_resnet", wanted) if early else make_backbone("test_resnet", wanted, SMALL)
     text = str(caught.value)
     assert "'test_resnet.r160_in1k' could not be fetched (ConnectionError: no route to host)" in text
-    for remedy in ("embedded", "model.safetensors", "pretrained: false"):
+    for remedy in ("embedded", "model.safetensors", "path/to/folder", "pretrained: false"):
         assert remedy in text
     assert caught.value.exit_code == 4
 
@@ -158,6 +166,63 @@ def test_weights_from_a_file(tmp_path, suffix):
     assert loaded.keys() == {name for name in source.state_dict() if not name.startswith("fc.")}
     for name, value in loaded.items():
         torch.testing.assert_close(value, source.state_dict()[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "file"),
+    [
+        ("test_resnet", "test_resnet.safetensors"),
+        ("test_resnet", "test_resnet.r160_in1k.safetensors"),
+        ("test_resnet.r160_in1k", "test_resnet.r160_in1k.safetensors"),
+        ("test_resnet.r160_in1k", "test_resnet.safetensors"),
+        ("test_resnet", "test_resnet.r160_in1k/model.safetensors"),
+        ("test_resnet", "test_resnet.pth"),
+        ("test_resnet", "model.safetensors"),
+        ("test_resnet", "pytorch_model.bin"),
+    ],
+)
+def test_weights_from_a_folder(tmp_path, no_hub, backbone, file):
+    source = timm.create_model("test_resnet", num_classes=7)
+    path = tmp_path / "weights" / file
+    path.parent.mkdir(parents=True)
+    (save_file if path.suffix == ".safetensors" else torch.save)(source.state_dict(), path)
+    check_weights(backbone, str(tmp_path / "weights"))
+    loaded = make_backbone(backbone, str(tmp_path / "weights"), SMALL).state_dict()
+    torch.testing.assert_close(loaded["conv1.0.weight"], source.state_dict()["conv1.0.weight"], rtol=0, atol=0)
+
+
+def test_a_folder_prefers_weights_of_the_backbones_name(tmp_path):
+    for name in ("model", "test_resnet"):
+        state = timm.create_model("test_resnet", num_classes=0).state_dict()
+        filled = {key: value * 0 + (name == "model") for key, value in state.items()}
+        save_file(filled, tmp_path / f"{name}.safetensors")
+    assert not make_backbone("test_resnet", str(tmp_path), SMALL).state_dict()["conv1.0.weight"].any()
+
+
+def test_code_in_a_folder_of_weights_is_never_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "sprung"),))
+
+    torch.save({"conv1.0.weight": Trap()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="not readable as weights"):
+        make_backbone("test_resnet", str(tmp_path), SMALL)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_an_early_look_at_weights_draws_nothing_and_hears_no_retries(monkeypatch, capsys):
+    heard = []
+
+    def create(name: str, pretrained: bool, size: tuple[int, int], drop_path: float) -> nn.Module:
+        heard.append(logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING))
+        return nn.Linear(3, 3)
+
+    monkeypatch.setattr(pretrained, "_create", create)
+    before = torch.get_rng_state()
+    check_weights("test_resnet", True)
+    assert (torch.get_rng_state() == before).all()
+    assert heard == [False]
+    assert "test_resnet.r160_in1k from the model hub" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

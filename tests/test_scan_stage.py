@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from manihot.errors import DataError, WeightsError
 from manihot.photos import scan as scan_module
 from manihot.pipeline import _scan
 from manihot.records.manifest import Manifest
@@ -73,3 +74,27 @@ def test_a_run_beside_a_table_is_no_reason_to_read_again(tmp_path: Path, reads: 
     table(tmp_path / "other/run.json", "{}")
     scanned(csv, tmp_path / "run")
     assert reads == [1]
+
+
+def test_weights_are_asked_for_once_and_before_the_scan(tmp_path: Path, monkeypatch) -> None:
+    from manihot import pipeline
+    from manihot.models import pretrained
+
+    asked: list[tuple[str, bool | str]] = []
+
+    def refuse(name: str, wanted: bool | str) -> None:
+        asked.append((name, wanted))
+        if wanted is True:
+            raise WeightsError("no route to the hub")
+
+    monkeypatch.setattr(pretrained, "check_weights", refuse)
+    monkeypatch.setattr(pipeline, "_scan", lambda *_: pytest.fail("scanned without weights"))
+    sets = ["model.backbone=resnet18", "model.pretrained=true"]
+    with pytest.raises(WeightsError, match="no route"):
+        pipeline.run(tmp_path, tmp_path / "run", "quick", overrides=sets)
+    monkeypatch.setattr(pipeline, "_scan", lambda *_: (_ for _ in ()).throw(DataError("scanned")))
+    sets[1] = "model.pretrained=false"
+    for _ in range(2):
+        with pytest.raises(DataError, match="scanned"):
+            pipeline.run(tmp_path, tmp_path / "run", "quick", overrides=sets, update=True)
+    assert asked == [("resnet18", True), ("resnet18", False)]

