@@ -242,6 +242,54 @@ def test_where_names_the_set_that_changed_a_key():
     assert load_recipe("standard", ["train.epochs=3"]).where("train", "epochs") == "--set train.epochs=3"
 
 
+@pytest.mark.parametrize(
+    ("override", "place"),
+    [
+        ("trian.epochs=3", "--set trian.epochs=3: unknown setting 'trian'"),
+        ("members.a.trian.epochs=3", "--set members.a.trian.epochs=3: unknown setting 'trian'"),
+        ("features.batch=many", "--set features.batch=many: features.batch"),
+    ],
+)
+def test_a_wrong_set_is_the_place_of_its_error(write, override, place):
+    assert refusal(write(mine="extends: standard\n"), override).startswith(place)
+
+
+def test_a_set_below_a_group_of_a_file_is_named_with_it(write):
+    path = write(mine="extends: standard\nloss: {name: focal}\n")
+    recipe = load_recipe(path, ["optimizer.name=adamq", "loss.gamma=-1", "augment.0.scale=[2, 3]", "train.epochs=2"])
+    assert recipe.where("optimizer") == "--set optimizer.name=adamq"
+    assert recipe.where("optimizer", "lr").endswith("standard.yaml:20")
+    assert recipe.where("loss") == f"{path}:2, with --set loss.gamma=-1"
+    assert recipe.where("augment").endswith(", with --set augment.0.scale=[2, 3]")
+    assert recipe.where("schedule").endswith("standard.yaml:21")
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("features: {batch: many}", "features.batch takes a whole number, for example 32"),
+        ('seed: "3"', "seed takes a whole number, without quotes, for example 0"),
+        ("optimizer: {lr: fast}", "optimizer.lr takes a number, for example 0.001"),
+        ("optimizer: {head_lr: fast}", "optimizer.head_lr takes a number"),
+        ("refit: 3", "refit takes true or false"),
+        ("train: {precision: fp8}", "train.precision takes one of 'auto', 'fp32', 'bf16', 'fp16', for example auto"),
+        ("features: {c: 0.1}", "features.c takes a list, each a number, for example [0.001, 0.003, 0.01, 0.03]"),
+        ("features: {c: [0.1, x]}", "features.c.1 takes a number, for example 0.003"),
+        ("model: {tiles: [1, 0]}", "model.tiles.1 takes a whole number, for example 1"),
+        ("photo: {size: big}", "photo.size takes one of 'auto' or a list of 2, each a whole number, for example auto"),
+        ("model: {pretrained: 3}", "model.pretrained takes true or false or a text, for example embedded"),
+        ("loss: focal", "loss takes a technique, {name: ...}, for example {name: cross_entropy}"),
+        ("train: 3", "train takes a group of settings, {key: value}"),
+        ("tta: [{flip: 3}]", "tta.0.flip takes one of '', 'h', 'v', 'hv'"),
+        ("members: {a: {train: {epochs: x}}}", "train.epochs takes a whole number, for example 12"),
+        ("blend: {weights: {a: x}}", ""),
+    ],
+)
+def test_a_wrong_value_is_told_what_the_setting_takes(write, text, remedy):
+    said = refusal(write(mine=text))
+    assert said.endswith(f"remedy: {remedy}") if remedy else "remedy" not in said, said
+
+
 def test_suggest_offers_the_nearest_or_all():
     assert suggest("adamww", ["adamw", "sgd"]) == "did you mean 'adamw'?"
     assert suggest("zzz", ["sgd", "adamw"]) == "one of: adamw, sgd"

@@ -13,7 +13,8 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -24,6 +25,7 @@ from pydantic import (
     ValidationError,
     model_serializer,
 )
+from pydantic_core import PydanticUndefined
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -341,7 +343,7 @@ def make_recipe(values: dict[str, Any], lines: dict[KeyPath, str], overrides: Se
         except YAMLError as error:
             raise SettingsError(f"--set {override}: the value is not YAML ({_problem(error)})") from error
         _set(values, path, value, f"--set {override}")
-        lines[path] = f"--set {override}"
+        _note_override(path, f"--set {override}", lines)
     recipe = _validate(values, lines)
     recipe._lines.update(lines)
     for member in recipe.member_recipes().values():  # a wrong setting of a member or stage is said now
@@ -531,6 +533,17 @@ def _note_lines(node: Any, path: str, key: KeyPath, lines: dict[KeyPath, str]) -
             _note_lines(value, path, (*key, index), lines)
 
 
+def _note_override(path: KeyPath, said: str, lines: dict[KeyPath, str]) -> None:
+    """Say of a key that `--set` gave it, and of the groups above it as far as that is where an error comes from."""
+    for end in range(1, len(path)):
+        lines.setdefault(path[:end], said)
+    lines[path] = said
+    above = [path[:-1], path[:-2]] if len(path) > 2 and isinstance(path[-2], int) else [path[:-1]]
+    for group in above:
+        if group and lines[group] != said:  # a technique is the name's, its other settings stand in the file
+            lines[group] = said if path[-1] == "name" else f"{lines[group]}, with {said}"
+
+
 def _set(tree: Any, path: KeyPath, value: Any, said: str) -> None:
     for at, part in enumerate(path[:-1], 1):
         if isinstance(tree, list):
@@ -586,7 +599,59 @@ def _explain(problem: Any, lines: dict[KeyPath, str], prefix: KeyPath) -> tuple[
         group = _group_at(key[:-1])
         return f"{where}: unknown setting {dotted!r}", suggest(str(key[-1]), list(group.model_fields))
     got = problem.get("input")
-    return f"{where}: {dotted}: {problem['msg'].removeprefix('Value error, ')} (got {got!r})", ""
+    remedy = _remedy(key, got)
+    return f"{where}: {dotted}: {problem['msg'].removeprefix('Value error, ')} (got {got!r})", remedy
+
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "a mapping, {name: ...}"}
+
+
+def _remedy(key: KeyPath, got: Any) -> str:
+    """What a setting takes, from its type and default: 'features.batch takes a whole number, for example 32'."""
+    inside = len(key) > 1 and isinstance(key[-1], int)
+    name = key[-2] if inside else key[-1] if key else ""
+    field = _group_at(key[: -2 if inside else -1]).model_fields.get(str(name))
+    if field is None:
+        return ""
+    default = field.get_default(call_default_factory=True)
+    kind = _kind(field.annotation)
+    if inside and isinstance(default, tuple):  # one of a list
+        default = default[key[-1]] if key[-1] < len(default) else next(iter(default), None)
+        kind = _kind(next(iter(get_args(field.annotation)), None))
+    text = f"{'.'.join(map(str, key))} takes {kind}"
+    if isinstance(got, str) and got.strip().lstrip("+-").replace(".", "", 1).isdigit() and "number" in kind:
+        text += ", without quotes"
+    if default is None or default is PydanticUndefined or default in ((), {}, "") or isinstance(default, Group | bool):
+        return text
+    return f"{text}, for example {_as_yaml(default)}"
+
+
+def _kind(annotation: Any) -> str:
+    """A type in words."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(inner[0])
+    if origin is Literal:
+        return f"one of {', '.join(repr(name) for name in inner)}"
+    if origin is tuple:
+        size = "a list" if Ellipsis in inner else f"a list of {len(inner)}"
+        return f"{size}, each {_kind(inner[0])}"
+    if origin in (Union, UnionType):
+        return " or ".join(_kind(one) for one in inner if one is not type(None))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "a technique, {name: ...}" if issubclass(annotation, Choice) else "a group of settings, {key: value}"
+    return KINDS.get(origin or annotation, "something else")
+
+
+def _as_yaml(value: Any) -> str:
+    """A default as it would be written in a recipe, on one line."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_defaults=not isinstance(value, Choice))
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_as_yaml(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_as_yaml, value)) + "]"
+    return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
 def _is_type_tag(part: str | int) -> bool:
