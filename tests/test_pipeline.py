@@ -195,6 +195,17 @@ def test_predict_with_a_run_gives_probabilities_and_kaggle_files(
     assert list(pd.read_csv(tmp_path / "submission.csv").columns) == ["image_id", "label"]
 
 
+def test_photographs_in_tfrecords_alone_are_predicted(finished: Path, tmp_path: Path):
+    from test_scan import records
+
+    parts, place = records(tmp_path / "kaggle")
+    place.rename(tmp_path / "kaggle/test_tfrecords")
+    (tmp_path / "kaggle/test_tfrecords/a.tfrec").write_bytes(b"".join(parts))
+    found = manihot.predict(finished, tmp_path / "kaggle", tmp_path / "out/submission.csv", workers=1)
+    assert list(found.image_id) == ["11.jpg", "12.jpg", "13.jpg", "14.jpg"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["submission.csv"]
+
+
 def test_a_photograph_is_predicted_from_its_file_as_it_was_from_the_store(finished: Path):
     """Out-of-fold predictions come from the store, new ones from files: the same pixels, so the same numbers."""
     manifest = Manifest.load(finished / "manifest.parquet")

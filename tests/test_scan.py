@@ -481,6 +481,37 @@ def test_kaggle_layout_from_tfrecords(tmp_path: Path, capsys) -> None:
     assert (tmp_path / "run/photos/train/13.jpg").stat().st_mtime_ns == stamp
 
 
+def test_records_without_a_table_tell_their_labels(tmp_path: Path, capsys) -> None:
+    parts, place = records(tmp_path / "data")
+    (place / "a.tfrec").write_bytes(b"".join(parts))
+    manifest, _ = scan(tmp_path / "data", out=tmp_path / "run")
+    assert labels_of(manifest) == {"11.jpg": "0", "12.jpg": "2", "13.jpg": "2", "14.jpg": "1"}
+    assert manifest.classes == ("0", "1", "2")
+    assert warned(capsys, "4 photographs in train_tfrecords/ have no train.csv: their own labels hold")
+    table(tmp_path / "data/label_num_to_disease_map.json", json.dumps(MAP))
+    manifest, _ = scan(tmp_path / "data", out=tmp_path / "named")
+    assert labels_of(manifest)["14.jpg"] == "streak" and manifest.classes == tuple(MAP.values())
+
+
+def test_records_of_test_photographs_alone(tmp_path: Path) -> None:
+    parts, place = records(tmp_path / "data")
+    place.rename(tmp_path / "data/test_tfrecords")
+    (tmp_path / "data/test_tfrecords/a.tfrec").write_bytes(b"".join(parts[:2]))
+    manifest, _ = scan(tmp_path / "data", extract=tmp_path / "aside")
+    assert labels_of(manifest) == {"11.jpg": None, "12.jpg": None}
+    assert set(manifest.table["split"]) == {"test"} and (tmp_path / "aside/photos/test/11.jpg").is_file()
+    assert list((tmp_path / "aside").iterdir()) == [tmp_path / "aside/photos"]
+
+
+@pytest.mark.parametrize("empty", ["", "train_images", "train_tfrecords"])
+def test_a_table_without_its_train_photographs_is_an_error(tmp_path: Path, empty: str) -> None:
+    home = competition(tmp_path, images=False)
+    (home / empty).mkdir(exist_ok=True)
+    with pytest.raises(DataError, match=r"train\.csv: the train photographs are missing") as caught:
+        scan(home, out=tmp_path / "run")
+    assert "train_images" in caught.value.what and "test_images" in caught.value.remedy
+
+
 def test_damaged_records_go_to_quarantine(tmp_path: Path) -> None:
     home = competition(tmp_path / "data", images=False)
     parts, place = records(home)

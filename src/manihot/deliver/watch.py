@@ -83,7 +83,7 @@ def watch(
     from manihot.infer.runners import choose_device
 
     fitted = find_fitted(Path(model))
-    new, left_out = _find_new(photos, scan_options)
+    new, left_out = _find_new(photos, {"extract": Path(out), **scan_options})
     found = len(new)
     if found > most:
         say(f"{most} of {count_of(found)} are looked at")

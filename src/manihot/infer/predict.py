@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -239,11 +240,21 @@ def predict(
     out: .parquet or .csv of probabilities; a name that ends in submission.csv gets Kaggle's `image_id,label`.
     Unreadable photographs are named in `<out>.quarantine.csv` and left out. Where `model` is a run folder that holds
     its calibration, `<out>.answers.csv` says which classes a photograph could be, and which photographs are not of the
-    kind that the run knows. See `scan` for `scan_options`.
+    kind that the run knows. Photographs in TFRecords lie in a temporary folder meanwhile ($TMPDIR). See `scan` for
+    `scan_options`.
     """
+    models = load_model(Path(model))
+    with TemporaryDirectory(prefix="manihot-", ignore_cleanup_errors=True) as extract:
+        options = {"extract": Path(extract), **scan_options}
+        return _predict_with(models, Path(model), photos, out, tta, device, batch, options)
+
+
+def _predict_with(
+    models: list[TrainedModel], model: Path, photos: Path, out: Path | None, tta: int | None, device: str, batch: int,
+    scan_options: dict[str, object],
+) -> Predictions:  # fmt: skip
     from manihot.photos.scan import scan
 
-    models = load_model(Path(model))
     if Manifest.is_file(Path(photos)):
         manifest, quarantine = Manifest.load(Path(photos)), None
     else:

@@ -28,17 +28,34 @@ def find_records(folder: Path, split: str) -> list[Path]:
     return sorted(path for path in place.iterdir() if path.suffix.lower() in RECORD_SUFFIXES)
 
 
+def is_competition(folder: Path) -> bool:
+    """Whether a folder that holds no other photographs than test_images/ has a competition's records or table."""
+    if find_records(folder, "train"):
+        return True
+    if find_records(folder, "test"):
+        return (folder / "train.csv").is_file() or not find_photos(folder, Counter())
+    return (folder / "train.csv").is_file() and (folder / "test_images").is_dir()
+
+
 def list_competition(folder: Path, columns: Columns, names: ClassNames | None, out: Path | None) -> Listing:
     """The photographs of a competition's folder; those of test_images/ have split 'test' and no label.
 
     out: run folder, needed where photographs come from TFRecords. Raises DataError.
     """
-    images = folder / "train_images"
-    if images.is_dir() and find_photos(images, Counter()):
-        listing = list_table(folder / "train.csv", images, columns, names)
+    images, table = folder / "train_images", folder / "train.csv"
+    if table.is_file() and images.is_dir() and find_photos(images, Counter()):
+        listing = list_table(table, images, columns, names)
         listing.layout = "the Kaggle layout (train.csv, train_images/)"
-    else:
+    elif find_records(folder, "train"):
         listing = _list_from_records(folder, columns, names, out)
+    elif table.is_file():
+        raise DataError(
+            f"{table}: the train photographs are missing, neither train_images/ nor train_tfrecords/ beside it holds any",
+            f"unpack them there; where they lie elsewhere, give their folder and --csv {table}; for the test photographs "
+            f"alone give {folder / 'test_images'}",
+        )
+    else:
+        listing = Listing(folder, "the Kaggle layout (test_tfrecords/ alone)")
     _add_test(listing, folder, out)
     if listing.base == images:
         listing.base = folder
@@ -69,9 +86,14 @@ def _list_from_records(folder: Path, columns: Columns, names: ClassNames | None,
     records = find_records(folder, "train")
     target = _target(out, records)
     found, faults = extract_photos(records, target, "train")
-    listing = list_table(folder / "train.csv", target / "train", columns, names)
+    table = folder / "train.csv"
+    if table.is_file():
+        listing = list_table(table, target / "train", columns, names)
+    else:
+        listing = Listing(target, "", classes=names.names if names else (), ordered=names is not None)
     listing.base = target
-    listing.layout = f"the Kaggle layout (train.csv, {len(records)} files in train_tfrecords/)"
+    with_table = "train.csv, " if table.is_file() else ""
+    listing.layout = f"the Kaggle layout ({with_table}{len(records)} files in train_tfrecords/)"
     listing.faults = faults
     in_table = {entry.file for entry in listing.entries}
     extra = [item for item in found.values() if item[0] not in in_table]
@@ -79,9 +101,8 @@ def _list_from_records(folder: Path, columns: Columns, names: ClassNames | None,
         labels, classes = name_labels(
             [item[1] for item in extra], range(len(extra)), records[0].parent, names
         )
-        listing.notes.append(
-            f"{len(extra)} photographs in train_tfrecords/ are not in train.csv: their own labels hold"
-        )
+        where = "are not in train.csv" if table.is_file() else "have no train.csv"
+        listing.notes.append(f"{len(extra)} photographs in train_tfrecords/ {where}: their own labels hold")
         listing.entries += [Entry(path, label, where=where) for (path, _, where), label in zip(extra, labels)]
         if not listing.ordered:
             listing.classes = tuple(sorted({*listing.classes, *classes}, key=lambda name: (len(name), name)))
@@ -96,7 +117,7 @@ def _target(out: Path | None, records: list[Path]) -> Path:
     if out is None:
         raise DataError(
             f"{records[0].parent}: the photographs are in TFRecords and must be written out as files",
-            "say where with --out RUN (they go to RUN/photos)",
+            "say where: --out RUN of a command, out= of a function (they go to its folder photos)",
         )
     return out / "photos"
 

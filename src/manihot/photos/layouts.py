@@ -11,7 +11,7 @@ from pathlib import Path
 
 from manihot.errors import DataError
 from manihot.photos.decode import SUFFIXES
-from manihot.photos.kaggle import find_records, list_competition
+from manihot.photos.kaggle import find_records, is_competition, list_competition
 from manihot.photos.listing import Entry, Listing, find_photos, list_folder, normalise
 from manihot.photos.tables import (
     SPLITS,
@@ -54,6 +54,8 @@ def recognise(
         return list_competition(place, columns, _names(place, classes), out)
     if _metadata(place) or any(_metadata(path) for path in _split_folders(place).values()):
         return list_imagefolder(place, columns, _names(place, classes))
+    if is_competition(place):
+        return list_competition(place, columns, _names(place, classes), out)
     return list_class_folders(place, classes, out)
 
 

@@ -45,6 +45,7 @@ def scan(
     classes: Path | None = None,
     workers: int = 2,
     few: int = 0,
+    extract: Path | None = None,
 ) -> tuple[Manifest, pd.DataFrame]:
     """Find, read and list photographs; returns the manifest and the quarantine.
 
@@ -57,6 +58,7 @@ def scan(
     classes: names of integer labels. out: run folder; manifest.parquet and quarantine.csv are written there,
     and photographs that come in TFRecords. workers: processes; the result does not depend on it.
     few: read about so many photographs only, of each class, source and split alike; all of them when 0.
+    extract: where photographs that come in TFRecords are written without `out`, in its folder photos.
     Raises DataError where there is nothing to read or the labels contradict themselves.
     """
     places = (
@@ -69,10 +71,11 @@ def scan(
     run = None if out is None else _absolute(Path(out))
     if run is not None and any(part.is_file() for part in (run, *run.parents)):  # before hours of reading
         raise explain_os_error(NotADirectoryError(errno.ENOTDIR, "not a folder"), run)
+    aside = None if extract is None else _absolute(Path(extract))
     table = None if csv is None else _absolute(Path(csv))
     pattern = group if group is not None and "{group}" in group else None
     columns = Columns(image, label, source, None if pattern else group, fold, split, id)
-    listings = [recognise(place, columns, table, classes, run) for place in places]
+    listings = [recognise(place, columns, table, classes, run or aside) for place in places]
     _check_options(places, listings, columns)
     _say_listings(places, listings)
     names = _source_names(places) if len(places) > 1 else [""]
