@@ -195,6 +195,14 @@ def test_what_can_not_be_split_is_explained(manifest, folds, words):
     assert caught.value.remedy
 
 
+@pytest.mark.parametrize(("labels", "n"), [([0, 1, 2], 2), ([0, 0, 1, 1], 3)])
+def test_folds_are_lowered_only_to_what_can_be(labels, n):
+    with pytest.raises(DataError, match="no class has as many") as caught:
+        make_folds(manifest_of(labels), Folds(n=n), 0)
+    assert ("folds.n=2 or lower" in caught.value.remedy) == (n == 3)
+    assert "folds.kind=none" in caught.value.remedy
+
+
 def test_twenty_thousand_groups_take_no_time():
     group = [f"g{i // 2}" for i in range(40_000)]
     manifest = manifest_of(np.arange(40_000) % 3, group=group, fold=np.arange(40_000) // 2 % 5)

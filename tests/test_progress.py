@@ -38,6 +38,16 @@ def test_a_log_without_a_total_says_how_many(log, capsys):
     assert capsys.readouterr().err.splitlines() == ["Reading: 10, 1.0/s"]
 
 
+def test_what_is_slow_is_told_in_seconds_each(log, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_EVERY", 1.0)
+    clock = progress.time
+    for _ in progress.track(range(2), "Training", total=2):
+        clock.now += 39.0
+    assert capsys.readouterr().err.splitlines() == [
+        "Training: 1/2, 40.0 s each, 40 s left", "Training: 2/2, 40.0 s each, 0 s left",
+    ]  # fmt: skip
+
+
 def test_a_given_total_goes_with_a_generator(log, capsys):
     list(progress.track((i for i in range(12)), "Reading", total=20))
     assert capsys.readouterr().err.splitlines() == ["Reading: 10/20, 1.0/s, 10 s left"]

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from conftest import shared_data
+from manihot.cli.photos import scan as command
 from manihot.errors import DataError, ManihotError, RunFolderError
 from manihot.photos import scan as scan_module
 from manihot.photos.scan import scan
@@ -288,6 +289,8 @@ def test_table_beside_a_folder_and_parquet(tmp_path: Path) -> None:
         ("image,label,fold\na.jpg,x,1\nb.jpg,x,one\n", {}, ["line 3", "'one'"]),
         ("image,label\na.jpg,x\n,y\n", {}, ["line 3", "is empty"]),
         ("image,label\n", {}, ["no rows"]),
+        ("image,label,label\na.jpg,x,y\n", {}, ["line 1", "2 columns are called 'label'"]),
+        ('image\t"label"\tlabel \na.jpg\tx\ty\n', {}, ["line 1", "2 columns are called 'label'"]),
         ("", {}, ["not readable as a table"]),
     ],
 )
@@ -300,6 +303,35 @@ def test_tables_that_are_wrong(tmp_path: Path, text: str, options: dict, words: 
         scan(table(tmp_path / "l.csv", text), **options)
     assert all(word in str(caught.value) for word in [*words, "l.csv"] if word), str(caught.value)
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"file_name": "a.jpg"}\n\n{"file_name": \n', ["m.jsonl, line 3: not JSON (Expecting value"]),
+        ('{"file_name": "a.jpg", "label": "x\u2028y"}\n{bad\n', ["m.jsonl, line 2: not JSON"]),
+        ('["a.jpg"]\n', ["m.jsonl, line 1: not a JSON object"]),
+    ],
+)
+def test_a_broken_line_of_json_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
+    photo(tmp_path / "a.jpg")
+    with pytest.raises(DataError) as caught:
+        scan(table(tmp_path / "m.jsonl", text))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "line 1 column" not in str(caught.value)
+
+
+def test_a_table_that_is_not_there(tmp_path: Path) -> None:
+    photo(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match=r"none\.csv: there is no such file"):
+        scan(tmp_path, csv=tmp_path / "none.csv")
+
+
+def test_the_command_offers_the_groups_that_names_tell(tmp_path: Path, capsys) -> None:
+    for k in range(12):
+        photo(tmp_path / f"in/rust/plant{k // 3}_{k}.jpg")
+    command([tmp_path / "in"], out=tmp_path / "run")
+    assert warned(capsys, "File names look grouped as '{group}_*'", "--group")
 
 
 def test_repeated_line_counts_once(tmp_path: Path, capsys) -> None:

@@ -33,10 +33,15 @@ def fall_silent() -> None:
 
 
 class RateColumn(ProgressColumn):
-    """Items a second."""
+    """Items a second, or seconds an item."""
 
     def render(self, task: RichTask) -> Text:
-        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="dim")
+        return Text(rate_in_words(task.speed) if task.speed else "", style="dim")
+
+
+def rate_in_words(rate: float) -> str:
+    """Items a second; seconds an item where that is less than one."""
+    return f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
 
 
 def say(text: str) -> None:
@@ -66,7 +71,7 @@ def track(items: Iterable[T], what: str, total: int | None = None, note: str = "
             rate = count / (now - start)
             left = f", {(total - count) / rate:.0f} s left" if total else ""
             print(
-                f"{what}: {count}{f'/{total}' if total else ''}, {rate:.1f}/s{left}",
+                f"{what}: {count}{f'/{total}' if total else ''}, {rate_in_words(rate)}{left}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -135,7 +135,8 @@ def _check_counts(manifest: Manifest, labels: np.ndarray, groups: np.ndarray, fo
     if counts.max() < folds:
         raise DataError(
             f"no class has as many photographs as there are folds ({folds}); the largest has {counts.max()}",
-            f"set folds.n={max(2, counts.max())} or lower, use folds.kind=none, or collect more photographs",
+            (f"set folds.n={counts.max()} or lower, " if counts.max() > 1 else "")
+            + "use folds.kind=none, or collect more photographs",
         )
     said = []
     for k, count in zip(present, counts):

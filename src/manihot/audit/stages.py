@@ -26,7 +26,7 @@ from manihot.audit.what_if import what_if
 from manihot.errors import DataError
 from manihot.photos.tables import load_classes
 from manihot.progress import say
-from manihot.records.groups import propose_name_pattern
+from manihot.records.groups import offer_name_pattern
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.runs import RunFolder, atomic_path, digest_file, digest_value, save_json, write_atomic
@@ -56,9 +56,7 @@ def group_duplicates(folder: RunFolder, manifest: Manifest, workers: int) -> Man
             f"Duplicates: {len(duplicates)} photographs in {len(torn)} groups, {int(torn.sum())} with more than one "
             "label; each group stays in one fold (audit/duplicates.csv)"
         )
-    pattern = propose_name_pattern(manifest) if (manifest.table["group"] == "").all() else None
-    if pattern is not None:
-        say(f"File names look grouped as {pattern!r}: if that is a plant or a leaf, use --group {pattern!r}")
+    offer_name_pattern(manifest)
     return with_groups(manifest, duplicates)
 
 

@@ -42,11 +42,13 @@ def scan(
     cassava layout, and Hugging Face metadata.csv or metadata.jsonl. Nothing in your folders is changed.
     """
     from manihot.photos.scan import scan as scan_photos
+    from manihot.records.groups import offer_name_pattern
 
-    scan_photos(
+    manifest, _ = scan_photos(
         one_or_many(photos), out=out, csv=csv, image=image, label=label, source=source, group=group, fold=fold,
         split=split, classes=classes, workers=workers,
     )  # fmt: skip
+    offer_name_pattern(manifest)
     say(f"Manifest: {out / 'manifest.parquet'}")
 
 

@@ -50,9 +50,9 @@ def list_competition(folder: Path, columns: Columns, names: ClassNames | None, o
         listing = _list_from_records(folder, columns, names, out)
     elif table.is_file():
         raise DataError(
-            f"{table}: the train photographs are missing, neither train_images/ nor train_tfrecords/ beside it holds any",
-            f"unpack them there; where they lie elsewhere, give their folder and --csv {table}; for the test photographs "
-            f"alone give {folder / 'test_images'}",
+            f"{table}: the train photographs are missing: neither train_images/ nor train_tfrecords/ holds any",
+            f"unpack them beside it; if they lie elsewhere, give their folder and --csv {table}; for the test "
+            f"photographs alone, give {folder / 'test_images'}",
         )
     else:
         listing = Listing(folder, "the Kaggle layout (test_tfrecords/ alone)")

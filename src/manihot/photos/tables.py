@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,14 +94,15 @@ def read_table(path: Path) -> pd.DataFrame:
             frame = frame.assign(**whole).astype(object).where(frame.notna(), "").astype(str)
             frame.index = pd.RangeIndex(1, len(frame) + 1)
         elif path.suffix.lower() == ".jsonl":
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            rows = {k: json.loads(line) for k, line in enumerate(lines, 1) if line.strip()}
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
+            rows = {k: _json_row(path, k, line) for k, line in enumerate(lines, 1) if line.strip()}
             frame = pd.DataFrame.from_dict(rows, orient="index", dtype=object)
             frame = frame.where(frame.notna(), "").astype(str)
         else:
             with open(path, encoding="utf-8-sig") as handle:
                 head = handle.readline()
             separator = max(",;\t", key=head.count)
+            _check_header(path, head, separator)
             frame = pd.read_csv(
                 path,
                 dtype=str,
@@ -111,6 +114,8 @@ def read_table(path: Path) -> pd.DataFrame:
             ).fillna("")
             frame.index = pd.RangeIndex(2, len(frame) + 2)
             frame = frame[(frame != "").any(axis=1)]
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file", "check the path of the table") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not written in UTF-8 ({error})", "save the table as UTF-8") from error
     except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
@@ -121,6 +126,26 @@ def read_table(path: Path) -> pd.DataFrame:
     if not len(frame):
         raise DataError(f"{path}: the table has no rows", "check the file")
     return frame
+
+
+def _json_row(path: Path, line: int, text: str) -> dict[str, object]:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, line {line}: not JSON ({error.msg}, at character {error.colno})", "one {...} a line"
+        ) from error
+    if not isinstance(row, dict):
+        raise DataError(f"{path}, line {line}: not a JSON object", 'one a line, like {"file_name": "a.jpg"}')
+    return row
+
+
+def _check_header(path: Path, head: str, separator: str) -> None:
+    """DataError where two columns have one name: the second would be passed over in silence."""
+    names = Counter(name.strip() for name in next(csv.reader([head], delimiter=separator), ()))
+    twice = [name for name, count in names.items() if name and count > 1]
+    if twice:
+        raise DataError(f"{path}, line 1: {names[twice[0]]} columns are called {twice[0]!r}", "rename or remove one")
 
 
 def _all_whole(column: pd.Series) -> bool:

@@ -11,6 +11,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from manihot.errors import DataError
+from manihot.progress import say
 from manihot.records.manifest import Manifest
 
 SEPARATORS = "_-. "
@@ -73,6 +74,13 @@ def propose_name_pattern(manifest: Manifest) -> str | None:
         if share > best_share:
             best, best_share = pattern, share
     return best
+
+
+def offer_name_pattern(manifest: Manifest) -> None:
+    """Say that file names look grouped, where they do and nothing else says what belongs together."""
+    pattern = propose_name_pattern(manifest) if (manifest.table["group"] == "").all() else None
+    if pattern is not None:
+        say(f"File names look grouped as {pattern!r}: if that is a plant or a leaf, use --group {pattern!r}")
 
 
 def group_by_name(stems: list[str], pattern: str) -> np.ndarray:
