@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -392,6 +393,80 @@ def test_several_sources(tmp_path: Path) -> None:
     assert manifest.table.groupby("source").size().to_dict() == {"2019": 2, "2020": 2, "more": 1}
     with pytest.raises(DataError, match="given twice"):
         scan([tmp_path / "2019", tmp_path / "2019"])
+
+
+def test_manifests_and_run_folders_are_sources(tmp_path: Path) -> None:
+    for name in ("one/b rust/1.jpg", "one/a spot/2.jpg", "two/a spot/1.jpg", "two/new/3.jpg"):
+        photo(tmp_path / name)
+    lines = "image,label,group,weight\nb rust/1.jpg,b rust,G1,1\na spot/2.jpg,,,1\n"
+    one, _ = scan(table(tmp_path / "one/l.csv", lines), out=tmp_path / "runs/first")
+    table(tmp_path / "runs/first/run.json", "{}")
+    one.with_columns(weight=[0.5, 1.0]).save(tmp_path / "runs/first/manifest.parquet")
+    scan(tmp_path / "two", out=tmp_path / "runs/second")
+    (tmp_path / "runs/first/audit").mkdir()
+    photo(tmp_path / "runs/first/audit/thumbnail.jpg")
+    both, quarantine = scan([tmp_path / "runs/first", tmp_path / "runs/second/manifest.parquet"])
+    assert both.classes == ("b rust", "a spot", "new") and len(quarantine) == 0 and both.root == tmp_path
+    columns = ["image_id", "path", "label", "source", "group"]
+    assert both.table[columns].to_numpy().tolist() == [
+        ["first/1.jpg", "one/b rust/1.jpg", 0, "first", "G1"],
+        ["2.jpg", "one/a spot/2.jpg", -1, "first", ""],
+        ["second/1.jpg", "two/a spot/1.jpg", 1, "second", ""],
+        ["3.jpg", "two/new/3.jpg", 2, "second", ""],
+    ]
+    assert list(both.table["weight"]) == [0.5, 1, 1, 1]
+    mixed, _ = scan([tmp_path / "two", tmp_path / "runs/first"])
+    assert mixed.table.groupby("source").size().to_dict() == {"first": 2, "two": 2}
+    again, _ = scan(tmp_path / "runs/first")
+    assert list(again.image_id) == ["1.jpg", "2.jpg"] and set(again.table["source"]) == {"main"}
+
+
+def test_soft_labels_are_not_lost_in_silence(tmp_path: Path) -> None:
+    photo(tmp_path / "one/x/1.jpg"), photo(tmp_path / "two/x/2.jpg")
+    manifest, _ = scan(tmp_path / "one")
+    replace(manifest, soft_labels=np.ones((1, 1), np.float32)).save(tmp_path / "m.parquet")
+    with pytest.raises(DataError, match="soft labels"):
+        scan([tmp_path / "m.parquet", tmp_path / "two"])
+
+
+def test_a_column_that_a_fixed_layout_lacks_is_another_sources(tmp_path: Path) -> None:
+    kaggle = competition(tmp_path / "kaggle")
+    photo(tmp_path / "hub/4.jpg"), photo(tmp_path / "own/p5.jpg")
+    table(tmp_path / "hub/metadata.csv", "file_name,label\n4.jpg,mottle\n")
+    own = table(tmp_path / "own/t.csv", "nr,stress,farm\n5,mottle,F1\n")
+    options = {"image": "p{nr}.jpg", "label": "stress", "group": "farm", "id": "nr"}
+    manifest, _ = scan([kaggle, tmp_path / "hub", own], **options)
+    assert manifest.table.set_index("image_id")["group"].to_dict() == {
+        "11.jpg": "", "12.jpg": "", "13.jpg": "", "21.jpg": "", "4.jpg": "", "5": "F1",
+    }  # fmt: skip
+    assert labels_of(manifest)["4.jpg"] == labels_of(manifest)["5"] == labels_of(manifest)["12.jpg"] == "mottle"
+    with pytest.raises(DataError, match=r"--group names a column, but .*kaggle was read as .*no other source"):
+        scan([kaggle, tmp_path / "hub"], group="farm")
+    with pytest.raises(DataError, match="no column 'farm'"):
+        scan(kaggle, group="farm")
+    with pytest.raises(DataError, match="no column 'plant'"):
+        scan([kaggle, own], image="p{nr}.jpg", label="stress", group="plant")
+
+
+def test_only_the_trusted_column_is_kept(tmp_path: Path) -> None:
+    words = ["TRUE", "yes", "1", "false", "No", "0", ""]
+    for k in range(len(words)):
+        photo(tmp_path / f"in/{k}.jpg")
+    lines = "".join(f"{k}.jpg,x,{word},note\n" for k, word in enumerate(words))
+    listed = table(tmp_path / "in/l.csv", "image,label,checked,remark\n" + lines)
+    manifest, _ = scan(listed, trusted="checked", out=tmp_path / "run")
+    assert list(manifest.table["checked"]) == [True] * 3 + [False] * 4 and manifest.table["checked"].dtype == bool
+    assert "remark" not in manifest.table and "checked" not in scan(listed)[0].table
+    photo(tmp_path / "more/x/9.jpg")
+    both, _ = scan([tmp_path / "more", tmp_path / "run/manifest.parquet"], trusted="checked")
+    assert list(both.table["checked"]) == [False] + [True] * 3 + [False] * 4
+    with pytest.raises(DataError, match="has no column 'chekced'"):
+        scan(listed, trusted="chekced")
+    with pytest.raises(DataError, match="--trusted weight"):
+        scan(listed, trusted="weight")
+    table(listed, "image,label,checked\n0.jpg,x,yes\n1.jpg,x,maybe\n")
+    with pytest.raises(DataError, match=r"l\.csv, line 3: 'maybe'"):
+        scan(listed, trusted="checked")
 
 
 def test_options_that_nothing_would_use_are_errors(tmp_path: Path) -> None:

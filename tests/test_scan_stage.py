@@ -98,3 +98,30 @@ def test_weights_are_asked_for_once_and_before_the_scan(tmp_path: Path, monkeypa
         with pytest.raises(DataError, match="scanned"):
             pipeline.run(tmp_path, tmp_path / "run", "quick", overrides=sets, update=True)
     assert asked == [("resnet18", True), ("resnet18", False)]
+
+
+def test_a_trusted_column_is_asked_for_before_any_training(tmp_path: Path, monkeypatch) -> None:
+    from manihot import pipeline
+
+    photo(tmp_path / "in/a.jpg")
+    csv = table(tmp_path / "in/t.csv", "image,label,checked\na.jpg,x,yes\n")
+    monkeypatch.setattr(pipeline, "group_duplicates", lambda *_: pytest.fail("went on without the column"))
+    with pytest.raises(DataError, match="no column 'right'"):
+        pipeline.run(csv, tmp_path / "run", "quick", what_if=True, trusted="right")
+    manifest = scanned(csv, tmp_path / "scanned", trusted="checked")
+    assert list(manifest.table["checked"]) == [True]
+    with pytest.raises(DataError, match="no column 'right'"):
+        pipeline.run(tmp_path / "scanned/manifest.parquet", tmp_path / "other", "quick", trusted="right")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_folder_gives_its_manifest(tmp_path: Path, reads: list[int]) -> None:
+    photo(tmp_path / "in/a/1.jpg")
+    first = scanned(tmp_path / "in", tmp_path / "first")
+    photo(tmp_path / "first/audit/thumbnail.jpg")
+    assert scanned(tmp_path / "first", tmp_path / "second").table.equals(first.table) and reads == [1]
+    photo(tmp_path / "more/b/2.jpg")
+    several = [tmp_path / "first", tmp_path / "more"]
+    assert len(scanned(several, tmp_path / "third")) == 2
+    scanned(several, tmp_path / "third")
+    assert reads == [1, 2]

@@ -22,7 +22,7 @@ from manihot.audit.trusted import check_features, read_trusted
 from manihot.ensemble.files import COMBINATION
 from manihot.ensemble.second_level import Combination
 from manihot.ensemble.stages import blend_stage
-from manihot.errors import RunFolderError, SettingsError
+from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.progress import say
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.records.predictions import Predictions
@@ -58,6 +58,7 @@ def run(
         check_features(Path(out), resolved)
     elif trusted is not None:
         raise SettingsError("--trusted is looked at by --what-if alone", "add --what-if, or leave it out")
+    scan_options |= _trusted_column(photos, trusted)
     if smoke:
         from manihot.train.smoke import prepare_smoke
 
@@ -110,6 +111,19 @@ def train(
             manifest = from_first(lambda: prepare(folder, resolved, photos, scan_options, workers, update))
             folder.update_record(device=describe_device(place), processes=world())
             return train_members(folder, resolved, manifest, str(place), workers)
+
+
+def _trusted_column(photos: Any, trusted: str | None) -> dict[str, str]:
+    """What to scan for the column `trusted`: nothing where a manifest is taken as it is, and must have it already."""
+    given = Manifest.find(Path(photos)) if isinstance(photos, (str, os.PathLike)) else None
+    if trusted is None:
+        return {}
+    if given is None:
+        return {"trusted": trusted}
+    names = Manifest.load(given).table.columns
+    if trusted not in names:
+        raise DataError(f"{given}: has no column {trusted!r}", f"columns: {', '.join(names)}; or scan with --trusted")
+    return {}
 
 
 def _resolve(recipe: str | Recipe | None, overrides: Sequence[str], device: str) -> Recipe:
@@ -196,8 +210,8 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 
 def _scan(folder: RunFolder, photos: Any, workers: int, options: dict[str, Any]) -> Manifest:
-    first = Path(photos) if isinstance(photos, (str, os.PathLike)) else None
-    if first is not None and Manifest.is_file(first):
+    first = Manifest.find(Path(photos)) if isinstance(photos, (str, os.PathLike)) else None
+    if first is not None and options.get("csv") is None:
         inputs: Any = digest_file(first)
 
         def work() -> None:
@@ -228,6 +242,9 @@ def _digest_listing(photos: Any, out: Path) -> str:
     seen: list[tuple[str, int, int]] = []
     for source in [photos] if isinstance(photos, (str, os.PathLike)) else photos:
         place = Path(source)
+        if (manifest := Manifest.find(place)) is not None:
+            seen.append((digest_file(manifest), 0, 0))
+            continue
         if place.is_file():
             seen.append((digest_file(place), 0, 0))
             place = place.parent

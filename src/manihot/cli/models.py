@@ -12,6 +12,7 @@ from manihot.cli.options import (
     Device,
     FoldColumn,
     GroupColumn,
+    IdColumn,
     ImageColumn,
     LabelColumn,
     Out,
@@ -31,7 +32,7 @@ from manihot.progress import say
 def run(
     photos: Photos, *, out: Out, recipe: RecipeName = None, set_: Sets = None, csv: Table = None,
     image: ImageColumn = None, label: LabelColumn = None, source: SourceColumn = None, group: GroupColumn = None,
-    fold: FoldColumn = None, split: SplitColumn = None, classes: ClassMap = None,
+    fold: FoldColumn = None, split: SplitColumn = None, id: IdColumn = None, classes: ClassMap = None,
     device: Device = "auto", workers: Workers = 2, update: Update = False,
     smoke: Annotated[
         bool, Parameter(negative="", help="Try the recipe's whole chain on a few small photographs: under a minute.")
@@ -47,7 +48,7 @@ def run(
     pipeline.run(
         one_or_many(photos), out, recipe, overrides=set_ or [], device=device, workers=workers,
         update=update, smoke=smoke, csv=csv, image=image, label=label, source=source, group=group, fold=fold,
-        split=split, classes=classes,
+        split=split, id=id, classes=classes,
     )  # fmt: skip
     if smoke:
         say("It runs. The figures are of a smoke run: they say nothing about the recipe or the photographs.")

@@ -19,6 +19,10 @@ GroupColumn = Annotated[
 ]
 FoldColumn = Annotated[str | None, Parameter(help="Column with your own folds, 0 to K-1.")]
 SplitColumn = Annotated[str | None, Parameter(help="Column with train, val or test.")]
+IdColumn = Annotated[str | None, Parameter(help="Column with an id of its own for each photograph.")]
+TrustedColumn = Annotated[
+    str | None, Parameter(help="Column that says true where a label is known to be right; the manifest keeps it.")
+]
 ClassMap = Annotated[Path | None, Parameter(help="JSON file that maps label numbers to class names.")]
 RecipeName = Annotated[
     str | None, Parameter(name=["--recipe", "-r"], help="A name (see `manihot recipes`) or a .yaml file.")

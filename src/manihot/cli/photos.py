@@ -13,6 +13,7 @@ from manihot.cli.options import (
     Device,
     FoldColumn,
     GroupColumn,
+    IdColumn,
     ImageColumn,
     LabelColumn,
     Out,
@@ -22,6 +23,7 @@ from manihot.cli.options import (
     SourceColumn,
     SplitColumn,
     Table,
+    TrustedColumn,
     Update,
     Workers,
     one_or_many,
@@ -33,20 +35,21 @@ from manihot.progress import console, say
 def scan(
     photos: Photos, *, out: Out, csv: Table = None, image: ImageColumn = None, label: LabelColumn = None,
     source: SourceColumn = None, group: GroupColumn = None, fold: FoldColumn = None,
-    split: SplitColumn = None, classes: ClassMap = None,
+    split: SplitColumn = None, id: IdColumn = None, trusted: TrustedColumn = None, classes: ClassMap = None,
     workers: Workers = 2,
 ) -> None:  # fmt: skip
     """Read every photograph once and write OUT/manifest.parquet and OUT/quarantine.csv.
 
     Understands class folders (with or without train/val/test above them), a CSV or parquet table, the Kaggle
-    cassava layout, and Hugging Face metadata.csv or metadata.jsonl. Nothing in your folders is changed.
+    cassava layout, Hugging Face metadata.csv or metadata.jsonl, a manifest or a run folder, and several of them at
+    once. Nothing in your folders is changed.
     """
     from manihot.photos.scan import scan as scan_photos
     from manihot.records.groups import offer_name_pattern
 
     manifest, _ = scan_photos(
         one_or_many(photos), out=out, csv=csv, image=image, label=label, source=source, group=group, fold=fold,
-        split=split, classes=classes, workers=workers,
+        split=split, id=id, trusted=trusted, classes=classes, workers=workers,
     )  # fmt: skip
     offer_name_pattern(manifest)
     say(f"Manifest: {out / 'manifest.parquet'}")

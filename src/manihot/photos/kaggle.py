@@ -37,12 +37,17 @@ def is_competition(folder: Path) -> bool:
     return (folder / "train.csv").is_file() and (folder / "test_images").is_dir()
 
 
-def list_competition(folder: Path, columns: Columns, names: ClassNames | None, out: Path | None) -> Listing:
+def list_competition(
+    folder: Path, columns: Columns, names: ClassNames | None, out: Path | None, several: bool = False
+) -> Listing:
     """The photographs of a competition's folder; those of test_images/ have split 'test' and no label.
 
-    out: run folder, needed where photographs come from TFRecords. Raises DataError.
+    out: run folder, needed where photographs come from TFRecords. several: other sources may have the columns that
+    train.csv lacks. Raises DataError.
     """
     images, table = folder / "train_images", folder / "train.csv"
+    if several and table.is_file():
+        columns = columns.known_to(table)
     if table.is_file() and images.is_dir() and find_photos(images, Counter()):
         listing = list_table(table, images, columns, names)
         listing.layout = "the Kaggle layout (train.csv, train_images/)"

@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+
 from manihot.errors import DataError
 from manihot.photos.decode import SUFFIXES
 from manihot.photos.kaggle import find_records, is_competition, list_competition
@@ -20,21 +22,27 @@ from manihot.photos.tables import (
     Columns,
     list_table,
     load_classes,
+    to_trusted,
 )
+from manihot.records.manifest import COLUMNS, Manifest
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CLASS_MAPS = ("label_num_to_disease_map.json",)
 
 
 def recognise(
-    place: Path, columns: Columns, csv: Path | None, classes: Path | None, out: Path | None
+    place: Path, columns: Columns, csv: Path | None, classes: Path | None, out: Path | None, several: bool = False
 ) -> Listing:
     """List the photographs of one place.
 
-    place: a folder, or a table whose image paths start at its own folder. csv: a table whose image paths
-    start at `place`. classes: names of integer labels. out: run folder, never searched for photographs.
+    place: a folder, a manifest, a run folder that holds one, or a table whose image paths start at its own folder.
+    csv: a table whose image paths start at `place`. classes: names of integer labels. out: run folder, never searched
+    for photographs. several: there are other places, which may have the columns that a fixed layout lacks.
     Raises DataError.
     """
+    manifest = Manifest.find(place) if csv is None else None
+    if manifest is not None:
+        return list_manifest(manifest, columns)
     if place.is_file() and place.suffix.lower() in SUFFIXES:
         return Listing(place.parent, "a photograph", [Entry(place)])
     if place.is_file() and csv is None:
@@ -51,11 +59,11 @@ def recognise(
     if (place / "train.csv").is_file() and (
         (place / "train_images").is_dir() or find_records(place, "train")
     ):
-        return list_competition(place, columns, _names(place, classes), out)
+        return list_competition(place, columns, _names(place, classes), out, several)
     if _metadata(place) or any(_metadata(path) for path in _split_folders(place).values()):
-        return list_imagefolder(place, columns, _names(place, classes))
+        return list_imagefolder(place, columns, _names(place, classes), several)
     if is_competition(place):
-        return list_competition(place, columns, _names(place, classes), out)
+        return list_competition(place, columns, _names(place, classes), out, several)
     return list_class_folders(place, classes, out)
 
 
@@ -76,12 +84,47 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     return {name: named[name] for name in sorted(named, key=order.index)}
 
 
-def list_imagefolder(folder: Path, columns: Columns, names: ClassNames | None) -> Listing:
+def list_manifest(path: Path, columns: Columns) -> Listing:
+    """The photographs of a manifest, with what it says of them; of its further columns only the trusted one."""
+    manifest = Manifest.load(path)
+    if manifest.soft_labels is not None:
+        raise DataError(
+            f"{path}: its soft labels can't be joined with other sources or read anew",
+            "give this manifest alone to `manihot run`",
+        )
+    listing = Listing(manifest.root, "a manifest", classes=manifest.classes, ordered=True)
+    table, names = manifest.table, [*manifest.classes, None]
+    trusted = [False] * len(table)
+    if columns.trusted and columns.trusted in table:
+        cells = table[columns.trusted].map(lambda cell: "" if pd.isna(cell) else str(cell).removesuffix(".0"))
+        trusted = to_trusted(cells.set_axis(range(1, len(table) + 1)), path)
+        listing.used = {"trusted"}
+    for row, label, known in zip(table.itertuples(index=False), manifest.labels, trusted):
+        source = "" if row.source == COLUMNS["source"][1] else row.source
+        listing.entries.append(
+            Entry(
+                manifest.root / row.path, names[label], row.split, row.image_id, source, row.group, int(row.fold),
+                f"{path.name}, photograph {row.image_id}", float(row.weight), known,
+            )
+        )  # fmt: skip
+    return listing
+
+
+def list_imagefolder(
+    folder: Path, columns: Columns, names: ClassNames | None, several: bool = False
+) -> Listing:
     """Hugging Face's imagefolder: `metadata.csv|jsonl|parquet` with `file_name`, in it or in its splits."""
-    columns = replace(columns, image=columns.image or "file_name")
+    asked = columns
+
+    def known(table: Path) -> Columns:
+        columns = asked.known_to(table) if several else asked
+        return replace(columns, image=columns.image or "file_name")
+
     top = _metadata(folder)
     if top is not None:
-        return list_table(top, folder, columns, names)
+        listing = list_table(top, folder, known(top), names)
+        listing.used &= {option for option, name in vars(asked).items() if name}
+        return listing
     joined = Listing(folder, "an imagefolder with metadata", ordered=names is not None)
     classes: set[str] = set()
     for name, place in _split_folders(folder).items():
@@ -89,7 +132,8 @@ def list_imagefolder(folder: Path, columns: Columns, names: ClassNames | None) -
         if table is None:
             joined.notes.append(f"{place.name}/ has no metadata; its photographs are left out")
             continue
-        part = list_table(table, place, columns, names, SPLITS[name])
+        part = list_table(table, place, known(table), names, SPLITS[name])
+        joined.used |= part.used & {option for option, name in vars(asked).items() if name}
         joined.entries += [replace(e, where=f"{place.name}/{e.where}") for e in part.entries]
         joined.details += part.details
         joined.notes += part.notes

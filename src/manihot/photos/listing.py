@@ -20,7 +20,8 @@ SKIPPED_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system vol
 class Entry:
     """One photograph as its layout describes it; `where` says which line or folder did.
 
-    label: class name, None for unlabelled. image_id, source: '' where the layout says nothing.
+    label: class name, None for unlabelled. image_id, source: '' where the layout says nothing. trusted: whether the
+    label is known to be right.
     """
 
     file: Path
@@ -31,6 +32,8 @@ class Entry:
     group: str = ""
     fold: int = ALWAYS_TRAIN
     where: str = ""
+    weight: float = 1.0
+    trusted: bool = False
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Listing:
 
     base: folder that relative paths start from. layout: what was recognised, in words. ordered: whether the
     order of `classes` was given by the user. ignored: other files, counted by extension. faults: rows of the
-    quarantine that are known already. details: lines to say. notes: warnings.
+    quarantine that are known already. details: lines to say. notes: warnings. used: options that named a column of it.
     """
 
     base: Path
@@ -51,6 +54,7 @@ class Listing:
     faults: list[dict[str, str]] = field(default_factory=list)
     details: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
 
 
 def normalise(name: str) -> str:

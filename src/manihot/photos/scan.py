@@ -24,7 +24,7 @@ from manihot.photos.tables import Columns
 from manihot.photos.workers import CHUNK, ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import say, track
 from manihot.records.groups import with_name_groups
-from manihot.records.manifest import UNLABELLED, Manifest
+from manihot.records.manifest import COLUMNS, UNLABELLED, Manifest
 from manihot.records.runs import atomic_path, explain_os_error
 
 QUARANTINE = ["file", "fault", "detail", "remedy", "label"]
@@ -42,6 +42,7 @@ def scan(
     fold: str | None = None,
     split: str | None = None,
     id: str | None = None,
+    trusted: str | None = None,
     classes: Path | None = None,
     workers: int = 2,
     few: int = 0,
@@ -51,10 +52,12 @@ def scan(
 
     The quarantine has the columns file, fault, detail, remedy, label.
 
-    photos: a folder (class folders, imagefolder metadata, Kaggle's layout), a table, or several of them.
+    photos: a folder (class folders, imagefolder metadata, Kaggle's layout), a table, a manifest, a run folder (its
+    manifest), or several of them. With several, a column that Kaggle's or imagefolder's layout lacks is another's.
     csv: a table whose image paths start at the folder `photos`. image: its column, or a pattern such as
     `leaf/{id}.jpg`; label, source, group, fold, split, id: further columns (label='' for none). group may also be a
     pattern of file names such as '{group}_*': photographs whose names agree in that part belong together.
+    trusted: a column that says true, yes or 1 where a label is known to be right, kept in the manifest under its name.
     classes: names of integer labels. out: run folder; manifest.parquet and quarantine.csv are written there,
     and photographs that come in TFRecords. workers: processes; the result does not depend on it.
     few: read about so many photographs only, of each class, source and split alike; all of them when 0.
@@ -74,8 +77,11 @@ def scan(
     aside = None if extract is None else _absolute(Path(extract))
     table = None if csv is None else _absolute(Path(csv))
     pattern = group if group is not None and "{group}" in group else None
-    columns = Columns(image, label, source, None if pattern else group, fold, split, id)
-    listings = [recognise(place, columns, table, classes, run or aside) for place in places]
+    columns = Columns(image, label, source, None if pattern else group, fold, split, id, trusted)
+    if trusted in COLUMNS:
+        raise DataError(f"--trusted {trusted}: a manifest has a column of that name", "give yours another name")
+    several = len(places) > 1
+    listings = [recognise(place, columns, table, classes, run or aside, several) for place in places]
     _check_options(places, listings, columns)
     _say_listings(places, listings)
     names = _source_names(places) if len(places) > 1 else [""]
@@ -93,7 +99,7 @@ def scan(
     class_names = _unite_classes(listings)
     ids = _unique_ids(entries, root)
     facts = _inspect([entry.file for entry in entries], workers)
-    manifest = _to_manifest(entries, ids, facts, class_names, root)
+    manifest = _to_manifest(entries, ids, facts, class_names, root, trusted)
     manifest = manifest if pattern is None or not len(manifest) else with_name_groups(manifest, pattern)
     quarantine = _to_quarantine(entries, facts, listings, root)
     _say_result(manifest, quarantine)
@@ -116,10 +122,13 @@ def _absolute(path: Path) -> Path:
 
 def _check_options(places: list[Path], listings: list[Listing], columns: Columns) -> None:
     """Columns without a table, and numbers beside names, are mistakes that would pass unseen."""
-    given = [f"--{name}" for name, value in vars(columns).items() if value]
-    if given and not any(part.details for part in listings):
+    used = {name for part in listings for name in part.used}
+    unused = [f"--{name}" for name, value in vars(columns).items() if value and name not in used]
+    if unused:
+        where = next((k for k, part in enumerate(listings) if not part.used), 0)
         raise DataError(
-            f"{', '.join(given)} names a column, but {places[0]} was read as {listings[0].layout}",
+            f"{', '.join(unused)} names a column, but {places[where]} was read as {listings[where].layout}"
+            + (", and no other source has such a column" if len(places) > 1 else ""),
             "give the table itself, or --csv TABLE; or leave the option out",
         )
     numbers = {
@@ -137,6 +146,7 @@ def _source_names(places: list[Path]) -> list[str]:
     """Each source's name: its folder's or its table's stem, with more of the path where two are alike."""
     if all(place.suffix.lower() in SUFFIXES and place.is_file() for place in places):
         return [""] * len(places)
+    places = [place.parent if place.name == "manifest.parquet" else place for place in places]
     names = [place.stem if place.is_file() else place.name for place in places]
     parts = 2
     while len(set(names)) < len(names) and parts <= max(len(place.parts) for place in places):
@@ -248,6 +258,7 @@ def _to_manifest(
     facts: list[PhotoFacts | PhotoFault],
     classes: tuple[str, ...],
     root: Path,
+    trusted: str | None = None,
 ) -> Manifest:
     index = {name: k for k, name in enumerate(classes)}
     rows = [
@@ -259,6 +270,8 @@ def _to_manifest(
             "group": entry.group,
             "split": entry.split,
             "fold": entry.fold,
+            "weight": entry.weight,
+            **({trusted: entry.trusted} if trusted else {}),
             "sha256": fact.sha256,
             "height": fact.height,
             "width": fact.width,
@@ -275,10 +288,12 @@ def _to_manifest(
         "group",
         "split",
         "fold",
+        "weight",
         "sha256",
         "height",
         "width",
         "bytes",
+        *([trusted] if trusted else []),
     ]
     return Manifest.from_table(pd.DataFrame(rows, columns=columns), classes, root)
 

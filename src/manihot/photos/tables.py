@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +21,8 @@ from manihot.records.manifest import ALWAYS_TRAIN
 TABLE_SUFFIXES = {".csv", ".tsv", ".parquet", ".jsonl"}
 IMAGE_NAMES = ("image", "image_id", "file_name", "filename", "image_path", "path", "file")
 LABEL_NAMES = ("label", "class", "target", "labels", "class_name")
-OPTIONAL = ("source", "group", "fold", "split", "id")
+OPTIONAL = ("source", "group", "fold", "split", "id", "trusted")
+TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0", "")
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -32,6 +33,7 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
+IN_BRACES = re.compile(r"\{([^{}]+)\}")
 WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
 
 
@@ -40,7 +42,7 @@ class Columns:
     """Which columns of a table say what.
 
     image: a column, or a pattern such as `leaf/{id}.jpg`. None is guessed: image and label by usual names;
-    source, group, fold and split where a column has just that name; id never. '' is for none.
+    source, group, fold and split where a column has just that name; id and trusted never. '' is for none.
     """
 
     image: str | None = None
@@ -50,6 +52,14 @@ class Columns:
     fold: str | None = None
     split: str | None = None
     id: str | None = None
+    trusted: str | None = None
+
+    def known_to(self, path: Path) -> Columns:
+        """Without the options whose columns the table at `path` lacks: one of several sources, of a fixed layout."""
+        frame = read_table(path)
+        given = {option: name for option, name in vars(self).items() if name}
+        parts = {option: IN_BRACES.findall(name) or [name] for option, name in given.items()}
+        return replace(self, **{option: None for option in given if not set(parts[option]) <= set(frame.columns)})
 
 
 @dataclass(frozen=True)
@@ -170,6 +180,7 @@ def list_table(
     chosen = {option: _choose(frame, path, option, columns) for option in OPTIONAL}
     label = _label_column(frame, path, columns.label, used | {name for name in chosen.values() if name})
     listing = Listing(folder, f"the table {path.name}")
+    listing.used = {option for option, name in vars(columns).items() if name}
     roles = {"image": " and ".join(sorted(used)), "label": label, **chosen}
     said = ", ".join(f"{option} {name!r}" for option, name in roles.items() if name)
     listing.details.append(f"columns of {path.name}: {said}")
@@ -182,19 +193,22 @@ def list_table(
     cells = {option: frame[name].str.strip() if name else None for option, name in chosen.items()}
     folds = [ALWAYS_TRAIN] * len(frame) if cells["fold"] is None else _to_folds(cells["fold"], path)
     splits = [split] * len(frame) if cells["split"] is None else _to_splits(cells["split"], path, split)
+    trusted = [False] * len(frame) if cells["trusted"] is None else to_trusted(cells["trusted"], path)
     for k, line in enumerate(frame.index):
         group, source, image_id = (
             "" if (cell := cells[option]) is None else cell.iat[k] for option in ("group", "source", "id")
         )
         where = f"{path.name}, line {line}"
-        listing.entries.append(Entry(files[k], names[k], splits[k], image_id, source, group, folds[k], where))
+        listing.entries.append(
+            Entry(files[k], names[k], splits[k], image_id, source, group, folds[k], where, trusted=trusted[k])
+        )
     return listing
 
 
 def _choose(frame: pd.DataFrame, path: Path, option: str, columns: Columns) -> str | None:
     name = getattr(columns, option)
     if name is None:
-        return option if option in frame and option != "id" else None
+        return option if option in frame and option not in ("id", "trusted") else None
     if name:
         _check_column(frame, path, name, option)
     return name or None
@@ -318,6 +332,19 @@ def _to_folds(cells: pd.Series, path: Path) -> list[int]:
                 f"{path}, line {line}: fold {cell!r} is not a whole number from -1 up", "0, 1, 2, ..."
             )
     return [int(float(cell)) if cell else ALWAYS_TRAIN for cell in cells]
+
+
+def to_trusted(cells: pd.Series, path: Path) -> list[bool]:
+    """Whether each label is known to be right; empty is no. DataError with its line for any other word.
+
+    cells: text, by the line in the file.
+    """
+    for line, cell in cells.items():
+        if cell.lower() not in (*TRUE, *FALSE):
+            raise DataError(
+                f"{path}, line {line}: {cell!r} doesn't say whether the label is known to be right", "true or false"
+            )
+    return [cell.lower() in TRUE for cell in cells]
 
 
 def _to_splits(cells: pd.Series, path: Path, default: str) -> list[str]:

@@ -141,6 +141,12 @@ class Manifest:
             return False
 
     @classmethod
+    def find(cls, place: Path) -> Path | None:
+        """The manifest that `place` is, or that the run folder `place` holds; None where it is neither."""
+        path = place / "manifest.parquet" if (place / "run.json").is_file() else place
+        return path if path.is_file() and cls.is_file(path) else None
+
+    @classmethod
     def load(cls, path: Path) -> Manifest:
         """Read what `save` wrote; anything else is a DataError."""
         try:
