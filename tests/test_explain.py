@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from manihot.cli import app
 from manihot.deliver import explain as pages
 from manihot.deliver.explain import explain, overlay
 from manihot.deliver.report import make_report
@@ -352,6 +353,16 @@ def test_a_page_with_heat_maps(model_file: Path, small_photos: Path, tmp_path: P
     again = explain(model_file, photos, tmp_path / "alone.html")
     assert again.is_file() and len(list(tmp_path.glob("*.png"))) == 0
     assert all((tmp_path / href).is_file() for href in Page(again.read_text(encoding="utf-8")).all("a", "href"))
+
+
+def test_the_command_needs_a_model_and_a_photograph_only(
+    model_file: Path, small_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["explain", str(model_file), str(small_photos / "red" / "r00.jpg"), "--device", "cpu"]
+    app(words, exit_on_error=False, result_action="return_value")
+    assert (tmp_path / "explained" / "explain.html").is_file()
+    assert "explained/explain.html" in capsys.readouterr().err.replace("\\", "/")
 
 
 def test_a_page_without_a_readable_photograph_is_an_error(model_file: Path, small_photos: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,7 +11,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from manihot.cli import app
 from manihot.errors import RunFolderError, SettingsError
+from manihot.photos.demo import FORMAT
 from manihot.records.runs import RunFolder
 from manihot.settings import load_recipe
 from manihot.train.lr_find import draw_curve, lr_find, suggest_rates
@@ -96,3 +99,28 @@ def test_what_can_not_be_swept_is_refused(recipe, small_photos: Path, tmp_path: 
         folder.update_record(stages={})
     with pytest.raises(RunFolderError, match="holds a run"):
         lr_find(small_photos, recipe, tmp_path / "run")
+
+
+def test_the_command_needs_a_recipe_only(tiny_recipe: Path, small_photos: Path, tmp_path: Path, monkeypatch, capsys):
+    drawn = []
+
+    def draw(folder: Path, photos: int, workers: int) -> None:
+        drawn.append((folder, photos))
+        shutil.copytree(small_photos, folder)
+
+    monkeypatch.setattr("manihot.train.lr_find.make_demo", draw)
+    monkeypatch.setenv("MANIHOT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    words = ["lr-find", str(tiny_recipe), "--steps", "10", "--device", "cpu", "--workers", "1"]
+    app(words, exit_on_error=False, result_action="return_value")
+    assert drawn == [(tmp_path / "cache" / f"demo-200-{FORMAT}", 200)]
+    assert len(pd.read_csv("lr-tiny/lr.csv")) == 10 and Path("lr-tiny/lr.png").is_file()
+    said = capsys.readouterr().err
+    assert "No photographs are named" in said and f"manihot lr-find {tiny_recipe} PHOTOS" in said.replace("\n", "")
+
+
+def test_a_table_without_photographs_is_refused(recipe, tmp_path: Path):
+    with pytest.raises(SettingsError, match="--csv without photographs"):
+        lr_find(None, recipe, tmp_path / "out", csv=tmp_path / "train.csv", image=None)
+    assert not (tmp_path / "out").exists()

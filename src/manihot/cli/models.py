@@ -150,7 +150,7 @@ def show_augment(
 
 def explain(
     model: Annotated[Path, Parameter(help="A run folder, RUN/members/NAME, or one .safetensors.")],
-    photos: Annotated[list[Path], Parameter(help="Photographs or folders.")], *, out: Out,
+    photos: Annotated[list[Path], Parameter(help="Photographs or folders.")], *, out: Out = Path("explained"),
     every_fold: Annotated[bool, Parameter(negative="", help="The mean over all folds' networks.")] = False,
     top: Annotated[int, Parameter(help="For how many of the likeliest classes.")] = 2, device: Device = "auto",
 ) -> None:  # fmt: skip
@@ -164,9 +164,17 @@ def explain(
 
 
 def lr_find(
-    recipe: Annotated[str, Parameter(help="A recipe's name or a .yaml file.")], photos: Photos, *, out: Out,
+    recipe: Annotated[str, Parameter(help="A recipe's name or a .yaml file.")],
+    photos: Annotated[
+        list[Path] | None,
+        Parameter(help="Folder(s), a CSV or a manifest.parquet; drawn demo photographs when left out."),
+    ] = None, *,
+    out: Annotated[
+        Path | None, Parameter(name=["--out", "-o"], help="Where to write; lr-RECIPE when left out.")
+    ] = None,
     set_: Sets = None, csv: Table = None, image: ImageColumn = None, label: LabelColumn = None,
     member: Annotated[str, Parameter(help="Which member of the recipe; the first when left out.")] = "",
+    steps: Annotated[int, Parameter(help="Steps of the sweep, at most.")] = 100,
     device: Device = "auto", workers: Workers = 2,
 ) -> None:  # fmt: skip
     """Raise the learning rate until training breaks, and suggest one from where the loss fell fastest.
@@ -176,8 +184,8 @@ def lr_find(
     from manihot.train.lr_find import lr_find as sweep
 
     found = sweep(
-        one_or_many(photos), recipe, out, overrides=set_ or [], member=member, device=device, workers=workers, csv=csv,
-        image=image, label=label,
+        one_or_many(photos) if photos else None, recipe, out or Path(f"lr-{Path(recipe).stem}"), overrides=set_ or [],
+        member=member, steps=steps, device=device, workers=workers, csv=csv, image=image, label=label,
     )  # fmt: skip
     say(f"Suggested: optimizer.lr={found['suggestion']:.1e} (picture: {found['picture']})")
 

@@ -25,6 +25,7 @@ from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.models.backbones import set_training
 from manihot.optim.optimizers import make_optimizer
 from manihot.optim.sam import Sam
+from manihot.photos.demo import FORMAT, make_demo
 from manihot.photos.scan import scan
 from manihot.progress import say, track
 from manihot.records.manifest import Manifest
@@ -34,22 +35,25 @@ from manihot.train.check import check_recipe
 from manihot.train.labels import Asked, make_lesson
 from manihot.train.loop import gradient, grouped, sharpness_gradient
 from manihot.train.member import make_member
+from manihot.train.probe import cache_folder
 from manihot.train.steps import make_step
 from manihot.train.training import Training, make_training
 
 DIVERGED = 4.0  # times the lowest running mean of the loss: no use to go on
 MEMORY = 0.9  # of the running mean that is watched for this
+DEMO = 200  # photographs that are drawn where none are named
 BLUR = 0.03  # of all steps: spread of the Gaussian that smooths the finished curve, on both sides, so without lag
 
 
 def lr_find(
-    photos: Path | Sequence[Path], recipe: str | Recipe, out: Path, *, overrides: Sequence[str] = (),
+    photos: Path | Sequence[Path] | None, recipe: str | Recipe, out: Path, *, overrides: Sequence[str] = (),
     member: str = "", lowest: float = 1e-7, highest: float = 10.0, steps: int = 100, device: str = "auto",
     workers: int = 2, **scan_options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Sweep the rate of a recipe on the training part of its first fold; writes lr.csv and lr.png to `out`.
 
-    photos, scan_options: see `manihot.scan`; a manifest.parquet is taken as it is. member: which one; the first
+    photos, scan_options: see `manihot.scan`; a manifest.parquet is taken as it is; None draws demo photographs into
+    the user's cache folder and says so. member: which one; the first
     when left out. lowest, highest: of the sweep, `steps` steps at most. Returns `suggestion` (the lower of the
     next two), `steepest`, `tenth_of_minimum`, and the paths `table` and `picture`. Raises ManihotError.
     """
@@ -68,6 +72,8 @@ def lr_find(
         raise SettingsError(
             f"the method {own.method!r} has no learning rate", "use a recipe with method: finetune, as standard"
         )
+    if photos is None:
+        photos, scan_options = _demo(recipe, scan_options, workers), {}
     with RunFolder(Path(out)) as folder:
         if "stages" in folder.record:
             raise RunFolderError(f"{folder.path} holds a run", "choose another folder for the sweep with --out")
@@ -86,6 +92,19 @@ def lr_find(
         draw_curve(table, found, folder / "lr.png")
     say(f"Learning rate: {found['suggestion']:.1e} (--set optimizer.lr={found['suggestion']:.1e})")
     return {**found, "table": folder / "lr.csv", "picture": folder / "lr.png"}
+
+
+def _demo(recipe: str | Recipe, options: dict[str, Any], workers: int) -> Path:
+    """Demo photographs, drawn once: what a rate is looked for on where the user has named no photographs."""
+    named = [f"--{key}" for key, value in options.items() if value is not None]
+    if named:
+        raise SettingsError(f"{', '.join(named)} without photographs", "name their folder or table after the recipe")
+    folder = cache_folder() / f"demo-{DEMO}-{FORMAT}"
+    words = recipe if isinstance(recipe, str) else "RECIPE"
+    say(f"No photographs are named: {DEMO} drawn ones stand in ({folder}). The rate for yours may be another: "
+        f"manihot lr-find {words} PHOTOS")  # fmt: skip
+    make_demo(folder, photos=DEMO, workers=workers)
+    return folder
 
 
 def _manifest(photos: Any, out: Path, workers: int, options: dict[str, Any]) -> Manifest:
