@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from manihot.data.augment import AUGMENTS, Augmenter, apply_colour
-from manihot.data.canvas import Op
+from manihot.data.augment import AUGMENTS, Augmenter, apply_colour, build_ops
+from manihot.data.canvas import Canvas, Op
 from manihot.data.erase import grid_mask
 from manihot.data.filters import find_superpixels
 from manihot.errors import DataError, SettingsError
-from manihot.photos.preprocess import resize
+from manihot.photos.preprocess import Preprocess, Unresized, resize
 from manihot.settings import Choice
 
 NESTED: dict[str, dict[str, Any]] = {
@@ -140,6 +140,65 @@ def test_fused_rotation_and_crop_agree_with_one_after_the_other() -> None:
     difference = np.abs(fused.astype(int) - stepwise)
     assert difference.mean() < 0.5 and difference.max() <= 3
     assert np.abs(fused.astype(int) - augment(crop)(photo, 0, 0)[0]).mean() > 5  # it did turn
+
+
+BENDS = [
+    fixed("rotate", limit=[20, 20]),
+    fixed("elastic", alpha=0.02),
+    fixed("grid_distortion"),
+    fixed("optical_distortion", k=0.25),
+    fixed("piecewise_affine"),
+    fixed("transpose"),
+    fixed("perspective"),
+    fixed("center_crop", share=0.8),
+]
+
+
+def test_geometry_and_bends_that_follow_each_other_sample_the_photograph_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled, photo = [], leafy(100, 120)
+    for name in ("remap", "warpAffine", "warpPerspective", "resize"):
+        real = getattr(cv2, name)
+
+        def counted(picture: np.ndarray, *args: Any, _name: str = name, _real: Any = real, **more: Any) -> np.ndarray:
+            if picture.dtype == np.uint8:  # the fields of displacements are float32
+                sampled.append(_name)
+            return _real(picture, *args, **more)
+
+        monkeypatch.setattr(cv2, name, counted)
+    shift = fixed("rgb_shift", red=[20, 20], green=0, blue=0)
+    _, matrix = augment(*BENDS[:4], shift, *BENDS[4:])(photo, 0, 0)
+    assert sampled == ["remap"]
+    assert matrix[0, 3] == 20  # colours are left to the device
+
+
+@pytest.mark.parametrize("last", range(2, len(BENDS) + 1))
+@pytest.mark.parametrize("unresized", [False, True])
+def test_fused_bends_agree_with_one_after_the_other(last: int, unresized: bool) -> None:
+    photo: Any = leafy(200, 240)
+    if unresized:
+        photo = Unresized(leafy(500, 600), Preprocess((200, 240)))
+    made = []
+    for fused in (True, False):
+        canvas, rng = Canvas(photo, (100, 120)), np.random.default_rng(5)
+        for op in build_ops(BENDS[:last]):
+            op.run(canvas, rng)
+            if not fused:
+                canvas.flush_geometry()
+        made.append(canvas.flush().astype(int))
+    middle = np.s_[40:-40, 40:-40] if last < len(BENDS) else np.s_[10:-10, 10:-10]  # beyond the edge more is seen
+    assert made[0].shape == made[1].shape
+    difference = np.abs(made[0] - made[1])[middle]
+    assert difference.mean() < 0.7 and np.percentile(difference, 99) <= 4, (difference.mean(), difference.max())
+    still = resize(photo.stored() if unresized else photo, made[0].shape[:2]).astype(int)
+    assert np.abs(made[0] - still)[middle].mean() > 5
+
+
+def test_bends_shrink_without_aliasing() -> None:
+    stripes = np.zeros((320, 320, 3), np.uint8)
+    stripes[:, ::2] = 255
+    for name in ("elastic", "grid_distortion", "optical_distortion", "piecewise_affine"):
+        pixels = augment(fixed(name), size=(64, 64))(stripes, 0, 0)[0][4:-4, 4:-4]
+        assert abs(float(pixels.mean()) - 127.5) < 4 and pixels.std() < 30
 
 
 def test_a_pixel_operation_between_flushes_the_geometry_before_it() -> None:

@@ -1,8 +1,8 @@
 """Augmentation of one photograph: a recipe's list of operations, uint8 RGB in, uint8 RGB of the model's size
 out.
 
-Three families share the registry AUGMENTS. Geometric operations that follow each other become one sampling of
-the photograph at the final size; colour operations become one 3x4 matrix, which is left over for the device
+Three families share the registry AUGMENTS. Geometric operations that follow each other, bends included, become one
+sampling of the photograph at the final size; colour operations become one 3x4 matrix, which is left over for the device
 when no pixel operation comes after it; pixel operations (blurs, noise, erasing, ...) work on the pixels where
 they stand. Geometry and colour wait for each other, as they commute. Everything drawn comes from
 `numpy.random.default_rng([seed, epoch, index])`, so the number of workers changes nothing.

@@ -1,8 +1,9 @@
 """The canvas an augmentation paints on: pixels, and what is still to be done to them in one go.
 
-Geometric operations only multiply a pending 3x3 matrix, colour operations a pending 3x4 matrix; the pixels
-are touched once, when a pixel operation needs them or the list ends. Crop, resize, flips, rotation and shear
-are then one sampling of the photograph, at the final size, without a loss from repeated interpolation.
+Geometric operations only multiply a pending 3x3 matrix, bending ones add a field of displacements to it, colour
+operations multiply a pending 3x4 matrix; the pixels are touched once, when a pixel operation needs them or the list
+ends. Crop, resize, flips, rotation, shear and bends are then one sampling of the photograph, at the final size,
+without a loss from repeated interpolation.
 
 Coordinates are continuous (x, y): a picture of H x W pixels covers [0, W] x [0, H] and the centre of its
 first pixel is (0.5, 0.5), so that a flip is W - x and a resize a plain factor. A geometric matrix maps output
@@ -17,7 +18,7 @@ import cv2
 import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from manihot.data.resample import Size, bounds, resample, warp
+from manihot.data.resample import Bend, Displacements, Size, bent, bounds, resample, warp
 from manihot.photos.preprocess import Unresized
 
 
@@ -73,6 +74,7 @@ class Canvas:
         self.epoch, self.epochs = epoch, epochs
         self.size: Size = photo.size if isinstance(photo, Unresized) else (photo.shape[0], photo.shape[1])
         self.geometry: np.ndarray | None = None if self.unresized is None else self.unresized.matrix
+        self.bends: list[Bend] = []
         self.colour: np.ndarray | None = None
         self.border: tuple[str, int] | None = None
         self.notes = notes
@@ -96,6 +98,13 @@ class Canvas:
         self.size = size or self.size
         self.border = border or self.border
 
+    def bend(self, field: Displacements, border: tuple[str, int]) -> None:
+        """Displace the places of the picture as it stands by `field`, after the pending geometry; border as for `warp`.
+        """
+        self.warp(np.eye(3), border=border)
+        assert self.geometry is not None
+        self.bends.append((self.geometry, field))
+
     def recolour(self, matrix: np.ndarray) -> None:
         """Put a colour `matrix` (3, 4) after the pending ones."""
         self.colour = matrix if self.colour is None else chain_colour(self.colour, matrix)
@@ -113,12 +122,16 @@ class Canvas:
     def flush_geometry(self) -> None:
         """Sample the pixels once with all pending geometry."""
         if self.geometry is not None:
-            if self.unresized is not None and self.geometry is self.unresized.matrix:
+            if self.bends:
+                border, finely = self.border or ("reflect", 0), self.unresized is not None
+                self.pixels = bent(self.pixels, self.geometry, self.bends, self.size, *border, finely)
+            elif self.unresized is not None and self.geometry is self.unresized.matrix:
                 self.pixels = self.unresized.stored()
             else:
                 how = warp if self.unresized is None else resample
                 self.pixels = how(self.pixels, self.geometry, self.size, *(self.border or ("reflect", 0)))
             self.geometry = self.border = self.unresized = None
+            self.bends = []
 
     def flush(self) -> np.ndarray:
         """Apply everything pending and return the pixels (h, w, 3) uint8; don't write into them."""
@@ -210,6 +223,20 @@ class GeometricOp(Op):
     def edge(self) -> tuple[str, int] | None:
         """(kind, level) of what lies beyond the picture's edge; None for those that never look there."""
         return None
+
+
+class BendingOp(Op):
+    """An operation that takes each place of the picture from a displaced one, mirrored beyond the edge."""
+
+    def apply(self, canvas: Canvas, rng: np.random.Generator) -> None:
+        canvas.bend(self.field(canvas, rng), ("reflect", 0))
+
+    def field(self, canvas: Canvas, rng: np.random.Generator) -> Displacements:
+        """Draw: the function that gives the displacements (dx, dy) of places (x, y) of a picture of `canvas.size`.
+
+        All in pixels, float32; x and y broadcast to each other. Places beyond the edge are asked for too.
+        """
+        raise NotImplementedError
 
 
 class ColourOp(Op):

@@ -1,7 +1,8 @@
-"""Augmentations that bend the picture: each pixel is taken from a displaced place (cv2.remap, bilinear,
-mirrored edge).
+"""Augmentations that bend the picture: each place is taken from a displaced one (bilinear, mirrored edge).
 
-Amounts are shares of the picture's shorter edge, so that they mean the same at 224 and at 512 pixels.
+Like matrices they wait for each other and become one sampling (see `data.canvas`), so each is a function from
+places to displacements rather than a picture of them. Amounts are shares of the picture's shorter edge, so that
+they mean the same at 224 and at 512 pixels.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from manihot.data.canvas import Canvas, Limit, PixelOp, Span, uniform
+from manihot.data.canvas import BendingOp, Canvas, Limit, Span, uniform
+from manihot.data.resample import Displacements, Size
+
+KNOTS = 64  # a direction, at least, that a piecewise field is sampled from: opencv rounds places to 1/32 of their gap
 
 
-class Elastic(PixelOp):
+class Elastic(BendingOp):
     """A smooth random field of displacements (Simard, Steinkraus, Platt, ICDAR 2003)."""
 
     alpha: Span = Field(
@@ -22,22 +26,23 @@ class Elastic(PixelOp):
     )
     sigma: float = Field(0.06, gt=0, le=0.5, description="smoothness of the field, share of the shorter edge")
 
-    def pixels(self, canvas: Canvas, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        height, width = rgb.shape[:2]
+    def field(self, canvas: Canvas, rng: np.random.Generator) -> Displacements:
+        height, width = canvas.size
         edge, alpha = min(height, width), uniform(rng, self.alpha)
         step = max(1.0, self.sigma * edge / 2)  # the field is smooth: drawn coarse, then enlarged
         coarse = (int(np.ceil(height / step)) + 1, int(np.ceil(width / step)) + 1)
-        field = []
-        for _ in range(2):
+        moves = np.empty((*coarse, 2), np.float32)
+        for direction in range(2):
             noise = rng.standard_normal(coarse, dtype=np.float32)
             smooth = cv2.GaussianBlur(noise, (0, 0), self.sigma * edge / step, borderType=cv2.BORDER_REFLECT)
-            smooth *= alpha * edge / max(float(smooth.std()), 1e-6)
-            field.append(cv2.resize(smooth, (width, height), interpolation=cv2.INTER_CUBIC))
+            moves[..., direction] = smooth * np.float32(alpha * edge / max(float(smooth.std()), 1e-6))
         canvas.note(alpha=alpha)
-        return displace(rgb, field[0], field[1])
+        down, across = np.float32(coarse[0] / height), np.float32(coarse[1] / width)
+        half = np.float32(0.5)
+        return lambda x, y: _between(moves, x * across - half, y * down - half, cv2.INTER_CUBIC)
 
 
-class OpticalDistortion(PixelOp):
+class OpticalDistortion(BendingOp):
     """A lens: the distance r from the middle (1 in the corners) is seen at r (1 + k r^2) / (1 + k s^2).
 
     s is chosen so that nothing beyond the edge shows: the corners stay for k > 0 (cushion), the middles of
@@ -46,36 +51,48 @@ class OpticalDistortion(PixelOp):
 
     k: Limit = Field((-0.3, 0.3), description="strength")
 
-    def pixels(self, canvas: Canvas, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        height, width = rgb.shape[:2]
+    def field(self, canvas: Canvas, rng: np.random.Generator) -> Displacements:
+        height, width = canvas.size
         k = max(uniform(rng, self.k), -0.9)
-        x = np.arange(width, dtype=np.float32)[None, :] + 0.5 - width / 2
-        y = np.arange(height, dtype=np.float32)[:, None] + 0.5 - height / 2
-        r2 = (x**2 + y**2) / np.float32((width**2 + height**2) / 4)
         still = 1.0 if k > 0 else min(height, width) ** 2 / (height**2 + width**2)
-        stretch = (1 + np.float32(k) * r2) / np.float32(1 + k * still) - 1
         canvas.note(k=k)
-        return displace(rgb, x * stretch, y * stretch)
+        middle = np.float32(width / 2), np.float32(height / 2)
+        corner = np.float32((width**2 + height**2) / 4)
+
+        def displace(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            x, y = x - middle[0], y - middle[1]
+            r2 = np.minimum((x * x + y * y) / corner, np.float32(1))  # beyond the corners as in them
+            stretch = (1 + np.float32(k) * r2) / np.float32(1 + k * still) - 1
+            return x * stretch, y * stretch
+
+        return displace
 
 
-class GridDistortion(PixelOp):
+class GridDistortion(BendingOp):
     """A grid whose columns and rows are made narrower and wider by chance."""
 
     steps: int = Field(5, ge=1, le=50, description="cells a direction")
     limit: Limit = Field((-0.3, 0.3), description="1 + this multiplies a cell's edge")
 
-    def pixels(self, canvas: Canvas, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        x, y = (self._line(edge, rng) for edge in (rgb.shape[1], rgb.shape[0]))
-        return displace(rgb, x[None, :], y[:, None])
+    def field(self, canvas: Canvas, rng: np.random.Generator) -> Displacements:
+        height, width = canvas.size
+        across, down = self._line(width, rng), self._line(height, rng)
 
-    def _line(self, edge: int, rng: np.random.Generator) -> np.ndarray:
+        def displace(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            dx, dy = np.interp(x, *across), np.interp(y, *down)
+            return dx.astype(np.float32), dy.astype(np.float32)
+
+        return displace
+
+    def _line(self, edge: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The lines of the grid along an edge and how far each is moved; the first and the last are not."""
         cells = np.maximum(1 + self.limit[0] + (self.limit[1] - self.limit[0]) * rng.random(self.steps), 0.05)
         seen_at = np.concatenate([[0], np.cumsum(cells)]) * edge / cells.sum()
-        places = np.arange(edge) + 0.5
-        return (np.interp(places, np.linspace(0, edge, self.steps + 1), seen_at) - places).astype(np.float32)
+        lines = np.linspace(0, edge, self.steps + 1)
+        return lines, seen_at - lines
 
 
-class PiecewiseAffine(PixelOp):
+class PiecewiseAffine(BendingOp):
     """The points of a grid are moved by chance, the picture between them follows bilinearly."""
 
     scale: Span = Field(
@@ -83,27 +100,32 @@ class PiecewiseAffine(PixelOp):
     )
     points: int = Field(4, ge=2, le=50, description="points a direction")
 
-    def pixels(self, canvas: Canvas, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        height, width = rgb.shape[:2]
+    def field(self, canvas: Canvas, rng: np.random.Generator) -> Displacements:
+        height, width = canvas.size
         scale = uniform(rng, self.scale)
-        moves = rng.standard_normal((2, self.points, self.points), dtype=np.float32)
-        moves *= np.float32(scale * min(height, width))
-        dx, dy = _between(height, self.points) @ moves @ _between(width, self.points).T
+        drawn = rng.standard_normal((2, self.points, self.points), dtype=np.float32)
+        drawn *= np.float32(scale * min(height, width))
         canvas.note(scale=scale)
-        return displace(rgb, dx, dy)
+        knots = -(-KNOTS // (self.points - 1)) * (self.points - 1) + 1
+        weights = _weights(knots, self.points)
+        moves = np.ascontiguousarray((weights @ drawn @ weights.T).transpose(1, 2, 0))
+        return lambda x, y: _between(moves, *_on_grid(x, y, (height, width), knots), cv2.INTER_LINEAR)
 
 
-def _between(edge: int, points: int) -> np.ndarray:
-    """Weights (edge, points) of linear interpolation between points set evenly from end to end."""
-    places = np.linspace(0, points - 1, edge)[:, None]
-    return np.maximum(0, 1 - np.abs(places - np.arange(points))).astype(np.float32)
+def _weights(places: int, points: int) -> np.ndarray:
+    """Weights (places, points) of linear interpolation between points set evenly from end to end."""
+    at = np.linspace(0, points - 1, places)[:, None]
+    return np.maximum(0, 1 - np.abs(at - np.arange(points))).astype(np.float32)
 
 
-def displace(rgb: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """Take pixel (x, y) of the result from (x + dx, y + dy); dx and dy in pixels, broadcast to (H, W)."""
-    height, width = rgb.shape[:2]
-    x = np.empty((height, width), np.float32)
-    y = np.empty((height, width), np.float32)
-    np.add(np.arange(width, dtype=np.float32)[None, :], dx, out=x)
-    np.add(np.arange(height, dtype=np.float32)[:, None], dy, out=y)
-    return cv2.remap(rgb, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+def _on_grid(x: np.ndarray, y: np.ndarray, size: Size, knots: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places counted in knots, of which the first and last lie in the middles of the first and last pixels."""
+    across, down = (np.float32((knots - 1) / max(edge - 1, 1)) for edge in size[::-1])
+    return (x - np.float32(0.5)) * across, (y - np.float32(0.5)) * down
+
+
+def _between(moves: np.ndarray, x: np.ndarray, y: np.ndarray, how: int) -> tuple[np.ndarray, np.ndarray]:
+    """Displacements between knots (rows, columns, 2), at places counted in knots; those of the edge beyond it."""
+    x, y = (np.ascontiguousarray(one) for one in np.broadcast_arrays(x, y))
+    found = cv2.remap(moves, x, y, how, borderMode=cv2.BORDER_REPLICATE)
+    return found[..., 0], found[..., 1]

@@ -1,10 +1,11 @@
-"""Sampling: the pixels of a picture under a 3x3 matrix, without aliasing where it shrinks.
+"""Sampling: the pixels of a picture under a 3x3 matrix, and bends, without aliasing where it shrinks.
 
 Coordinates are continuous, as in `data.canvas`; a matrix maps output coordinates to input coordinates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import cv2
@@ -13,6 +14,8 @@ import numpy as np
 from manihot.photos.preprocess import resize
 
 Size = tuple[int, int]
+Displacements = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]  # of places (x, y)
+Bend = tuple[np.ndarray, Displacements]  # a field, and the matrix from its picture's coordinates to the photograph's
 Border = Literal["reflect", "replicate", "constant"]
 BORDERS = {"reflect": cv2.BORDER_REFLECT, "replicate": cv2.BORDER_REPLICATE, "constant": cv2.BORDER_CONSTANT}
 ENOUGH = 1.25  # input pixels per output pixel beyond which `resample` samples twice as finely
@@ -63,14 +66,7 @@ def _sample(
     rgb: np.ndarray, matrix: np.ndarray, size: Size, border: str, level: int, across: float, down: float
 ) -> np.ndarray:
     """Bilinear samples of means of so many pixels as powers of two up to `across` and `down` say."""
-    height, width = rgb.shape[:2]
-    low, high = bounds(matrix, size)
-    across, down = _power_of_two(min(across, width)), _power_of_two(min(down, height))
-    x0, x1 = _needed(low[0], high[0], width, across)
-    y0, y1 = _needed(low[1], high[1], height, down)
-    source = rgb[y0:y1, x0:x1]
-    if across > 1 or down > 1:
-        source = shrink(source, down, across)
+    source, (x0, y0), (across, down) = _needed_means(rgb, *bounds(matrix, size), across, down)
     matrix = np.diag([1 / across, 1 / down, 1.0]) @ np.array([[1, 0, -x0], [0, 1, -y0], [0, 0, 1.0]]) @ matrix
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])  # opencv counts from pixel centres
     back = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]])
@@ -89,6 +85,67 @@ def _sample(
     return cv2.warpPerspective(
         source, matrix, (size[1], size[0]), flags=how, borderMode=BORDERS[border], borderValue=fill
     )
+
+
+def bent(
+    rgb: np.ndarray, matrix: np.ndarray, bends: Sequence[Bend], size: Size, border: str = "reflect", level: int = 0,
+    finely: bool = False,
+) -> np.ndarray:  # fmt: skip
+    """As `warp`, or `resample` where `finely`, with `bends` on the way from the photograph to the output.
+
+    matrix: output to input, as if nothing were bent. Each field displaces the places of the picture that it was drawn
+    for; they are followed from the output back to the photograph, which is sampled once.
+    """
+    height, width = rgb.shape[:2]
+    across, down = _input_pixels_per_output_pixel(matrix, size)
+    fine = size
+    if finely:
+        shrunk = _power_of_two(min(across, width)), _power_of_two(min(down, height))
+        finer = _twice_where_coarse(np.diag([1 / shrunk[0], 1 / shrunk[1], 1.0]) @ matrix, size)
+        fine = size[0] * finer[0], size[1] * finer[1]
+    x, y = _follow(matrix @ np.diag([size[1] / fine[1], size[0] / fine[0], 1.0]), bends, fine)
+    low, high = np.array([x.min(), y.min()]), np.array([x.max(), y.max()])
+    source, (x0, y0), (across, down) = _needed_means(rgb, low, high, across, down)
+    x, y = (x - x0) / across - 0.5, (y - y0) / down - 0.5  # opencv counts from pixel centres
+    x, y = (np.ascontiguousarray(np.broadcast_to(one, fine)) for one in (x, y))
+    out = cv2.remap(source, x, y, cv2.INTER_LINEAR, borderMode=BORDERS[border], borderValue=(level, level, level))
+    return out if fine == size else cv2.resize(out, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def _follow(matrix: np.ndarray, bends: Sequence[Bend], size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Where in the input each pixel's centre of an output of `size` lies: x, y float32 that broadcast to `size`."""
+    x = np.arange(size[1], dtype=np.float32)[None, :] + np.float32(0.5)
+    y = np.arange(size[0], dtype=np.float32)[:, None] + np.float32(0.5)
+    for before, field in reversed(bends):
+        x, y = _move(np.linalg.solve(before, matrix), x, y)
+        dx, dy = field(x, y)
+        x, y, matrix = x + dx, y + dy, before
+    return _move(matrix, x, y)
+
+
+def _move(matrix: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places (x, y) through a matrix; what stays upright stays a row and a column."""
+    rows = np.where(np.abs(matrix) < 1e-12, 0, matrix).astype(np.float32)
+
+    def one(a: np.float32, b: np.float32, c: np.float32) -> np.ndarray:
+        return a * x + c if b == 0 else b * y + c if a == 0 else a * x + b * y + c
+
+    if rows[2, 0] == 0 and rows[2, 1] == 0:
+        return one(*(rows[0] / rows[2, 2])), one(*(rows[1] / rows[2, 2]))
+    depth = one(*rows[2])
+    return one(*rows[0]) / depth, one(*rows[1]) / depth
+
+
+def _needed_means(
+    rgb: np.ndarray, low: np.ndarray, high: np.ndarray, across: float, down: float
+) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
+    """What sampling places (x, y) from low to high needs: means of powers of two of pixels; its corner, the powers."""
+    height, width = rgb.shape[:2]
+    wide, tall = _power_of_two(min(across, width)), _power_of_two(min(down, height))
+    x0, x1 = _needed(low[0], high[0], width, wide)
+    y0, y1 = _needed(low[1], high[1], height, tall)
+    source = rgb[y0:y1, x0:x1]
+    return (shrink(source, tall, wide) if wide > 1 or tall > 1 else source), (x0, y0), (wide, tall)
 
 
 def _cut_upright(rgb: np.ndarray, matrix: np.ndarray, size: Size) -> np.ndarray | None:
