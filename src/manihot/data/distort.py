@@ -37,9 +37,9 @@ class Elastic(BendingOp):
             smooth = cv2.GaussianBlur(noise, (0, 0), self.sigma * edge / step, borderType=cv2.BORDER_REFLECT)
             moves[..., direction] = smooth * np.float32(alpha * edge / max(float(smooth.std()), 1e-6))
         canvas.note(alpha=alpha)
-        down, across = np.float32(coarse[0] / height), np.float32(coarse[1] / width)
-        half = np.float32(0.5)
-        return lambda x, y: _between(moves, x * across - half, y * down - half, cv2.INTER_CUBIC)
+        moves = cv2.resize(moves, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)  # fine enough for straight lines
+        down, across = np.float32(moves.shape[0] / height), np.float32(moves.shape[1] / width)
+        return lambda x, y: _between(moves, x * across - np.float32(0.5), y * down - np.float32(0.5))
 
 
 class OpticalDistortion(BendingOp):
@@ -109,7 +109,7 @@ class PiecewiseAffine(BendingOp):
         knots = -(-KNOTS // (self.points - 1)) * (self.points - 1) + 1
         weights = _weights(knots, self.points)
         moves = np.ascontiguousarray((weights @ drawn @ weights.T).transpose(1, 2, 0))
-        return lambda x, y: _between(moves, *_on_grid(x, y, (height, width), knots), cv2.INTER_LINEAR)
+        return lambda x, y: _between(moves, *_on_grid(x, y, (height, width), knots))
 
 
 def _weights(places: int, points: int) -> np.ndarray:
@@ -124,8 +124,8 @@ def _on_grid(x: np.ndarray, y: np.ndarray, size: Size, knots: int) -> tuple[np.n
     return (x - np.float32(0.5)) * across, (y - np.float32(0.5)) * down
 
 
-def _between(moves: np.ndarray, x: np.ndarray, y: np.ndarray, how: int) -> tuple[np.ndarray, np.ndarray]:
+def _between(moves: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Displacements between knots (rows, columns, 2), at places counted in knots; those of the edge beyond it."""
     x, y = (np.ascontiguousarray(one) for one in np.broadcast_arrays(x, y))
-    found = cv2.remap(moves, x, y, how, borderMode=cv2.BORDER_REPLICATE)
+    found = cv2.remap(moves, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return found[..., 0], found[..., 1]
