@@ -163,9 +163,11 @@ class Train(Group):
     accumulate: int = Field(default=1, ge=1)
     clip: float = Field(default=5.0, ge=0, description="largest gradient norm; 0 for none")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="`auto`: measured on the CPU, bf16 on a GPU"
+        default="auto", description="`auto`: fp32 or a shorter one, measured once for the network and machine"
     )
-    channels_last: bool = True
+    channels_last: bool | Literal["auto"] = Field(
+        default=True, description="memory layout; `auto`: measured as `precision` is"
+    )
     keep: Literal["last", "best"] = Field(default="last", description="which epoch's weights are kept")
     monitor: Literal["loss", "accuracy"] = "loss"
     patience: int = Field(default=0, ge=0, description="stop after so many epochs without gain; 0 never")

@@ -46,14 +46,16 @@ def describe_device(device: torch.device) -> str:
 class Normalise(nn.Module):
     """uint8 (N, H, W, 3) to normalised float32 (N, 3, H, W), after an optional colour matrix (N, 3, 4).
 
-    The colour matrix acts on RGB in [0, 255], its last column is an offset; the result is clipped.
+    The colour matrix acts on RGB in [0, 255], its last column is an offset; the result is clipped. channels_last: how
+    the result lies in memory.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, preprocess: Preprocess) -> None:
+    def __init__(self, preprocess: Preprocess, channels_last: bool = True) -> None:
         super().__init__()
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.register_buffer(
             "mean", torch.tensor(preprocess.mean).mul(255).view(1, 3, 1, 1), persistent=False
         )
@@ -67,18 +69,20 @@ class Normalise(nn.Module):
             x = torch.baddbmm(colour[:, :, 3:], colour[:, :, :3], x.reshape(n, 3, h * w)).view(n, 3, h, w)
             # in place: on a CPU fresh memory for each result costs more than the arithmetic
             x.clamp_(0, 255).sub_(self.mean).div_(self.std)
-            return x.contiguous(memory_format=torch.channels_last)
-        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+            return x.contiguous(memory_format=self.layout)
+        return ((x - self.mean) / self.std).contiguous(memory_format=self.layout)
 
 
 class TorchRunner:
-    """Embeddings and logits of a Classifier."""
+    """Embeddings and logits of a Classifier, which is brought to the device and the layout."""
 
     def __init__(
-        self, model: Classifier, preprocess: Preprocess, device: torch.device, precision: str = "fp32"
-    ) -> None:
-        self.model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.normalise = Normalise(preprocess).to(device)
+        self, model: Classifier, preprocess: Preprocess, device: torch.device, precision: str = "fp32",
+        channels_last: bool = True,
+    ) -> None:  # fmt: skip
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
+        self.normalise = Normalise(preprocess, channels_last).to(device)
         self.device = device
         self.dtype = PRECISIONS[precision]
 

@@ -118,7 +118,7 @@ def train_stage(
     precision = training.precision
 
     def judge(network: torch.nn.Module) -> dict[str, float]:
-        runner = TorchRunner(network, stage.preprocess, device, precision)  # type: ignore[arg-type]
+        runner = TorchRunner(network, stage.preprocess, device, precision, training.channels_last)  # type: ignore[arg-type]
         looks = (View(),)
         logits = by_parts(
             held,

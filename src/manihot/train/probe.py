@@ -1,4 +1,4 @@
-"""Which precision is faster for a model on this machine: measured, not ruled.
+"""Which precision and memory layout train a model fastest on this machine: measured, not ruled.
 
 bf16 helps ResNets and ViTs on a CPU and hurts depthwise convolutions. The answer is kept in the user's cache
 folder, so that a second run on the same machine has the same precision and the same numbers.
@@ -6,19 +6,39 @@ folder, so that a second run on the same machine has the same precision and the 
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from manihot.infer.runners import PRECISIONS
+from manihot.models.backbones import set_training
 from manihot.models.heads import Classifier
 from manihot.progress import say
 from manihot.records.runs import write_atomic
+from manihot.settings import Recipe
 
-GAIN = 1.15  # bf16 must be this much faster to be worth its rounding
+GAIN = 1.15  # another way must be this much faster than fp32 in channels_last to be worth its rounding
+BATCH, BATCH_OF_GPU = 8, 32  # photographs a step of the measurement, at most
+TURNS = 3  # steps of each way; the first warms up
+
+
+class Way(NamedTuple):
+    """How a network is trained: 'fp32', 'bf16' or 'fp16', and whether its memory is laid out channels last."""
+
+    precision: str
+    channels_last: bool
+
+    def __str__(self) -> str:
+        return self.precision if self.channels_last else f"{self.precision} without channels_last"
 
 
 def cache_folder() -> Path:
@@ -30,51 +50,123 @@ def cache_folder() -> Path:
     return Path(base) / "manihot" if base else Path.home() / ".cache" / "manihot"
 
 
-def choose_precision(
-    wanted: str, model: Classifier, name: str, size: tuple[int, int], device: torch.device
-) -> str:
-    """'fp32', 'bf16' or 'fp16': what is asked for, or, for 'auto', what is faster here."""
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    if device.type != "cpu":
-        return "fp32"
+def choose_way(recipe: Recipe, model: Classifier, size: tuple[int, int], device: torch.device) -> Way:
+    """What the recipe's `train.precision` and `train.channels_last` ask for, or, for 'auto', what is faster here.
+
+    model: on `device`; it stays as it is, and so do torch's random numbers. Measured once for a backbone, input size
+    and machine.
+    """
+    ways = possible_ways(recipe, device)
+    if len(ways) == 1:
+        return ways[0]
+    batch = BATCH if device.type == "cpu" else min(BATCH_OF_GPU, recipe.train.batch)
     frozen = sum(not p.requires_grad for p in model.parameters())
-    machine = platform.processor() or platform.machine()
     key = (
-        f"{name}, {frozen} frozen, {size[0]}x{size[1]}, torch {torch.__version__}, {machine}, "
-        f"{torch.get_num_threads()} threads"
+        f"{recipe.model.backbone}, {frozen} frozen, {size[0]}x{size[1]}, batch {batch}, torch {torch.__version__}, "
+        f"{describe_processor(device)}, {' or '.join(map(str, ways))}"
     )
-    path = cache_folder() / "precision.json"
+    path = cache_folder() / "ways.json"
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
     if key not in known:
-        seconds = {precision: _step_seconds(model, size, precision) for precision in ("fp32", "bf16")}
-        known[key] = "bf16" if seconds["bf16"] * GAIN < seconds["fp32"] else "fp32"
-        say(
-            f"Precision: {known[key]} (a step of 8: "
-            f"fp32 {seconds['fp32']:.2f} s, bf16 {seconds['bf16']:.2f} s)"
-        )
+        seconds = measure_ways(ways, model, (batch, 3, *size), device, recipe.model.freeze_norm)
+        known[key] = list(fastest(seconds))
+        took = ", ".join(f"{way} {1000 * second:.0f} ms" for way, second in seconds.items())
+        say(f"Precision: {Way(*known[key])} (a training step of {batch}: {took})")
         write_atomic(path, json.dumps(known, indent=1))
-    return known[key]
+    return Way(*known[key])
 
 
-def _step_seconds(model: Classifier, size: tuple[int, int], precision: str) -> float:
-    """Seconds of a forward and backward pass of 8 photographs, the better of two; weights untouched."""
-    images = torch.zeros(8, 3, *size).contiguous(memory_format=torch.channels_last)
-    was_training = model.training
-    model.eval()  # so that batch-norm statistics stay as they are
-    best = float("inf")
-    for attempt in range(3):
-        start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            loss = model(images).float().logsumexp(1).mean()
-        loss.backward()
-        if attempt:
-            best = min(best, time.perf_counter() - start)
-    model.zero_grad(set_to_none=True)
-    model.train(was_training)
+def possible_ways(recipe: Recipe, device: torch.device) -> list[Way]:
+    """What the recipe leaves open, the way that the others must beat first."""
+    asked, layout = recipe.train.precision, recipe.train.channels_last
+    precisions = ["fp32"] if asked == "auto" else [asked]
+    if asked == "auto" and device.type == "cpu":
+        precisions.append("bf16")
+    elif asked == "auto" and device.type == "cuda":
+        precisions.append("bf16" if torch.cuda.is_bf16_supported() else "fp16")
+    layouts = [True, False] if layout == "auto" else [layout]
+    return [Way(precision, last) for precision in precisions for last in layouts]
+
+
+def fastest(seconds: dict[Way, float]) -> Way:
+    """The fastest way where it is `GAIN` times as fast as the first, else the first."""
+    first, best = next(iter(seconds)), min(seconds, key=lambda way: seconds[way])
+    return best if seconds[best] * GAIN < seconds[first] else first
+
+
+def measure_ways(
+    ways: Sequence[Way], model: Classifier, shape: tuple[int, int, int, int], device: torch.device, freeze_norm: bool
+) -> dict[Way, float]:
+    """Seconds of a training step on noise, forward and backward, the best of a few; all in turns.
+
+    Copies of the model are trained on, so that weights and the statistics of batch norms stay as they are. A way for
+    which the GPU's memory doesn't suffice takes for ever.
+    """
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    best = dict.fromkeys(ways, float("inf"))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout draws
+        layouts = {way.channels_last: _layout(way) for way in ways}
+        copies = {last: copy.deepcopy(model).to(memory_format=layout) for last, layout in layouts.items()}  # type: ignore[call-overload]
+        for one in copies.values():
+            set_training(one, freeze_norm)
+        for turn in range(TURNS):
+            for way in ways:
+                try:
+                    took = _step_seconds(
+                        copies[way.channels_last], noise.contiguous(memory_format=_layout(way)), way.precision, device
+                    )
+                except torch.OutOfMemoryError:
+                    took = float("inf")
+                if turn:
+                    best[way] = min(best[way], took)
     return best
+
+
+def _layout(way: Way) -> torch.memory_format:
+    return torch.channels_last if way.channels_last else torch.contiguous_format
+
+
+def _step_seconds(model: Classifier, images: torch.Tensor, precision: str, device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+        logits = model(images)
+    logits.float().logsumexp(1).mean().backward()
+    _wait(device)
+    took = time.perf_counter() - start
+    model.zero_grad(set_to_none=True)
+    return took
+
+
+def _wait(device: torch.device) -> None:
+    """A GPU works while Python goes on."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
+def describe_processor(device: torch.device) -> str:
+    """What computes, for the key of a measurement: the GPU's name, or the CPU's with its vector units and threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = _cpu_name() or platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_name() -> str:
+    """The CPU's model as the system names it; '' where it doesn't say."""
+    try:
+        if sys.platform == "win32":
+            import winreg
+
+            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"HARDWARE\DESCRIPTION\System\CentralProcessor\0") as key:
+                return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
+        if sys.platform == "darwin":
+            words = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(words, capture_output=True, text=True, timeout=10).stdout.strip()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")

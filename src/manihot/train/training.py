@@ -26,7 +26,7 @@ from manihot.settings import Recipe
 from manihot.train.distributed import first_alone, from_first, gather, rank, world
 from manihot.train.labels import Lesson
 from manihot.train.member import Member
-from manihot.train.probe import choose_precision
+from manihot.train.probe import choose_way
 from manihot.train.steps import NEEDS_UNLABELLED, StepState, unlabelled_settings
 
 SURELY_NOT = float(np.log(1e-7))  # a teacher's logit of what a photograph doesn't show
@@ -34,13 +34,14 @@ SURELY_NOT = float(np.log(1e-7))  # a teacher's logit of what a photograph doesn
 
 @dataclass(frozen=True)
 class Training:
-    """What `fit` needs for one fold: a network, its batches, its loss and mixing, its precision by name."""
+    """What `fit` needs for one fold: a network, its batches, its loss and mixing, its precision by name, its layout."""
 
     model: Classifier
     loader: DataLoader
     batches: EpochBatches
     state: StepState
     precision: str
+    channels_last: bool
 
 
 def make_training(
@@ -55,10 +56,10 @@ def make_training(
     model = make_model(recipe.model, lesson.classes, size, seed)
     if before is not None:
         take_over(model, before, same_classes)
-    model = model.to(device, memory_format=_layout(recipe))  # type: ignore[call-overload]
-    precision = from_first(
-        lambda: choose_precision(recipe.train.precision, model, recipe.model.backbone, size, device)
-    )
+    model = model.to(device)
+    precision, channels_last = from_first(lambda: choose_way(recipe, model, size, device))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = model.to(memory_format=layout)  # type: ignore[call-overload]
     lesson, photos = with_negatives(member, fold, lesson)
     augmenter = Augmenter(recipe.augment, size, seed, recipe.train.epochs)
     counts = np.maximum(lesson.targets.sum(0), 1)  # a class without photographs here must not weigh without bound
@@ -78,8 +79,9 @@ def make_training(
         lambda epoch: draw_epoch(sampling, lesson.labels, seed, epoch), (rank(), world()),
     )  # fmt: skip
     mixer = make_mixer(recipe, len(batches), seed, model)
-    state = StepState(device, Normalise(member.preprocess).to(device), loss, PRECISIONS[precision], mixer)
-    return Training(model, loader, batches, state, precision)
+    normalise = Normalise(member.preprocess, channels_last).to(device)
+    state = StepState(device, normalise, loss, PRECISIONS[precision], mixer)
+    return Training(model, loader, batches, state, precision, channels_last)
 
 
 def find_unlabelled(member: Member, fold: int) -> UnlabelledPhotos | None:
@@ -188,7 +190,3 @@ def make_mixer(recipe: Recipe, batches: int, seed: int, model: Classifier) -> Mi
 def _slice_of(n: int) -> slice:
     """This process's share of n rows."""
     return slice(n * rank() // world(), n * (rank() + 1) // world())
-
-
-def _layout(recipe: Recipe) -> torch.memory_format:
-    return torch.channels_last if recipe.train.channels_last else torch.contiguous_format
