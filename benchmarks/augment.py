@@ -1,6 +1,6 @@
 """How many photographs a second one thread augments, against albumentations 2.0.8 and torchvision v2.
 
-    python benchmarks/augment.py        (albumentations==2.0.8 --no-deps and albucore==0.0.24 are needed)
+    python benchmarks/augment.py        (albumentations is needed, of the extra `oracles`)
 
 The pipeline is the lecture's: random resized crop, transpose, flips, shift-scale-rotate, hue-saturation-
 value, brightness-contrast, coarse dropout; uint8 of 800 x 600 (a decoded photograph) or 258 x 258 (the

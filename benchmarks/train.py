@@ -1,6 +1,6 @@
 """Input pipelines, mixes and the training loop: what each costs, in CPU time of one thread.
 
-    python benchmarks/train.py            (the notebook style needs albumentations==2.0.8 and albucore==0.0.24)
+    python benchmarks/train.py            (the notebook style needs albumentations, of the extra `oracles`)
     python benchmarks/train.py --table    only the table of what was measured
 
 Photographs of 800 x 600 pixels, drawn, saved as JPEG of about 125 KB, come out as batches of 224 or 384 pixels:

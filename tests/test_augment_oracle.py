@@ -12,10 +12,8 @@ import pytest
 from manihot.data.augment import Augmenter, apply_colour
 from manihot.settings import Choice
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its newest version
-A = pytest.importorskip(
-    "albumentations", reason="the oracle is not installed: albumentations 2.0.8 with --no-deps"
-)
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for its newest version
+A = pytest.importorskip("albumentations", reason="the oracle is not installed: the extra `oracles`")
 
 EDGE = 96
 CASES: dict[
