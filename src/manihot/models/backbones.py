@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import timm
@@ -75,6 +76,30 @@ def make_preprocess(settings: Model, size: tuple[int, int], fit: str) -> Preproc
     config = timm.get_pretrained_cfg(name_weights(settings.backbone, settings.pretrained))
     mean, std = (config.mean, config.std) if config is not None else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     return Preprocess(size, fit, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+
+
+@cache
+def gives_maps(name: str) -> bool:
+    """Whether a timm backbone's features are maps (N, C, H, W), found without weights and without computing.
+
+    True also where that can't be told so; the first look at the maps tells then.
+    """
+    base = name.partition(".")[0]
+    if not timm.is_model(base):
+        return True  # `make_model` names the mistake
+    with torch.device("meta"):
+        backbone: Any = timm.create_model(base, num_classes=0).eval()
+        size = backbone.pretrained_cfg["input_size"]
+        try:
+            maps = backbone.forward_features(torch.zeros(1, *size))
+        except (RuntimeError, NotImplementedError):  # an operation that needs numbers
+            return True
+    return are_maps(backbone, maps)
+
+
+def are_maps(backbone: Any, features: torch.Tensor) -> bool:
+    """Whether a backbone's features are maps (N, C, H, W), and not tokens or (N, H, W, C)."""
+    return features.ndim == 4 and getattr(backbone, "output_fmt", "NCHW") == "NCHW"
 
 
 def stages_of(model: Classifier) -> dict[str, int]:

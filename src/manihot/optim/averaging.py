@@ -86,7 +86,7 @@ class Swa(NoAveraging):
     """start: share of the epochs after which averaging begins (.5: the second half)."""
 
     def __init__(self, model: nn.Module, epochs: int, start: float = 0.5) -> None:
-        self.first = int(epochs * start)
+        self.first = first_averaged(epochs, start)
         self.average = AveragedModel(model)
         self.norms: list[str] = []  # batch norms whose statistics the training measures
 
@@ -113,6 +113,16 @@ class Swa(NoAveraging):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.average.load_state_dict(state["average"])
         self.norms = list(state["norms"])
+
+
+def first_averaged(epochs: int, start: float = 0.5) -> int:
+    """Number of the first epoch that SWA averages, counted from 0."""
+    return int(epochs * start)
+
+
+def averaging_begins(choice: Choice, epochs: int) -> int:
+    """After how many epochs the kept network is an average; 0 where it is one from the start, or never one."""
+    return first_averaged(epochs, **choice.settings) if choice.name == "swa" else 0
 
 
 @torch.no_grad()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from manihot.data.augment import build_ops
 from manihot.data.mixing import Mixer
@@ -11,15 +13,18 @@ from manihot.data.sampling import check_sampling, named_classes, with_class_numb
 from manihot.data.views import check_views
 from manihot.ensemble.stages import check_blend
 from manihot.errors import SettingsError
+from manihot.models.backbones import gives_maps
 from manihot.models.heads import POOLING, TILE_ATTENTION
-from manihot.optim.averaging import check_averaging
+from manihot.optim.averaging import averaging_begins, check_averaging
 from manihot.optim.losses import make_loss
+from manihot.optim.losses.contract import PER_CLASS
 from manihot.optim.optimizers import OPTIMIZERS
 from manihot.optim.schedules import NEEDS_SCORES, check_schedule
 from manihot.settings import Recipe, suggest
-from manihot.train.labels import check_among, check_labels
+from manihot.train.labels import check_among, check_labels, clusters
 from manihot.train.steps import check_step
 
+NOT_MIXED = ("none", "cutout")  # rows of the mixes that show one photograph alone
 Where = Callable[[str], str]  # a key to the place in a file that set it, in words
 
 
@@ -83,13 +88,20 @@ def check_features(member: Recipe, where: Where) -> None:
 
 
 def check_classes(recipe: Recipe, classes: Sequence[str]) -> None:
-    """SettingsError where a sampling names a class that the photographs don't have."""
+    """SettingsError where a sampling names a class that the photographs don't have, or a loss counts others."""
     for name, member in recipe.member_recipes().items():
         below = ("members", name) if recipe.members else ()
         stages = member.stage_recipes()
         for number, stage in enumerate(stages):
             where = _where(recipe, below, number if len(stages) > 1 else None)
             with_class_numbers(stage.sampling, classes, where("sampling"))
+            if stage.method != "finetune":
+                continue
+            if stage.labels.name == "clusters":
+                k = stage.labels.settings.get("k", inspect.signature(clusters).parameters["k"].default)
+                check_loss(stage, where("loss"), (k, f"{k} clusters"))
+            else:
+                check_loss(stage, where("loss"), (len(classes), f"{len(classes)} classes: {', '.join(classes)}"))
 
 
 def check_source_use(recipe: Recipe, stage: Recipe, where: str) -> None:
@@ -140,6 +152,13 @@ def check_training(member: Recipe, train: str, schedule: str, optimizer: str) ->
             f"{train}: keep 'best' would keep the weights of one epoch and not the average of averaging 'swa'",
             "use train.keep: last, which keeps the average, or averaging: {name: ema}, which best can choose from",
         )
+    begin = averaging_begins(member.averaging, member.train.epochs)
+    if 0 < member.train.patience < begin and member.folds.kind != "none":
+        raise SettingsError(
+            f"{train}: patience {member.train.patience} can stop the training before averaging 'swa' begins, "
+            f"after {begin} epochs, and nothing would be averaged",
+            f"use train.patience: {begin} or more, a lower averaging.start, or averaging: {{name: ema}}",
+        )
     if member.folds.kind == "none" and member.schedule.name in NEEDS_SCORES:
         raise SettingsError(
             f"{schedule}: {member.schedule.name} watches held-out photographs, but folds.kind is 'none'",
@@ -174,25 +193,46 @@ def check_mixing(member: Recipe, where: str) -> None:
                     "SnapMix needs the activation map of average-pooled features",
                     "model.pooling: avg, without taps, power and tiles",
                 )
+            if mixer.needs_cams and not gives_maps(member.model.backbone):
+                raise SettingsError(
+                    f"SnapMix needs feature maps (N, C, H, W), which {member.model.backbone} doesn't give",
+                    "use another mix, for example cutmix, or a convolutional backbone",
+                )
     except SettingsError as error:
         raise SettingsError(f"{where}: {error.what}", error.remedy) from error
 
 
-def check_loss(member: Recipe, where: str) -> None:
-    """SettingsError for a loss or setting that doesn't exist, or one that needs what no step has."""
-    weights = member.loss.settings.get("class_weights")
-    classes = len(weights) if isinstance(weights, list) else 5
+def check_loss(member: Recipe, where: str, known: tuple[int, str] | None = None) -> None:
+    """SettingsError for a loss or setting that doesn't exist, or one that needs what no step has.
+
+    known: how many classes the photographs have, as a number and in words; before they are scanned the lists of a
+    number a class say how many.
+    """
+    settings = member.loss.settings
+    of_classes = [value for key, value in _settings_within(settings) if key in PER_CLASS]
+    lists = [value for value in of_classes if isinstance(value, (list, tuple))]
+    classes = known[0] if known else next(map(len, lists), 5)
     try:
-        loss = make_loss(
-            member.loss.name, member.loss.settings, classes=classes, photographs=1, class_counts=[1] * classes
-        )
+        loss = make_loss(member.loss.name, settings, classes=classes, photographs=1, class_counts=[1] * classes)
     except SettingsError as error:
-        raise SettingsError(f"{where}: {error.what}", error.remedy) from error
+        told = f"{error.remedy}; there are {known[1]}" if known and lists else error.remedy
+        raise SettingsError(f"{where}: {error.what}", told) from error
+    for key, value in _settings_within(settings):
+        if key == "reduction" and value != "mean":
+            raise SettingsError(
+                f"{where}: reduction = {value!r} gives a number a photograph, and a training needs their mean",
+                "leave reduction out; weights of photographs come from the manifest, of classes from class_weights",
+            )
     missing = set(loss.needs) - {"features", "index", "weight", "view_logits"}
     if "view_logits" in loss.needs and member.mixing:
         raise SettingsError(
             f"{where}: {member.loss.name} compares several views of one photograph, which mixing would mix with others",
             "use mixing: [], or one view",
+        )
+    if "index" in loss.needs and any(choice.name not in NOT_MIXED for choice in member.mixing):
+        raise SettingsError(
+            f"{where}: {member.loss.name} remembers each photograph, and a mixed one is two",
+            "use mixing: [] (augmentations such as cutout may stay), or another loss",
         )
     if "teacher" in missing and member.labels.name != "teacher":
         raise SettingsError(
@@ -202,3 +242,12 @@ def check_loss(member: Recipe, where: str) -> None:
         raise SettingsError(
             f"{where}: {member.loss.name} needs {', '.join(sorted(missing))}, which no recipe can give yet"
         )
+
+
+def _settings_within(settings: Any) -> Iterator[tuple[str, Any]]:
+    """Every setting of a loss and of the losses inside it, by name."""
+    for value in settings if isinstance(settings, (list, tuple)) else ():
+        yield from _settings_within(value)
+    for key, value in settings.items() if isinstance(settings, Mapping) else ():
+        yield key, value
+        yield from _settings_within(value)

@@ -18,9 +18,10 @@ from manihot.data.sampling import draw_epoch, with_class_numbers
 from manihot.data.unlabelled import UnlabelledPhotos
 from manihot.errors import SettingsError
 from manihot.infer.runners import PRECISIONS, Normalise
-from manihot.models.backbones import make_model, set_training
+from manihot.models.backbones import are_maps, make_model, set_training
 from manihot.models.heads import Classifier
 from manihot.optim.losses import make_loss
+from manihot.optim.losses.contract import PER_CLASS
 from manihot.records.runs import digest_value
 from manihot.settings import Recipe
 from manihot.train.distributed import first_alone, from_first, gather, rank, world
@@ -137,7 +138,7 @@ def one_more_class(settings: Any, classes: int, count: float) -> Any:
         return settings
     out = {}
     for key, value in settings.items():
-        if key in ("class_weights", "alpha", "counts") and isinstance(value, (list, tuple)) and len(value) == classes:
+        if key in PER_CLASS and isinstance(value, (list, tuple)) and len(value) == classes:
             out[key] = [*value, count if key == "counts" else 1.0]
         else:
             out[key] = one_more_class(value, classes, count)
@@ -180,6 +181,11 @@ def make_mixer(recipe: Recipe, batches: int, seed: int, model: Classifier) -> Mi
         mine = slice(None) if len(images) < world() else _slice_of(len(images))
         maps = model.backbone.forward_features(images[mine])
         set_training(model, recipe.model.freeze_norm)
+        if not are_maps(model.backbone, maps):
+            raise SettingsError(
+                f"mixing: SnapMix needs feature maps (N, C, H, W), which {recipe.model.backbone} doesn't give",
+                "use another mix, for example cutmix, or a convolutional backbone",
+            )
         found = class_activation(maps, model.head.weight, targets[mine].argmax(1))
         return found if mine == slice(None) else gather(found)
 

@@ -25,6 +25,7 @@ from manihot.errors import DataError, SettingsError
 from manihot.settings import suggest
 
 COMMON = ("class_weights", "smoothing", "smoothing_over", "reduction")
+PER_CLASS = ("class_weights", "alpha", "counts")  # settings that may be a list of one number a class
 PLAIN: dict[str, tuple[type, ...]] = {
     "float": (float, int),
     "int": (int,),
