@@ -297,6 +297,19 @@ def test_every_pooling_makes_one_vector(name):
     assert POOLING[name](torch.rand(1, 2, 1, 1)).ndim == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("value", [1e-3, 50.0])
+def test_generalised_mean_in_half_precision(dtype, value):
+    """The cube of .001 is 0 in fp16 and that of 50 infinite, and a CPU's autocast leaves powers in half precision."""
+    maps = torch.full((2, 3, 4, 4), value, dtype=dtype, requires_grad=True)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        pooled = POOLING["gem"](maps)
+        pooled.sum().backward()
+    assert pooled.dtype == dtype
+    torch.testing.assert_close(pooled, maps[:, :, 0, 0])
+    torch.testing.assert_close(maps.grad.float(), torch.full((2, 3, 4, 4), 1 / 16), rtol=1e-2, atol=0)
+
+
 def test_generalised_mean_lies_between_average_and_maximum():
     maps = torch.rand(4, 6, 5, 5, generator=torch.Generator().manual_seed(0))
     average, gem, top = POOLING["avg"](maps), POOLING["gem"](maps), POOLING["max"](maps)

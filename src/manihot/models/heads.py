@@ -32,8 +32,12 @@ def average_and_maximum(maps: Tensor) -> Tensor:
 
 
 def generalised_mean(maps: Tensor, power: float = 3.0, floor: float = 1e-6) -> Tensor:
-    """(N, C, H, W) to (N, C): the power mean over places, between average (1) and maximum (infinity)."""
-    return maps.clamp(min=floor).pow(power).mean((2, 3)).pow(1 / power)
+    """(N, C, H, W) to (N, C): the power mean over places, between average (1) and maximum (infinity).
+
+    In float32 at least: in half precision the cube of .001 is 0, and that of 50 infinite.
+    """
+    precise = maps if maps.dtype == torch.float64 else maps.float()
+    return precise.clamp(min=floor).pow(power).mean((2, 3)).pow(1 / power).to(maps.dtype)
 
 
 POOLING: dict[str, Callable[[Tensor], Tensor]] = {
