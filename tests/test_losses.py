@@ -78,10 +78,48 @@ def test_a_soft_row_counts_by_its_sum():
     torch.testing.assert_close(LOSSES["cross_entropy"](z, F.one_hot(y, K) * 0.5), F.cross_entropy(z, y) / 2)
 
 
+def test_over_is_smoothing_over_of_label_smoothing():
+    z, y = batch()
+    for over in ("K", "K-1"):
+        ours = LOSSES["label_smoothing"](z, y, smoothing=0.2, over=over)
+        assert ours == LOSSES["label_smoothing"](z, y, smoothing=0.2, smoothing_over=over)
+    assert abs(ours - F.cross_entropy(z, y, label_smoothing=0.25)) < 1e-7
+    with pytest.raises(SettingsError, match="smoothing_over = 'N'"):
+        LOSSES["label_smoothing"](z, y, over="N")
+    with pytest.raises(SettingsError, match="over = 'K'"):
+        LOSSES["label_smoothing"](z, y, over="K", smoothing_over="K")
+    with pytest.raises(SettingsError, match="no setting 'over'"):
+        LOSSES["focal"](z, y, over="K")
+
+
 def test_probabilities_are_refused():
     z, y = batch()
     with pytest.raises(DataError, match="probabilities"):
         LOSSES["cross_entropy"](z.softmax(1), y)
+    with pytest.raises(DataError, match="probabilities"):
+        make_loss("cross_entropy", classes=K)(z.softmax(1)[:8], y[:8])
+
+
+def test_why_probabilities_are_refused():
+    """A softmax of a softmax leaves the loss of 5 classes between log(1 + 4/e) and log(4 + e), right or wrong."""
+    right = F.one_hot(torch.arange(K), K).double()
+    assert F.cross_entropy(right, torch.arange(K)).item() == pytest.approx(0.905, abs=5e-4)
+    assert F.cross_entropy(right, (torch.arange(K) + 1) % K).item() == pytest.approx(1.905, abs=5e-4)
+
+
+def test_logits_that_look_like_probabilities_by_chance_stop_no_training():
+    """One row of two classes does so in one of 270 draws: 11 of 3000 batches of one."""
+    loss = make_loss("cross_entropy", classes=2)
+    generator = torch.Generator().manual_seed(0)
+    alike = 0
+    for _ in range(3000):
+        z = torch.randn(1, 2, generator=generator)
+        alike += bool((z >= 0).all() and (z.sum() - 1).abs() < 1e-2)
+        assert loss(z, torch.tensor([0])).isfinite()
+        assert LOSSES["cross_entropy"](z, torch.tensor([0])).isfinite()
+    assert alike > 0
+    z = torch.tensor([[0.25, 0.75]]).repeat(16, 1)  # nor do those of a training that is under way
+    assert loss(z, torch.zeros(16, dtype=torch.long)).isfinite()
 
 
 def test_mistakes_name_the_setting():
@@ -162,11 +200,13 @@ def test_gradients_are_right_in_float64(name, target):
 def test_extreme_logits_stay_finite(name, dtype, target):
     loss, extra = made(name, 6)
     extra = {key: value if key == "index" else value.to(dtype) for key, value in extra.items()}
-    z = torch.tensor([[1e4, -1e4, 0, 1, -1]] * 5 + [[1e4, 1e4, -1e4, -1e4, 0]]).to(dtype).requires_grad_()
+    rows = [[1e4, -1e4, 0, 1, -1]] * 4 + [[0, 0, 0, 0, 0], [1e4, 1e4, -1e4, -1e4, 0]]
+    z = torch.tensor(rows, dtype=torch.float64).to(dtype).requires_grad_()
     value = loss(z, soft(6) if target == "soft" else torch.tensor([0, 1, 2, 3, 4, 0]), **extra)
     value.backward()
     assert value.isfinite() and value.dtype == torch.float32
     assert z.grad.isfinite().all() and z.grad.dtype == dtype
+    assert z.grad[4].abs().max() < 1e3  # logits that are all 0 have no direction, and no slope without bound
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -257,6 +297,14 @@ def test_focal_is_the_mean_over_photographs_and_not_over_classes():
     alpha = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=z.dtype)
     weighted = (alpha[y] * (1 - p) ** 2 * -p.log()).mean()
     torch.testing.assert_close(LOSSES["focal"](z, y, gamma=2.0, alpha=alpha.tolist()), weighted)
+
+
+def test_focal_is_not_divided_by_the_classes_as_kornias():
+    """kornia 0.9 takes the mean over classes as well, of rows that are 0 but for the label: 5 times too small."""
+    z, y = batch()
+    p, label = z.softmax(1), F.one_hot(y, K)
+    kornias = (-((1 - p) ** 2) * p.log() * label).mean()
+    assert (LOSSES["focal"](z, y, gamma=2.0) / kornias).item() == pytest.approx(5.000, abs=1e-9)
 
 
 def test_focal_keeps_its_gradient_where_p_rounds_to_one():
@@ -376,6 +424,26 @@ def test_bi_tempered_agrees_with_pytorch_optimizer(t1, t2, s):
     LOSSES["bi_tempered"](ours_z, y, t1=t1, t2=t2, smoothing=s).backward()
     converged(their_z, y, t1=t1, t2=t2, label_smooth=s, num_iters=60).backward()
     torch.testing.assert_close(ours_z.grad, their_z.grad, rtol=0, atol=1e-5)
+
+
+def test_five_fixed_point_steps_are_too_few_at_t2_of_4():
+    """The popular code's iteration leaves sum p = 1.012 and more where logits lie far apart; ours goes on to 1.000."""
+    z = 25 * batch(64)[0]
+    for steps, low, high in ((5, 1.012, 1.02), (20, 1.0, 1.0001)):
+        below = z - z.amax(1, keepdim=True)
+        scaled = below
+        for _ in range(steps):
+            total = tempered_exp(scaled, 4.0).sum(1, keepdim=True)
+            scaled = below * total ** (1 - 4.0)
+        total = tempered_exp(scaled, 4.0).sum(1, keepdim=True)
+        lam = -((1 / total) ** (1 - 4.0) - 1) / (1 - 4.0)
+        found = tempered_exp(below - lam, 4.0).sum(1)
+        assert low <= found.max() < high, steps
+    assert (tempered_log_softmax(z, 4.0).exp().sum(1) - 1).abs().max() < 1e-12
+
+
+def tempered_exp(x: torch.Tensor, t: float) -> torch.Tensor:
+    return (1 + (1 - t) * x).clamp_min(0) ** (1 / (1 - t))
 
 
 def test_bi_tempered_of_one_and_one_is_cross_entropy():

@@ -129,7 +129,7 @@ def effective_number_weights(counts: Sequence[float], beta: float) -> list[float
 
 LOSSES: dict[str, Row] = {
     "cross_entropy": Row(cross_entropy),
-    "label_smoothing": Row(cross_entropy, {"smoothing": 0.1}),
+    "label_smoothing": Row(cross_entropy, {"smoothing": 0.1}, other_names={"over": "smoothing_over"}),
     "focal": Row(focal),
     "focal_cosine": Row(focal_cosine),
     "cosine_focal": Row(cosine_focal),

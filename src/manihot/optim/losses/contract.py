@@ -25,6 +25,7 @@ from manihot.errors import DataError, SettingsError
 from manihot.settings import suggest
 
 COMMON = ("class_weights", "smoothing", "smoothing_over", "reduction")
+ENOUGH_ROWS = 8  # of random logits of 2 classes one in 270 looks like probabilities; 8 together one in 10^19
 PER_CLASS = ("class_weights", "alpha", "counts")  # settings that may be a list of one number a class
 PLAIN: dict[str, tuple[type, ...]] = {
     "float": (float, int),
@@ -93,7 +94,9 @@ class Loss(nn.Module):
         A soft row that doesn't sum to 1 (SnapMix) counts by its sum. sample_weights: (N,), not negative.
         Computed in float32, or in float64 for float64 logits. Raises DataError for probabilities in the place
         of logits (a softmax of a softmax confines the loss to [0.905, 1.905] for 5 classes) and for shapes
-        that don't fit; on a GPU values are looked at in the first call only, as looking waits for the device.
+        that don't fit. Probabilities are looked for in the first call only, where it has ENOUGH_ROWS: logits of one
+        or a few photographs look like them now and then. On a GPU all values are looked at in the first call only,
+        as looking waits for the device.
         """
         if self.together is not None:
             return self.together(self._of_batch, logits, target, sample_weights, extra)
@@ -153,8 +156,10 @@ class Loss(nn.Module):
             )
         if self._seen and logits.device.type != "cpu":
             return
+        look_at_labels(self.name, k, target)
+        if not self._seen:
+            look_for_probabilities(self.name, logits.detach())
         self._seen = True
-        look_at_values(self.name, logits.detach(), target)
 
 
 class WeightedSum(nn.Module):
@@ -194,18 +199,23 @@ class WeightedSum(nn.Module):
         return [loss for loss in self.losses if isinstance(loss, (Loss, WeightedSum))]
 
 
-def look_at_values(name: str, logits: Tensor, target: Tensor) -> None:
-    """Raise DataError for labels out of range and for probabilities in the place of logits."""
+def look_at_labels(name: str, classes: int, target: Tensor) -> None:
+    """Raise DataError for labels out of range."""
     if target.is_floating_point():
         if bool((target < 0).any()) or not bool(target.isfinite().all()):
             raise DataError(f"loss {name}: a soft label is negative or not finite")
-    elif int(target.min()) < 0 or int(target.max()) >= logits.shape[1]:
+    elif int(target.min()) < 0 or int(target.max()) >= classes:
         raise DataError(
             f"loss {name}: labels run from {int(target.min())} to {int(target.max())}, but there are "
-            f"{logits.shape[1]} classes",
+            f"{classes} classes",
             "labels are 0 to K-1; leave photographs without a label (-1) out of the training",
         )
-    if bool((logits >= 0).all()) and bool(((logits.float().sum(1) - 1).abs() < 1e-2).all()):
+
+
+def look_for_probabilities(name: str, logits: Tensor) -> None:
+    """Raise DataError for probabilities in the place of logits, where there are enough rows to tell."""
+    enough = len(logits) >= ENOUGH_ROWS
+    if enough and bool((logits >= 0).all()) and bool(((logits.float().sum(1) - 1).abs() < 1e-2).all()):
         raise DataError(
             f"loss {name} was given probabilities; it wants logits",
             "leave the softmax out, or pass the logarithm of the probabilities",
@@ -241,12 +251,13 @@ class Row:
     term: the function or nn.Module class that gives the values (see the module's head); its keyword-only
     arguments are the settings. Where `made_of_losses`, a function that gives a whole module, with the shared
     settings among its arguments.
-    defaults: shared settings that differ for this loss.
+    defaults: shared settings that differ for this loss. other_names: of settings, by which they may be given too.
     """
 
     term: Callable[..., Any]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     made_of_losses: bool = False
+    other_names: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(
         self, logits: Tensor, target: Tensor, *, sample_weights: Tensor | None = None, **settings: Any
@@ -284,12 +295,17 @@ class Row:
     ) -> Loss | WeightedSum:
         """A module of this loss; settings are checked here, so that a mistake shows before the training."""
         name = name or self.term.__name__
-        settings = {**self.defaults, **settings}
+        settings = {**self.defaults, **self._by_own_name(name, settings)}
         check_names_and_kinds(name, settings, self.settings)
         try:
             return self._build(name, settings, classes, photographs, class_counts)
         except (TypeError, ValueError) as error:  # a text among numbers, say
             raise SettingsError(f"loss {name} can't use its settings {settings} ({error})") from error
+
+    def _by_own_name(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        for other, own in self.other_names.items():
+            check(name, other, settings.get(other), not {other, own} <= set(settings), f"the same as {own}; give one")
+        return {self.other_names.get(key, key): value for key, value in settings.items()}
 
     def _build(
         self,

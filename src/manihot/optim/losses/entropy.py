@@ -13,6 +13,8 @@ from torch import Tensor
 
 from manihot.optim.losses.contract import check
 
+LEAST_SQUARE = 1e-6  # beside |z|^2: logits that are all 0 have no direction, and the slope 1 / |z| must stay finite
+
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """-log p_y; with `smoothing` the label smoothing of arXiv 1512.00567."""
@@ -53,13 +55,13 @@ def focal_cosine(
     """1 - cos(z, onehot) + xent alpha (1 - p_y)^gamma CE(z/|z|) (arXiv 2007.07805).
 
     focal_on: p_y in the focal factor is exp(-CE) of the same normalised logits in the paper ("normalised");
-    "logits" takes the softmax of z itself.
+    "logits" takes the softmax of z itself. |z| is sqrt(sum z^2 + 1e-6).
     """
     check("focal_cosine", "gamma", gamma, gamma >= 0, "a number from 0")
     check(
         "focal_cosine", "focal_on", focal_on, focal_on in ("normalised", "logits"), "'normalised' or 'logits'"
     )
-    cosine = logits / logits.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    cosine = logits * (logits.square().sum(1, keepdim=True) + LEAST_SQUARE).rsqrt()
     hardness = log_one_minus_softmax(cosine if focal_on == "normalised" else logits)
     return 1 - cosine - xent * alpha * (gamma * hardness).exp() * cosine.log_softmax(1)
 
