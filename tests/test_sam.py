@@ -14,12 +14,14 @@ from torch import nn
 from manihot.data.augment import Augmenter
 from manihot.data.dataset import TrainingPhotos, make_loader
 from manihot.data.mixing import Mixer
+from manihot.errors import DataError
 from manihot.infer.runners import Normalise
 from manihot.models.backbones import make_model, make_preprocess
 from manihot.optim.losses import make_loss
 from manihot.optim.optimizers import OPTIMIZERS, Lookahead
 from manihot.optim.sam import Sam, frozen_statistics
 from manihot.settings import Choice, Recipe, load_recipe
+from manihot.train import loop
 from manihot.train.loop import Progress, fit
 from manihot.train.steps import STEPS, StepState
 
@@ -205,13 +207,28 @@ def with_a_broken_gradient(model, batch, state):
 
 
 @pytest.mark.parametrize("clip", [0.0, 5.0])
-def test_one_infinite_gradient_leaves_the_weights_finite(recipe: Recipe, tmp_path: Path, capsys, clip):
-    recipe = with_optimizer(recipe, sam=0.05)
+@pytest.mark.parametrize("sam", [0.0, 0.05])
+def test_one_infinite_gradient_leaves_the_weights_finite(recipe: Recipe, tmp_path: Path, capsys, clip, sam):
+    recipe = with_optimizer(recipe, sam=sam)
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"clip": clip})})
     kept, progress, _ = training(recipe, tmp_path, with_a_broken_gradient)
     assert all(torch.isfinite(v).all() for v in kept.values())
     assert progress.step == 9
     assert "1 steps left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sam", [0.0, 0.05])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_nothing_but_infinite_gradients_ends_the_training(recipe: Recipe, tmp_path: Path, monkeypatch, sam, dtype):
+    def broken(model, batch, state):
+        out = STEPS["supervised"](model, batch, state)
+        out["loss"] = out["loss"] + (model.head.weight * 0).sum().abs().sqrt()
+        return out
+
+    monkeypatch.setattr(loop, "MANY_IN_A_ROW", 7)  # of three steps an epoch
+    with pytest.raises(DataError, match="epoch 3/3: the gradients of 7 steps in a row were not finite") as caught:
+        training(with_optimizer(recipe, sam=sam), tmp_path, broken, dtype)
+    assert "optimizer.lr" in caught.value.remedy
 
 
 def test_sam_runs_under_a_gradient_scaler(recipe: Recipe, tmp_path: Path):

@@ -5,8 +5,9 @@ seeded by (seed, epoch); last.ckpt holds the model, the optimiser, the schedule,
 
 With `optimizer.sam` every step looks twice at the same photographs: the same mixed batches, the same masks of
 dropout and stochastic depth (the generators are set back), batch-norm statistics and the memory of losses moved
-by the first look alone, over all batches of an accumulated step. A gradient that is not finite leaves the
-weights where they were.
+by the first look alone, over all batches of an accumulated step.
+
+A gradient that is not finite leaves the weights where they were; many steps in a row end the training.
 
 Several processes (`distributed`) run this loop in step: each on its slices of the batches, with the same gradients,
 weights and scores after every exchange, so that they agree on all that is decided here. The first one writes.
@@ -39,6 +40,8 @@ from manihot.settings import Recipe
 from manihot.train import distributed
 from manihot.train.steps import Step, StepState
 
+MANY_IN_A_ROW = 25  # steps without a finite gradient; a GradScaler's factor has left fp16's range long before
+
 # a network to {"loss": ..., "accuracy": ...} on held-out photographs
 Judge = Callable[[nn.Module], dict[str, float]]
 
@@ -55,6 +58,24 @@ class Progress:
     processes: int = 1  # that train together
 
 
+@dataclass
+class Skipped:
+    """Steps left out, as their gradients were not finite."""
+
+    epoch: int = 0  # of this epoch; without a GradScaler's, which look for its factor
+    in_a_row: int = 0
+
+    def note(self, left_out: bool, counts: bool, what: str) -> None:
+        """Count one step; DataError where it is one too many in a row. All processes see the same."""
+        self.epoch += left_out and counts
+        self.in_a_row = self.in_a_row + 1 if left_out else 0
+        if self.in_a_row >= MANY_IN_A_ROW:
+            raise DataError(
+                f"{what}: the gradients of {self.in_a_row} steps in a row were not finite",
+                "lower optimizer.lr or optimizer.sam, or set train.precision=fp32",
+            )
+
+
 def fit(
     model: nn.Module, loader: Any, batches: EpochBatches, step: Step, state: StepState, recipe: Recipe,
     seed: int, folder: Path, judge: Judge | None, save: Callable[[nn.Module], None], what: str,
@@ -64,7 +85,7 @@ def fit(
 
     judge: scores a network after each epoch; None without held-out photographs. folder: gets last.ckpt and
     history.jsonl. epochs: after which it stops, on the way of the recipe's own number; all when left out. Raises
-    DataError when the loss is no longer finite.
+    DataError when the loss is no longer finite, or the gradients of many steps in a row are not.
     """
     train = recipe.train
     last = train.epochs if epochs is None else min(epochs, train.epochs)
@@ -80,7 +101,7 @@ def fit(
             f"Warning: batch norms see {train.batch} photographs at a time, not the {train.batch * parts_of_step} "
             "of a step, so it isn't one large batch; model.freeze_norm=true makes it exact"
         )
-    progress = _resume(folder / "last.ckpt", parts, state.device)
+    progress, skipped = _resume(folder / "last.ckpt", parts, state.device), Skipped()
     if progress.epoch:
         say(f"{what}: continues after epoch {progress.epoch} of {train.epochs}")
     while progress.epoch < last and not _is_stalled(progress, train.patience):
@@ -91,7 +112,7 @@ def fit(
         set_training(model, recipe.model.freeze_norm)  # type: ignore[arg-type]
         rate = optimizer.param_groups[-1]["lr"]
         label = f"{what}, epoch {epoch + 1}/{train.epochs}"
-        loss = _train_epoch(model, loader, step, state, parts, recipe, progress, label)
+        loss = _train_epoch(model, loader, step, state, parts, recipe, progress, skipped, label)
         averaging.after_epoch(model, epoch)
         row = {"epoch": epoch, "lr": rate, "train_loss": loss, **distributed.means(state.shares())}
         if judge is not None:
@@ -133,13 +154,13 @@ def _parts(model: nn.Module, steps_per_epoch: int, state: StepState, recipe: Rec
 
 def _train_epoch(
     model: nn.Module, loader: Any, step: Step, state: StepState, parts: dict[str, Any], recipe: Recipe,
-    progress: Progress, what: str,
+    progress: Progress, skipped: Skipped, what: str,
 ) -> float:  # fmt: skip
     """One pass; the mean training loss."""
     optimizer, scaler = parts["optimizer"], parts["scaler"]
     schedule: Schedule = parts["schedule"]
     averaging: Averaging = parts["averaging"]
-    accumulate, loss_sum, seen, skipped = recipe.train.accumulate, 0.0, 0, 0
+    accumulate, loss_sum, seen, skipped.epoch = recipe.train.accumulate, 0.0, 0, 0
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     settings = recipe.optimizer
     sam = Sam(trained, settings.sam, settings.sam_adaptive) if settings.sam else None
@@ -151,20 +172,16 @@ def _train_epoch(
             loss = sharpness_gradient(model, group, first, step, state, scaler, what, optimizer, sam)
         loss_sum += loss
         seen += sum(len(batch["image"]) for batch in group)
-        if recipe.train.clip:
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(trained, recipe.train.clip)
-        if sam is None or scaler.is_enabled() or _is_finite(trained):
-            scaler.step(optimizer)  # an enabled scaler skips infinite gradients by itself
-        else:
-            skipped += 1
-        scaler.update()
+        skipped.note(not _step(optimizer, scaler, trained, recipe.train.clip), not scaler.is_enabled(), what)
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
         averaging.after_step(model, progress.step)
         progress.step += 1
-    if skipped:
-        say(f"Warning: {what}: {skipped} steps left out, their gradients were not finite; lower optimizer.lr or .sam")
+    if skipped.epoch:
+        say(
+            f"Warning: {what}: {skipped.epoch} steps left out, their gradients were not finite; "
+            "lower optimizer.lr or .sam"
+        )
     return loss_sum / max(1, distributed.total(seen))
 
 
@@ -188,7 +205,8 @@ def gradient(
     if strict and not math.isfinite(loss_sum):  # only now, so that all processes see it
         raise DataError(
             f"{what}: the loss is {loss_sum}",
-            "lower optimizer.lr, set train.precision=fp32, or raise train.clip above 0",
+            "lower optimizer.lr" + (", or set train.precision=fp32" if state.dtype != torch.float32 else "")
+            + ", and where train.clip is 0, set it to 5",
         )
     return loss_sum
 
@@ -217,8 +235,22 @@ def sharpness_gradient(
         state.kept = None
 
 
-def _is_finite(parameters: Sequence[Tensor]) -> bool:
-    return bool(torch.isfinite(gradient_norm(p.grad for p in parameters if p.grad is not None)))
+def _step(optimizer: Any, scaler: Any, trained: Sequence[Tensor], clip: float) -> bool:
+    """Clip and step; False, and the weights are as before, where the gradients are not finite."""
+    if clip:
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(trained, clip)
+    if scaler.is_enabled():  # it skips infinite gradients by itself, and lowers its factor then
+        factor = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        return bool(scaler.get_scale() >= factor)
+    if not clip:
+        norm = gradient_norm(p.grad for p in trained if p.grad is not None)
+    if not torch.isfinite(norm):
+        return False
+    scaler.step(optimizer)
+    return True
 
 
 def _random_state(device: torch.device) -> list[Tensor]:
