@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
+import subprocess
+import sys
+import tempfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -15,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from manihot.photos import decode
+from manihot.photos import complaints, decode
 from manihot.photos.decode import PhotoFault, decode_photo, inspect_photo, looks_like_photo
 from manihot.photos.headers import find_orientation, read_jpeg_head
 
@@ -301,3 +306,94 @@ def test_files_without_extension_are_recognised(tmp_path: Path) -> None:
     (tmp_path / "notes").write_bytes(b"some words")
     assert looks_like_photo(tmp_path / "photo") and not looks_like_photo(tmp_path / "notes")
     assert not looks_like_photo(tmp_path / "absent")
+
+
+def textured(height: int = 240, width: int = 320) -> np.ndarray:
+    """A picture with grain, whose JPEG has some 50 kB."""
+    grain = np.random.default_rng(1).integers(-25, 25, (height, width, 3))
+    return np.clip(picture(height, width).astype(int) + grain, 0, 255).astype(np.uint8)
+
+
+JPEGS = {
+    "plain": {"quality": 95},
+    "optimised": {"optimize": True, "quality": 95},
+    "progressive": {"progressive": True, "quality": 95},
+    "restarts": {"restart_marker_blocks": 20, "quality": 95},
+    "grey": {"mode": "L", "quality": 95},
+    "cmyk": {"mode": "CMYK"},
+}
+HURT = {
+    "cut, with an end marker": lambda raw: raw[: len(raw) // 2] + b"\xff\xd9",
+    "zeros in its middle": lambda raw: raw[: len(raw) // 2] + bytes(3000) + raw[len(raw) // 2 + 3000 :],
+}
+
+
+@pytest.mark.parametrize("hurt", HURT)
+@pytest.mark.parametrize("kind", JPEGS)
+def test_damage_that_decodes_is_a_fault_of_the_scan(tmp_path: Path, capfd, kind: str, hurt: str) -> None:
+    raw = encode(textured(), **JPEGS[kind])
+    (tmp_path / "whole.jpg").write_bytes(raw)
+    inspect_photo(tmp_path / "whole.jpg")
+    (tmp_path / "hurt.jpg").write_bytes(HURT[hurt](raw))
+    with pytest.raises(PhotoFault) as caught:
+        inspect_photo(tmp_path / "hurt.jpg")
+    assert caught.value.kind == "damaged" and "copy the file again" in caught.value.remedy
+    assert capfd.readouterr().err == ""
+
+
+def test_what_is_harmless_in_a_jpeg_is_no_fault_and_not_said(tmp_path: Path, capfd) -> None:
+    grey, grain = textured(), encode(textured())
+    grey[120:] = 128  # what libjpeg fills in where data are missing
+    frame = grain.index(b"\xff\xdb")
+    harmless = {
+        "grey": encode(grey),
+        "a few bytes": grain[:-2] + b"abcdef\xff\xd9",
+        "padded": grain[:-2] + bytes(700) + b"\xff\xd9",
+        "behind": grain + b"more" * 99,
+        "unknown JFIF": grain.replace(b"JFIF\0\1\1", b"JFIF\0\7\1", 1),
+        "fill bytes": grain[:frame] + b"\xff\xff" + grain[frame:],
+    }
+    for name, raw in harmless.items():
+        (tmp_path / "photo.jpg").write_bytes(raw)
+        assert inspect_photo(tmp_path / "photo.jpg").bytes == len(raw), name
+        decode_photo(raw)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_first_harmless_remark_hides_no_damage(tmp_path: Path) -> None:
+    """libjpeg says the first of its remarks only."""
+    raw = encode(textured(), quality=95).replace(b"JFIF\0\1\1", b"JFIF\0\7\1", 1)
+    (tmp_path / "photo.jpg").write_bytes(raw[: len(raw) // 2] + b"\xff\xd9")
+    with pytest.raises(PhotoFault, match="data are damaged"):
+        inspect_photo(tmp_path / "photo.jpg")
+
+
+def test_what_others_write_while_a_photograph_is_decoded_is_passed_on(capfd) -> None:
+    hurt = HURT["zeros in its middle"](encode(textured(), quality=95))
+    with complaints.quiet_jpeg():
+        os.write(2, b"a word of another thread\n")
+        cv2.imdecode(np.frombuffer(hurt, np.uint8), cv2.IMREAD_COLOR)
+        with complaints.hear_jpeg() as said:
+            cv2.imdecode(np.frombuffer(hurt, np.uint8), cv2.IMREAD_COLOR)
+            os.write(2, b"another")
+    assert said and all(line.startswith("Corrupt JPEG data") for line in said)
+    assert capfd.readouterr().err == "a word of another thread\nanother"
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(decode_photo, [hurt] * 40))
+    os.write(2, b"the end")
+    assert capfd.readouterr().err == "the end"
+
+
+def test_without_a_standard_error_photographs_are_decoded_and_judged() -> None:
+    code = (
+        "import os, sys; os.close(2); from pathlib import Path; from manihot.photos.decode import *\n"
+        "found = inspect_photos([Path(p) for p in sys.argv[1:]])\n"
+        "print([getattr(one, 'kind', 'whole') for one in found])"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        whole, hurt = Path(folder, "a.jpg"), Path(folder, "b.jpg")
+        whole.write_bytes(raw := encode(textured(), quality=95))
+        hurt.write_bytes(HURT["cut, with an end marker"](raw))
+        command = [sys.executable, "-c", code, str(whole), str(hurt)]
+        found = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
+    assert found.stdout.strip() == "['whole', 'damaged']"

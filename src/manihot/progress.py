@@ -22,7 +22,9 @@ from rich.text import Text
 T = TypeVar("T")
 LINE_EVERY = 10.0  # seconds between the lines of a log
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+# Asked once: while photographs are decoded, stderr is no terminal (manihot.photos.complaints), and passed on to it.
+_terminal = True if sys.stderr is not None and sys.stderr.isatty() else None
+console = Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=_terminal)
 _silent = False
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from manihot.photos.colour import srgb_transform, to_rgb
+from manihot.photos.complaints import find_damage, hear_jpeg, quiet_jpeg
 from manihot.photos.faults import (
     COPY_AGAIN,
     SAVE_AS_JPEG,
@@ -41,6 +42,8 @@ SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".webp", ".tif", ".tiff", ".bmp"),
     *(".avif", ".heic", ".heif", ".hif", ".jp2", ".ppm", ".pgm", *RAW_SUFFIXES),
 }
+GREY = 128  # what libjpeg fills in where data are missing
+MORE = b"\x55" * 64  # data for some blocks
 DNG_TAG = 50706  # DNGVersion: Pillow would read the small preview of a camera's raw file
 
 # Our own limit is checked before anything is decoded; Pillow's warning at 89 million pixels adds nothing.
@@ -69,16 +72,25 @@ def decode_photo(
     max_pixels: larger photographs are refused before they are decoded.
     Raises PhotoFault.
     """
-    return _decode(read_photo(source), at_least, max_pixels)[0]
+    raw = read_photo(source)
+    with quiet_jpeg():
+        return _decode(raw, at_least, max_pixels)[0]
 
 
 def inspect_photo(path: Path) -> PhotoFacts:
     """Read and decode a whole file once and tell its facts; raises PhotoFault.
 
-    A JPEG is reconstructed at 1/8 scale: every coefficient is still decoded, so the same faults are found.
+    A JPEG is reconstructed at 1/8 scale: every coefficient is still decoded, so the same faults are found. One whose
+    data are damaged is a fault too, though it decodes: a part of its picture is grey or shifted.
     """
     raw = read_photo(Path(path))
-    _, (height, width) = _decode(raw, (1, 1), MAX_PIXELS)
+    with hear_jpeg() as said:
+        rgb, (height, width) = _decode(raw, (1, 1), MAX_PIXELS)
+        head = read_jpeg_head(raw)
+        if head is not None and not head.plain:
+            _decode_reduced(raw)  # Pillow, which has decoded it, keeps libjpeg's remarks to itself
+    if head is not None:
+        _check_whole(raw, head, said, rgb)
     return PhotoFacts(height, width, len(raw), hashlib.sha256(raw).hexdigest())
 
 
@@ -138,6 +150,30 @@ def _decode(
             if done is not None:
                 return done
     return _decode_with_pillow(raw, at_least, max_pixels)
+
+
+def _decode_reduced(raw: bytes) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_REDUCED_COLOR_8 | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        return None
+
+
+def _check_whole(raw: bytes, head: JpegHead, said: list[str], rgb: np.ndarray) -> None:
+    """PhotoFault where a JPEG's data are damaged: libjpeg says so, or they end before the picture does.
+
+    It says its first remark only; so where there is one, and where the last block is the grey that it fills in, the
+    same is decoded with more data behind: what was whole doesn't change.
+    """
+    damage = find_damage(raw, head.scan, said)
+    if not damage and (said or (rgb == GREY).all(axis=2)[[0, 0, -1, -1], [0, -1, 0, -1]].any()):
+        end = raw.find(b"\xff\xd9", head.scan)
+        with hear_jpeg():
+            once, more = _decode_reduced(raw), _decode_reduced(raw[:end] + MORE + raw[end:])
+        if once is not None and (more is None or not np.array_equal(once, more)):
+            damage = "the data end before the picture does"
+    if damage:
+        raise PhotoFault("damaged", f"the JPEG's data are damaged: {damage}", COPY_AGAIN)
 
 
 def _decode_with_opencv(

@@ -11,7 +11,7 @@ SAVE_AS_JPEG = "save it as JPEG or 8-bit PNG"
 class PhotoFault(Exception):
     """Why a photograph can't be read.
 
-    kind: one of missing, no_permission, empty, truncated, not_an_image, too_large, unsupported, unreadable,
+    kind: one of missing, no_permission, empty, truncated, damaged, not_an_image, too_large, unsupported, unreadable,
     changed (since the scan).
     """
 
