@@ -723,3 +723,35 @@ def test_bracol() -> None:
     manifest, _ = scan(home / "symptom")
     assert manifest.table["split"].value_counts().to_dict() == {"train": 1905, "val": 408}
     assert manifest.classes == ("1_health", "2_miner", "3_rust", "4_phoma", "5_cercospora")
+
+
+def test_the_users_class_numbers_are_kept(tmp_path: Path, capsys) -> None:
+    for name in ("a", "b"):
+        photo(tmp_path / f"in/{name}/1.jpg")
+        photo(tmp_path / f"in/{name}/{name}.jpg")
+    rows = "".join(f"{name}/1.jpg,{number}\n" for name, number in (("a", 7), ("b", 5)))
+    table(tmp_path / "in/t.csv", f"image,label\n{rows}")
+    table(tmp_path / "from5.json", json.dumps({"7": "a", "5": "b"}))
+    table(tmp_path / "from0.json", json.dumps({"0": "a", "1": "b"}))
+    listed, _ = scan(tmp_path / "in/t.csv", classes=tmp_path / "from5.json", out=tmp_path / "run")
+    assert listed.classes == ("b", "a") and listed.numbers == (5, 7)
+    assert Manifest.load(tmp_path / "run/manifest.parquet").numbers == (5, 7)
+    assert listed.take(np.array([0])).with_columns(weight=2.0).numbers == (5, 7)
+    folders, _ = scan(tmp_path / "in", classes=tmp_path / "from5.json", csv=None)
+    assert folders.numbers == (5, 7)
+    for classes in (tmp_path / "from0.json", None):
+        assert scan(tmp_path / "in", classes=classes)[0].numbers is None
+    photo(tmp_path / "other/c/1.jpg")
+    capsys.readouterr()
+    table(tmp_path / "in/label_num_to_disease_map.json", json.dumps({"7": "a", "5": "b"}))
+    joined, _ = scan([tmp_path / "in/t.csv", tmp_path / "other"])
+    assert joined.classes == ("b", "a", "c") and joined.numbers is None
+    assert "count them from 0" in capsys.readouterr().err
+
+
+def test_the_quarantine_knows_the_ids(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        photo(tmp_path / f"in/{name}/0.jpg")
+        (tmp_path / f"in/{name}/1.jpg").write_bytes(b"")
+    _, quarantine = scan(tmp_path / "in")
+    assert quarantine.attrs["image_id"] == ["a/1.jpg", "b/1.jpg"] == quarantine["file"].tolist()

@@ -335,12 +335,12 @@ def _write(
     record = {"members": list(members.names), "classes": list(members.classes), **record}
     fold = members.fold if folds is None else folds
     made = Predictions.from_probs(
-        members.image_id, probs, members.classes, members.labels, fold, unknown=members.unknown
+        members.image_id, probs, members.classes, members.labels, fold, unknown=members.unknown, numbers=members.numbers
     )
     made.save(out / f"{stem}.oof.parquet")
     if tests is not None and test_probs is not None:
         test = Predictions.from_probs(
-            tests.image_id, test_probs, members.classes, tests.labels, unknown=tests.unknown
+            tests.image_id, test_probs, members.classes, tests.labels, unknown=tests.unknown, numbers=tests.numbers
         )
         test.save(out / f"{stem}.test.parquet")
         test.save_submission(out / "submission.csv")

@@ -91,6 +91,7 @@ class Members:
     fold: np.ndarray
     classes: tuple[str, ...]
     unknown: np.ndarray | None = None
+    numbers: tuple[int, ...] | None = None  # of the classes, of the first member that says so
 
     @property
     def has_folds(self) -> bool:
@@ -131,6 +132,7 @@ def stack_members(predictions: Iterable[Predictions], names: Sequence[str]) -> M
         raise DataError("there are no members to combine", "name at least one predictions file")
     out: np.ndarray | None = None
     unknown: list[np.ndarray] = []
+    numbers: tuple[int, ...] | None = None
     for index, (member, name) in enumerate(zip(predictions, names, strict=True)):
         if out is None:
             image_id, classes, labels, folds = member.image_id, member.classes, member.labels, member.fold
@@ -141,9 +143,10 @@ def stack_members(predictions: Iterable[Predictions], names: Sequence[str]) -> M
             folds = np.full(len(labels), -1)
         out[index] = member.pred_probs
         unknown += [] if member.unknown is None else [member.unknown]
+        numbers = numbers or member.numbers
     assert out is not None
     mean = np.mean(unknown, axis=0) if unknown else None
-    return Members(tuple(names), image_id, out, labels, folds, classes, mean)
+    return Members(tuple(names), image_id, out, labels, folds, classes, mean, numbers)
 
 
 def _fit_to(

@@ -231,7 +231,9 @@ def _without_labels(
     if tests:
         members = load_members(tests)
         probs = whole(members.subset(whole.members).pred_probs)
-        made = Predictions.from_probs(members.image_id, probs, classes, members.labels, unknown=members.unknown)
+        made = Predictions.from_probs(
+            members.image_id, probs, classes, members.labels, unknown=members.unknown, numbers=members.numbers
+        )
         made.save(out / "blend.test.parquet")
         made.save_submission(out / "submission.csv")
     about = {"groups": {name: told for name, (_, told) in groups.items()}} if groups else {}

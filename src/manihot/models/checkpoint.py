@@ -39,13 +39,14 @@ class TrainedModel:
     weight: float = 1.0  # of its member in the mean over members, where no `combination` says how
     folds: list[int] = field(default_factory=list)  # of `networks`, in their order
     combination: Combination | None = None  # how the members of its run become one answer
+    numbers: tuple[int, ...] | None = None  # of the classes in submissions; None: from 0
 
 
 def save_model(
     path: Path, model: Classifier, settings: Model, classes: tuple[str, ...], preprocess: Preprocess,
-    views: tuple[View, ...], about: dict[str, Any] | None = None,
+    views: tuple[View, ...], about: dict[str, Any] | None = None, numbers: tuple[int, ...] | None = None,
 ) -> None:  # fmt: skip
-    """Write one network and what belongs to it, atomically."""
+    """Write one network and what belongs to it, atomically. numbers: of the classes, as in a manifest."""
     card = {
         "format": FORMAT,
         "model": settings.model_dump(mode="json"),
@@ -54,6 +55,8 @@ def save_model(
         "views": [view.model_dump(mode="json") for view in views],
         "about": about or {},
     }
+    if numbers is not None:
+        card["numbers"] = list(numbers)
     state = {name: value.detach().to("cpu").contiguous() for name, value in model.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata={"manihot": json.dumps(card)})
@@ -85,7 +88,9 @@ def load_network(path: Path) -> TrainedModel:
     network = network.to(memory_format=torch.channels_last)
     views = tuple(View(**view) for view in card["views"])
     about = card["about"]
-    return TrainedModel([network], tuple(card["classes"]), preprocess, views, about, folds=[int(about.get("fold", 0))])
+    numbers = tuple(map(int, card["numbers"])) if card.get("numbers") else None
+    folds = [int(about.get("fold", 0))]
+    return TrainedModel([network], tuple(card["classes"]), preprocess, views, about, folds=folds, numbers=numbers)
 
 
 def load_model(path: Path) -> list[TrainedModel]:

@@ -139,6 +139,7 @@ def list_imagefolder(
         joined.notes += part.notes
         classes |= set(part.classes)
     joined.classes = names.names if names else tuple(sorted(classes))
+    joined.numbers = names.by_name if names else {}
     return joined
 
 
@@ -176,7 +177,7 @@ def list_class_folders(folder: Path, classes: Path | None, out: Path | None) -> 
                 f"{top}: folder {unknown[0]!r} is no class of {classes}",
                 f"rename the folder to one of {', '.join(given.names)}, or correct {classes}",
             )
-        listing.classes, listing.ordered = given.names, True
+        listing.classes, listing.ordered, listing.numbers = given.names, True, given.by_name
     return listing
 
 

@@ -41,8 +41,9 @@ class Listing:
     """The photographs of one source.
 
     base: folder that relative paths start from. layout: what was recognised, in words. ordered: whether the
-    order of `classes` was given by the user. ignored: other files, counted by extension. faults: rows of the
-    quarantine that are known already. details: lines to say. notes: warnings. used: options that named a column of it.
+    order of `classes` was given by the user. numbers: what stands for each class in the user's tables, where they say
+    so. ignored: other files, counted by extension. faults: rows of the quarantine that are known already. details:
+    lines to say. notes: warnings. used: options that named a column of it.
     """
 
     base: Path
@@ -50,6 +51,7 @@ class Listing:
     entries: list[Entry] = field(default_factory=list)
     classes: tuple[str, ...] = ()
     ordered: bool = False
+    numbers: dict[str, int] = field(default_factory=dict)
     ignored: Counter[str] = field(default_factory=Counter)
     faults: list[dict[str, str]] = field(default_factory=list)
     details: list[str] = field(default_factory=list)

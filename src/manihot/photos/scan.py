@@ -50,7 +50,8 @@ def scan(
 ) -> tuple[Manifest, pd.DataFrame]:
     """Find, read and list photographs; returns the manifest and the quarantine.
 
-    The quarantine has the columns file, fault, detail, remedy, label.
+    The quarantine has the columns file, fault, detail, remedy, label, and `attrs["image_id"]`, the id that each file
+    would have in the manifest, '' where that is not known.
 
     photos: a folder (class folders, imagefolder metadata, Kaggle's layout), a table, a manifest, a run folder (its
     manifest), or several of them. With several, a column that Kaggle's or imagefolder's layout lacks is another's.
@@ -99,9 +100,9 @@ def scan(
     class_names = _unite_classes(listings)
     ids = _unique_ids(entries, root)
     facts = _inspect([entry.file for entry in entries], workers)
-    manifest = _to_manifest(entries, ids, facts, class_names, root, trusted)
+    manifest = _to_manifest(entries, ids, facts, class_names, root, _unite_numbers(listings, class_names), trusted)
     manifest = manifest if pattern is None or not len(manifest) else with_name_groups(manifest, pattern)
-    quarantine = _to_quarantine(entries, facts, listings, root)
+    quarantine = _to_quarantine(entries, ids, facts, listings, root)
     _say_result(manifest, quarantine)
     if run is not None:
         with atomic_path(run / "quarantine.csv") as temporary:
@@ -201,6 +202,23 @@ def _unite_classes(listings: list[Listing]) -> tuple[str, ...]:
     return tuple(united)
 
 
+def _unite_numbers(listings: list[Listing], classes: tuple[str, ...]) -> tuple[int, ...] | None:
+    """The user's number of each class; None where they number from 0 in the classes' order, or not all alike."""
+    numbers: dict[str, int] = {}
+    for part in listings:
+        for name, number in part.numbers.items():
+            if numbers.setdefault(name, number) != number:
+                say(f"warning: class {name!r} has the numbers {numbers[name]} and {number}; submissions count from 0")
+                return None
+    found = tuple(numbers.get(name, -1) for name in classes)
+    if not numbers or found == tuple(range(len(classes))):
+        return None
+    if -1 in found or len(set(found)) < len(found):
+        say("warning: the classes of all sources have no numbers of their own; submissions count them from 0")
+        return None
+    return found
+
+
 def _group_by(names: list[str], key) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -258,6 +276,7 @@ def _to_manifest(
     facts: list[PhotoFacts | PhotoFault],
     classes: tuple[str, ...],
     root: Path,
+    numbers: tuple[int, ...] | None,
     trusted: str | None = None,
 ) -> Manifest:
     index = {name: k for k, name in enumerate(classes)}
@@ -295,19 +314,23 @@ def _to_manifest(
         "bytes",
         *([trusted] if trusted else []),
     ]
-    return Manifest.from_table(pd.DataFrame(rows, columns=columns), classes, root)
+    return Manifest.from_table(pd.DataFrame(rows, columns=columns), classes, root, numbers)
 
 
 def _to_quarantine(
-    entries: list[Entry], facts: list[PhotoFacts | PhotoFault], listings: list[Listing], root: Path
+    entries: list[Entry], ids: list[str], facts: list[PhotoFacts | PhotoFault], listings: list[Listing], root: Path
 ) -> pd.DataFrame:
     rows = [row for part in listings for row in part.faults]
-    for entry, fact in zip(entries, facts):
+    named = [""] * len(rows)
+    for entry, image_id, fact in zip(entries, ids, facts):
         if isinstance(fact, PhotoFault):
             file = _relative(entry.file, root)
             detail = f"{fact.detail} ({entry.where})" if fact.kind == "missing" else fact.detail
             rows.append(dict(zip(QUARANTINE, (file, fact.kind, detail, fact.remedy, entry.label or ""))))
-    return pd.DataFrame(rows, columns=QUARANTINE)
+            named.append(image_id)
+    quarantine = pd.DataFrame(rows, columns=QUARANTINE)
+    quarantine.attrs["image_id"] = named
+    return quarantine
 
 
 def _nothing_found(places: list[Path], listings: list[Listing]) -> DataError:

@@ -70,6 +70,11 @@ class ClassNames:
     number: dict[int, str]
     path: Path
 
+    @property
+    def by_name(self) -> dict[str, int]:
+        """The number of each class."""
+        return {name: number for number, name in self.number.items()}
+
 
 def load_classes(path: Path) -> ClassNames:
     """Read class names: JSON `{"0": "name"}`, `{"name": 0}` or a list, or text with one name a line."""
@@ -188,6 +193,7 @@ def list_table(
     if label is not None:
         names, listing.classes = name_labels(list(frame[label]), list(frame.index), path, classes)
         listing.ordered = classes is not None
+        listing.numbers = {} if classes is None else classes.by_name
         if missing := sum(name is None for name in names):
             listing.notes.append(f"{path.name}: {missing} rows have no label; they are kept as unlabelled")
     cells = {option: frame[name].str.strip() if name else None for option, name in chosen.items()}

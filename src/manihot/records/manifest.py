@@ -43,16 +43,20 @@ COLUMNS: dict[str, tuple[str, object]] = {
 class Manifest:
     """A table of photographs with the columns of COLUMNS (and any more), class names, and a root folder.
 
-    soft_labels: optional float32 (N, K), rows sum to 1; where a row is NaN the hard label holds.
+    soft_labels: optional float32 (N, K), rows sum to 1; where a row is NaN the hard label holds. numbers: what stands
+    for each class in the user's tables and in submissions; None where that is its place in `classes`.
     """
 
     table: pd.DataFrame
     classes: tuple[str, ...]
     root: Path
     soft_labels: np.ndarray | None = field(default=None, repr=False)
+    numbers: tuple[int, ...] | None = None
 
     @classmethod
-    def from_table(cls, table: pd.DataFrame, classes: tuple[str, ...], root: Path) -> Manifest:
+    def from_table(
+        cls, table: pd.DataFrame, classes: tuple[str, ...], root: Path, numbers: tuple[int, ...] | None = None
+    ) -> Manifest:
         """Fill absent columns with their defaults, set dtypes, and check ids and labels (DataError)."""
         table = table.reset_index(drop=True).copy()
         for name, (dtype, default) in COLUMNS.items():
@@ -81,7 +85,7 @@ class Manifest:
                 "check the label column and the class names",
             )
         extra = [name for name in table.columns if name not in COLUMNS]
-        return cls(table[[*COLUMNS, *extra]], tuple(map(str, classes)), Path(root))
+        return cls(table[[*COLUMNS, *extra]], tuple(map(str, classes)), Path(root), numbers=numbers)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -127,7 +131,8 @@ class Manifest:
         if self.soft_labels is not None:
             table = table.assign(soft_label=list(self.soft_labels))
         arrow = pa.Table.from_pandas(table, preserve_index=False)
-        about = json.dumps({"classes": self.classes, "root": self.root.as_posix()})
+        numbers = {} if self.numbers is None else {"numbers": self.numbers}
+        about = json.dumps({"classes": self.classes, "root": self.root.as_posix(), **numbers})
         arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"manihot": about.encode()})
         with atomic_path(path) as temporary:
             pq.write_table(arrow, temporary)
@@ -153,6 +158,7 @@ class Manifest:
             arrow = pq.read_table(path)
             about = json.loads(arrow.schema.metadata[b"manihot"])
             classes, root = tuple(about["classes"]), Path(about["root"])
+            numbers = tuple(map(int, about["numbers"])) if about.get("numbers") else None
         except FileNotFoundError as error:
             raise DataError(
                 f"{path}: there is no manifest here", "run `manihot scan PHOTOS --out RUN` first"
@@ -164,5 +170,5 @@ class Manifest:
         if "soft_label" in table:
             rows = list(table.pop("soft_label"))
             soft = np.array(rows, dtype=np.float32).reshape(len(rows), len(classes))
-        manifest = cls.from_table(table, classes, root)
+        manifest = cls.from_table(table, classes, root, numbers)
         return replace(manifest, soft_labels=soft)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +32,8 @@ class Predictions:
     image_id: object (N,). classes: K names. labels: int64 (N,), -1 unknown. fold: int64 (N,), the fold of the
     model that predicted the row, -1 where several models were averaged. embeddings: float32 (N, D) or None. unknown:
     float32 (N,), the probability that a photograph shows none of the classes, from models with that output, or None;
-    the classes' probabilities sum to 1 beside it.
+    the classes' probabilities sum to 1 beside it. numbers: what stands for each class in submissions, None for its
+    place in `classes`.
     """
 
     image_id: np.ndarray
@@ -41,6 +43,7 @@ class Predictions:
     fold: np.ndarray
     embeddings: np.ndarray | None = None
     unknown: np.ndarray | None = None
+    numbers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         n, k = self.logits.shape
@@ -78,6 +81,7 @@ class Predictions:
         fold: np.ndarray | None = None,
         embeddings: np.ndarray | None = None,
         unknown: np.ndarray | None = None,
+        numbers: tuple[int, ...] | None = None,
     ) -> Predictions:
         """From probabilities (N, K): logits are their logarithms, so the softmax gives them back."""
         n = len(image_id)
@@ -90,6 +94,7 @@ class Predictions:
             np.full(n, -1) if fold is None else np.asarray(fold, dtype=np.int64),
             embeddings,
             None if unknown is None else np.asarray(unknown, dtype=np.float32),
+            numbers,
         )
 
     def take(self, rows: np.ndarray) -> Predictions:
@@ -120,8 +125,11 @@ class Predictions:
             raise DataError(f"{len(missing)} photographs have no prediction, first {missing[0]!r}")
         return self.take(where)
 
-    def save(self, path: Path) -> None:
-        """Write parquet, or CSV with probabilities where the name ends in .csv; atomic."""
+    def save(self, path: Path, named: bool = False) -> None:
+        """Write parquet, or CSV with probabilities where the name ends in .csv; atomic.
+
+        named: the CSV has a last column `predicted`, the name of the likeliest class, which `load` leaves aside.
+        """
         path = Path(path)
         if path.suffix.lower() == ".csv":
             frame = pd.DataFrame({"image_id": self.image_id, "label": self.labels})
@@ -130,6 +138,8 @@ class Predictions:
                 frame[f"c{k}"] = np.exp(log_probs[:, k])
             if self.unknown is not None:
                 frame["unknown"] = self.unknown
+            if named:
+                frame["predicted"] = np.array(self.classes, dtype=object)[self.logits.argmax(axis=1)]
             with atomic_path(path) as temporary:
                 frame.to_csv(temporary, index=False)
             return
@@ -143,17 +153,30 @@ class Predictions:
             columns["embedding"] = _fixed_list(self.embeddings)
         if self.unknown is not None:
             columns["unknown"] = pa.array(self.unknown.astype(np.float32))
-        about = json.dumps({"classes": self.classes}).encode()
+        numbers = {} if self.numbers is None else {"numbers": self.numbers}
+        about = json.dumps({"classes": self.classes, **numbers}).encode()
         with atomic_path(path) as temporary:
             pq.write_table(pa.table(columns).replace_schema_metadata({b"manihot": about}), temporary)
 
-    def save_submission(self, path: Path) -> None:
-        """Write Kaggle's CSV `image_id,label`, atomic: the best class's number, or its name where that is one."""
-        best = self.logits.argmax(axis=1)
-        if all(name.isdigit() for name in self.classes):
-            best = np.array([int(name) for name in self.classes])[best]
+    @property
+    def class_numbers(self) -> tuple[int, ...]:
+        """What stands for each class in a submission: the user's numbers, names that are numbers, or 0 to K-1."""
+        if self.numbers is not None:
+            return self.numbers
+        whole = all(name.isdigit() for name in self.classes)
+        return tuple(int(name) if whole else k for k, name in enumerate(self.classes))
+
+    def save_submission(self, path: Path, also: Mapping[str, int] | None = None) -> None:
+        """Write Kaggle's CSV `image_id,label`, atomic: the best class's number (`class_numbers`).
+
+        also: the place in `classes` of what is said of further photographs, which have no prediction, by their ids.
+        """
+        also = also or {}
+        best = np.concatenate([self.logits.argmax(axis=1), np.array(list(also.values()), dtype=np.int64)])
+        ids = [*self.image_id, *also]
         with atomic_path(path) as temporary:
-            pd.DataFrame({"image_id": self.image_id, "label": best}).to_csv(temporary, index=False)
+            frame = pd.DataFrame({"image_id": ids, "label": np.array(self.class_numbers)[best]})
+            frame.to_csv(temporary, index=False)
 
     @classmethod
     def load(cls, path: Path, classes: tuple[str, ...] | None = None) -> Predictions:
@@ -170,6 +193,7 @@ class Predictions:
             arrow = pq.read_table(path)
             about = json.loads(arrow.schema.metadata[b"manihot"])
             classes = tuple(about["classes"])
+            numbers = tuple(map(int, about["numbers"])) if about.get("numbers") else None
             logits = _to_matrix(arrow["logits"])
             embeddings = _to_matrix(arrow["embedding"]) if "embedding" in arrow.column_names else None
             unknown = arrow["unknown"].to_numpy().astype(np.float32) if "unknown" in arrow.column_names else None
@@ -179,7 +203,7 @@ class Predictions:
                 f"{path}: not a manihot predictions file ({error})",
                 "parquet from manihot, or a CSV with columns image_id,label,c0,c1,...",
             ) from error
-        return cls(image_id.astype(object), logits, classes, label, fold, embeddings, unknown)
+        return cls(image_id.astype(object), logits, classes, label, fold, embeddings, unknown, numbers)
 
     @classmethod
     def _from_csv(cls, path: Path, classes: tuple[str, ...] | None) -> Predictions:

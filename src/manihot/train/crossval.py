@@ -210,6 +210,7 @@ def collect(member: Member, folds: list[int]) -> None:
             np.concatenate([p.fold for p in parts]),
             np.concatenate(embeddings) if len(embeddings) == len(parts) else None,
             None if parts[0].unknown is None else np.concatenate([p.unknown for p in parts if p.unknown is not None]),
+            parts[0].numbers,
         )  # fmt: skip
         joined.align(member.manifest.image_id[order]).save(
             member.run / f"predictions/{member.name}.oof.parquet"
@@ -221,7 +222,7 @@ def collect(member: Member, folds: list[int]) -> None:
         unknown = [p.unknown for p in tests if p.unknown is not None]
         test = Predictions.from_probs(
             tests[0].image_id, mean, tests[0].classes, tests[0].labels,
-            unknown=np.mean(unknown, axis=0) if unknown else None,
+            unknown=np.mean(unknown, axis=0) if unknown else None, numbers=tests[0].numbers,
         )  # fmt: skip
         test.save(member.run / f"predictions/{member.name}.test.parquet")
 

@@ -148,7 +148,13 @@ def save_network(
 ) -> None:
     """Write a network with all that is needed to use it."""
     recipe, path = member.recipe, folder / NETWORK
-    save_model(path, network, recipe.model, classes or member.manifest.classes, member.preprocess, recipe.tta, about)
+    manifest, numbers = member.manifest, None
+    if classes is None or classes == manifest.classes:
+        labelled = manifest.take((manifest.labels >= 0) & (manifest.table["split"].to_numpy() != "test"))
+        about = {**about, "class_counts": labelled.class_counts().tolist()}
+        numbers = manifest.numbers
+    classes = classes or manifest.classes
+    save_model(path, network, recipe.model, classes, member.preprocess, recipe.tta, about, numbers)
 
 
 def predict_fold(member: Member, fold: int, held: np.ndarray, runner: TorchRunner) -> None:
@@ -179,6 +185,7 @@ def as_predictions(
     return Predictions(
         manifest.image_id[rows], logits.astype(np.float32), manifest.classes, manifest.labels[rows],
         np.full(len(rows), fold), embeddings, np.clip(unknown[:, 0], 0, 1).astype(np.float32) if unknown.size else None,
+        manifest.numbers,
     )  # fmt: skip
 
 

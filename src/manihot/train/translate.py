@@ -275,7 +275,7 @@ def _pictures(
             )  # fmt: skip
             parts.append(made_manifest(originals, rows, targets[way], name, files[way], facts, folder.path))
         table = pd.concat([part.table for part in parts], ignore_index=True)
-        made = Manifest.from_table(table, originals.classes, folder.path)
+        made = Manifest.from_table(table, originals.classes, folder.path, originals.numbers)
         made.save(folder / "manifest.parquet")
         join_made(originals, made).save(folder / "joined.parquet")
 

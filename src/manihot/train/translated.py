@@ -102,7 +102,7 @@ def made_manifest(
         sha256=facts["sha256"], height=facts["height"], width=facts["width"], bytes=facts["bytes"],
         **{ORIGINAL: ids, TRAIN_ONLY: True},
     )  # fmt: skip
-    return Manifest.from_table(table, originals.classes, root)
+    return Manifest.from_table(table, originals.classes, root, originals.numbers)
 
 
 def join_made(originals: Manifest, made: Manifest) -> Manifest:
@@ -122,8 +122,9 @@ def join_made(originals: Manifest, made: Manifest) -> Manifest:
     table = table.assign(group=np.where(used, own_groups(originals), table["group"].to_numpy()), **absent)
     added = made.table.assign(path=[path.as_posix() for path in made.paths])
     joined = Manifest.from_table(
-        pd.concat([table, added[table.columns]], ignore_index=True), originals.classes, originals.root
-    )
+        pd.concat([table, added[table.columns]], ignore_index=True), originals.classes, originals.root,
+        originals.numbers,
+    )  # fmt: skip
     if originals.soft_labels is None:
         return joined
     unknown = np.full((len(made), len(made.classes)), np.nan, dtype=np.float32)  # the hard label holds
