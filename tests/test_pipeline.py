@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pandas as pd
 import pytest
 
 import manihot
-from manihot.errors import RunFolderError
+from manihot.ensemble.files import blend_files
+from manihot.errors import RunFolderError, SettingsError
+from manihot.infer.outputs import commonest
 from manihot.pipeline import run
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
@@ -191,7 +194,13 @@ def test_predict_with_a_run_gives_probabilities_and_kaggle_files(
     assert answers["image_id"].tolist() == table["image_id"].tolist()
     sure = answers["answer"] != "ask an expert"
     assert (answers["answer"][sure] == answers["could_be"][sure]).all()
-    manihot.predict(finished, small_photos / "red", tmp_path / "submission.csv", device="cpu", tta=1)
+    best = np.array(found.classes)[found.logits.argmax(axis=1)]
+    assert table["predicted"].tolist() == best.tolist()
+    named = pd.read_csv(tmp_path / "p.classes.csv")
+    assert named["column"].tolist() == ["c0", "c1", "c2"] and tuple(named["class"]) == found.classes
+    again = Predictions.load(tmp_path / "p.csv", found.classes)
+    assert np.allclose(again.pred_probs, found.pred_probs, atol=1e-6)
+    manihot.predict(finished, small_photos / "blue spots", tmp_path / "submission.csv", device="cpu", tta=1)
     assert list(pd.read_csv(tmp_path / "submission.csv").columns) == ["image_id", "label"]
 
 
@@ -204,6 +213,95 @@ def test_photographs_in_tfrecords_alone_are_predicted(finished: Path, tmp_path: 
     found = manihot.predict(finished, tmp_path / "kaggle", tmp_path / "out/submission.csv", workers=1)
     assert list(found.image_id) == ["11.jpg", "12.jpg", "13.jpg", "14.jpg"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["submission.csv"]
+
+
+def test_a_submission_has_a_row_for_every_photograph(finished: Path, small_photos: Path, tmp_path: Path, capfd):
+    """Kaggle rejects a file without a row for each; what can't be read gets the class most common in training."""
+    photos = tmp_path / "photos"
+    shutil.copytree(small_photos / "red", photos)
+    (photos / "r00.jpg").write_bytes((photos / "r00.jpg").read_bytes()[:300] + b"\xff\xd9")
+    out = tmp_path / "my submission.csv"
+    manihot.predict(finished, photos, out, device="cpu", tta=1)
+    answers = pd.read_csv(out).set_index("image_id")["label"]
+    assert sorted(answers.index) == sorted(path.name for path in photos.iterdir())
+    manifest = Manifest.load(finished / "manifest.parquet")
+    common = int(manifest.class_counts().argmax())
+    assert (answers[["r00.jpg", "empty.jpg"]] == common).all()
+    aside = pd.read_csv(tmp_path / "my submission.quarantine.csv").set_index("file")
+    assert set(aside.index) == {"r00.jpg", "empty.jpg"}
+    assert (aside["submitted"] == manifest.classes[common]).all()
+    said = capfd.readouterr().err
+    assert "r00.jpg" in said and "most common in training" in said and "Corrupt JPEG" not in said
+
+
+def test_the_class_most_common_in_training_is_known_to_the_model_or_its_run(finished: Path, tmp_path: Path):
+    file = finished / "members/main/fold0/best.safetensors"
+    (model,) = manihot.load_model(file)
+    said = Predictions.from_probs(np.array(["a"]), np.array([[0.0, 0.1, 0.9]]), model.classes)
+    model.about["class_counts"] = [3, 9, 4]
+    assert commonest(said, [model], file) == (1, "the class most common in training")
+    del model.about["class_counts"]  # as in models of before
+    manifest = Manifest.load(finished / "folds.parquet")
+    few = manifest.take(np.flatnonzero(manifest.labels == 2))
+    few.save(tmp_path / "folds.parquet")
+    assert commonest(said, [model], tmp_path)[0] == 2
+    assert commonest(said, [model], tmp_path / "members/main/fold0/best.safetensors")[0] == 2
+    place, why = commonest(said, [model], tmp_path.parent / "nowhere/else/there/is/a.safetensors")
+    assert place == 2 and "in these predictions" in why
+
+
+@pytest.mark.parametrize("tta", [0, -1, 3])
+def test_more_views_than_there_are_or_none_is_an_error(finished: Path, small_photos: Path, tmp_path: Path, tta: int):
+    with pytest.raises(SettingsError, match="the model has 2 views") as caught:
+        manihot.predict(finished, small_photos, tmp_path / "p.csv", device="cpu", tta=tta)
+    assert "from 1 to 2" in caught.value.remedy and not (tmp_path / "p.csv").exists()
+
+
+def test_an_output_that_cannot_be_is_told_before_anything_is_computed(
+    finished: Path, small_photos: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr("manihot.infer.predict.load_model", lambda path: pytest.fail("it began to work"))
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    (tmp_path / "there.csv").mkdir()
+    wrong = {"x.txt": SettingsError, "x": SettingsError, "there.csv": SettingsError, "file/x.csv": RunFolderError}
+    for name, kind in wrong.items():
+        with pytest.raises(kind) as caught:
+            manihot.predict(finished, small_photos, tmp_path / name, device="cpu")
+        assert str(tmp_path / name) in str(caught.value) and caught.value.remedy
+        if "x" in name and kind is SettingsError:
+            assert ".parquet" in caught.value.remedy and ".csv" in caught.value.remedy
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "there.csv"]
+
+
+@pytest.mark.parametrize("method", ["finetune", "features"])
+def test_submissions_speak_in_the_users_numbers(small_photos: Path, tmp_path: Path, method: str):
+    """Classes numbered from 1, one number left out: through manifest, network, predictions and blend."""
+    numbers = {"blue spots": 1, "green": 4, "red": 2}
+    (tmp_path / "map.json").write_text(json.dumps({str(v): k for k, v in numbers.items()}), encoding="utf-8")
+    rows = [(path, path.parent.name) for path in sorted(small_photos.glob("*/*[0-9].jpg"))]
+    table = pd.DataFrame({"image": [str(path) for path, _ in rows], "label": [numbers[name] for _, name in rows]})
+    table["split"] = ["test" if k % 5 == 0 else "train" for k in range(len(table))]
+    table.to_csv(tmp_path / "t.csv", index=False)
+    from conftest import TINY_RECIPE
+
+    (tmp_path / "tiny.yaml").write_text(TINY_RECIPE, encoding="utf-8")
+    sets = [f"method={method}", "train.epochs=1", "audit.labels=false", *(FEATURES if method == "features" else ())]
+    out, csv = tmp_path / "out", tmp_path / "t.csv"
+    run(csv, out, str(tmp_path / "tiny.yaml"), overrides=sets, workers=1, report=False, classes=tmp_path / "map.json")
+    manifest = Manifest.load(out / "folds.parquet")
+    assert dict(zip(manifest.classes, manifest.numbers)) == numbers
+    for kind in ("oof", "test"):
+        assert Predictions.load(out / f"predictions/main.{kind}.parquet").numbers == manifest.numbers
+    found = manihot.predict(out, small_photos / "red", tmp_path / "submission.csv", device="cpu")
+    said = pd.read_csv(tmp_path / "submission.csv").set_index("image_id")["label"]
+    best = [numbers[manifest.classes[k]] for k in found.logits.argmax(axis=1)]
+    assert said[found.image_id].tolist() == best
+    assert set(said) <= set(numbers.values())
+    test = Predictions.load(out / "predictions/main.test.parquet")
+    files = [[out / f"predictions/main.{kind}.parquet"] * 2 for kind in ("oof", "test")]
+    blend_files(files[0], tmp_path / "blend", files[1], "uniform")
+    blended = pd.read_csv(tmp_path / "blend/submission.csv")["label"].tolist()
+    assert blended == [numbers[test.classes[k]] for k in test.logits.argmax(axis=1)]
 
 
 def test_a_photograph_is_predicted_from_its_file_as_it_was_from_the_store(finished: Path):

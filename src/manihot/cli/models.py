@@ -86,7 +86,7 @@ def predict(
         Path,
         Parameter(
             name=["--out", "-o"],
-            help=".parquet, .csv of probabilities, or a name ending in submission.csv (two columns).",
+            help=".parquet, .csv of probabilities and names, or a name ending in submission.csv (two columns).",
         ),
     ],
     image: ImageColumn = None,

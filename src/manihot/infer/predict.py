@@ -16,6 +16,7 @@ from scipy.special import softmax
 
 from manihot.data.views import make_view
 from manihot.errors import DataError, WeightsError
+from manihot.infer.outputs import SUBMISSION, answer_unread, beside, check_output, first_views, save_predictions
 from manihot.infer.runners import Outputs, Runner, TorchRunner, choose_device
 from manihot.models.checkpoint import WHOLE, TrainedModel, load_model, load_network
 from manihot.photos.decode import PhotoFault
@@ -206,7 +207,10 @@ def predict_photos(
     labels = manifest.labels if manifest.classes == models[0].classes else _match(manifest, models[0].classes)
     shares = [weight / networks[name] for name, weight, _ in unknown]  # members count alike, whatever their networks
     mean = np.average([p for _, _, p in unknown], axis=0, weights=shares) if unknown else None
-    return Predictions.from_probs(manifest.image_id, total, models[0].classes, labels, unknown=mean)
+    numbers = models[0].numbers
+    return Predictions.from_probs(
+        manifest.image_id, total, models[0].classes, labels, unknown=mean, numbers=numbers
+    )
 
 
 def _as_one(models: Sequence[TrainedModel], members: dict[str, np.ndarray]) -> np.ndarray:
@@ -237,13 +241,18 @@ def predict(
     """Predict the photographs of a folder, CSV or manifest with a run, a member or a model file.
 
     tta: use the first so many of each model's views; all when left out.
-    out: .parquet or .csv of probabilities; a name that ends in submission.csv gets Kaggle's `image_id,label`.
-    Unreadable photographs are named in `<out>.quarantine.csv` and left out. Where `model` is a run folder that holds
-    its calibration, `<out>.answers.csv` says which classes a photograph could be, and which photographs are not of the
-    kind that the run knows. Photographs in TFRecords lie in a temporary folder meanwhile ($TMPDIR). See `scan` for
-    `scan_options`.
+    out: .parquet or .csv of probabilities (with `<out>.classes.csv`); a name that ends in submission.csv gets Kaggle's
+    `image_id,label`. Unreadable photographs are named in `<out>.quarantine.csv` and left out, but for a submission,
+    where they get the class most common in training. Where `model` is a run folder that holds its calibration,
+    `<out>.answers.csv` says which classes a photograph could be, and which photographs are not of the kind that the run
+    knows. Photographs in TFRecords lie in a temporary folder meanwhile ($TMPDIR). See `scan` for `scan_options`. Raises
+    SettingsError for an `out` or a `tta` that can't be.
     """
+    if out is not None:
+        check_output(Path(out))
     models = load_model(Path(model))
+    if tta is not None:
+        first_views(models, tta)
     with TemporaryDirectory(prefix="manihot-", ignore_cleanup_errors=True) as extract:
         options = {"extract": Path(extract), **scan_options}
         return _predict_with(models, Path(model), photos, out, tta, device, batch, options)
@@ -259,10 +268,8 @@ def _predict_with(
         manifest, quarantine = Manifest.load(Path(photos)), None
     else:
         manifest, quarantine = scan(Path(photos), **scan_options)  # type: ignore[arg-type]
-    for one in models if tta else ():
-        one.views = one.views[:tta]
     trust = Path(model) / "trust"
-    asked = out is not None and (trust / "sets.json").is_file() and not Path(out).name.endswith("submission.csv")
+    asked = out is not None and (trust / "sets.json").is_file() and not Path(out).name.endswith(SUBMISSION)
     strangers = Strangers.load(trust) if asked and (trust / "unknown.json").is_file() else None
     first = FirstViews(strangers.member, len(manifest)) if strangers is not None and strangers.detectors else None
     say_who_answers(models)
@@ -270,18 +277,12 @@ def _predict_with(
     if strangers is not None and first is not None:
         strangers = look_as_fitted(strangers, first, Path(model), manifest, choose_device(device), batch)
     if out is not None:
-        save_predictions(predictions, Path(out))
-        if asked:
-            _save_answers(predictions, trust, Path(out).with_name(f"{Path(out).stem}.answers.csv"), strangers, first)
+        also: dict[str, int] = {}
         if quarantine is not None and len(quarantine):
-            from manihot.records.runs import atomic_path
-
-            aside = Path(out).with_name(f"{Path(out).stem}.quarantine.csv")
-            with atomic_path(aside) as temporary:
-                quarantine.to_csv(temporary, index=False)
-            say(
-                f"{len(quarantine)} files could not be read and have no prediction; they are named in {aside}"
-            )
+            also = answer_unread(quarantine, predictions, Path(out), models, Path(model))
+        save_predictions(predictions, Path(out), also)
+        if asked:
+            _save_answers(predictions, trust, beside(Path(out), "answers"), strangers, first)
     return predictions
 
 
@@ -346,11 +347,3 @@ def _save_answers(
     strange = int((answers["answer"] == NOT_OF_THIS_KIND).sum())
     sure, more = len(answers) - unsure - strange, f", {strange} show something else" if strange else ""
     say(f"{sure} photographs have one answer, {unsure} should be shown to an expert{more}: {out}")
-
-
-def save_predictions(predictions: Predictions, out: Path) -> None:
-    """Parquet, CSV of probabilities, or, where the name ends in submission.csv, Kaggle's two columns."""
-    if out.name.endswith("submission.csv"):
-        predictions.save_submission(out)
-    else:
-        predictions.save(out)

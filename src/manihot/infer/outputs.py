@@ -1,0 +1,118 @@
+"""What `manihot predict` writes, and the checks of it that come before anything is computed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from manihot.errors import ManihotError, SettingsError
+from manihot.models.checkpoint import TrainedModel
+from manihot.progress import say
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
+from manihot.records.runs import atomic_path, explain_os_error
+
+SUBMISSION = "submission.csv"  # how the name of a file with Kaggle's two columns ends
+NAMED = 5  # files that a message names
+
+
+def check_output(out: Path) -> None:
+    """Raises SettingsError where `out` names no kind of file or a folder, RunFolderError where it can't be written."""
+    if out.suffix.lower() not in (".parquet", ".csv"):
+        raise SettingsError(
+            f"--out {out}: the name says neither parquet nor CSV",
+            f"let it end in .parquet, in .csv, or in {SUBMISSION} for Kaggle's two columns",
+        )
+    if out.is_dir():
+        raise SettingsError(f"--out {out}: this is a folder", f"name a file, such as {out / 'new.csv'}")
+    probe = out.with_name(f".{out.stem}.{os.getpid()}.part")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise explain_os_error(error, out) from error
+
+
+def first_views(models: Sequence[TrainedModel], tta: int) -> None:
+    """Leave each model the first `tta` of its views; SettingsError where that is none, or more than there are."""
+    most = max(len(model.views) for model in models)
+    if not 1 <= tta <= most:
+        views = "1 view" if most == 1 else f"{most} views"
+        raise SettingsError(f"--tta {tta}: the model has {views}", f"a number from 1 to {most}, or all without it")
+    for model in models:
+        model.views = model.views[:tta]
+
+
+def save_predictions(predictions: Predictions, out: Path, also: dict[str, int] | None = None) -> None:
+    """Parquet, CSV of probabilities, or, where the name ends in submission.csv, Kaggle's two columns.
+
+    Beside a CSV of probabilities `<out>.classes.csv` says which class each column is of. also: see `save_submission`.
+    """
+    if out.name.endswith(SUBMISSION):
+        predictions.save_submission(out, also)
+        return
+    predictions.save(out, named=True)
+    if out.suffix.lower() == ".csv":
+        columns = [f"c{k}" for k in range(len(predictions.classes))]
+        table = pd.DataFrame({"column": columns, "class": predictions.classes, "number": predictions.class_numbers})
+        _save_csv(table, beside(out, "classes"))
+
+
+def answer_unread(
+    quarantine: pd.DataFrame, predictions: Predictions, out: Path, models: Sequence[TrainedModel], model: Path
+) -> dict[str, int]:
+    """What a submission says of photographs that can't be read, as it must say something of each: by their ids.
+
+    Names the files in `<out>.quarantine.csv` and to the user. Other outputs leave them out.
+    """
+    aside, n = beside(out, "quarantine"), len(quarantine)
+    if not out.name.endswith(SUBMISSION):
+        _save_csv(quarantine, aside)
+        say(f"{n} files could not be read and have no prediction; they are named in {aside}")
+        return {}
+    place, why = commonest(predictions, models, model)
+    ids = quarantine.attrs.get("image_id", [""] * n)
+    name = predictions.classes[place]
+    _save_csv(quarantine.assign(submitted=[name if image_id else "" for image_id in ids]), aside)
+    files = ", ".join(map(str, quarantine["file"][:NAMED])) + (", ..." if n > NAMED else "")
+    say(
+        f"{n} files could not be read: {files}. A submission needs a row for each: they get {name!r}, {why}. "
+        f"They are named in {aside}"
+    )
+    if nameless := sum(not image_id for image_id in ids):
+        say(f"warning: {nameless} of them have no known name and are not in the submission")
+    return {image_id: place for image_id in ids if image_id}
+
+
+def commonest(predictions: Predictions, models: Sequence[TrainedModel], model: Path) -> tuple[int, str]:
+    """The class most common in training, as its place among the classes, and how that is known, in words."""
+    known = [model.about["class_counts"] for model in models if model.about.get("class_counts")]
+    counts = None if not known else np.max(known, axis=0)
+    if counts is None:  # a model of an older manihot: its run may be around it
+        for folder in (model, *model.absolute().parents[:4]):
+            try:
+                trained = Manifest.load(folder / "folds.parquet")
+            except ManihotError:
+                continue
+            if trained.classes == predictions.classes:
+                counts = trained.take(trained.table["split"].to_numpy() != "test").class_counts()
+                break
+    if counts is not None and np.max(counts) > 0:
+        return int(np.argmax(counts)), "the class most common in training"
+    said = np.bincount(predictions.logits.argmax(axis=1), minlength=len(predictions.classes))
+    return int(np.argmax(said)), "the class most common in these predictions, as the model doesn't know its training's"
+
+
+def beside(out: Path, what: str) -> Path:
+    """The file of that content beside `out`."""
+    return out.with_name(f"{out.stem}.{what}.csv")
+
+
+def _save_csv(table: pd.DataFrame, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)
