@@ -37,9 +37,12 @@ def start(photos: Path, out: Path, recipe: Path) -> subprocess.Popen:
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
-    """Until `path` is there; fails when the process ends before."""
+    """Until `path` is there, whose parts may be patterns such as *.npy; fails when the process ends before."""
     deadline = time.monotonic() + 120
-    while not path.exists():
+    parts = path.parts
+    fixed = next((k for k, part in enumerate(parts) if "*" in part), len(parts) - 1)
+    folder, pattern = Path(*parts[:fixed]), "/".join(parts[fixed:])
+    while not any(folder.glob(pattern)):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline, f"{path} never came"
         time.sleep(0.002)
@@ -88,6 +91,72 @@ def test_after_kill_9_the_same_command_ends_with_the_same_numbers(
     subprocess.run(command(small_photos, tmp_path / "out", recipe), check=True, capture_output=True)
     found = Predictions.load(tmp_path / "out/predictions/main.oof.parquet")
     assert (found.logits == Predictions.load(expected).logits).all()
+    assert not list((tmp_path / "out").rglob("*.part*"))
+
+
+# A frozen backbone with linear heads, as the recipe `quick` has it.
+FROZEN = [
+    "--set", "method=features", "--set", "features.runtime=torch", "--set", "features.c=[0.01, 0.1]",
+    "--set", "tta=[{name: full}]",
+]  # fmt: skip
+
+
+def what_it_says(out: Path) -> dict[str, object]:
+    """Everything that a run says of its photographs: predictions, calibration and sets, scores, audit tables."""
+    files = [*out.glob("trust/*.json"), *out.glob("trust/*.csv"), *out.glob("audit/*.csv"), out / "metrics.json"]
+    said: dict[str, object] = {
+        path.relative_to(out).as_posix(): path.read_text(encoding="utf-8").replace(out.as_posix(), "OUT")
+        for path in files
+    }
+    for path in sorted(out.glob("predictions/*.parquet")):
+        found = Predictions.load(path)
+        said[path.name] = [found.image_id.tolist(), found.logits.tobytes(), found.embeddings.tobytes()]
+    return said
+
+
+@pytest.fixture(scope="module")
+def whole_frozen(whole, small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """What an undisturbed run of linear heads says."""
+    out = tmp_path_factory.mktemp("frozen") / "out"
+    subprocess.run([*command(small_photos, out, whole[0]), *FROZEN], check=True, capture_output=True)
+    said = what_it_says(out)
+    parts = {name.split("/")[0] for name in said}
+    assert {"trust", "audit", "metrics.json", "main.oof.parquet"} <= parts
+    return said
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "features/*/*.npy",
+        *(
+            pytest.param(moment, marks=pytest.mark.slow)
+            for moment in (
+                "members/main/fold0/best.safetensors",
+                "predictions/main.oof.parquet",
+                "trust/calibrator.json",
+                "trust/unknown.json",
+                "audit/label_issues.csv",
+                "audit/audit.json",
+                "metrics.json",
+            )
+        ),
+    ],
+)
+def test_after_kill_9_linear_heads_end_with_the_same_numbers(
+    whole, whole_frozen, small_photos: Path, tmp_path: Path, moment: str
+):
+    """Killed while features are computed, heads fitted, and in each stage behind them."""
+    again = [*command(small_photos, tmp_path / "out", whole[0]), *FROZEN]
+    process = subprocess.Popen(again, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "out" / moment, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    subprocess.run(again, check=True, capture_output=True)
+    found = what_it_says(tmp_path / "out")
+    assert found.keys() == whole_frozen.keys()
+    assert [name for name in found if found[name] != whole_frozen[name]] == []
     assert not list((tmp_path / "out").rglob("*.part*"))
 
 
