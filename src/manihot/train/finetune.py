@@ -27,6 +27,7 @@ from manihot.settings import Recipe, View
 from manihot.train.distributed import by_parts, from_first, is_first
 from manihot.train.labels import Asked, make_lesson
 from manihot.train.loop import fit
+from manihot.train.margins import join_margins
 from manihot.train.member import Member, make_member
 from manihot.train.steps import make_step
 from manihot.train.training import make_training
@@ -53,6 +54,7 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
         before = load_network(place / NETWORK)
     if len(stages) > 1 and is_first():
         write_atomic(folder / "history.jsonl", "".join(_joined_history(places)))
+        join_margins(folder, places, [len(_history(place)) for place in places])
     assert before is not None
     precision = str(before.about["precision"])
     about = {"recipe": member.recipe.name, "member": member.name, "fold": fold, "precision": precision}
@@ -137,10 +139,12 @@ def train_stage(
     def save(network: torch.nn.Module) -> None:
         save_network(stage, folder, network, about, names)
 
-    fit(
+    progress = fit(
         training.model, training.loader, training.batches, make_step(recipe.step), training.state, recipe,
         stage.seed(fold), folder, judge if len(held) and of_classes else None, save, what, epochs,
     )  # fmt: skip
+    if training.state.margins is not None and is_first():
+        training.state.margins.save(folder, progress.margins)
 
 
 def save_network(

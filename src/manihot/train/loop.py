@@ -56,6 +56,7 @@ class Progress:
     best_epoch: int = -1
     history: list[dict[str, Any]] = field(default_factory=list)
     processes: int = 1  # that train together
+    margins: dict[int, Tensor] = field(default_factory=dict)  # of each epoch, by place in the lesson
 
 
 @dataclass
@@ -114,6 +115,8 @@ def fit(
         label = f"{what}, epoch {epoch + 1}/{train.epochs}"
         loss = _train_epoch(model, loader, step, state, parts, recipe, progress, skipped, label)
         averaging.after_epoch(model, epoch)
+        if state.margins is not None:
+            progress.margins[epoch] = state.margins.end_epoch()
         row = {"epoch": epoch, "lr": rate, "train_loss": loss, **distributed.means(state.shares())}
         if judge is not None:
             row |= {f"val_{name}": value for name, value in judge(averaging.model(model)).items()}

@@ -39,6 +39,7 @@ class StepState:
     batch_number: int = 0
     counts: dict[str, tuple[Tensor, int]] = field(default_factory=dict)  # of this epoch: how many, of how many
     kept: dict[Any, Any] | None = None  # by batch number; what SAM's second pass sees again
+    margins: Any = None  # of manihot.train.margins, or None: notes how far ahead the given labels are
 
     def once(self, make: Callable[[], T], what: str = "batch") -> T:
         """What `make` gives; in SAM's second pass what it gave for this batch in the first."""
@@ -47,6 +48,12 @@ class StepState:
         if (self.batch_number, what) not in self.kept:
             self.kept[self.batch_number, what] = make()
         return self.kept[self.batch_number, what]
+
+    def note_margins(self, moved: Batch, logits: Tensor, targets: Tensor) -> None:
+        """Note how far ahead the given labels of a batch are, in the first pass; not where labels were mixed."""
+        if self.margins is not None:
+            mixed = targets is not moved["target"]
+            self.once(lambda: self.margins.note(moved["index"], logits, mixed), "margins")
 
     def count(self, name: str, chosen: Tensor) -> None:
         """Note how many of a batch were chosen, bool (n,); nothing is waited for."""
@@ -139,6 +146,7 @@ def labelled_loss(
 ) -> Tensor:
     """The recipe's loss; logits (N, K) of the photographs, and behind them those of their other views."""
     n = len(targets)
+    state.note_margins(moved, logits[:n], targets)
     available = {**moved, "features": features[:n], "weight": model.head.weight}  # type: ignore[union-attr]
     if "view_logits" in state.loss.needs:
         available["view_logits"] = logits[n:].unflatten(0, (-1, n))

@@ -22,10 +22,12 @@ from manihot.models.backbones import are_maps, make_model, set_training
 from manihot.models.heads import Classifier
 from manihot.optim.losses import make_loss
 from manihot.optim.losses.contract import PER_CLASS
+from manihot.records.manifest import UNLABELLED
 from manihot.records.runs import digest_value
 from manihot.settings import Recipe
 from manihot.train.distributed import first_alone, from_first, gather, rank, world
 from manihot.train.labels import Lesson
+from manihot.train.margins import Margins
 from manihot.train.member import Member
 from manihot.train.probe import choose_way
 from manihot.train.steps import NEEDS_UNLABELLED, StepState, unlabelled_settings
@@ -61,6 +63,7 @@ def make_training(
     precision, channels_last = from_first(lambda: choose_way(recipe, model, size, device))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = model.to(memory_format=layout)  # type: ignore[call-overload]
+    learned = lesson
     lesson, photos = with_negatives(member, fold, lesson)
     augmenter = Augmenter(recipe.augment, size, seed, recipe.train.epochs)
     counts = np.maximum(lesson.targets.sum(0), 1)  # a class without photographs here must not weigh without bound
@@ -82,7 +85,17 @@ def make_training(
     mixer = make_mixer(recipe, len(batches), seed, model)
     normalise = Normalise(member.preprocess, channels_last).to(device)
     state = StepState(device, normalise, loss, PRECISIONS[precision], mixer)
+    if recipe.labels.name != "clusters":
+        state.margins = make_margins(member, learned, len(lesson.rows))
     return Training(model, loader, batches, state, precision, channels_last)
+
+
+def make_margins(member: Member, lesson: Lesson, photographs: int) -> Margins:
+    """What notes the margins of the lesson's photographs; of those behind them, which show no class, it knows none."""
+    manifest, n = member.manifest, len(lesson.rows)
+    image_id, given = np.full(photographs, "", dtype=object), np.full(photographs, UNLABELLED)
+    image_id[:n], given[:n] = manifest.image_id[lesson.rows], manifest.labels[lesson.rows]
+    return Margins(image_id, given, len(manifest.classes), member.device)
 
 
 def find_unlabelled(member: Member, fold: int) -> UnlabelledPhotos | None:
