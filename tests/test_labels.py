@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
@@ -236,13 +237,29 @@ def test_clusters_are_what_looks_alike(tmp_path: Path, tiny_recipe: Path):
         make_lesson(asked(tmp_path, tiny_recipe, "labels={name: clusters, k: 3}", before=True))
 
 
-def test_one_photograph_of_each_group(tmp_path: Path, tiny_recipe: Path):
+def test_one_photograph_of_each_group(tmp_path: Path, tiny_recipe: Path, capsys):
     question = asked(tmp_path, tiny_recipe, "labels={name: given, one_a_group: true}")
     group = np.full(33, "", dtype=object)
     group[question.train[[1, 4, 6]]] = "plant"
     made = question.member.manifest.with_columns(group=group)
     lesson = make_lesson(replace(question, member=replace(question.member, manifest=made)))
     np.testing.assert_array_equal(lesson.rows, np.delete(question.train, [4, 6]))
+    assert "without a search for duplicates, any groups" in capsys.readouterr().err
+
+
+def test_where_duplicates_were_sought_only_they_are_thinned(tmp_path: Path, tiny_recipe: Path, capsys):
+    """Four photographs of one plant, two of which are copies: the user's own group isn't thinned."""
+    question = asked(tmp_path, tiny_recipe, "labels={name: given, one_a_group: true}")
+    group = np.full(33, "", dtype=object)
+    group[question.train[[1, 2, 4, 6]]] = "plant"
+    made = question.member.manifest.with_columns(group=group)
+    ids = made.image_id[question.train[[4, 6]]]
+    table = question.member.run / "audit/duplicates.parquet"
+    table.parent.mkdir(parents=True)
+    pd.DataFrame({"image_id": ids, "group": "dup-" + ids[0]}).to_parquet(table)
+    lesson = make_lesson(replace(question, member=replace(question.member, manifest=made)))
+    np.testing.assert_array_equal(lesson.rows, np.delete(question.train, [6]))
+    assert "1 copies left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from manihot.train.check import check_classes
 from manihot.train.distributed import from_first, is_first
 from manihot.train.features import fit_head, make_features
 from manihot.train.finetune import as_predictions, finetune, kept_epochs, save_network
-from manihot.train.labels import Asked, make_lesson, members_asked
+from manihot.train.labels import Asked, duplicate_groups, make_lesson, members_asked
 from manihot.train.member import Member, make_member
 
 DECIDES = (
@@ -110,6 +110,9 @@ def train_fold(member: Member, fold: int) -> None:
         "size": member.preprocess.to_json(),
         "asked": [digest_file(member.run / f"predictions/{name}.oof.parquet") for name in members_asked(member.recipe)],
     }
+    if any(stage.labels.settings.get("one_a_group") for stage in member.recipe.stage_recipes()):
+        copies = duplicate_groups(member)
+        inputs["copies"] = None if copies is None else digest_value(copies.tolist())
     if fold == WHOLE and member.recipe.method == "finetune":
         inputs["epochs"] = kept_epochs(member)
     outputs = [f"{folder}/best.safetensors"]
@@ -130,7 +133,7 @@ def features(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
     recipe, manifest = member.recipe, member.manifest
     # One backbone for all folds, a random one too: the features were computed by it.
     model = make_model(recipe.model, len(manifest.classes), member.preprocess.size, member.seed(0))
-    computed = _features_of(member, model)
+    computed = features_of(member, model)
     lesson = make_lesson(Asked(member, fold, train, features=lambda rows: computed[rows].mean(1)))
     group = manifest.table["group"].to_numpy()
     alone = np.where(group == "", [f"\0{i}" for i in range(len(group))], group).astype(str)
@@ -155,7 +158,7 @@ def features(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
             )
 
 
-def _features_of(member: Member, model: Classifier) -> np.ndarray:
+def features_of(member: Member, model: Classifier) -> np.ndarray:
     """Features (N, V, D) of all photographs, from the run folder where they were computed before."""
     recipe = member.recipe
     backbone = recipe.model.model_dump(

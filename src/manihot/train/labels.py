@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.special import softmax
 from sklearn.cluster import KMeans
 
@@ -39,7 +40,7 @@ from manihot.train.member import Member
 ACTIONS = ("drop", "relabel", "soft")
 RULES = ("confident", "cleanlab")
 AMONG = ("held_out", "others", "all")
-COMMON = ("one_a_group",)  # settings of every row: of each group of photographs (copies, a plant) only the first
+COMMON = ("one_a_group",)  # settings of every row: of each group of duplicates only the first
 
 
 @dataclass(frozen=True)
@@ -299,10 +300,26 @@ def make_lesson(asked: Asked) -> Lesson:
     choice = asked.member.recipe.labels
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in choice.settings.items()}
     if settings.pop("one_a_group", False):
-        rows = one_a_group(asked.member.manifest.table["group"].to_numpy(), asked.train)
-        say(f"{asked.member.what(asked.fold)}: {len(asked.train) - len(rows)} photographs of groups left out")
+        found = duplicate_groups(asked.member)
+        groups = asked.member.manifest.table["group"].to_numpy() if found is None else found
+        rows = one_a_group(groups, asked.train)
+        what = "copies" if found is not None else "photographs of groups (without a search for duplicates, any groups)"
+        say(f"{asked.member.what(asked.fold)}: {len(asked.train) - len(rows)} {what} left out")
         asked = replace(asked, train=rows)
     return LABELS[choice.name](asked, **settings)
+
+
+def duplicate_groups(member: Member) -> np.ndarray | None:
+    """Names (N,) of the groups of duplicates that the run found, '' for none; None where it didn't look for any.
+
+    The manifest's groups are wider: they hold the user's own too, such as the photographs of one plant, which are no
+    copies of each other.
+    """
+    path = member.run / "audit/duplicates.parquet"
+    if not (member.recipe.audit.duplicates and path.is_file()):
+        return None
+    named = pd.read_parquet(path, columns=["image_id", "group"]).set_index("image_id")["group"]
+    return named.reindex(member.manifest.image_id).fillna("").to_numpy(dtype=object)
 
 
 def one_a_group(group: np.ndarray, rows: np.ndarray) -> np.ndarray:
