@@ -27,9 +27,11 @@ from manihot.audit.neighbours import components_within, pairs_within
 from manihot.errors import DataError, RunFolderError
 from manihot.photos.demo import make_demo
 from manihot.photos.scan import scan
+from manihot.pipeline import prepare
 from manihot.records.groups import group_by_name, propose_name_pattern, with_name_groups
 from manihot.records.manifest import Manifest
-from manihot.settings import Folds
+from manihot.records.runs import RunFolder, digest_file
+from manihot.settings import Folds, load_recipe
 
 ORIGINALS = 10
 
@@ -443,3 +445,42 @@ def test_crops_of_one_leaf_are_offered_as_a_group() -> None:
     assert propose_name_pattern(manifest) == "{group}_*"
     group = with_name_groups(manifest).table["group"]
     assert (group != "").mean() > 0.4 and group[group != ""].value_counts().max() <= 10
+
+
+# In a run folder
+
+
+def test_another_split_and_the_folds_reach_the_table_of_a_run(tmp_path: Path):
+    """Of eight photographs the last is a copy of the first."""
+    rng = np.random.default_rng(3)
+    for i in range(7):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), _texture(rng, 90, 120))
+    (tmp_path / "7.png").write_bytes((tmp_path / "0.png").read_bytes())
+    names = [f"{i}.png" for i in range(8)]
+    table = pd.DataFrame({"image_id": names, "path": names, "label": [0, 1, 0, 1, 0, 1, 1, 0], "split": "train"})
+    table = table.assign(sha256=[digest_file(tmp_path / name) for name in names], height=90, width=120, fold=-1)
+    recipe = load_recipe("quick", ["folds.n=2"])
+
+    def found(**changes: list[object]) -> pd.DataFrame:
+        changed = table.assign(**{name: [values[0], *table[name][1:7], values[1]] for name, values in changes.items()})
+        Manifest.from_table(changed, ("sick", "healthy"), tmp_path).save(tmp_path / "all.parquet")
+        with RunFolder(tmp_path / "run") as folder:
+            prepare(folder, recipe, tmp_path / "all.parquet", {}, workers=1)
+        out = pd.read_csv(tmp_path / "run/audit/duplicates.csv")
+        assert out["image_id"].tolist() == ["0.png", "7.png"] and list(out.columns) == list(COLUMNS)
+        saved = pd.read_parquet(tmp_path / "run/audit/duplicates.parquet")
+        pd.testing.assert_frame_equal(out, saved, check_dtype=False)
+        return out
+
+    first = found()
+    folds = Manifest.load(tmp_path / "run/folds.parquet").fold
+    assert first["fold"].tolist() == [folds[0], folds[7]] and folds[0] == folds[7] >= 0
+    assert not first["crosses_folds"].any() and not first["crosses_splits"].any()
+    written = (tmp_path / "run/audit/duplicates.parquet").stat().st_mtime_ns
+    found()
+    assert (tmp_path / "run/audit/duplicates.parquet").stat().st_mtime_ns == written
+    torn = found(split=["train", "test"])
+    assert torn["crosses_splits"].all() and not torn["crosses_folds"].any() and torn["fold"].iloc[1] == -1
+    table["fold"] = [0, 0, 0, 0, 1, 1, 1, 1]  # the user's own, which tear the copies apart
+    own = found()
+    assert own["fold"].tolist() == [0, 1] and own["crosses_folds"].all() and not own["crosses_splits"].any()

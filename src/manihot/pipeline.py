@@ -17,7 +17,7 @@ import numpy as np
 from manihot.audit.cleaning import carry_counts
 from manihot.audit.folds import make_folds
 from manihot.audit.sources import use_sources
-from manihot.audit.stages import audit_labels, audit_what_if, group_duplicates
+from manihot.audit.stages import audit_labels, audit_what_if, group_duplicates, tell_folds
 from manihot.audit.trusted import check_features, read_trusted
 from manihot.ensemble.files import COMBINATION
 from manihot.ensemble.second_level import Combination
@@ -151,7 +151,10 @@ def prepare(
         say(sentence)
     if recipe.audit.duplicates:
         manifest = group_duplicates(folder, manifest, workers)
-    return _folds(folder, recipe, manifest)
+    manifest = _folds(folder, recipe, manifest)
+    if recipe.audit.duplicates:
+        tell_folds(folder, manifest)
+    return manifest
 
 
 def choose_recipe(device: str = "auto") -> str:

@@ -15,6 +15,7 @@ import pandas as pd
 from manihot.audit.alignment import CROPS, SMALL, CropSearch, align, shrink
 from manihot.audit.hashes import Looks, count_bits, hash_pairs, orient_coefficients, turned_hashes
 from manihot.audit.neighbours import number_by_appearance, pairs_within
+from manihot.audit.sources import TRAIN_ONLY
 from manihot.errors import DataError
 from manihot.records.groups import join_groups, join_labels
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
@@ -189,14 +190,42 @@ def _describe(manifest: Manifest, pairs: pd.DataFrame, looks: Looks | None) -> p
     )
     groups = table.groupby(number)
     labelled = table["label"].where(table["label"] >= 0)
-    judged = table["fold"].where((table["split"] != "test") & (table["label"] >= 0))
-    folds = judged.groupby(number).transform("nunique") > 1
-    held = (judged != ALWAYS_TRAIN) & judged.notna()
     table["label_conflict"] = labelled.groupby(number).transform("nunique") > 1
-    table["crosses_folds"] = folds & held.groupby(number).transform("any")
+    table["crosses_folds"] = _torn_by_folds(table)
     table["crosses_splits"] = groups["split"].transform("nunique") > 1
     order = np.argsort(number, kind="stable")
     return table.iloc[order].reset_index(drop=True)[list(COLUMNS)]
+
+
+def _torn_by_folds(table: pd.DataFrame) -> np.ndarray:
+    """Whether some model trains on one member of the group and is judged on another, bool (n,).
+
+    What is only trained on (`train_only`) doesn't count: it is left out where its group is judged.
+    """
+    counts = (table["split"] != "test") & (table["label"] >= 0)
+    if TRAIN_ONLY in table:
+        counts &= ~table[TRAIN_ONLY].to_numpy(dtype=bool)
+    judged = table["fold"].where(counts)
+    several = judged.groupby(table["group"]).transform("nunique") > 1
+    held = (judged != ALWAYS_TRAIN) & judged.notna()
+    return (several & held.groupby(table["group"]).transform("any")).to_numpy(dtype=bool)
+
+
+def with_folds(duplicates: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
+    """The table of `find_duplicates` with the manifest's folds in `fold` and `crosses_folds`.
+
+    Raises DataError for a photograph that is not in the manifest.
+    """
+    at = pd.Index(manifest.image_id).get_indexer(pd.Index(duplicates["image_id"]))
+    if (at < 0).any():
+        first = duplicates["image_id"].to_numpy()[at < 0][0]
+        raise DataError(
+            f"{int((at < 0).sum())} duplicates are not in the manifest, first {first!r}",
+            "find the duplicates of this manifest",
+        )
+    table = duplicates.assign(fold=manifest.fold[at])
+    more = {TRAIN_ONLY: manifest.table[TRAIN_ONLY].to_numpy()[at]} if TRAIN_ONLY in manifest.table else {}
+    return table.assign(crosses_folds=_torn_by_folds(table.assign(**more)))
 
 
 def _hash_distance(manifest: Manifest, looks: Looks | None, first: np.ndarray, second: np.ndarray) -> np.ndarray:

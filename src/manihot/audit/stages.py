@@ -17,7 +17,7 @@ import pandas as pd
 
 from manihot.audit.composition import MEASUREMENTS, describe_classes, goes_with_errors, imbalance_ratio
 from manihot.audit.drift import SourceDrift, compare_priors, draw_mean, find_drift, mean_images
-from manihot.audit.duplicates import find_duplicates, with_groups
+from manihot.audit.duplicates import find_duplicates, with_folds, with_groups
 from manihot.audit.hashes import Looks, look_at_photos
 from manihot.audit.label_errors import label_issues
 from manihot.audit.label_scores import beats_largest_class
@@ -31,11 +31,14 @@ from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.runs import RunFolder, atomic_path, digest_file, digest_value, save_json, write_atomic
 
+FOUND = "audit/looks/duplicates.parquet"  # as they were found, before there were folds
+
 
 def group_duplicates(folder: RunFolder, manifest: Manifest, workers: int) -> Manifest:
     """Look at the photographs, find duplicates, and tie them together so that no fold tears them apart."""
     columns = ["image_id", "path", "sha256", "group", "label", "source"]
     photographs = digest_value(manifest.table[columns].to_numpy().tolist())
+    about = digest_value(manifest.table[[*columns, "split", "fold", "height", "width"]].to_numpy().tolist())
 
     def look() -> None:
         looks = look_at_photos(manifest, workers, folder / "audit/looks")
@@ -46,10 +49,13 @@ def group_duplicates(folder: RunFolder, manifest: Manifest, workers: int) -> Man
 
     def find() -> None:
         looks = Looks.load(folder / "audit/looks")
-        save_table(find_duplicates(manifest, looks), folder.path, "duplicates")
+        found = find_duplicates(manifest, looks)
+        with atomic_path(folder / FOUND) as temporary:
+            found.to_parquet(temporary, index=False)
+        save_table(found, folder.path, "duplicates")  # until there are folds to name in it
 
-    folder.stage("duplicates", photographs, ["audit/duplicates.parquet", "audit/duplicates.csv"], find)
-    duplicates = pd.read_parquet(folder / "audit/duplicates.parquet")
+    folder.stage("duplicates", about, [FOUND], find)
+    duplicates = pd.read_parquet(folder / FOUND)
     if len(duplicates):
         torn = duplicates.groupby("group")["label_conflict"].first()
         say(
@@ -58,6 +64,16 @@ def group_duplicates(folder: RunFolder, manifest: Manifest, workers: int) -> Man
         )
     offer_name_pattern(manifest)
     return with_groups(manifest, duplicates)
+
+
+def tell_folds(folder: RunFolder, manifest: Manifest) -> None:
+    """Name in the table of duplicates the folds that were made since it was found, and groups that they tear."""
+
+    def work() -> None:
+        save_table(with_folds(pd.read_parquet(folder / FOUND), manifest), folder.path, "duplicates")
+
+    inputs = [digest_file(folder / FOUND), digest_file(folder / "folds.parquet")]
+    folder.stage("duplicate folds", inputs, ["audit/duplicates.parquet", "audit/duplicates.csv"], work)
 
 
 def audit_labels(folder: RunFolder, manifest: Manifest, name: str) -> None:
