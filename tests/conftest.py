@@ -68,6 +68,7 @@ def small_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 TINY_RECIPE = """
 method: finetune
+audit: {embeddings: false}
 folds: {n: 2}
 photo: {size: [32, 48], store_scale: 1.2}
 model: {backbone: test_efficientnet, pretrained: false, dropout: 0.1}

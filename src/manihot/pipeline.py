@@ -77,7 +77,7 @@ def run(
         trust_stage(folder, best, resolved.seed, resolved.trust.coverage)
         unknown_stage(folder, best, resolved.seed, device, resolved.trust.false_rejection)
         if resolved.audit.labels:
-            audit_labels(folder, manifest, best)
+            audit_stage(folder, manifest, best, resolved, device, smoke)
         if what_if:
             say(audit_what_if(folder, manifest, best, resolved.seed, trusted))
         scores = score(folder, manifest, names, best, resolved.seed)
@@ -317,9 +317,7 @@ def unknown_stage(
     folder: RunFolder, name: str, seed: int, device: str = "auto", false_rejection: float = FALSE_REJECTION
 ) -> None:
     """What tells photographs of another kind, into RUN/trust: fitted on held-out photographs of one of its members."""
-    member = name
-    if name == "ensemble":
-        member = Combination.load(folder / f"blend/{COMBINATION}").members[0]
+    member = members_of(folder, name)[0]
     oof, best = (folder / f"predictions/{which}.oof.parquet" for which in (member, name))
     if not oof.exists() or not (folder / "trust/sets.json").is_file():
         return
@@ -344,6 +342,27 @@ def unknown_stage(
     inputs = [member, digests, false_rejection, seed]
     outputs = ["trust/unknown.json"]  # and a file a detector, which `work` adds
     folder.stage("unknown", inputs, outputs, work)
+
+
+def audit_stage(
+    folder: RunFolder, manifest: Manifest, name: str, recipe: Recipe, device: str = "auto", smoke: bool = False
+) -> None:
+    """The audit of labels by all evidence there is; where the predictions hold no features, a frozen network looks."""
+    oof, embeddings, why = folder / f"predictions/{name}.oof.parquet", None, "the predictions hold no features"
+    if not oof.exists() or not (folder / "audit/duplicates.parquet").exists():
+        return
+    if smoke or not recipe.audit.embeddings:
+        why = "a smoke run doesn't compute features" if smoke else "audit.embeddings is false"
+    else:
+        from manihot.train.frozen import embed_for_audit
+
+        embeddings = embed_for_audit(folder, manifest, oof, device)
+    audit_labels(folder, manifest, name, members_of(folder, name), embeddings, why)
+
+
+def members_of(folder: RunFolder, name: str) -> list[str]:
+    """The members behind a run's predictions `name`: of `ensemble`, those that were blended."""
+    return list(Combination.load(folder / f"blend/{COMBINATION}").members) if name == "ensemble" else [name]
 
 
 def score(folder: RunFolder, manifest: Manifest, names: Sequence[str], best: str, seed: int) -> dict[str, Any]:

@@ -78,6 +78,15 @@ class Audit(Group):
 
     duplicates: bool = Field(default=True, description="find duplicates first, and keep each group in one fold")
     labels: bool = Field(default=True, description="find wrong labels, from predictions of models that never saw them")
+    embeddings: bool = Field(
+        default=True, description="after fine-tuning, a frozen network looks once at each photograph for its neighbours"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `embeddings` where it is the default: runs that were started before it existed stay the same runs."""
+        out = values(self)
+        return {key: value for key, value in out.items() if key != "embeddings" or not value}
 
 
 class Trust(Group):

@@ -8,6 +8,7 @@ reads first.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pandas as pd
 from manihot.audit.composition import MEASUREMENTS, describe_classes, goes_with_errors, imbalance_ratio
 from manihot.audit.drift import SourceDrift, compare_priors, draw_mean, find_drift, mean_images
 from manihot.audit.duplicates import find_duplicates, with_folds, with_groups
+from manihot.audit.evidence import describe_evidence, find_margins, load_embeddings, load_margins, say_evidence
 from manihot.audit.hashes import Looks, look_at_photos
 from manihot.audit.label_errors import label_issues
 from manihot.audit.label_scores import beats_largest_class
@@ -32,7 +34,6 @@ from manihot.records.predictions import Predictions
 from manihot.records.runs import RunFolder, atomic_path, digest_file, digest_value, save_json, write_atomic
 
 FOUND = "audit/looks/duplicates.parquet"  # as they were found, before there were folds
-
 
 def group_duplicates(folder: RunFolder, manifest: Manifest, workers: int) -> Manifest:
     """Look at the photographs, find duplicates, and tie them together so that no fold tears them apart."""
@@ -76,17 +77,28 @@ def tell_folds(folder: RunFolder, manifest: Manifest) -> None:
     folder.stage("duplicate folds", inputs, ["audit/duplicates.parquet", "audit/duplicates.csv"], work)
 
 
-def audit_labels(folder: RunFolder, manifest: Manifest, name: str) -> None:
-    """Wrong labels, what goes with errors, drift between sources: from the run's out-of-fold predictions `name`."""
+def audit_labels(
+    folder: RunFolder, manifest: Manifest, name: str, members: Sequence[str] | None = None,
+    embeddings: Path | None = None, why_no_embeddings: str = "the predictions hold no features",
+) -> None:  # fmt: skip
+    """Wrong labels, what goes with errors, drift between sources: from the run's out-of-fold predictions `name`.
+
+    members: whose margins in training are evidence about the labels; `name` alone when left out. embeddings: a file of
+    `manihot.train.frozen` for predictions without their own; why_no_embeddings: said where there are none.
+    """
     oof = folder / f"predictions/{name}.oof.parquet"
     if not oof.exists() or not (folder / "audit/duplicates.parquet").exists():
         return
     inputs = [digest_file(path) for path in (folder / "folds.parquet", folder / "audit/duplicates.parquet", oof)]
+    predictions = Predictions.load(oof)
+    trained = find_margins(folder.path, members or [name], predictions.fold)
+    inputs += [digest_file(path) for path in [*trained, *([embeddings] if embeddings else [])]]
 
     def work() -> None:
-        predictions = Predictions.load(oof)
         duplicates = pd.read_parquet(folder / "audit/duplicates.parquet")
-        issues = label_issues(predictions, manifest, duplicates=duplicates)
+        margins = load_margins(trained, predictions.image_id)
+        seen = None if embeddings is None else load_embeddings(embeddings, predictions.image_id)
+        issues = label_issues(predictions, manifest, margins, duplicates=duplicates, embeddings=seen)
         paths = dict(zip(manifest.image_id, manifest.table["path"]))
         save_table(issues.assign(path=issues["image_id"].map(paths)), folder.path, "label_issues")
         composition = pd.read_parquet(folder / "audit/composition.parquet")
@@ -96,8 +108,14 @@ def audit_labels(folder: RunFolder, manifest: Manifest, name: str) -> None:
             say(f"What goes with errors: {error.what}")
         _audit_sources(folder.path, manifest, composition, predictions)
         summary = summarise(manifest, issues, duplicates)
+        summary["evidence"] = describe_evidence(
+            issues, features="" if embeddings is None else "a frozen network", why_no_features=why_no_embeddings,
+            margins=margins is not None,
+            why_no_margins="it showed none of the judged photographs unmixed" if trained else "",
+        )  # fmt: skip
         save_json(folder / "audit/audit.json", summary)
         say(f"Labels: {summary['label_issues']} of {summary['judged']} look wrong (audit/label_issues.csv)")
+        say(say_evidence(summary["evidence"]))
         _warn_unlearned(summary)
 
     folder.stage("audit", inputs, ["audit/label_issues.parquet", "audit/label_issues.csv", "audit/audit.json"], work)
@@ -224,6 +242,8 @@ def audit_predictions(predictions: Path, out: Path, classes: Path | None = None)
     issues = label_issues(found, out_of_fold=path.suffix.lower() == ".csv")
     save_table(issues, Path(out), "label_issues")
     summary = summarise(None, issues, None)
+    summary["evidence"] = describe_evidence(issues, why_no_features="the predictions hold no features")
+    say(say_evidence(summary["evidence"]))
     save_json(Path(out) / "audit/audit.json", summary)
     _warn_unlearned(summary)
     return summary

@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from manihot.audit.composition import MEASUREMENTS
 from manihot.audit.duplicates import COPY, KINDS, SAME
+from manihot.audit.evidence import say_evidence
 from manihot.audit.stages import learned
 from manihot.audit.what_if import TOGETHER
 from manihot.deliver import pictures
@@ -114,6 +115,7 @@ def contents(material: Material, tables: dict[str, pd.DataFrame]) -> dict[str, A
         "composition": composition,
         "sources": sources,
         "what_if": what_if,
+        "evidence": _evidence(material),
         "said": _sentences(manifest, duplicates, composition, sources, what_if),
         "files": list_files(material.run),
         "report": (material.run / "report.html").is_file(),
@@ -163,6 +165,13 @@ def _labels(
         "right": (issues["predicted_label"] == issues["given_label"]).mean() if "predicted_label" in issues else None,
         "evidence": [n for n in ("knn_score", "trajectory_score") if n in issues and issues[n].notna().any()],
     }  # fmt: skip
+
+
+def _evidence(material: Material) -> str:
+    """What the labels were judged by and without what, in a sentence; '' in a run folder of before it was noted."""
+    path = material.run / "audit/audit.json"
+    summary = material.attempt(lambda: load_json(path)) if path.is_file() else None
+    return say_evidence(summary["evidence"]) + "." if summary and "evidence" in summary else ""
 
 
 def _copies_say(row: dict[Any, Any], duplicates: pd.DataFrame | None, classes: tuple[str, ...]) -> list[str]:

@@ -1,0 +1,100 @@
+"""Which evidence an audit has about the labels beside the predictions: what training and a frozen network left behind.
+
+Margins: members/NAME/foldK/margins.parquet, of fine-tuned members. Embeddings: audit/embeddings.parquet, of a network
+that never learned these labels, where the predictions themselves hold none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+
+from manihot.audit.label_errors import SCORES
+from manihot.errors import DataError
+
+EMBEDDINGS = "audit/embeddings.parquet"
+OF_PREDICTIONS = SCORES[:3]
+OF_FEATURES = ("knn_score", "anomaly_score")
+OF_TRAINING = "trajectory_score"
+
+
+def find_margins(run: Path, members: Sequence[str], fold: np.ndarray) -> list[Path]:
+    """The files of margins that the members' trainings left, of the folds (N,) that predictions were made by."""
+    folds = np.unique(fold[fold >= 0])
+    paths = [run / f"members/{name}/fold{k}/margins.parquet" for name in members for k in folds]
+    return [path for path in paths if path.is_file()]
+
+
+def load_margins(paths: Sequence[Path], image_id: np.ndarray | None = None) -> pd.DataFrame | None:
+    """Margins as `label_issues` takes them: image_id, epoch, margin; the mean over the folds. None without any.
+
+    image_id: of these photographs only. Where one part alone is held out, none of it is ever learned.
+    Of several members, whose logits have different scales, each photograph's mean margin over the epochs, brought to
+    the mean spread of all; the number of the member then stands for the epoch.
+    """
+    members = []
+    for folder in dict.fromkeys(path.parent.parent for path in paths):
+        table = pd.concat([pd.read_parquet(path) for path in paths if path.parent.parent == folder], ignore_index=True)
+        table = table if image_id is None else table[table["image_id"].isin(image_id)]
+        if len(table):
+            members.append(table.groupby(["image_id", "epoch"], as_index=False)["margin"].mean())
+    if len(members) < 2:
+        return members[0] if members else None
+    areas = [table.groupby("image_id")["margin"].mean() for table in members]
+    spreads = [max(float(area.std(ddof=0)), 1e-12) for area in areas]
+    parts = [
+        pd.DataFrame({"image_id": area.index, "epoch": number, "margin": area.to_numpy() / spread * np.mean(spreads)})
+        for number, (area, spread) in enumerate(zip(areas, spreads))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def load_embeddings(path: Path, image_id: np.ndarray) -> np.ndarray:
+    """Embeddings float32 (N, D) of these photographs; DataError where one has none."""
+    table = pq.read_table(path)
+    at = pd.Index(table["image_id"].to_pandas()).get_indexer(pd.Index(image_id))
+    if (at < 0).any():
+        raise DataError(
+            f"{path}: {int((at < 0).sum())} photographs have no embedding, first {image_id[at < 0][0]!r}",
+            "remove the file and run again",
+        )
+    column = table["embedding"].combine_chunks()
+    return column.flatten().to_numpy().reshape(len(column), -1).astype(np.float32)[at]
+
+
+def describe_evidence(
+    issues: pd.DataFrame, *, features: str = "", why_no_features: str = "", margins: bool = False,
+    why_no_margins: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """What the labels were judged by: scores `used`, their `sources` in words, and `missing`: a score to why it lacks.
+
+    features: where the embeddings come from. margins: whether those of the training were there. why_no_margins: said
+    where a training could have left them and did not.
+    """
+    used = [name for name in SCORES if name in issues and issues[name].notna().any()]
+    sources = ["out-of-fold predictions"]
+    if OF_FEATURES[0] in used:
+        sources.append(f"neighbours and nearness by {features}" if features else "neighbours and nearness")
+    if OF_TRAINING in used:
+        trained = "the network" if margins else "a linear head on features"
+        why = f", as that of the network has none: {why_no_margins}" if why_no_margins and not margins else ""
+        sources.append(f"margins of the given labels in the training of {trained}{why}")
+    missing = {name: why_no_features for name in OF_FEATURES if name not in used}
+    if OF_TRAINING not in used:
+        missing[OF_TRAINING] = why_no_margins or "no training left its margins"
+    return {"used": used, "sources": sources, "missing": missing}
+
+
+def say_evidence(evidence: dict[str, Any]) -> str:
+    """One sentence of `describe_evidence`."""
+    words = f"Labels are judged by {', '.join(evidence['sources'])}"
+    lacking: dict[str, list[str]] = {}
+    for name, why in evidence["missing"].items():
+        lacking.setdefault(why, []).append(name)
+    without = "; ".join(f"{', '.join(names)} ({why})" for why, names in lacking.items())
+    return words + (f"; without {without}" if without else "")

@@ -1,0 +1,58 @@
+"""Embeddings for the audit of fine-tuned runs, whose own networks have learned the labels that are to be judged.
+
+A frozen pretrained backbone, the embedded one, looks once at every photograph that was predicted out of fold.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manihot.audit.evidence import EMBEDDINGS
+from manihot.models.backbones import make_model
+from manihot.progress import say
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
+from manihot.records.runs import RunFolder, atomic_path, digest_value
+from manihot.settings import Features, Model, Photo, Recipe, View
+from manihot.train.crossval import features_of
+from manihot.train.member import make_member
+
+WORTH_AN_EXPORT = 500  # photographs from which onnxruntime saves more than its start costs
+LOOK = Recipe(  # as the recipe `quick` looks, but once, smaller, and straight from the files
+    name="audit", method="features", photo=Photo(area=224 * 224, store_scale=1.0, store="none"),
+    model=Model(pooling="avgmax", taps=(2, 3), power=True, dropout=0.0), tta=(View(),),
+)  # fmt: skip
+
+
+def embed_for_audit(run: RunFolder, manifest: Manifest, oof: Path, device: str = "auto") -> Path | None:
+    """RUN/audit/embeddings.parquet of the photographs predicted in `oof`; None where the predictions hold their own.
+
+    A stage that is done once; a stopped one goes on after the last 256 photographs (RUN/features).
+    """
+    predictions = Predictions.load(oof)
+    if predictions.embeddings is not None:
+        return None
+    few = manifest.take(np.isin(manifest.image_id, predictions.image_id))
+    inputs = [digest_value(few.table[["image_id", "sha256"]].to_numpy().tolist()), LOOK.resolved()]
+
+    def work() -> None:
+        say(
+            f"Embeddings for the audit: a frozen network looks at {len(few)} photographs once, for their neighbours "
+            "and outliers (audit.embeddings=false leaves it out)"
+        )
+        runtime = "auto" if len(few) >= WORTH_AN_EXPORT else "torch"
+        look = LOOK.model_copy(update={"features": Features(runtime=runtime)})
+        member = make_member(run, "audit", look, few, device)
+        model = make_model(LOOK.model, len(few.classes), member.preprocess.size, member.seed(0))
+        values = features_of(member, model)[:, 0]
+        column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+        table = pa.table({"image_id": pa.array(few.image_id.astype(str)), "embedding": column})
+        with atomic_path(run / EMBEDDINGS) as temporary:
+            pq.write_table(table, temporary)
+
+    run.stage("audit embeddings", inputs, [EMBEDDINGS], work)
+    return run / EMBEDDINGS
