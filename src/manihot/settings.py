@@ -626,8 +626,8 @@ def _remedy(key: KeyPath, got: Any) -> str:
         return ""
     default = field.get_default(call_default_factory=True)
     kind = _kind(field.annotation)
-    if inside and isinstance(default, tuple):  # one of a list
-        default = default[key[-1]] if key[-1] < len(default) else next(iter(default), None)
+    if isinstance(last := key[-1] if key else "", int) and isinstance(default, tuple):  # one of a list
+        default = default[last] if last < len(default) else next(iter(default), None)
         kind = _kind(next(iter(get_args(field.annotation)), None))
     text = f"{'.'.join(map(str, key))} takes {kind}"
     if isinstance(got, str) and got.strip().lstrip("+-").replace(".", "", 1).isdigit() and "number" in kind:
