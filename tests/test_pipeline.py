@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import manihot
 from manihot.ensemble.files import blend_files
@@ -401,3 +402,39 @@ def test_input_size_follows_the_photographs():
     assert input_size(Photo(), sized([600] * 9, [600] * 9)) == (224, 224)
     assert input_size(Photo(), sized([600, 800] * 5, [800, 600] * 5)) == (224, 224)
     assert input_size(Photo(size=(64, 96)), sized([1], [1])) == (64, 96)
+
+
+def test_folds_with_one_frozen_backbone_run_it_once(small_photos: Path, tmp_path: Path, monkeypatch):
+    """The same numbers, bit by bit, as with a pass a fold; networks that were trained each run their own."""
+    from conftest import TINY_RECIPE
+    from manihot.infer import predict, runners
+    from manihot.models.heads import Classifier
+
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(TINY_RECIPE, encoding="utf-8")
+    run(small_photos, tmp_path / "out", str(recipe), overrides=FEATURES, workers=1, report=False)
+    passes = []
+    embed = Classifier.embed
+    monkeypatch.setattr(Classifier, "embed", lambda self, images: passes.append(len(images)) or embed(self, images))
+    manifest = Manifest.load(tmp_path / "out/manifest.parquet")
+    models = manihot.load_model(tmp_path / "out")
+    assert len(models[0].networks) == 2
+    found = predict.predict_photos(models, manifest, batch=16)
+    assert passes == [16, 16, 16, 16, 13, 13]  # two views
+    passes.clear()
+    monkeypatch.setattr(runners, "same_embeddings", lambda one, other: False)
+    each = predict.predict_photos(manihot.load_model(tmp_path / "out"), manifest, batch=16)
+    assert len(passes) == 12
+    assert (found.logits == each.logits).all()
+
+
+def test_a_backbone_is_shared_only_where_it_is_the_same(finished: Path):
+    from manihot.infer.runners import make_runners, same_embeddings
+
+    models = [manihot.load_model(finished / f"members/main/fold{k}/best.safetensors")[0] for k in (0, 1, 0)]
+    networks = [model.networks[0] for model in models]
+    assert not same_embeddings(networks[0], networks[1])
+    made = make_runners(networks, models[0].preprocess, torch.device("cpu"))
+    assert [one.like for one in made] == [None, None, made[0]]
+    networks[2].power = not networks[2].power
+    assert not same_embeddings(networks[0], networks[2])

@@ -17,7 +17,7 @@ from scipy.special import softmax
 from manihot.data.views import make_view
 from manihot.errors import DataError, WeightsError
 from manihot.infer.outputs import SUBMISSION, answer_unread, beside, check_output, first_views, save_predictions
-from manihot.infer.runners import Outputs, Runner, TorchRunner, choose_device
+from manihot.infer.runners import Outputs, Runner, TorchRunner, choose_device, make_runners
 from manihot.models.checkpoint import WHOLE, TrainedModel, load_model, load_network
 from manihot.photos.decode import PhotoFault
 from manihot.photos.preprocess import Preprocess, Unresized
@@ -187,7 +187,7 @@ def predict_photos(
     for model in models:
         photos = PhotoFiles(manifest.paths, model.preprocess)
         precision = str(model.about.get("precision", "fp32"))
-        runners = [TorchRunner(network, model.preprocess, device, precision) for network in model.networks]
+        runners = make_runners(model.networks, model.preprocess, device, precision)
         keep = None if first is None else first.of(model)
         told, name = UnknownOutput(len(rows), model.views), str(model.about.get("member", ""))
 

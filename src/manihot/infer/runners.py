@@ -6,7 +6,7 @@ A frozen backbone on a CPU belongs in onnxruntime: about twice torch's rate ther
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,12 +74,21 @@ class Normalise(nn.Module):
 
 
 class TorchRunner:
-    """Embeddings and logits of a Classifier, which is brought to the device and the layout."""
+    """Embeddings and logits of a Classifier, which is brought to the device and the layout.
+
+    like: the runner of a model that gives the same embeddings (`same_embeddings`), whose last ones are taken where it
+    saw the same photographs.
+    """
 
     def __init__(
         self, model: Classifier, preprocess: Preprocess, device: torch.device, precision: str = "fp32",
-        channels_last: bool = True,
+        channels_last: bool = True, like: TorchRunner | None = None,
     ) -> None:  # fmt: skip
+        self.like = like
+        self.shared = False  # whether other runners take this one's embeddings
+        self.last: tuple[np.ndarray, Tensor] | None = None
+        if like is not None:
+            like.shared = True
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
         self.normalise = Normalise(preprocess, channels_last).to(device)
@@ -93,15 +102,47 @@ class TorchRunner:
         The softmax of the K logits is what the classes' probabilities are given that it is none of something else: they
         are divided by 1 - unknown.
         """
-        images = self.normalise(torch.from_numpy(photos).to(self.device, non_blocking=True))
+        embeddings = (self.like or self).embed(photos)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            embeddings = self.model.embed(images)
             logits = self.model.classify(embeddings)
         out = {"embeddings": embeddings.float().cpu().numpy(), "logits": logits.float().cpu().numpy()}
         if self.model.unknown:
             out["unknown"] = logits.float().softmax(1)[:, -1].cpu().numpy()
             out["logits"] = out["logits"][:, :-1]
         return out
+
+    @torch.inference_mode()
+    def embed(self, photos: np.ndarray) -> Tensor:
+        """uint8 (N, H, W, 3) to embeddings (N, D) on the device; computed once for all runners that share them."""
+        if self.last is not None and self.last[0] is photos:
+            return self.last[1]
+        images = self.normalise(torch.from_numpy(photos).to(self.device, non_blocking=True))
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            embeddings = self.model.embed(images)
+        self.last = (photos, embeddings) if self.shared else None
+        return embeddings
+
+
+def make_runners(
+    models: Sequence[Classifier], preprocess: Preprocess, device: torch.device, precision: str = "fp32"
+) -> list[TorchRunner]:
+    """A runner a model; a frozen backbone that several of them have (the folds of `features`) runs once a batch."""
+    runners: list[TorchRunner] = []
+    for model in models:
+        like = next((one for one in runners if one.like is None and same_embeddings(one.model, model)), None)
+        runners.append(TorchRunner(model, preprocess, device, precision, like))
+    return runners
+
+
+def same_embeddings(one: Classifier, other: Classifier) -> bool:
+    """Whether two models give the same embeddings: all but their heads is equal, weights and settings."""
+    parts = [{k: v for k, v in model.state_dict().items() if not k.startswith("head.")} for model in (one, other)]
+    settings = [
+        (type(model.backbone), model.pooling, model.taps, model.power, model.tiles) for model in (one, other)
+    ]
+    if settings[0] != settings[1] or parts[0].keys() != parts[1].keys():
+        return False
+    return all(torch.equal(value.cpu(), parts[1][key].cpu()) for key, value in parts[0].items())
 
 
 class Embedder(nn.Module):
