@@ -130,7 +130,7 @@ def make_runners(
     runners: list[TorchRunner] = []
     for model in models:
         like = next((one for one in runners if one.like is None and same_embeddings(one.model, model)), None)
-        runners.append(TorchRunner(model, preprocess, device, precision, like))
+        runners.append(TorchRunner(model, preprocess, device, precision, like=like))
     return runners
 
 

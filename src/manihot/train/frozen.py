@@ -44,8 +44,8 @@ def embed_for_audit(run: RunFolder, manifest: Manifest, oof: Path, device: str =
             f"Embeddings for the audit: a frozen network looks at {len(few)} photographs once, for their neighbours "
             "and outliers (audit.embeddings=false leaves it out)"
         )
-        runtime = "auto" if len(few) >= WORTH_AN_EXPORT else "torch"
-        look = LOOK.model_copy(update={"features": Features(runtime=runtime)})
+        runtime = Features() if len(few) >= WORTH_AN_EXPORT else Features(runtime="torch")
+        look = LOOK.model_copy(update={"features": runtime})
         member = make_member(run, "audit", look, few, device)
         model = make_model(LOOK.model, len(few.classes), member.preprocess.size, member.seed(0))
         values = features_of(member, model)[:, 0]
