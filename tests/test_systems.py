@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from importlib import resources
 from itertools import takewhile
@@ -18,7 +19,7 @@ from manihot import pipeline
 from manihot.cli import app
 from manihot.data.views import make_view
 from manihot.errors import SettingsError
-from manihot.models.backbones import make_preprocess
+from manihot.models.backbones import make_model, make_preprocess
 from manihot.models.pretrained import make_backbone, name_weights
 from manihot.photos.listing import choose_few
 from manihot.photos.preprocess import Preprocess
@@ -114,6 +115,27 @@ def test_true_backbones_can_be_built(backbone: str, size: tuple[int, int], drop_
     own = Model(backbone=backbone, pretrained=True)
     mean = make_preprocess(own, size, "squash").mean[0]
     assert (mean == 0.5) == backbone.startswith(("vit", "inception", "pnasnet", "legacy_xception"))
+
+
+WHOLE_NETWORKS = {
+    (stage.model.model_dump_json(), stage.photo.size) for name in SYSTEMS for stage in stages_of(load_recipe(name))
+}
+
+
+@pytest.mark.parametrize("told, size", sorted(WHOLE_NETWORKS))
+def test_whole_networks_give_logits_at_their_own_size(told: str, size: tuple[int, int]):
+    """Head, tiles and frozen stages too, on a device that knows shapes alone."""
+    settings = Model.model_validate_json(told).model_copy(update={"pretrained": False})
+    with torch.device("meta"):
+        model = make_model(settings, 5, size)
+        logits = model(torch.zeros(2, 3, *size))
+    assert logits.shape == (2, 6 if settings.unknown else 5)
+    assert (model.attention is None) == (settings.tiles == (1, 1))
+    trained = {name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if settings.freeze_stages:  # the seventy-eighth place's, who first trained the head alone
+        assert trained == {"head"}
+    else:
+        assert {"backbone", "head"} <= trained
 
 
 def test_bases_stand_apart(capsys: pytest.CaptureFixture[str]):
@@ -339,11 +361,21 @@ def check_run(out: Path, recipe: Recipe) -> None:
         assert np.allclose(told.pred_probs.sum(1), 1, atol=1e-5)
 
 
+def computed() -> float:
+    """Seconds of computing of this process and of those that it started and that ended, all threads together."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_runs_whole_on_real_photographs(name: str, tmp_path: Path):
     table = shared_data("bracol") / "leaf.csv"
     options = {"image": "leaf/{id}.jpg", "label": "predominant_stress"}
+    begun = computed()
     pipeline.run(table, tmp_path / "run", name, smoke=True, workers=1, **options)
+    # Not by the clock on the wall, which on a busy machine tells of the others: what fits into a minute of computing
+    # ends within a minute on one core that is free.
+    assert computed() - begun < 60
     check_run(tmp_path / "run", load_recipe(name))
