@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from manihot.data.augment import Augmenter
+from manihot.data.augment import Augmenter, as_input
+from manihot.photos.preprocess import Preprocess
 from manihot.settings import Choice
 
 SIZE = (224, 224)
@@ -42,19 +43,13 @@ Pipeline = Callable[[np.ndarray, int], object]
 
 def manihot_pipeline(rows: list[dict[str, str]], normalise: bool) -> Pipeline:
     augmenter = Augmenter([Choice(**row) for row in rows], SIZE, seed=0, epochs=10)
-    scale = (1 / (255 * STD)).astype(np.float32)
+    preprocess = Preprocess(SIZE, "squash", tuple(MEAN), tuple(STD))
 
     def run(rgb: np.ndarray, index: int) -> object:
         pixels, matrix = augmenter(rgb, index // 1000, index)
         if not normalise:
             return torch.from_numpy(pixels)
-        planes = torch.from_numpy(pixels).reshape(-1, 3).T.float()
-        levels = torch.addmm(torch.from_numpy(matrix[:, 3:]), torch.from_numpy(matrix[:, :3]), planes).clamp_(
-            0, 255
-        )
-        return levels.mul_(torch.from_numpy(scale)[:, None]).sub_(
-            torch.from_numpy(MEAN / STD).float()[:, None]
-        )
+        return torch.from_numpy(as_input(pixels, matrix, preprocess)).permute(2, 0, 1)
 
     return run
 

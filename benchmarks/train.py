@@ -2,13 +2,16 @@
 
     python benchmarks/train.py            (the notebook style needs albumentations, of the extra `oracles`)
     python benchmarks/train.py --table    only the table of what was measured
+    python benchmarks/train.py --only input --photographs 16 --sizes 32 --rounds 1 --results /tmp/tried.json
 
 Photographs of 800 x 600 pixels, drawn, saved as JPEG of about 125 KB, come out as batches of 224 or 384 pixels:
 random resized crop, flips, colour jitter. timm: its own create_loader. Notebook style: opencv and
 albumentations. torchvision: v2 on decode_jpeg. Each in a DataLoader without worker processes, in turns, the
-best of several rounds. Those three decode every photograph whole and normalise on the host; manihot reads files as
-`photo.store: none` does, at a fraction of the scale where that is enough, or its uint8 store, and leaves colours
-and normalisation to the training device: "normalised" adds them. The loop: the network of `standard` at 224, batch
+best of several rounds. Those three decode every photograph whole; manihot reads files as `photo.store: none` does, at
+a fraction of the scale where that is enough, or its uint8 store. manihot leaves colours and normalisation to the
+training device, as timm's prefetcher leaves normalisation: its batches as they leave the loader, uint8, are what
+manihot's are compared with; "normalised" rows, with all of it on this thread, are compared with create_loader without
+prefetcher, which normalises. The loop: the network of `standard` at 224, batch
 16, against a bare loop over the same loader. CPU time is not disturbed by other work as wall time is; caches are:
 compare ratios.
 """
@@ -35,7 +38,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bracol import commit, machine
-from manihot.data.augment import Augmenter
+from manihot.data.augment import Augmenter, as_input
 from manihot.data.dataset import TrainingPhotos, make_loader
 from manihot.data.mixing import MIXES
 from manihot.infer.predict import PhotoFiles, UnresizedFiles
@@ -61,13 +64,15 @@ AUGMENT = (
     Choice(name="vertical_flip", p=0.5),
     Choice(name="color_jitter", p=1.0, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.0),
 )
+TIMM = {"uint8": "timm create_loader, uint8", "normalised": "timm create_loader"}  # what each kind is compared with
+UINT8 = ("manihot, decoding", "manihot, uint8 store", TIMM["uint8"])  # the rows of this kind; the others normalise
 Pass = Callable[[], Iterable[Any]]  # one pass over all photographs, batch by batch
 
 
-def draw_photographs(folder: Path) -> list[Path]:
+def draw_photographs(folder: Path, count: int) -> list[Path]:
     """JPEG files of 800 x 600 pixels and about 125 KB."""
     rng, paths = np.random.default_rng(0), []
-    for number in range(PHOTOGRAPHS):
+    for number in range(count):
         scene, _ = draw_background(rng, (600, 800), "leaf")
         scene = scene * (255 if scene.max() <= 2 else 1) + rng.normal(0, 6, scene.shape)  # a sensor's noise
         pixels = np.clip(scene, 0, 255).astype(np.uint8)[:, :, ::-1]
@@ -100,7 +105,6 @@ def manihot_passes(paths: list[Path], size: int) -> dict[str, Pass]:
     preprocess = Preprocess((size, size), "squash", MEAN, STD, (edge, edge))
     stored = PhotoFiles(paths, preprocess)
     files, store = UnresizedFiles(stored), np.stack([stored[row] for row in range(len(paths))])
-    normalise = Normalise(preprocess)
     targets = np.eye(CLASSES)[np.arange(len(paths)) % CLASSES]
 
     def one(photos: Any, normalised: bool) -> Pass:
@@ -111,9 +115,15 @@ def manihot_passes(paths: list[Path], size: int) -> dict[str, Pass]:
         def run() -> Iterator[Any]:
             batches.epoch += 1
             for batch in loader:
-                yield normalise(batch["image"], batch["colour"]) if normalised else batch
+                yield normalise(batch["image"].numpy(), batch["colour"].numpy()) if normalised else batch
 
         return run
+
+    def normalise(images: np.ndarray, colour: np.ndarray) -> torch.Tensor:
+        out = np.empty(images.shape, np.float32)
+        for pixels, matrix, place in zip(images, colour, out, strict=True):
+            as_input(pixels, matrix, preprocess, place)
+        return torch.from_numpy(out).permute(0, 3, 1, 2)
 
     return {
         "manihot, decoding": one(files, False),
@@ -129,12 +139,20 @@ def other_passes(paths: list[Path], size: int) -> dict[str, Pass]:
     from torchvision.transforms import v2
 
     passes: dict[str, Pass] = {}
-    timms = timm.data.create_loader(
-        timm.data.create_dataset("", root=str(paths[0].parents[1])), (3, size, size), BATCH, is_training=True,
-        use_prefetcher=False, num_workers=0, scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3), hflip=0.5, vflip=0.5,
-        color_jitter=0.2, mean=MEAN, std=STD, interpolation="bilinear", persistent_workers=False,
-    )  # fmt: skip
-    passes["timm create_loader"] = lambda: timms
+    folder = timm.data.create_dataset("", root=str(paths[0].parents[1]))
+
+    def timms(prefetcher: bool) -> Iterable[Any]:
+        return timm.data.create_loader(
+            folder, (3, size, size), BATCH, is_training=True, use_prefetcher=prefetcher, num_workers=0,
+            scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3), hflip=0.5, vflip=0.5, color_jitter=0.2, mean=MEAN, std=STD,
+            interpolation="bilinear", persistent_workers=False, device=torch.device("cpu"),
+        )  # fmt: skip
+
+    # a loader sets the transform of its dataset: each has a dataset of its own when it is passed over
+    plain = timms(False)
+    folder = timm.data.create_dataset("", root=str(paths[0].parents[1]))
+    uint8 = timms(True).loader  # type: ignore[attr-defined]  # what the prefetcher is handed
+    passes[TIMM["uint8"]], passes[TIMM["normalised"]] = lambda: uint8, lambda: plain
     pipeline = v2.Compose(
         [
             v2.RandomResizedCrop((size, size), scale=(0.5, 1.0), antialias=True), v2.RandomHorizontalFlip(0.5),
@@ -179,13 +197,13 @@ def best_cpu(work: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
     return best
 
 
-def measure_input(paths: list[Path], rounds: int) -> dict[str, dict[str, float]]:
+def measure_input(paths: list[Path], rounds: int, sizes: Iterable[int]) -> dict[str, dict[str, float]]:
     """Images a second of CPU time, by size and pipeline."""
     found = {}
-    for size in (224, 384):
+    for size in sizes:
         passes = manihot_passes(paths, size) | other_passes(paths, size)
         took = best_cpu({name: lambda run=run: [None for _ in run()] for name, run in passes.items()}, rounds)
-        found[str(size)] = {name: round(PHOTOGRAPHS / seconds, 1) for name, seconds in took.items()}
+        found[str(size)] = {name: round(len(paths) / seconds, 1) for name, seconds in took.items()}
         print(size, found[str(size)], flush=True)
     return found
 
@@ -268,6 +286,11 @@ def measure_loop(folder: Path, rounds: int) -> dict[str, Any]:
     }
 
 
+def against(row: dict[str, float], name: str, other: str) -> str:
+    """The rate of one pipeline over another's; a dash where the other was not measured."""
+    return f"{row[name] / row[other]:.2f}" if other in row else "-"
+
+
 def table(found: dict[str, Any]) -> str:
     """Markdown."""
     rows = found["input"]
@@ -275,12 +298,15 @@ def table(found: dict[str, Any]) -> str:
         f"One thread, CPU time, best of {found['rounds']} rounds; {found['machine']}; commit {found['commit']}; "
         f"{found['date']}. {found['note']}",
         "",
-        "| 800 x 600 JPEG to | " + " | ".join(f"{size}, images/s | against timm" for size in rows) + " |",
-        "|---" * (1 + 2 * len(rows)) + "|",
+        "| 800 x 600 JPEG to | gives | " + " | ".join(f"{size}, images/s | against timm" for size in rows) + " |",
+        "|---" * (2 + 2 * len(rows)) + "|",
     ]
     for name in next(iter(rows.values())):
-        cells = [f"{row[name]:.0f} | {row[name] / row['timm create_loader']:.2f}" for row in rows.values()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        kind = "uint8" if name in UINT8 else "normalised"
+        cells = [f"{row[name]:.0f} | {against(row, name, TIMM[kind])}" for row in rows.values()]
+        lines.append(f"| {name} | {kind} | " + " | ".join(cells) + " |")
+    if "loop" not in found:
+        return "\n".join(lines)
     loop = found["loop"]
     lines += [
         "",
@@ -303,24 +329,30 @@ def main() -> None:
     parser.add_argument("--only", choices=("input", "loop"), help="measure this part, keep the other's figures")
     parser.add_argument("--note", default="", help="what else the machine was doing")
     parser.add_argument("--table", action="store_true", help="only print the table")
+    parser.add_argument("--photographs", type=int, default=PHOTOGRAPHS, help=f"a multiple of {BATCH}")
+    parser.add_argument("--sizes", type=int, nargs="+", default=(224, 384))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the figures are kept")
     options = parser.parse_args()
+    if options.photographs % BATCH:
+        parser.error(f"--photographs: a multiple of {BATCH}, as timm's loader leaves out what is no whole batch")
     if not options.table:
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
         with tempfile.TemporaryDirectory() as name:
-            found = json.loads(RESULTS.read_text(encoding="utf-8")) if options.only else {}
+            kept = options.only and options.results.exists()
+            found = json.loads(options.results.read_text(encoding="utf-8")) if kept else {}
             if options.only != "loop":
-                paths = draw_photographs(Path(name))
+                paths = draw_photographs(Path(name), options.photographs)
                 found["photograph_kb"] = round(float(np.mean([path.stat().st_size for path in paths])) / 1000)
-                found["input"] = measure_input(paths, options.rounds)
+                found["input"] = measure_input(paths, options.rounds, options.sizes)
             if options.only != "input":
                 found["loop"] = measure_loop(Path(name), options.rounds)
         found |= {
             "rounds": options.rounds, "machine": machine(), "commit": commit(),
             "date": datetime.date.today().isoformat(), "note": options.note,
         }  # fmt: skip
-        save_json(RESULTS, found)
-    print(table(json.loads(RESULTS.read_text(encoding="utf-8"))))
+        save_json(options.results, found)
+    print(table(json.loads(options.results.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

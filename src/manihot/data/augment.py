@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from pydantic import Field, ValidationError, field_validator
 
@@ -22,7 +23,7 @@ from manihot.data import colour, distort, erase, filters, geometry, randaugment,
 from manihot.data.canvas import Canvas, Op
 from manihot.data.resample import Size
 from manihot.errors import DataError, SettingsError
-from manihot.photos.preprocess import Unresized
+from manihot.photos.preprocess import Preprocess, Unresized
 from manihot.settings import Choice, suggest
 
 
@@ -111,6 +112,26 @@ def apply_colour(rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """uint8 (h, w, 3) through a colour matrix (3, 4), rounded and clipped to uint8."""
     flat = rgb.reshape(-1, 3).astype(np.float32) @ matrix[:, :3].T + matrix[:, 3]
     return np.clip(np.rint(flat), 0, 255).astype(np.uint8).reshape(rgb.shape)
+
+
+def as_input(
+    pixels: np.ndarray, matrix: np.ndarray, preprocess: Preprocess, out: np.ndarray | None = None
+) -> np.ndarray:
+    """What an Augmenter gives as the model's input float32 (h, w, 3), for training loops that want floats of a loader.
+
+    Colour, clip and normalisation as `infer.runners.Normalise` does them for a batch on the device, to within 1e-5:
+    here they are one matrix, so the last digits may differ. `fit` doesn't use it. out: where the result goes.
+    """
+    mean, std = (255 * np.array(one, np.float64) for one in (preprocess.mean, preprocess.std))
+    whole = matrix / std[:, None]
+    whole[:, 3] -= mean / std
+    height, width = pixels.shape[:2]
+    out = np.empty((height, width, 3), np.float32) if out is None else out
+    cv2.transform(pixels.astype(np.float32), whole.astype(np.float32), dst=out)
+    low, high = (np.tile(((end - mean) / std).astype(np.float32), width) for end in (0, 255))
+    rows = out.reshape(height, width * 3)  # long rows: numpy is slow where the last axis holds three numbers
+    np.minimum(np.maximum(rows, low, out=rows), high, out=rows)
+    return out
 
 
 def build_ops(choices: Any) -> tuple[Op, ...]:
