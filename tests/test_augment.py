@@ -9,15 +9,17 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from manihot.data.augment import AUGMENTS, Augmenter, apply_colour, build_ops
+from manihot.data.augment import AUGMENTS, Augmenter, apply_colour, as_input, build_ops
 from manihot.data.canvas import Canvas, Op
 from manihot.data.erase import grid_mask
 from manihot.data.filters import find_superpixels
 from manihot.errors import DataError, SettingsError
+from manihot.infer.runners import Normalise
 from manihot.photos.preprocess import Preprocess, Unresized, resize
-from manihot.settings import Choice
+from manihot.settings import Choice, load_recipe
 
 NESTED: dict[str, dict[str, Any]] = {
     "one_of": {"choices": [{"name": "rotate"}, {"name": "rgb_shift"}]},
@@ -140,6 +142,20 @@ def test_fused_rotation_and_crop_agree_with_one_after_the_other() -> None:
     difference = np.abs(fused.astype(int) - stepwise)
     assert difference.mean() < 0.5 and difference.max() <= 3
     assert np.abs(fused.astype(int) - augment(crop)(photo, 0, 0)[0]).mean() > 5  # it did turn
+
+
+def test_the_input_made_on_the_host_is_that_of_the_device() -> None:
+    preprocess = Preprocess((64, 48), "squash", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    photo = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    jitter = fixed("color_jitter", brightness=[0.3, 0.3], contrast=[0.4, 0.4], saturation=[-0.5, -0.5])
+    pixels, matrix = augment(jitter)(photo, 0, 0)
+    right = Normalise(preprocess)(torch.from_numpy(pixels)[None], torch.from_numpy(matrix)[None])[0]
+    levels = pixels.reshape(-1, 3) @ matrix[:, :3].T + matrix[:, 3]
+    assert (levels > 256).any() or (levels < -1).any()  # there is something to clip
+    got = as_input(pixels, matrix, preprocess)
+    assert got.dtype == np.float32 and np.abs(got.transpose(2, 0, 1) - right.numpy()).max() < 1e-5
+    into = np.empty_like(got)
+    assert as_input(pixels, matrix, preprocess, into) is into and np.array_equal(into, got)
 
 
 BENDS = [
@@ -448,3 +464,36 @@ def test_jpeg_is_that_of_an_rgb_picture() -> None:
     right = np.asarray(Image.open(packed)).astype(int)
     pixels = augment(fixed("jpeg", quality=30))(photo, 0, 0)[0]
     assert np.abs(pixels - right).mean() < 0.5 < np.abs(right - photo).mean()
+
+
+def found_in(settings: Any, name: str) -> dict[str, Any]:
+    """The first operation called `name` in a resolved recipe, however deep."""
+    if isinstance(settings, dict) and settings.get("name") == name:
+        return settings
+    inside = settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else ()
+    return next((found for one in inside if (found := found_in(one, name))), {})
+
+
+def mean_move(op: Op, edge: int) -> float:
+    """Mean length of an elastic field's displacements a direction, pixels."""
+    places = np.arange(edge, dtype=np.float32) + np.float32(0.5)
+    field = op.field(Canvas(np.zeros((edge, edge, 3), np.uint8), (edge, edge)), np.random.default_rng(0))  # type: ignore[attr-defined]
+    return float(np.abs(field(places[None, :], places[:, None])).mean())
+
+
+def test_the_hard_operations_of_the_18th_place_were_nearly_none_and_ours_by_default_are_not() -> None:
+    recipe = load_recipe("cassava2020-18").resolved()
+    colour, bend = ({**found_in(recipe, name), "p": 1.0} for name in ("hue_saturation_value", "elastic"))
+    assert len(colour) > 2 and len(bend) > 2  # with settings of their own
+    photo = leafy(512, 512).reshape(-1, 3).astype(np.float64)
+
+    def moved(settings: dict[str, Any]) -> list[float]:
+        draws = augment(Choice(**settings))
+        matrices = [draws(np.zeros((8, 8, 3), np.uint8), 0, index)[1].astype(np.float64) for index in range(60)]
+        return [float(np.abs(photo @ m[:, :3].T + m[:, 3] - photo).mean()) for m in matrices]
+
+    assert np.mean(moved(colour)) < 0.8 and max(moved(colour)) < 1  # levels of 255
+    assert np.mean(moved({"name": "hue_saturation_value", "p": 1.0})) > 8
+    (hard,), (own,) = build_ops([bend]), build_ops([fixed("elastic")])
+    assert mean_move(hard, 512) == pytest.approx(0.016, abs=0.004)  # pixels: .02 root mean square
+    assert mean_move(own, 512) > 3
