@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -532,6 +533,25 @@ def test_frozen_batch_norms_keep_their_statistics(stages, freeze_norm):
     for name, value in before.items():
         kept = torch.equal(value, dict(model.named_buffers())[name])
         assert kept == (name in frozen), name
+
+
+@pytest.mark.parametrize("stages", [0, 2])
+def test_batch_norms_with_frozen_gamma_and_beta_still_measure(stages):
+    """Statistics and gamma and beta are frozen apart; a frozen stage keeps both."""
+    plain = make_model(settings_of(freeze_stages=stages), 3, SMALL)
+    model = make_model(settings_of(freeze_stages=stages, freeze_norm_affine=True), 3, SMALL)
+    set_training(plain)
+    set_training(model)
+    assert {n for n, m in model.named_modules() if m.training} == {n for n, m in plain.named_modules() if m.training}
+    norms = {n for n, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    for name, parameter in model.named_parameters():
+        of_norm = name.rpartition(".")[0] in norms
+        assert parameter.requires_grad == (plain.get_parameter(name).requires_grad and not of_norm), name
+    both = deepcopy(model)  # as averages copy it
+    set_training(both, freeze_norm=True)
+    assert not any(m.training for n, m in both.named_modules() if n in norms)
+    set_training(both)
+    assert any(m.training for n, m in both.named_modules() if n in norms)
 
 
 # Saving

@@ -141,6 +141,7 @@ class Model(Group):
     drop_path: float = Field(default=0.0, ge=0, lt=1, description="stochastic depth (drop-connect)")
     freeze_stages: int = Field(default=0, ge=0, description="first stages of the backbone that are not trained")
     freeze_norm: bool = Field(default=False, description="keep the statistics of batch norms as pretrained")
+    freeze_norm_affine: bool = Field(default=False, description="keep gamma and beta of batch norms as pretrained")
     taps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(), description="stages pooled beside the last, counted from the end"
     )
@@ -148,6 +149,11 @@ class Model(Group):
     unknown: bool = Field(
         default=False, description="one more output, for photographs of something else; it learns from `negatives`"
     )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `freeze_norm_affine` where it is the default, as Photo without `store`."""
+        return {key: value for key, value in values(self).items() if key != "freeze_norm_affine" or value}
 
 
 class Optimizer(Group):
@@ -181,6 +187,12 @@ class Train(Group):
     monitor: Literal["loss", "accuracy"] = "loss"
     patience: int = Field(default=0, ge=0, description="stop after so many epochs without gain; 0 never")
     workers: int = Field(default=0, ge=0, description="loader processes; 0 lets threads of this process do it")
+    compile: bool = Field(default=False, description="the backbone through torch.compile")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `compile` where it is the default, as Photo without `store`."""
+        return {key: value for key, value in values(self).items() if key != "compile" or value}
 
 
 class Features(Group):

@@ -42,6 +42,8 @@ def make_model(settings: Model, classes: int, size: tuple[int, int], seed: int =
                 "set photo.size to one that it takes, for example photo.size=[224,224]",
             ) from error
     freeze(model, settings.freeze_stages)
+    if settings.freeze_norm_affine:
+        freeze_affine(model)
     return model
 
 
@@ -125,11 +127,21 @@ def freeze(model: Classifier, stages: int) -> None:
         model.get_parameter(name).requires_grad_(stage >= stages)
 
 
+def freeze_affine(model: Classifier) -> None:
+    """Stop training of gamma and beta of batch norms; those of trained stages still measure their statistics."""
+    for module in model.modules():
+        if isinstance(module, NORMS) and _is_trained(module):
+            module.requires_grad_(False)
+            module.measures = True  # or `set_training` would take it for one of a frozen stage
+
+
+def _is_trained(norm: nn.Module) -> bool:
+    return any(p.requires_grad for p in norm.parameters(recurse=False)) or getattr(norm, "measures", False)
+
+
 def set_training(model: Classifier, freeze_norm: bool = False) -> None:
     """Training mode; batch norms of frozen stages, or all with `freeze_norm`, keep their statistics."""
     model.train()
     for module in model.modules():
-        if isinstance(module, NORMS):
-            trained = any(p.requires_grad for p in module.parameters(recurse=False))
-            if freeze_norm or not trained:
-                module.eval()
+        if isinstance(module, NORMS) and (freeze_norm or not _is_trained(module)):
+            module.eval()

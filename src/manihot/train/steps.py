@@ -40,6 +40,7 @@ class StepState:
     counts: dict[str, tuple[Tensor, int]] = field(default_factory=dict)  # of this epoch: how many, of how many
     kept: dict[Any, Any] | None = None  # by batch number; what SAM's second pass sees again
     margins: Any = None  # of manihot.train.margins, or None: notes how far ahead the given labels are
+    embed: Callable[[Tensor], Tensor] | None = None  # the trained network's `embed`, compiled
 
     def once(self, make: Callable[[], T], what: str = "batch") -> T:
         """What `make` gives; in SAM's second pass what it gave for this batch in the first."""
@@ -136,7 +137,7 @@ def forward(model: nn.Module, images: list[Tensor], state: StepState) -> tuple[T
     """Features (N, D) and float32 logits (N, K) of all the images, in one pass."""
     seen = images[0] if len(images) == 1 else torch.cat(images)
     with torch.autocast(state.device.type, state.dtype, enabled=state.dtype != torch.float32):
-        features = model.embed(seen)  # type: ignore[operator]
+        features = (state.embed or model.embed)(seen)  # type: ignore[operator]
         logits = model.classify(features)  # type: ignore[operator]
     return features, logits.float()
 

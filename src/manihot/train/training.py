@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,8 @@ def make_training(
     state = StepState(device, normalise, loss, PRECISIONS[precision], mixer)
     if recipe.labels.name != "clusters":
         state.margins = make_margins(member, learned, len(lesson.rows))
+    if recipe.train.compile:
+        state.embed = compiled(model)
     return Training(model, loader, batches, state, precision, channels_last)
 
 
@@ -204,6 +207,30 @@ def make_mixer(recipe: Recipe, batches: int, seed: int, model: Classifier) -> Mi
 
     epochs = recipe.train.epochs
     return Mixer(recipe.mixing, batches * epochs, seed, epochs=epochs, cams=cams)
+
+
+def compiled(model: Classifier) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The network's `embed` through torch.compile, from its own weights; SettingsError at its first call if that fails.
+
+    Not the network itself, which averages copy and checkpoints save: a copy of a compiled method would go on to use
+    the weights of the original.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # takes seconds
+
+    embed = torch.compile(model.embed)
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        try:
+            features: torch.Tensor = embed(images)
+            return features
+        except TorchDynamoException as error:
+            first = next(line for line in str(error).splitlines() if line.strip())
+            raise SettingsError(
+                f"train.compile: torch.compile failed here ({type(error).__name__}: {first})",
+                "install a C++ compiler (g++; MSVC on Windows) where there is none, or set train.compile: false",
+            ) from error
+
+    return run
 
 
 def _slice_of(n: int) -> slice:
