@@ -70,6 +70,39 @@ def test_an_unknown_optimizer_is_refused(network):
         make_optimizer(network, Optimizer(name="adamx"))
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "remedy"),
+    [
+        ("sam", "goes with any", "optimizer.sam: 0.05"),
+        ("SAM", "goes with any", "optimizer.sam: 0.05"),
+        ("lookahead", "goes with any", "optimizer.lookahead: 6"),
+        ("AdamP", "unknown 'AdamP'", "did you mean 'adamp'"),
+        ("timm:adan", "unknown 'timm:adan'", "one of"),
+    ],
+)
+def test_a_wrong_optimizer_is_explained(network, name, words, remedy):
+    with pytest.raises(SettingsError, match=words) as caught:
+        make_optimizer(network, Optimizer(name=name))
+    assert remedy in caught.value.remedy
+
+
+def test_optimizers_of_another_package(network, monkeypatch):
+    oracle = pytest.importorskip("pytorch_optimizer", reason="not installed (extra `optim`)")
+    made = make_optimizer(network, Optimizer(name="pytorch_optimizer:adan", lr=0.02))
+    assert type(made) is oracle.load_optimizer("adan")
+    assert {group["lr"] for group in made.param_groups} == {0.02}
+    for name, words in (
+        ("adn", "has no 'adn'"), ("adahessian", "can't be used here"), ("schedulefreeadamw", "other weights"),
+    ):  # fmt: skip
+        with pytest.raises(SettingsError, match=words) as caught:
+            make_optimizer(network, Optimizer(name=f"pytorch_optimizer:{name}"))
+        assert caught.value.remedy
+    monkeypatch.setattr("manihot.optim.optimizers.find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match="not installed") as caught:
+        make_optimizer(network, Optimizer(name="pytorch_optimizer:adan"))
+    assert "manihot[optim]" in caught.value.remedy
+
+
 def test_norms_and_biases_never_decay(network):
     groups = parameter_groups(network, Optimizer(weight_decay=0.1))
     for group in groups:

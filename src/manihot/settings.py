@@ -527,7 +527,8 @@ def find_yaml(name: str, folder: str, said: str = "") -> tuple[str, str] | None:
 
 def suggest(wrong: str, names: Sequence[str]) -> str:
     """A sentence that offers the nearest right name, or all of them when none is near."""
-    near = difflib.get_close_matches(str(wrong), list(names), n=1, cutoff=0.5)
+    alike = [name for name in names if name.casefold() == str(wrong).casefold()]
+    near = alike or difflib.get_close_matches(str(wrong), list(names), n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(sorted(names))}"
 
 

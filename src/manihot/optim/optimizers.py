@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -130,17 +132,62 @@ def kept_from_decay(model: Classifier) -> set[str]:
 
 def make_optimizer(model: Classifier, settings: Optimizer) -> TorchOptimizer:
     """The recipe's optimiser over the model's parameter groups; SettingsError for an unknown name."""
-    if settings.name not in OPTIMIZERS:
-        raise SettingsError(
-            f"optimizer.name: unknown {settings.name!r}", suggest(settings.name, list(OPTIMIZERS))
-        )
-    optimizer = OPTIMIZERS[settings.name](parameter_groups(model, settings), settings.lr)
+    optimizer = find_optimizer(settings.name)(parameter_groups(model, settings), settings.lr)
     if settings.lookahead:
         return Lookahead(optimizer, settings.lookahead, settings.lookahead_share)
     return optimizer
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], float], TorchOptimizer]] = {
+def find_optimizer(name: str, where: str = "optimizer.name") -> Make:
+    """A row of the registry, or `pytorch_optimizer:NAME` from that package; SettingsError for what is neither."""
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    if name.casefold() in SET_OTHERWISE:
+        raise SettingsError(
+            f"{where}: {name!r} is no optimiser but goes with any", f"set {SET_OTHERWISE[name.casefold()]}"
+        )
+    package, colon, other = name.partition(":")
+    if not colon or package != PACKAGE:
+        raise SettingsError(f"{where}: unknown {name!r}", suggest(name, list(OPTIMIZERS)))
+    if find_spec(PACKAGE) is None:
+        raise SettingsError(
+            f"{where}: {name!r} needs the package {PACKAGE}, which is not installed",
+            "pip install 'manihot[optim]', or use a row of the optimisers",
+        )
+    return _from_package(other, where)
+
+
+def _from_package(name: str, where: str) -> Make:
+    """An optimiser of pytorch_optimizer with its own defaults, tried on a small matrix."""
+    package = import_module(PACKAGE)
+    known = [str(one) for one in package.get_supported_optimizers()]
+    if name not in known:
+        raise SettingsError(f"{where}: {PACKAGE} has no {name!r}", suggest(name, known))
+    make: Make = package.load_optimizer(name)
+    weight = torch.nn.Parameter(torch.ones(4, 4))
+    try:
+        tried = make([{"params": [weight], "lr": 1e-3, "weight_decay": 0.0}], 1e-3)
+        weight.grad = torch.ones(4, 4)
+        tried.step()
+    except Exception as error:  # whatever a class of the package needs that a training here doesn't give
+        raise SettingsError(
+            f"{where}: {PACKAGE}'s {name} can't be used here ({type(error).__name__}: {error})", "use another one"
+        ) from error
+    if hasattr(tried, "eval"):
+        raise SettingsError(
+            f"{where}: {PACKAGE}'s {name} keeps other weights for training than for use", "use another one"
+        )
+    return make
+
+
+Make = Callable[[list[dict[str, Any]], float], TorchOptimizer]
+PACKAGE = "pytorch_optimizer"
+SET_OTHERWISE = {
+    "sam": "optimizer.sam: 0.05 beside the name of an optimiser",
+    "asam": "optimizer.sam: 0.5 and optimizer.sam_adaptive: true beside the name of an optimiser",
+    "lookahead": "optimizer.lookahead: 6 beside the name of an optimiser",
+}
+OPTIMIZERS: dict[str, Make] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "adamp": AdamP,

@@ -18,7 +18,7 @@ from manihot.models.heads import POOLING, TILE_ATTENTION
 from manihot.optim.averaging import averaging_begins, check_averaging
 from manihot.optim.losses import make_loss
 from manihot.optim.losses.contract import PER_CLASS
-from manihot.optim.optimizers import OPTIMIZERS
+from manihot.optim.optimizers import find_optimizer
 from manihot.optim.schedules import NEEDS_SCORES, check_schedule
 from manihot.settings import Recipe, suggest
 from manihot.train.labels import check_among, check_labels, clusters
@@ -116,9 +116,7 @@ def check_source_use(recipe: Recipe, stage: Recipe, where: str) -> None:
 
 def check_techniques(stage: Recipe, where: Where) -> None:
     """SettingsError for a technique of training that doesn't exist, or settings that contradict each other."""
-    name = stage.optimizer.name
-    if name not in OPTIMIZERS:
-        raise SettingsError(f"{where('optimizer')}: unknown {name!r}", suggest(name, list(OPTIMIZERS)))
+    find_optimizer(stage.optimizer.name, where("optimizer"))
     check_step(stage.step, where("step"))
     check_negatives(stage.negatives, where("negatives"))
     if stage.model.unknown != (stage.negatives.name != "none"):
