@@ -114,6 +114,22 @@ def test_accumulation_weighs_by_photographs(recipe: Recipe, tmp_path: Path):
     assert max(float((a[k].float() - b[k].float()).abs().max()) for k in a) < 1e-5
 
 
+def test_parts_that_weigh_alike_are_another_gradient():
+    """Why photographs weigh and not batches: of 8 + 8 + 4, each divided by 3, the last 4 weigh two thirds too much."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(20, 6, generator=generator), torch.arange(20) % 3
+    weight = (0.1 * torch.randn(3, 6, generator=generator)).requires_grad_()
+
+    def gradient_of(part: slice) -> torch.Tensor:
+        loss = torch.nn.functional.cross_entropy(images[part] @ weight.T, labels[part])
+        return torch.autograd.grad(loss, weight)[0]
+
+    whole, parts = gradient_of(slice(20)), [gradient_of(slice(a, b)) for a, b in ((0, 8), (8, 16), (16, 20))]
+    weighed = sum(part * share for part, share in zip(parts, (0.4, 0.4, 0.2)))
+    torch.testing.assert_close(weighed, whole)
+    assert 0.1 < float((sum(parts) / 3 - whole).norm() / whole.norm()) < 0.6
+
+
 def test_accumulation_warns_where_batch_norms_see_parts(recipe: Recipe, tmp_path: Path, capsys):
     train = recipe.train.model_copy(update={"epochs": 1, "accumulate": 2})
     training(recipe.model_copy(update={"train": train}), tmp_path / "a")
