@@ -15,7 +15,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from manihot.audit.stages import audit_labels, audit_predictions, audit_what_if, group_duplicates, save_table
+from manihot.audit.stages import (
+    audit_labels,
+    audit_lookalikes,
+    audit_predictions,
+    audit_what_if,
+    group_duplicates,
+    save_table,
+)
 from manihot.audit.what_if import ARMS, TOGETHER
 from manihot.deliver import audit_page
 from manihot.deliver.audit_page import make_audit_page
@@ -68,6 +75,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
         manifest.save(folder / "folds.parquet")
         made = Predictions.from_probs(ids, probs, CLASSES, labels, table["fold"].to_numpy(), embeddings=embeddings)
         made.save(folder / "predictions/main.oof.parquet")
+        audit_lookalikes(folder, manifest, "main")
         audit_labels(folder, manifest, "main")
         audit_what_if(folder, manifest, "main", seed=0)
     return home
@@ -148,11 +156,28 @@ def test_groups_with_two_labels_come_first_with_all_their_members(run: Path) -> 
     assert f"In {TORN} of them the same picture carries different labels" in page.text
 
 
+def test_lookalikes_are_shown_what_pixels_confirm_first(run: Path) -> None:
+    html, page = read(run)
+    told = json.loads((run / "audit/audit.json").read_text(encoding="utf-8"))["lookalikes"]
+    assert told["groups"] == table_of(run, "lookalikes")["group"].nunique() > 0
+    assert f"in {told['groups']} groups alike by the features" in page.text
+    fake = table_of(run, "duplicates")[["image_id", "label", "source", "split", "group"]]
+    flags = {"label_conflict": False, "crosses_folds": False, "crosses_splits": False}
+    sure = fake["group"].iloc[-1]
+    fake = fake.assign(evidence=np.where(fake["group"] == sure, "pixels", "features"), distance=0.3, **flags)
+    save_table(fake, run, "lookalikes")
+    html, page = read(run)
+    groups = re.findall(r'<div class="alike group.*?</div></div>', html, flags=re.S)
+    assert ["confirmed by the pictures" in group for group in groups] == [True] + [False] * (COPIES - 1)
+    assert all(f"leaf {k}.jpg" in Page(groups[0]).text for k in (3, N - 1))
+    assert f"1 new and confirmed by the pictures, {COPIES - 1} told by the features alone" in page.text
+
+
 def test_every_part_of_the_audit_is_shown(run: Path) -> None:
     _, page = read(run)
     headings = {attrs["id"] for name, attrs in page.tags if name == "section"}
     assert headings == {
-        "result", "labels", "duplicates", "outliers", "composition", "sources", "what-if", "next", "how"
+        "result", "labels", "duplicates", "lookalikes", "outliers", "composition", "sources", "what-if", "next", "how"
     }  # fmt: skip
     assert "Not in this run folder" not in page.text
     drift = table_of(run, "drift").iloc[0]

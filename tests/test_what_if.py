@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from manihot.audit import what_if as module
+from manihot.audit.evidence import EMBEDDINGS, save_embeddings
 from manihot.audit.stages import audit_what_if
 from manihot.audit.trusted import read_trusted
 from manihot.audit.what_if import ARMS, paired_interval, what_if
@@ -117,7 +118,7 @@ def test_what_can_t_be_asked_is_an_error_before_training(small_photos: Path, tin
         run(small_photos, out, "quick", trusted="expert")
     with pytest.raises(SettingsError, match="holds none out"):
         run(small_photos, out, "quick", overrides=["folds.kind=none"], what_if=True)
-    with pytest.raises(DataError, match="no column 'expert'"):
+    with pytest.raises(DataError, match="--trusted names a column, but"):
         run(small_photos, out, "quick", what_if=True, trusted="expert", workers=1)
     assert not (out / "predictions").exists() and not (out / "members").exists()
 
@@ -141,12 +142,11 @@ def test_features_of_the_audit_or_of_another_member_serve_too(tmp_path: Path):
         audit_what_if(folder, manifest, "ensemble", 0)
         one = pd.read_parquet(folder / "audit/what_if.parquet")
         (folder / "predictions/quick.oof.parquet").unlink()
-        own = pd.DataFrame(x.astype(np.float32), columns=[f"e{i}" for i in range(x.shape[1])])
-        own.assign(image_id=ids).iloc[mixed].to_parquet(folder / "audit/embeddings.parquet")
+        save_embeddings(folder / EMBEDDINGS, ids[mixed], x.astype(np.float32)[mixed])
         audit_what_if(folder, manifest, "ensemble", 0)
         assert one.equals(pd.read_parquet(folder / "audit/what_if.parquet"))
-        own.assign(image_id=ids).head(9).to_parquet(folder / "audit/embeddings.parquet")
-        with pytest.raises(DataError, match="none for 111"):
+        save_embeddings(folder / EMBEDDINGS, ids[:9], x.astype(np.float32)[:9])
+        with pytest.raises(DataError, match="111 photographs have no embedding"):
             audit_what_if(folder, manifest, "ensemble", 0)
     assert json.loads((tmp_path / "audit/what_if.json").read_text(encoding="utf-8"))["run_folds"]
 

@@ -17,7 +17,7 @@ import numpy as np
 from manihot.audit.cleaning import carry_counts
 from manihot.audit.folds import make_folds
 from manihot.audit.sources import use_sources
-from manihot.audit.stages import audit_labels, audit_what_if, group_duplicates, tell_folds
+from manihot.audit.stages import audit_labels, audit_lookalikes, audit_what_if, group_duplicates, tell_folds
 from manihot.audit.trusted import check_features, read_trusted
 from manihot.ensemble.files import COMBINATION
 from manihot.ensemble.second_level import Combination
@@ -76,8 +76,7 @@ def run(
         best = blend_stage(folder, names, resolved.blend, resolved.seed)
         trust_stage(folder, best, resolved.seed, resolved.trust.coverage)
         unknown_stage(folder, best, resolved.seed, device, resolved.trust.false_rejection)
-        if resolved.audit.labels:
-            audit_stage(folder, manifest, best, resolved, device, smoke)
+        audit_stage(folder, manifest, best, resolved, device, smoke)
         if what_if:
             say(audit_what_if(folder, manifest, best, resolved.seed, trusted))
         scores = score(folder, manifest, names, best, resolved.seed)
@@ -347,9 +346,15 @@ def unknown_stage(
 def audit_stage(
     folder: RunFolder, manifest: Manifest, name: str, recipe: Recipe, device: str = "auto", smoke: bool = False
 ) -> None:
-    """The audit of labels by all evidence there is; where the predictions hold no features, a frozen network looks."""
+    """The audit of labels by all evidence there is, and of photographs that look alike by their features.
+
+    Where the predictions hold no features, a frozen network looks.
+    """
     oof, embeddings, why = folder / f"predictions/{name}.oof.parquet", None, "the predictions hold no features"
     if not oof.exists() or not (folder / "audit/duplicates.parquet").exists():
+        return
+    if not recipe.audit.labels:
+        audit_lookalikes(folder, manifest, name)
         return
     if smoke or not recipe.audit.embeddings:
         why = "a smoke run doesn't compute features" if smoke else "audit.embeddings is false"
@@ -357,6 +362,7 @@ def audit_stage(
         from manihot.train.frozen import embed_for_audit
 
         embeddings = embed_for_audit(folder, manifest, oof, device)
+    audit_lookalikes(folder, manifest, name, embeddings)
     audit_labels(folder, manifest, name, members_of(folder, name), embeddings, why)
 
 

@@ -1,8 +1,9 @@
 """From the audit's findings to a new manifest: what `manihot clean` does.
 
-Written into the output folder: manifest.parquet (what stays, as decided; the original is never touched), decisions.csv
-(one row a photograph, with its reason; correct it by hand and give it back with --decisions), dropped.csv,
-before_after.csv (counts a class), and clean.json (what was written here, so that nothing else is written over).
+Written into the output folder: manifest.parquet (what stays, as decided, in groups that hold the lookalikes which
+pixels confirmed; the original is never touched), decisions.csv (one row a photograph, with its reason; correct it by
+hand and give it back with --decisions), dropped.csv, before_after.csv (counts a class), and clean.json (what was
+written here, so that nothing else is written over).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from manihot.audit.decisions import (
     merge_decisions,
 )
 from manihot.audit.label_errors import label_issues
+from manihot.audit.lookalikes import with_lookalikes
 from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.progress import say
 from manihot.records.manifest import Manifest
@@ -70,6 +72,9 @@ def clean(
         chosen = _by_rules(path, manifest, asked, predictions, settings)
     cleaned, dropped = apply_decisions(manifest, chosen)
     counts = compare_manifests(manifest, cleaned)
+    lookalikes = _read(path.parent / "audit/lookalikes.parquet")
+    if lookalikes is not None:
+        cleaned = with_lookalikes(cleaned, lookalikes)
     text = chosen.to_csv(index=False, lineterminator="\n")
     written = [*known[-1:], hashlib.sha256(text.encode("utf-8")).hexdigest()]
     rules_said = None if decisions is not None else [f"{rule}={action}" for rule, action in asked]

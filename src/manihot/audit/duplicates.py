@@ -188,27 +188,38 @@ def _describe(manifest: Manifest, pairs: pd.DataFrame, looks: Looks | None) -> p
         nearest=manifest.image_id[nearest],
         phash_distance=_hash_distance(manifest, looks, rows, nearest),
     )
-    groups = table.groupby(number)
-    labelled = table["label"].where(table["label"] >= 0)
-    table["label_conflict"] = labelled.groupby(number).transform("nunique") > 1
-    table["crosses_folds"] = _torn_by_folds(table)
-    table["crosses_splits"] = groups["split"].transform("nunique") > 1
+    table = flag_groups(table, number)
     order = np.argsort(number, kind="stable")
     return table.iloc[order].reset_index(drop=True)[list(COLUMNS)]
 
 
-def _torn_by_folds(table: pd.DataFrame) -> np.ndarray:
+def flag_groups(table: pd.DataFrame, number: np.ndarray) -> pd.DataFrame:
+    """The table (label, fold, split) with what its groups, numbered (N,), give away, one value a group.
+
+    `label_conflict`: more than one label. `crosses_folds`: some model trains on one member and is judged on another.
+    `crosses_splits`: one member is a test photograph and another is not.
+    """
+    labelled = table["label"].where(table["label"] >= 0)
+    return table.assign(
+        label_conflict=labelled.groupby(number).transform("nunique") > 1,
+        crosses_folds=_torn_by_folds(table, number),
+        crosses_splits=table["split"].groupby(number).transform("nunique") > 1,
+    )
+
+
+def _torn_by_folds(table: pd.DataFrame, number: np.ndarray) -> np.ndarray:
     """Whether some model trains on one member of the group and is judged on another, bool (n,).
 
-    What is only trained on (`train_only`) doesn't count: it is left out where its group is judged.
+    number: of each row's group. What is only trained on (`train_only`) doesn't count: it is left out where its group
+    is judged.
     """
     counts = (table["split"] != "test") & (table["label"] >= 0)
     if TRAIN_ONLY in table:
         counts &= ~table[TRAIN_ONLY].to_numpy(dtype=bool)
     judged = table["fold"].where(counts)
-    several = judged.groupby(table["group"]).transform("nunique") > 1
+    several = judged.groupby(number).transform("nunique") > 1
     held = (judged != ALWAYS_TRAIN) & judged.notna()
-    return (several & held.groupby(table["group"]).transform("any")).to_numpy(dtype=bool)
+    return (several & held.groupby(number).transform("any")).to_numpy(dtype=bool)
 
 
 def with_folds(duplicates: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
@@ -225,7 +236,7 @@ def with_folds(duplicates: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
         )
     table = duplicates.assign(fold=manifest.fold[at])
     more = {TRAIN_ONLY: manifest.table[TRAIN_ONLY].to_numpy()[at]} if TRAIN_ONLY in manifest.table else {}
-    return table.assign(crosses_folds=_torn_by_folds(table.assign(**more)))
+    return table.assign(crosses_folds=_torn_by_folds(table.assign(**more), table["group"].to_numpy()))
 
 
 def _hash_distance(manifest: Manifest, looks: Looks | None, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manihot.audit.label_errors import SCORES
 from manihot.errors import DataError
+from manihot.records.runs import atomic_path
 
 EMBEDDINGS = "audit/embeddings.parquet"
 OF_PREDICTIONS = SCORES[:3]
@@ -52,6 +54,14 @@ def load_margins(paths: Sequence[Path], image_id: np.ndarray | None = None) -> p
         for number, (area, spread) in enumerate(zip(areas, spreads))
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def save_embeddings(path: Path, image_id: np.ndarray, embeddings: np.ndarray) -> None:
+    """Write ids (N,) and embeddings (N, D) as `load_embeddings` reads them."""
+    column = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), embeddings.shape[1])
+    table = pa.table({"image_id": pa.array(image_id.astype(str)), "embedding": column})
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def load_embeddings(path: Path, image_id: np.ndarray) -> np.ndarray:

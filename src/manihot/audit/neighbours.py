@@ -52,6 +52,32 @@ def components_within(embeddings: np.ndarray, eps: float) -> np.ndarray:
     return number_by_appearance(label)
 
 
+def nearest_in_components(
+    vectors: np.ndarray, label: np.ndarray, eps: float, most: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs at most `eps` apart in which one row is among the other's `most` nearest of its component: i < j, distance.
+
+    vectors: float32 (N, D) of unit length. label: of `components_within`. Sorted by i, then j; memory grows with
+    N * `most`.
+    """
+    first, second = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    order = np.argsort(label, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(label[order])) + 1):
+        if len(rows) < 2:
+            continue
+        members, kept = vectors[rows], min(most, len(rows) - 1)
+        for at in range(0, len(rows), BLOCK):
+            alike = members[at : at + BLOCK] @ members.T
+            here = np.arange(len(alike))
+            alike[here, at + here] = -2
+            near = np.argpartition(-alike, kept - 1, axis=1)[:, :kept]
+            first.append(np.repeat(rows[at : at + BLOCK], kept))
+            second.append(rows[near].ravel())
+    i, j = np.concatenate(first), np.concatenate(second)
+    pairs = np.unique(np.stack([np.minimum(i, j), np.maximum(i, j)], axis=1), axis=0)
+    return _measure(vectors, pairs[:, 0], pairs[:, 1], eps)
+
+
 def number_by_appearance(label: np.ndarray) -> np.ndarray:
     """The same partition with numbers 0, 1, ... in the order in which its parts first appear, int64 (N,)."""
     _, first, inverse = np.unique(label, return_index=True, return_inverse=True)

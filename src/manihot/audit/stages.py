@@ -1,6 +1,6 @@
 """The audit of a run folder: each part is a stage that is done once and leaves its tables in RUN/audit.
 
-looks/ (thumbnails, hashes), composition, duplicates, label_issues, goes_with_errors, drift, drift_features,
+looks/ (thumbnails, hashes), composition, duplicates, lookalikes, label_issues, goes_with_errors, drift, drift_features,
 drift_examples, priors, classes, what_if: each as parquet and CSV. audit.json: the figures that a page or a person
 reads first.
 """
@@ -23,6 +23,11 @@ from manihot.audit.evidence import describe_evidence, find_margins, load_embeddi
 from manihot.audit.hashes import Looks, look_at_photos
 from manihot.audit.label_errors import label_issues
 from manihot.audit.label_scores import beats_largest_class
+from manihot.audit.lookalikes import (
+    count_lookalikes,
+    describe_lookalikes,
+    find_lookalikes,
+)
 from manihot.audit.trusted import load_features, read_trusted
 from manihot.audit.what_if import what_if
 from manihot.errors import DataError
@@ -77,6 +82,34 @@ def tell_folds(folder: RunFolder, manifest: Manifest) -> None:
     folder.stage("duplicate folds", inputs, ["audit/duplicates.parquet", "audit/duplicates.csv"], work)
 
 
+def audit_lookalikes(folder: RunFolder, manifest: Manifest, name: str, embeddings: Path | None = None) -> None:
+    """Copies that only the embeddings give away, RUN/audit/lookalikes.parquet and .csv; nothing where there are none.
+
+    Embeddings: those in the out-of-fold predictions `name`, or those of `embeddings`, a file of `manihot.train.frozen`.
+    """
+    oof = folder / f"predictions/{name}.oof.parquet"
+    if not oof.is_file() or not (folder / "audit/looks/looks.parquet").is_file():
+        return
+    predictions = Predictions.load(oof)
+    if predictions.embeddings is None and embeddings is None:
+        return
+
+    def work() -> None:
+        image_id, seen = predictions.image_id, predictions.embeddings
+        if seen is None and embeddings is not None:
+            seen = load_embeddings(embeddings, image_id)
+        assert seen is not None
+        rows = pd.Index(manifest.image_id).get_indexer(pd.Index(image_id))
+        looks = Looks.load(folder / "audit/looks")
+        known = (rows >= 0) & pd.Index(image_id).isin(pd.Index(looks.image_id))
+        found = find_lookalikes(manifest.take(rows[known]), seen[known], looks)
+        save_table(found, folder.path, "lookalikes")
+        say(f"Lookalikes: {describe_lookalikes(count_lookalikes(found))} (audit/lookalikes.csv)")
+
+    digests = [digest_file(path) for path in (oof, folder / "folds.parquet", *([embeddings] if embeddings else []))]
+    folder.stage("lookalikes", digests, ["audit/lookalikes.parquet", "audit/lookalikes.csv"], work)
+
+
 def audit_labels(
     folder: RunFolder, manifest: Manifest, name: str, members: Sequence[str] | None = None,
     embeddings: Path | None = None, why_no_embeddings: str = "the predictions hold no features",
@@ -93,6 +126,8 @@ def audit_labels(
     predictions = Predictions.load(oof)
     trained = find_margins(folder.path, members or [name], predictions.fold)
     inputs += [digest_file(path) for path in [*trained, *([embeddings] if embeddings else [])]]
+    alike = folder / "audit/lookalikes.parquet"
+    inputs += [digest_file(alike)] if alike.is_file() else []
 
     def work() -> None:
         duplicates = pd.read_parquet(folder / "audit/duplicates.parquet")
@@ -107,7 +142,7 @@ def audit_labels(
         except DataError as error:
             say(f"What goes with errors: {error.what}")
         _audit_sources(folder.path, manifest, composition, predictions)
-        summary = summarise(manifest, issues, duplicates)
+        summary = summarise(manifest, issues, duplicates, pd.read_parquet(alike) if alike.is_file() else None)
         summary["evidence"] = describe_evidence(
             issues, features="" if embeddings is None else "a frozen network", why_no_features=why_no_embeddings,
             margins=margins is not None,
@@ -121,7 +156,10 @@ def audit_labels(
     folder.stage("audit", inputs, ["audit/label_issues.parquet", "audit/label_issues.csv", "audit/audit.json"], work)
 
 
-def summarise(manifest: Manifest | None, issues: pd.DataFrame, duplicates: pd.DataFrame | None) -> dict[str, Any]:
+def summarise(
+    manifest: Manifest | None, issues: pd.DataFrame, duplicates: pd.DataFrame | None,
+    lookalikes: pd.DataFrame | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The figures of audit.json, plain values."""
     wrong = issues[issues["is_label_issue"]]
     pairs = wrong.groupby(["given_label", "suggested_label"]).size().sort_values(ascending=False)
@@ -140,6 +178,8 @@ def summarise(manifest: Manifest | None, issues: pd.DataFrame, duplicates: pd.Da
             "groups_across_splits": int(groups["crosses_splits"].sum()),
             "kinds": {str(k): int(n) for k, n in duplicates["kind"].value_counts().items()},
         }  # fmt: skip
+    if lookalikes is not None:
+        out["lookalikes"] = count_lookalikes(lookalikes)
     return out
 
 
@@ -233,7 +273,7 @@ def audit_predictions(predictions: Path, out: Path, classes: Path | None = None)
 
     predictions: parquet, or CSV image_id,label,c0,c1,... or with columns named as the classes; every photograph
     predicted once, by a model that never saw it, which a CSV can't say and you vouch for. classes: a file that names
-    the classes by number, as for a scan.
+    the classes by number, as for a scan. Where they hold embeddings, lookalikes.csv names likely copies.
     """
     path = Path(predictions)
     found = _name_classes(path, None if classes is None else Path(classes))
@@ -241,7 +281,13 @@ def audit_predictions(predictions: Path, out: Path, classes: Path | None = None)
         raise DataError(f"{path}: no photograph has a label", "add a column `label` with class numbers from 0")
     issues = label_issues(found, out_of_fold=path.suffix.lower() == ".csv")
     save_table(issues, Path(out), "label_issues")
-    summary = summarise(None, issues, None)
+    lookalikes = None
+    if found.embeddings is not None:  # of photographs that are not here: nothing else can tell copies
+        table = pd.DataFrame({"image_id": found.image_id, "path": "", "label": found.labels, "fold": found.fold})
+        lookalikes = find_lookalikes(Manifest.from_table(table, found.classes, Path()), found.embeddings)
+        save_table(lookalikes, Path(out), "lookalikes")
+        say(f"Lookalikes: {describe_lookalikes(count_lookalikes(lookalikes))} (audit/lookalikes.csv)")
+    summary = summarise(None, issues, None, lookalikes)
     summary["evidence"] = describe_evidence(issues, why_no_features="the predictions hold no features")
     say(say_evidence(summary["evidence"]))
     save_json(Path(out) / "audit/audit.json", summary)

@@ -5,19 +5,18 @@ Both are checked before anything is trained.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from manihot.audit.evidence import EMBEDDINGS, load_embeddings
 from manihot.errors import DataError, SettingsError
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.settings import Recipe
 
 WORDS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
-EMBEDDINGS = "audit/embeddings.parquet"  # image_id, e0, e1, ... of a network that never learned these labels
 
 
 def read_trusted(manifest: Manifest, column: str) -> np.ndarray:
@@ -46,10 +45,10 @@ def check_features(run: Path, recipe: Recipe) -> None:
         )
     if any(member.method == "features" for member in recipe.member_recipes().values()):
         return
-    if not (run / EMBEDDINGS).is_file():
+    if not (recipe.audit.labels and recipe.audit.embeddings) and not (run / EMBEDDINGS).is_file():
         raise SettingsError(
             f"--what-if needs features of the photographs, and a run by {recipe.name!r} keeps none",
-            "ask with --recipe quick in a folder of its own: the answer is on the labels, whatever is trained later",
+            "leave audit.labels and audit.embeddings on, or ask with --recipe quick",
         )
 
 
@@ -63,7 +62,7 @@ def load_features(run: Path, name: str) -> tuple[Predictions, np.ndarray, Path]:
     if predictions.embeddings is not None:
         return predictions, predictions.embeddings, path
     if (run / EMBEDDINGS).is_file():
-        return predictions, _read_embeddings(run / EMBEDDINGS, predictions.image_id), run / EMBEDDINGS
+        return predictions, load_embeddings(run / EMBEDDINGS, predictions.image_id), run / EMBEDDINGS
     for other in sorted((run / "predictions").glob("*.oof.parquet")):
         found = Predictions.load(other)
         if found.embeddings is not None:
@@ -73,15 +72,3 @@ def load_features(run: Path, name: str) -> tuple[Predictions, np.ndarray, Path]:
     raise SettingsError(
         f"{path}: holds no features to learn from under other labels", "run with --recipe quick, whose predictions do"
     )
-
-
-def _read_embeddings(path: Path, image_id: np.ndarray) -> np.ndarray:
-    table = pd.read_parquet(path).set_index("image_id")
-    columns = sorted((c for c in table if re.fullmatch(r"e\d+", str(c))), key=lambda c: int(c[1:]))
-    missing = np.setdiff1d(image_id.astype(str), table.index.astype(str))
-    if len(missing) or not columns:
-        raise DataError(
-            f"{path}: {len(columns)} features, and none for {len(missing)} of the predicted photographs",
-            "remove the file and run again",
-        )
-    return table.loc[image_id, columns].to_numpy(dtype=np.float32)

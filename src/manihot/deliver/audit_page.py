@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from markupsafe import Markup
 from manihot.audit.composition import MEASUREMENTS
 from manihot.audit.duplicates import COPY, KINDS, SAME
 from manihot.audit.evidence import say_evidence
+from manihot.audit.lookalikes import EPS
 from manihot.audit.stages import learned
 from manihot.audit.what_if import TOGETHER
 from manihot.deliver import pictures
+from manihot.deliver.alike import alike_groups
 from manihot.deliver.audit_tables import gather_audit, list_files
 from manihot.deliver.material import Material
 from manihot.deliver.words import count_of, number, percent
@@ -93,6 +95,7 @@ def contents(material: Material, tables: dict[str, pd.DataFrame]) -> dict[str, A
     classes = () if manifest is None else manifest.classes
     labels = _labels(tables.get("label_issues"), tables.get("duplicates"), classes)
     duplicates = _duplicates(tables.get("duplicates"), classes)
+    lookalikes = alike_groups(tables.get("lookalikes"), partial(_name, classes))
     outliers = _outliers(tables.get("label_issues"), tables.get("duplicates"))
     composition = _composition(tables.get("classes"), tables.get("goes_with_errors"))
     sources = _sources(material, tables)
@@ -101,6 +104,7 @@ def contents(material: Material, tables: dict[str, pd.DataFrame]) -> dict[str, A
     if manifest is not None:
         wanted = [row["id"] for row in [*(labels or {"cards": []})["cards"], *outliers]]
         wanted += [member["id"] for group in (duplicates or {"groups": []})["groups"] for member in group["members"]]
+        wanted += [member["id"] for group in (lookalikes or {"shown": []})["shown"] for member in group["members"]]
         wanted += [i for pair in (sources or {"pairs": []})["pairs"] for row in pair["examples"] for i in row["ids"]]
         for image_id in track(list(dict.fromkeys(wanted)), "Drawing photographs for the audit"):
             thumbs(image_id)
@@ -111,15 +115,17 @@ def contents(material: Material, tables: dict[str, pd.DataFrame]) -> dict[str, A
         "thumbs": thumbs,
         "labels": labels,
         "duplicates": duplicates,
+        "lookalikes": lookalikes,
         "outliers": outliers,
         "composition": composition,
         "sources": sources,
         "what_if": what_if,
         "evidence": _evidence(material),
-        "said": _sentences(manifest, duplicates, composition, sources, what_if),
+        "said": _sentences(manifest, duplicates, lookalikes, composition, sources, what_if),
         "files": list_files(material.run),
         "report": (material.run / "report.html").is_file(),
         "same": SAME,
+        "alike_within": EPS,
         "from_one_file": COPY,
         "certain": CERTAIN,
     }
@@ -354,13 +360,15 @@ def _what_if(material: Material, table: pd.DataFrame | None) -> dict[str, Any] |
 
 
 def _sentences(
-    manifest: Manifest | None, duplicates: dict[str, Any] | None, composition: dict[str, Any] | None,
-    sources: dict[str, Any] | None, what_if: dict[str, Any] | None,
+    manifest: Manifest | None, duplicates: dict[str, Any] | None, lookalikes: dict[str, Any] | None,
+    composition: dict[str, Any] | None, sources: dict[str, Any] | None, what_if: dict[str, Any] | None,
 ) -> list[tuple[str, str]]:  # fmt: skip
     """The findings in words, after that on the labels: the section that each leads to, and the sentence."""
     said = []
     if duplicates:
         said.append(("duplicates", " ".join(_say_duplicates(duplicates))))
+    if lookalikes and lookalikes["groups"]:
+        said.append(("lookalikes", lookalikes["sentence"]))
     if sources and sources["pairs"]:
         said.append(("sources", _say_sources(sources)))
     elif manifest is not None and manifest.table["source"].nunique() < 2:

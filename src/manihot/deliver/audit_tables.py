@@ -35,6 +35,10 @@ TABLES = {
         "every photograph that has a duplicate, with its group, kind and distance",
         "so nothing is said of duplicates",
     ),
+    "lookalikes": Table(
+        ("image_id", "group", "evidence", "distance", "label", "label_conflict", "crosses_folds"),
+        "photographs alike by the network's features, and whether the pictures confirm it",
+    ),
     "classes": Table(
         ("class", "photographs", "share", "times_rarest"),
         "labelled photographs a class and a source",

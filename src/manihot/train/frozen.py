@@ -8,15 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from manihot.audit.evidence import EMBEDDINGS
+from manihot.audit.evidence import EMBEDDINGS, save_embeddings
 from manihot.models.backbones import make_model
 from manihot.progress import say
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import RunFolder, atomic_path, digest_value
+from manihot.records.runs import RunFolder, digest_value
 from manihot.settings import Features, Model, Photo, Recipe, View
 from manihot.train.crossval import features_of
 from manihot.train.member import make_member
@@ -48,11 +46,7 @@ def embed_for_audit(run: RunFolder, manifest: Manifest, oof: Path, device: str =
         look = LOOK.model_copy(update={"features": runtime})
         member = make_member(run, "audit", look, few, device)
         model = make_model(LOOK.model, len(few.classes), member.preprocess.size, member.seed(0))
-        values = features_of(member, model)[:, 0]
-        column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-        table = pa.table({"image_id": pa.array(few.image_id.astype(str)), "embedding": column})
-        with atomic_path(run / EMBEDDINGS) as temporary:
-            pq.write_table(table, temporary)
+        save_embeddings(run / EMBEDDINGS, few.image_id, features_of(member, model)[:, 0])
 
     run.stage("audit embeddings", inputs, [EMBEDDINGS], work)
     return run / EMBEDDINGS
