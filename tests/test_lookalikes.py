@@ -95,6 +95,8 @@ def test_pixels_confirm_and_groups_that_stand_there_are_known() -> None:
     evidence = {pair: set(found.loc[[f"{k}.jpg" for k in pair], "evidence"]) for pair in (COPY, TURNED, FALSE)}
     assert evidence == {COPY: {"pixels"}, TURNED: {"pixels"}, FALSE: {"features"}}
     assert found.loc["2.jpg", "correlation"] < 0.5 < 0.9 < found.loc["0.jpg", "correlation"]
+    beyond = find_lookalikes(_manifest(), _embeddings(), _looks(), eps=0.05)
+    assert _groups(beyond) == _names(COPY, TURNED), "beyond eps only what pixels confirm joins"
     group = np.where(np.isin(np.arange(N), COPY), "dup-0", "")
     found = find_lookalikes(_manifest(group=group), _embeddings(), _looks()).set_index("image_id")
     assert set(found.loc[["0.jpg", "30.jpg"], "evidence"]) == {"known"}

@@ -4,8 +4,9 @@ Embeddings are there only after the folds, so this is a second look: it names co
 missed and, for predictions that come without photographs, it is the only evidence of copies. Embeddings are centred
 on their mean, which takes away what all photographs of a set share, and scaled to unit length: those of unrelated
 photographs then lie about 1.41 apart. Groups are the connected components of the pairs at most `eps` apart, as
-DBSCAN(eps, min_samples=1) gives them. Where photographs are there, the pictures are laid over each other as
-`audit.duplicates` does, and only such a pair counts as confirmed.
+DBSCAN(eps, min_samples=1) gives them. Where photographs are there, pairs up to a wider `reach` are proposed too, and
+the pictures are laid over each other as `audit.duplicates` does: only such a pair counts as confirmed, and beyond `eps`
+only such a pair joins.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from manihot.audit.duplicates import SAME, flag_groups
 from manihot.audit.hashes import Looks
 from manihot.audit.neighbours import components_within, nearest_in_components, number_by_appearance
 from manihot.errors import DataError
-from manihot.records.groups import join_groups
+from manihot.records.groups import join_groups, join_labels
 from manihot.records.manifest import Manifest
 
-EPS = 0.6  # distance of centred unit vectors: cosine .82
+EPS = 0.45  # distance of centred unit vectors, cosine .9: what the features alone may say
+REACH = 0.6  # cosine .82: turned and cropped copies too, and pairs of a large set that only look alike; pixels decide
 NEAREST = 4  # of its group, that a photograph is compared with on pixels
 LEAST_CHECKS = 1000  # pairs checked on pixels, or one a photograph where there are more of those
 SAYS_NOTHING = 1e-4  # of the usual length: a vector that is hardly anything but the mean
@@ -38,23 +40,25 @@ EVIDENCE = {
 
 
 def find_lookalikes(
-    manifest: Manifest, embeddings: np.ndarray, looks: Looks | None = None, eps: float = EPS
+    manifest: Manifest, embeddings: np.ndarray, looks: Looks | None = None, eps: float = EPS, reach: float = REACH
 ) -> pd.DataFrame:
     """Photographs with a lookalike, one row each, sorted by group, with the columns of COLUMNS.
 
     embeddings: (N, D) of one network, in the order of the manifest, whose groups are taken as known. looks: of
-    `hashes.look_at_photos`; without them nothing is checked on pixels. `distance`: to the `nearest` of the group.
-    `correlation`: of the fine structure with the best partner checked, NaN where none was. `evidence`: EVIDENCE.
-    Flags as those of `find_duplicates`. Raises DataError.
+    `hashes.look_at_photos`; without them nothing is checked on pixels. eps: distance of vectors that join by
+    themselves; with looks, pairs up to `reach` that pixels confirm or that are known join too. `distance`: to the
+    `nearest` of the group. `correlation`: of the fine structure with the best partner checked, NaN where none was.
+    `evidence`: EVIDENCE. Flags as those of `find_duplicates`. Raises DataError.
     """
     if len(embeddings) != len(manifest):
         raise DataError(
             f"{len(embeddings)} embeddings don't fit {len(manifest)} photographs", "give one row a photograph"
         )
     unit, shows = unit_embeddings(embeddings)
-    label = np.arange(len(unit)) + len(unit)
-    label[shows] = components_within(unit if shows.all() else unit[shows], eps)
-    i, j, distance = nearest_in_components(unit, label, eps, NEAREST)
+    label = _components(unit, shows, eps)
+    wide = eps if looks is None else max(eps, reach)
+    wider = label if wide == eps else _components(unit, shows, wide)
+    i, j, distance = nearest_in_components(unit, wider, wide, NEAREST)
     group = manifest.table["group"].to_numpy()
     known = (group[i] == group[j]) & (group[i] != "")
     correlation = np.full(len(i), np.nan)
@@ -65,7 +69,16 @@ def find_lookalikes(
     pairs = pd.DataFrame(
         {"first": i, "second": j, "distance": distance, "known": known, "correlation": correlation}
     )
-    return _describe(manifest, label, pairs)
+    pairs["pixels"] = pairs["correlation"] >= SAME
+    pairs = pairs[(pairs["distance"] <= eps) | pairs["pixels"] | pairs["known"]]
+    return _describe(manifest, join_labels(label, pairs["first"].to_numpy(), pairs["second"].to_numpy()), pairs)
+
+
+def _components(unit: np.ndarray, shows: np.ndarray, eps: float) -> np.ndarray:
+    """Component of each vector, int64 (N,); one that says nothing stands alone."""
+    label = np.arange(len(unit)) + len(unit)
+    label[shows] = components_within(unit if shows.all() else unit[shows], eps)
+    return label
 
 
 def unit_embeddings(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +120,6 @@ def check_pairs(looks: Looks, rows: np.ndarray, first: np.ndarray, second: np.nd
 
 
 def _describe(manifest: Manifest, label: np.ndarray, pairs: pd.DataFrame) -> pd.DataFrame:
-    pairs = pairs.assign(pixels=pairs["correlation"] >= SAME)
     both = pd.concat([pairs, pairs.rename(columns={"first": "second", "second": "first"})], ignore_index=True)
     both = both.sort_values(["first", "distance", "second"], kind="stable")
     of_row = both.groupby("first")

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from manihot.audit.composition import MEASUREMENTS
 from manihot.audit.duplicates import COPY, KINDS, SAME
 from manihot.audit.evidence import say_evidence
-from manihot.audit.lookalikes import EPS
+from manihot.audit.lookalikes import EPS, REACH
 from manihot.audit.stages import learned
 from manihot.audit.what_if import TOGETHER
 from manihot.deliver import pictures
@@ -126,6 +126,7 @@ def contents(material: Material, tables: dict[str, pd.DataFrame]) -> dict[str, A
         "report": (material.run / "report.html").is_file(),
         "same": SAME,
         "alike_within": EPS,
+        "alike_reach": REACH,
         "from_one_file": COPY,
         "certain": CERTAIN,
     }
