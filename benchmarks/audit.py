@@ -10,7 +10,7 @@
 Photographs of `speed` (audit_parts.py): 800 x 600, two drawn leaves at a time cut out, turned, enlarged, laid over one
 another and recoloured, about 110 KB, one in a hundred a mirrored copy; as many files as photographs. Two cores: two
 processes, or two threads of the network. Seconds are those of the clock, so nothing else should run; seconds of the
-processor stand beside them. Each part runs in a process of its own, so that its peak memory is its own.
+processor stand beside them. Each part runs in a process of its own, so that its peak memory is its own (Linux only).
 Floors: decoding by libjpeg-turbo of the same files in memory, and the bare backbone on pictures that lie ready.
 `quality` draws its demo (--demos seeds) and reads BRACOL's leaves where they are found (audit_quality.py).
 Figures go to benchmarks/results/audit.json; with fewer than 2,000 photographs, a trial, into the work folder.
@@ -22,7 +22,6 @@ import argparse
 import datetime
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -50,6 +49,12 @@ def run_part(name: str, folder: Path, n: int) -> dict[str, Any]:
     command = [sys.executable, str(Path(__file__).resolve()), "part", name, str(folder), str(n)]
     done = subprocess.run(command, env={**os.environ, **threads}, stdout=subprocess.PIPE, check=True)
     return {"part": name, "n": n, "cores": CORES, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def peak_memory() -> float:
+    """Megabytes that this process held at most; ru_maxrss would count those of the process that started it."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3
 
 
 def note(rows: list[dict[str, Any]], results: Path) -> None:
@@ -219,7 +224,7 @@ def main() -> None:
     if sys.argv[1:2] == ["part"]:
         name, folder, n = sys.argv[2:5]
         result = PARTS[name](Path(folder), int(n))
-        result["megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        result["megabytes"] = peak_memory()
         print(json.dumps(result))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
