@@ -9,7 +9,7 @@ written here, so that nothing else is written over).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def _read_rules(rules: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _check_options(
-    decisions: Path | None, asked: list[tuple[str, str]], given: dict[str, object], threshold: float | None,
+    decisions: Path | None, asked: list[tuple[str, str]], given: Mapping[str, object], threshold: float | None,
     weight: float | None,
 ) -> None:  # fmt: skip
     """SettingsError for an option that nothing would follow."""
@@ -196,6 +196,8 @@ def _check_audited(
 ) -> None:
     """DataError where a rule needs what no audit left beside the manifest."""
     first = f"run it first: manihot run {path} --out RUN, then manihot clean RUN"
+    if (path.parent / "run.json").is_file():
+        first = f"let the audit or run in {path.parent} come to its end"
     labels, copies = ([rule for rule in rules if rule in named] for named in (LABEL_RULES, COPY_RULES))
     if issues is None and labels:
         raise DataError(

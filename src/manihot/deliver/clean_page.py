@@ -65,7 +65,7 @@ def contents(folder: Path) -> dict[str, Any]:
     decisions, dropped = _read(folder / "decisions.csv"), _read(folder / "dropped.csv")
     photographs = pd.concat([cleaned.table[["image_id", "path"]], dropped[["image_id", "path"]]], ignore_index=True)
     thumbs = pictures.Thumbnails(Manifest.from_table(photographs, cleaned.classes, cleaned.root), folder)
-    parts = []
+    parts: list[dict[str, Any]] = []
     for action, (title, says) in ACTIONS.items():
         rows = decisions[decisions["action"] == action]
         cards = [_card(row) for row in rows.head(SHOWN).to_dict("records")]
@@ -90,13 +90,14 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _card(row: dict[Any, Any]) -> dict[str, Any]:
-    new, weight = [], ""
+    new: list[tuple[str, float | None]] = []
+    weight = ""
     if row["action"] == "relabel":
         new = [(row["new_label"], None)]
     elif row["action"] == "soft":
         shares = {str(name).removeprefix(SOFT): row[name] for name in row if str(name).startswith(SOFT)}
-        found = [(name, float(cell)) for name, cell in shares.items() if cell and float(cell) >= 0.005]
-        new = sorted(found, key=lambda pair: -pair[1])
+        found = [(float(cell), name) for name, cell in shares.items() if cell and float(cell) >= 0.005]
+        new = [(name, share) for share, name in sorted(found, reverse=True)]
     elif row["action"] == "down_weight":
         weight = f"{float(row['weight']):g}"
     return {
