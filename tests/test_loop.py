@@ -234,3 +234,34 @@ def test_workers_change_nothing():
     helped, _ = make_loader(data, 8, 0, 1, False)
     for a, b in zip(alone, helped):
         assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+FAMILIES = (
+    Choice(name="random_resized_crop", scale=[0.4, 1.0]),
+    Choice(name="one_of", p=0.8, choices=[{"name": "rotate"}, {"name": "elastic"}, {"name": "grid_distortion"}]),
+    Choice(name="one_of", p=0.8, choices=[{"name": "gauss_noise"}, {"name": "motion_blur"}, {"name": "jpeg"}]),
+    Choice(name="compose", choices=[{"name": "posterize", "p": 0.5}, {"name": "gamma", "p": 0.5}]),
+    Choice(name="rand_augment", n=2),
+    Choice(name="coarse_dropout", fill="noise", p=0.7),
+    Choice(name="fancy_pca", p=0.7),
+    Choice(name="hue_saturation_value", p=0.7, strength=[[0, 0.2], [1, 1]]),
+)
+
+
+def epochs_of(augmenter: Augmenter, workers: int) -> list[torch.Tensor]:
+    """Every tensor of two epochs' batches, in order."""
+    data = TrainingPhotos(PHOTOS, np.arange(22), np.eye(3)[LABELS], np.ones(22), augmenter, views=2)
+    loader, batches = make_loader(data, 8, 0, workers, False)
+    seen = []
+    for batches.epoch in range(2):
+        seen += [batch[key] for batch in loader for key in sorted(batch)]
+    return seen
+
+
+@pytest.mark.parametrize("workers", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
+def test_the_number_of_workers_changes_nothing_in_any_family(workers: int):
+    augmenter = Augmenter(FAMILIES, (32, 32), 0, 2)
+    alone = epochs_of(augmenter, 0)
+    assert all(torch.equal(a, b) for a, b in zip(alone, epochs_of(augmenter, 0), strict=True))
+    assert not torch.equal(alone[1], alone[len(alone) // 2 + 1])  # the epochs differ
+    assert all(torch.equal(a, b) for a, b in zip(alone, epochs_of(augmenter, workers), strict=True))
