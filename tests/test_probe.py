@@ -84,6 +84,18 @@ def test_another_way_must_be_clearly_faster():
     assert fastest({FP32: float("inf"), BF16: 0.85}) == BF16
 
 
+def test_a_way_that_is_far_behind_is_tried_once(monkeypatch: pytest.MonkeyPatch):
+    tried = []
+
+    def timed(model: Classifier, images: torch.Tensor, precision: str, device: torch.device) -> float:
+        tried.append(precision)
+        return {"fp32": 1.0, "bf16": 5.0}[precision]
+
+    monkeypatch.setattr(probe, "_step_seconds", timed)
+    assert measure_ways([FP32, BF16], network(asked()), (2, 3, *SIZE), CPU, False) == {FP32: 1.0, BF16: 5.0}
+    assert tried.count("bf16") == 1 and tried.count("fp32") == probe.TURNS
+
+
 @pytest.mark.parametrize("shorter", ["bf16", "fp16"])
 def test_a_gpu_is_measured_too(shorter: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: shorter == "bf16")

@@ -29,6 +29,7 @@ from manihot.settings import Recipe
 GAIN = 1.15  # another way must be this much faster than fp32 in channels_last to be worth its rounding
 BATCH, BATCH_OF_GPU = 8, 32  # photographs a step of the measurement, at most
 TURNS = 3  # steps of each way; the first warms up
+HOPELESS = 4.0  # times as slow as the first way in the step that warms up: not tried again (bf16 on an old CPU: 12)
 
 
 class Way(NamedTuple):
@@ -114,15 +115,21 @@ def measure_ways(
             set_training(one, freeze_norm)
         for turn in range(TURNS):
             for way in ways:
+                if turn and hopeless(best, way):
+                    continue
                 try:
                     took = _step_seconds(
                         copies[way.channels_last], noise.contiguous(memory_format=_layout(way)), way.precision, device
                     )
                 except torch.OutOfMemoryError:
                     took = float("inf")
-                if turn:
-                    best[way] = min(best[way], took)
+                best[way] = took if turn < 2 else min(best[way], took)
     return best
+
+
+def hopeless(seconds: dict[Way, float], way: Way) -> bool:
+    """Whether a way's time is so far behind the first one's that it needs no second look."""
+    return seconds[way] > HOPELESS * next(iter(seconds.values()))
 
 
 def _layout(way: Way) -> torch.memory_format:
