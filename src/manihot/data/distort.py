@@ -37,9 +37,9 @@ class Elastic(BendingOp):
             smooth = cv2.GaussianBlur(noise, (0, 0), self.sigma * edge / step, borderType=cv2.BORDER_REFLECT)
             moves[..., direction] = smooth * np.float32(alpha * edge / max(float(smooth.std()), 1e-6))
         canvas.note(alpha=alpha)
-        moves = cv2.resize(moves, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)  # fine enough for straight lines
-        down, across = np.float32(moves.shape[0] / height), np.float32(moves.shape[1] / width)
-        return lambda x, y: _between(moves, x * across - np.float32(0.5), y * down - np.float32(0.5))
+        fine = cv2.resize(moves, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)  # enough for straight lines
+        down, across = np.float32(fine.shape[0] / height), np.float32(fine.shape[1] / width)
+        return lambda x, y: _between(fine, x * across - np.float32(0.5), y * down - np.float32(0.5))
 
 
 class OpticalDistortion(BendingOp):
