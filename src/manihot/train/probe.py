@@ -110,7 +110,7 @@ def measure_ways(
     best = dict.fromkeys(ways, float("inf"))
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout draws
         layouts = {way.channels_last: _layout(way) for way in ways}
-        copies = {last: copy.deepcopy(model).to(memory_format=layout) for last, layout in layouts.items()}  # type: ignore[call-overload]
+        copies = {last: copy.deepcopy(model).to(memory_format=layout) for last, layout in layouts.items()}
         for one in copies.values():
             set_training(one, freeze_norm)
         for turn in range(TURNS):

@@ -63,7 +63,7 @@ def make_training(
     model = model.to(device)
     precision, channels_last = from_first(lambda: choose_way(recipe, model, size, device))
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = model.to(memory_format=layout)  # type: ignore[call-overload]
+    model = model.to(memory_format=layout)
     learned = lesson
     lesson, photos = with_negatives(member, fold, lesson)
     augmenter = Augmenter(recipe.augment, size, seed, recipe.train.epochs)
