@@ -111,7 +111,7 @@ def test_a_trusted_column_is_asked_for_before_any_training(tmp_path: Path, monke
     manifest = scanned(csv, tmp_path / "scanned", trusted="checked")
     assert list(manifest.table["checked"]) == [True]
     with pytest.raises(DataError, match="no column 'right'"):
-        pipeline.run(tmp_path / "scanned/manifest.parquet", tmp_path / "other", "quick", trusted="right")
+        pipeline.run(tmp_path / "scanned/manifest.parquet", tmp_path / "other", "quick", what_if=True, trusted="right")
     assert not (tmp_path / "other").exists()
 
 

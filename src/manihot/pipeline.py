@@ -137,14 +137,17 @@ def _resolve(recipe: str | Recipe | None, overrides: Sequence[str], device: str)
 
 
 def prepare(
-    folder: RunFolder, recipe: Recipe, photos: Any, scan_options: dict[str, Any], workers: int = 2, update: bool = False
-) -> Manifest:
+    folder: RunFolder, recipe: Recipe, photos: Any, scan_options: dict[str, Any], workers: int = 2,
+    update: bool = False, weights: bool = True,
+) -> Manifest:  # fmt: skip
     """Everything before training: settings kept or refused, weights, scan, sources, duplicates, folds; the manifest.
 
-    Raises RunFolderError where the folder holds a run with other settings, unless `update`.
+    weights: whether those of all members must be there. Raises RunFolderError where the folder holds a run with other
+    settings, unless `update`; WeightsError.
     """
     _open(folder, recipe, photos, scan_options, update)
-    _have_weights(folder, recipe)
+    if weights:
+        _have_weights(folder, recipe)
     manifest, said = use_sources(_scan(folder, photos, workers, scan_options), recipe.sources)
     for sentence in said:
         say(sentence)

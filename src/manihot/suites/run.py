@@ -51,7 +51,8 @@ def run_suite(
     check_recipe(suite.recipe)
     chosen, skipped = suite.choose(only)
     with RunFolder(Path(out)) as folder:
-        manifest = prepare(folder, suite.recipe, photos, scan_options, workers, update)
+        # an arm without its weights is named with that error, and the others go on
+        manifest = prepare(folder, suite.recipe, photos, scan_options, workers, update, weights=False)
         folds = folds_of(manifest, suite.recipe)
         for arm in chosen:
             if _needs_all_folds(suite, arm, manifest, folds):

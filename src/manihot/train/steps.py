@@ -81,7 +81,7 @@ def mixed_batch(image: Tensor, moved: Batch, state: StepState) -> tuple[Tensor, 
         return state.normalise(image, moved["colour"]), moved["target"]
     own, (image, colour, target) = whole_batch(image, moved["colour"], moved["target"])
     images, targets = state.mixer(state.normalise(image, colour), target, state.epoch, state.batch_number)
-    return images[own], targets[own]
+    return images[own], moved["target"] if targets is target else targets[own]
 
 
 def supervised(model: nn.Module, batch: Batch, state: StepState) -> dict[str, Tensor]:
