@@ -75,11 +75,12 @@ def table(rows: list[dict[str, float]]) -> str:
     """Markdown: mean over rotations and interval (Student's t), and what is left of the clean accuracy."""
     lines = ["| recipe | wrong labels | validation | test | of its own clean accuracy | of quick's |", "|" + "---|" * 6]
     rates = sorted({row["rate"] for row in rows})
+    measured = [recipe for recipe in RECIPES if any(row["recipe"] == recipe for row in rows)]
     clean = {
         recipe: np.mean([row["test"] for row in rows if row["recipe"] == recipe and row["rate"] == 0])
-        for recipe in RECIPES
+        for recipe in measured
     }
-    for recipe in RECIPES:
+    for recipe in measured:
         for rate in rates:
             own = [row for row in rows if row["recipe"] == recipe and row["rate"] == rate]
             val, test = (np.array([row[kind] for row in own]) for kind in ("val", "test"))
