@@ -44,7 +44,37 @@ Together = Callable[
 ]  # fmt: skip
 
 
-class Loss(nn.Module):
+class BatchLoss(nn.Module):
+    """The loss of a batch, or, where several processes train on slices of one, of all of them.
+
+    `together` is set then (`train/distributed.py`).
+    """
+
+    together: Together | None = None
+
+    def forward(
+        self, logits: Tensor, target: Tensor, *, sample_weights: Tensor | None = None, **extra: Tensor
+    ) -> Tensor:
+        """The loss of logits (N,K), any float type, for target int (N,) or soft (N,K); a scalar or (N,).
+
+        A soft row that doesn't sum to 1 (SnapMix) counts by its sum. sample_weights: (N,), not negative.
+        Computed in float32, or in float64 for float64 logits. Raises DataError for probabilities in the place
+        of logits (a softmax of a softmax confines the loss to [0.905, 1.905] for 5 classes) and for shapes
+        that don't fit. Probabilities are looked for in the first call only, where it has ENOUGH_ROWS: logits of one
+        or a few photographs look like them now and then. On a GPU all values are looked at in the first call only,
+        as looking waits for the device.
+        """
+        if self.together is not None:
+            return self.together(self._of_batch, logits, target, sample_weights, extra)
+        return self._of_batch(logits, target, sample_weights, extra)
+
+    def _of_batch(
+        self, logits: Tensor, target: Tensor, sample_weights: Tensor | None, extra: Mapping[str, Tensor]
+    ) -> Tensor:
+        raise NotImplementedError
+
+
+class Loss(BatchLoss):
     """A term with class weights, smoothing and reduction.
 
     class_weights: (K,). The mean divides by the sum of the photographs' weights, as torch does for int
@@ -53,12 +83,10 @@ class Loss(nn.Module):
     lecture); s over K-1 equals sK/(K-1) over K.
     reduction: "mean", or "none" for (N,) weighted values.
     `needs` names the extra keyword tensors that forward wants beside logits and target.
-    `together` is set where several processes train on slices of one batch (`train/distributed.py`).
     """
 
     term: Callable[..., Tensor]
     class_weights: Tensor | None
-    together: Together | None = None
 
     def __init__(
         self,
@@ -85,22 +113,6 @@ class Loss(nn.Module):
             fine = weights.shape == (classes,) and bool(((weights >= 0) & weights.isfinite()).all())
             check(name, "class_weights", class_weights, fine, f"{classes} numbers from 0, one a class")
         self.register_buffer("class_weights", weights, persistent=False)
-
-    def forward(
-        self, logits: Tensor, target: Tensor, *, sample_weights: Tensor | None = None, **extra: Tensor
-    ) -> Tensor:
-        """The loss of logits (N,K), any float type, for target int (N,) or soft (N,K); a scalar or (N,).
-
-        A soft row that doesn't sum to 1 (SnapMix) counts by its sum. sample_weights: (N,), not negative.
-        Computed in float32, or in float64 for float64 logits. Raises DataError for probabilities in the place
-        of logits (a softmax of a softmax confines the loss to [0.905, 1.905] for 5 classes) and for shapes
-        that don't fit. Probabilities are looked for in the first call only, where it has ENOUGH_ROWS: logits of one
-        or a few photographs look like them now and then. On a GPU all values are looked at in the first call only,
-        as looking waits for the device.
-        """
-        if self.together is not None:
-            return self.together(self._of_batch, logits, target, sample_weights, extra)
-        return self._of_batch(logits, target, sample_weights, extra)
 
     def _of_batch(
         self, logits: Tensor, target: Tensor, sample_weights: Tensor | None, extra: Mapping[str, Tensor]
@@ -162,24 +174,14 @@ class Loss(nn.Module):
         self._seen = True
 
 
-class WeightedSum(nn.Module):
+class WeightedSum(BatchLoss):
     """The weighted sum of losses, each with its own settings; used as `Loss`, with the `needs` of all."""
-
-    together: Together | None = None
 
     def __init__(self, losses: Sequence[Loss | WeightedSum], weights: Sequence[float]) -> None:
         super().__init__()
         self.losses = nn.ModuleList(losses)
         self.weights = tuple(weights)
         self.needs: tuple[str, ...] = tuple(dict.fromkeys(name for loss in losses for name in loss.needs))
-
-    def forward(
-        self, logits: Tensor, target: Tensor, *, sample_weights: Tensor | None = None, **extra: Tensor
-    ) -> Tensor:
-        """As `Loss.forward`."""
-        if self.together is not None:
-            return self.together(self._of_batch, logits, target, sample_weights, extra)
-        return self._of_batch(logits, target, sample_weights, extra)
 
     def _of_batch(
         self, logits: Tensor, target: Tensor, sample_weights: Tensor | None, extra: Mapping[str, Tensor]
