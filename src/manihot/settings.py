@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -36,9 +36,20 @@ KeyPath = tuple[str | int, ...]
 
 
 class Group(BaseModel):
-    """A frozen group of settings; unknown keys are errors."""
+    """A frozen group of settings; unknown keys are errors.
+
+    LATER: settings that were added to a group; a dump leaves them out where they are the default, so that runs which
+    were started before they existed stay the same runs.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    LATER: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        same = {name for name in self.LATER if getattr(self, name) == fields[name].default}
+        return {key: value for key, value in values(self).items() if key not in same}
 
 
 class Choice(BaseModel):
@@ -76,17 +87,13 @@ class Source(Group):
 class Audit(Group):
     """What a run looks for in the photographs and their labels."""
 
+    LATER = ("embeddings",)
+
     duplicates: bool = Field(default=True, description="find duplicates first, and keep each group in one fold")
     labels: bool = Field(default=True, description="find wrong labels, from predictions of models that never saw them")
     embeddings: bool = Field(
         default=True, description="after fine-tuning, a frozen network looks once at each photograph for its neighbours"
     )
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `embeddings` where it is the default: runs that were started before it existed stay the same runs."""
-        out = values(self)
-        return {key: value for key, value in out.items() if key != "embeddings" or not value}
 
 
 class Trust(Group):
@@ -100,6 +107,8 @@ class Trust(Group):
 
 class Photo(Group):
     """How a photograph becomes the model's input."""
+
+    LATER = ("store",)
 
     size: Literal["auto"] | tuple[int, int] = Field(
         default="auto", description="(height, width); `auto` keeps `area` and the photographs' own proportion"
@@ -116,15 +125,11 @@ class Photo(Group):
         default="model", description="mean and spread: the backbone's own, or measured on the training photographs"
     )
 
-    @model_serializer(mode="wrap")
-    def _as_before(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `store` where it is the default: runs that were started before it existed stay the same runs."""
-        out = values(self)
-        return {key: value for key, value in out.items() if key != "store" or value != "disk"}
-
 
 class Model(Group):
     """Backbone and head."""
+
+    LATER = ("freeze_norm_affine",)
 
     backbone: str = Field(default="tf_efficientnet_lite0", description="any timm model name")
     pretrained: bool | str = Field(
@@ -150,11 +155,6 @@ class Model(Group):
         default=False, description="one more output, for photographs of something else; it learns from `negatives`"
     )
 
-    @model_serializer(mode="wrap")
-    def _as_before(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `freeze_norm_affine` where it is the default, as Photo without `store`."""
-        return {key: value for key, value in values(self).items() if key != "freeze_norm_affine" or value}
-
 
 class Optimizer(Group):
     """Optimiser and learning rates."""
@@ -173,6 +173,8 @@ class Optimizer(Group):
 class Train(Group):
     """The loop of `finetune`."""
 
+    LATER = ("compile",)
+
     epochs: int = Field(default=12, ge=1)
     batch: int = Field(default=32, ge=1)
     accumulate: int = Field(default=1, ge=1)
@@ -188,11 +190,6 @@ class Train(Group):
     patience: int = Field(default=0, ge=0, description="stop after so many epochs without gain; 0 never")
     workers: int = Field(default=0, ge=0, description="loader processes; 0 lets threads of this process do it")
     compile: bool = Field(default=False, description="the backbone through torch.compile")
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `compile` where it is the default, as Photo without `store`."""
-        return {key: value for key, value in values(self).items() if key != "compile" or value}
 
 
 class Features(Group):
