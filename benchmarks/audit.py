@@ -43,11 +43,16 @@ DEMO = 600  # photographs of the demos whose copies are looked for
 
 
 def run_part(name: str, folder: Path, n: int) -> dict[str, Any]:
-    """One part in a process of its own, on as many threads as there are cores to use; with its peak memory."""
+    """One part in a process of its own, on as many threads as there are cores to use; with its peak memory.
+
+    It is no script, so that the processes that it starts import what they work with and not this file as well.
+    """
     say(f"{name}, {n:,}")
     threads = {key: str(CORES) for key in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    command = [sys.executable, str(Path(__file__).resolve()), "part", name, str(folder), str(n)]
-    done = subprocess.run(command, env={**os.environ, **threads}, stdout=subprocess.PIPE, check=True)
+    path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-c", "import audit; audit.main()", "part", name, str(folder), str(n)]
+    environment = {**os.environ, **threads, "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
     return {"part": name, "n": n, "cores": CORES, **json.loads(done.stdout.splitlines()[-1])}
 
 
@@ -111,7 +116,8 @@ def find_bracol() -> Path | None:
 
 SHOWN = {
     "scan": "scan: full check, sha256",
-    "looks": "looks: decoding, thumbnail, hash, composition",
+    "decoding": "looks: decoding, measured alone",
+    "looks": "looks: all the rest, thumbnail, hash, composition",
     "duplicates": "duplicates, crops and 8 orientations",
     "embed": "embedding, one view, decoding included",
     "lookalikes": "lookalikes by embeddings, checked on pixels",
@@ -127,6 +133,9 @@ def print_speed(parts: dict[tuple[str, int], dict[str, Any]]) -> None:
     sizes = sorted({n for name, n in parts if name == "labels" and (("floor", n) in parts)})
     for n in sizes:
         own = {name: parts[name, n] for name in SHOWN if (name, n) in parts}
+        decoding = own["decoding"]["seconds"]
+        rest = {key: own["looks"][key] - own["decoding"][key] for key in ("seconds", "processor")}
+        own["looks"] = {**own["looks"], **rest}
         embedded = max((count for name, count in parts if name == "embed" and count <= n), default=None)
         told = ""
         if "embed" not in own and embedded is not None:
@@ -135,7 +144,6 @@ def print_speed(parts: dict[tuple[str, int], dict[str, Any]]) -> None:
             told = f" (told from {embedded:,})"
         total = sum(row["seconds"] for row in own.values())
         print(f"\n| {n:,} photographs | s | share | processor s | peak MB | times the decoding |\n{'|---' * 6}|")
-        decoding = parts["decoding", n]["seconds"]
         for name, text in SHOWN.items():
             if name in own:
                 row = own[name]
@@ -144,7 +152,6 @@ def print_speed(parts: dict[tuple[str, int], dict[str, Any]]) -> None:
                       f"{row['processor']:.1f} | {row['megabytes']:,.0f} | "
                       f"{row['seconds'] / decoding:.2f} |")  # fmt: skip
         print(f"| sum | {total:.1f} | 100% | {sum(row['processor'] for row in own.values()):.1f} | | |")
-        print(f"\nDecoding as the looks do it, alone: {decoding:.1f} s.")
         print_floors(parts["floor", n], own.get("embed"), n, total)
 
 

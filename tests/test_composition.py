@@ -12,18 +12,15 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from manihot.audit.composition import (
+from manihot.audit.composition import describe_classes, goes_with_errors, holm, imbalance_ratio
+from manihot.audit.hashes import look_at_photos
+from manihot.audit.measurements import (
     MEASUREMENTS,
-    describe_classes,
-    goes_with_errors,
-    holm,
-    imbalance_ratio,
     measure_colourfulness,
     measure_photo,
     measure_sharpness,
     measure_zoom,
 )
-from manihot.audit.hashes import look_at_photos
 from manihot.errors import DataError
 from manihot.photos.demo import make_demo
 from manihot.photos.scan import scan

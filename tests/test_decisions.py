@@ -127,6 +127,12 @@ def test_one_photograph_of_each_group_stays_even_without_scores() -> None:
     assert len(manifest) + len(dropped) == len(make_manifest())
 
 
+def test_a_tiny_score_is_not_called_0() -> None:
+    issues = make_issues().assign(label_score=[1e-5, 0.0, 0.2, 0.3, 0.6, 0.8, 0.9])
+    said = decide(issues, rule="worst", n=3, action="drop")["reason"].str.removesuffix(", among the 3 worst")
+    assert sorted(said) == ["label score 0.000", "label score 0.200", "label score below 0.001"]
+
+
 def test_applying_changes_a_copy_and_says_what_it_did() -> None:
     manifest, issues = make_manifest(), make_issues()
     before, before_issues = manifest.table.copy(), issues.copy()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import DBSCAN
 
 from conftest import shared_data
-from manihot.audit import alignment, composition, hashes
+from manihot.audit import alignment, hashes, measurements
 from manihot.audit.duplicates import (
     COLUMNS,
     KINDS,
@@ -251,7 +251,7 @@ def test_the_steepest_pixels_are_found_in_a_sample() -> None:
     for values in (rng.random(30000), np.repeat([0.0, 1.0], [900, 100]), np.zeros(50), np.arange(9.0), np.ones(1)):
         values = values.astype(np.float32)
         for count in {1, max(1, len(values) // 33), len(values)}:
-            assert composition._highest(values, count) == np.sort(values)[-count]
+            assert measurements._highest(values, count) == np.sort(values)[-count]
 
 
 def test_bits_are_counted_alike_without_numpy_2(monkeypatch: pytest.MonkeyPatch) -> None:

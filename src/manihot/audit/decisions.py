@@ -90,23 +90,24 @@ def _pick_confident(issues: pd.DataFrame, plan: Plan) -> tuple[np.ndarray, list[
 
 
 def _pick_worst(issues: pd.DataFrame, plan: Plan) -> tuple[np.ndarray, list[str]]:
-    return np.ones(len(issues), dtype=bool), [f"label score {s:.3f}, among the {plan.n} worst" for s in _scores(issues)]
+    return np.ones(len(issues), dtype=bool), [f"label score {s}, among the {plan.n} worst" for s in _scores(issues)]
 
 
 def _pick_flagged(issues: pd.DataFrame, plan: Plan) -> tuple[np.ndarray, list[str]]:
     _need(issues, "label issues", ("is_label_issue",), "flagged")
-    return issues["is_label_issue"].to_numpy(dtype=bool), [f"label issue, score {s:.3f}" for s in _scores(issues)]
+    return issues["is_label_issue"].to_numpy(dtype=bool), [f"label issue, score {s}" for s in _scores(issues)]
 
 
 def _pick_cleanlab(issues: pd.DataFrame, plan: Plan) -> tuple[np.ndarray, list[str]]:
     _need(issues, "label issues", ("cleanlab_issue",), "cleanlab")
     return issues["cleanlab_issue"].to_numpy(dtype=bool), [
-        f"cleanlab's find_label_issues, score {s:.3f}" for s in _scores(issues)
+        f"cleanlab's find_label_issues, score {s}" for s in _scores(issues)
     ]
 
 
-def _scores(issues: pd.DataFrame) -> list[float]:
-    return issues["label_score"].tolist()
+def _scores(issues: pd.DataFrame) -> list[str]:
+    """Each label score in words; few are 0, many are small."""
+    return [f"{score:.3f}" if score == 0 or score >= 0.001 else "below 0.001" for score in issues["label_score"]]
 
 
 def _decide_labels(

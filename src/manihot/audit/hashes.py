@@ -8,20 +8,17 @@ come from one transform.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 
-from manihot.audit.composition import COMMON, SIDE, make_thumbnail, measure_photo
+from manihot.audit.measurements import SIDE, LookTask, look_at_files
 from manihot.errors import DataError, RunFolderError
-from manihot.photos.decode import PhotoFault, decode_photo, read_photo
 from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import track
 from manihot.records.manifest import Manifest
@@ -39,7 +36,7 @@ class Looks:
     """What the photographs look like.
 
     image_id: object (N,). thumbnails: uint8 (N, SIDE, SIDE), grey, squared, upright; on disk where they were
-    loaded. phash: uint64 (N,). composition: `image_id` and the columns of composition.MEASUREMENTS.
+    loaded. phash: uint64 (N,). composition: `image_id` and the columns of measurements.MEASUREMENTS.
     """
 
     image_id: np.ndarray
@@ -144,12 +141,6 @@ def _merge(folder: Path, parts: list[Path]) -> None:
         pd.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
 
 
-@dataclass(frozen=True)
-class _Task:
-    files: tuple[Path, ...]
-    sha256: tuple[str, ...]
-
-
 _Found = tuple[np.ndarray, list[dict[str, float]]]
 
 
@@ -158,7 +149,7 @@ def _look(manifest: Manifest, parts: range | list[int], workers: int) -> Iterato
     files, sha256 = manifest.paths, manifest.table["sha256"].tolist()
     bounds = [(k * PART, min(len(files), (k + 1) * PART)) for k in parts]
     tasks = [
-        _Task(tuple(files[at : min(stop, at + TASK)]), tuple(sha256[at : min(stop, at + TASK)]))
+        LookTask(tuple(files[at : min(stop, at + TASK)]), tuple(sha256[at : min(stop, at + TASK)]))
         for start, stop in bounds
         for at in range(start, stop, TASK)
     ]
@@ -188,25 +179,6 @@ def _look(manifest: Manifest, parts: range | list[int], workers: int) -> Iterato
         yield Looks(ids, thumbnails, pack_hashes(transform(thumbnails, HASH_SIDE)), table)
     for _ in results:  # lets the bar end
         pass
-
-
-def look_at_files(task: _Task) -> tuple[np.ndarray, list[dict[str, float]], tuple[Path, PhotoFault] | None]:
-    """Thumbnails and measurements of a few files, or the file that failed and why."""
-    cv2.setNumThreads(1)
-    pictures = np.empty((len(task.files), SIDE, SIDE), np.uint8)
-    values = []
-    for k, (file, sha256) in enumerate(zip(task.files, task.sha256)):
-        try:
-            raw = read_photo(file)
-            if sha256 and hashlib.sha256(raw).hexdigest() != sha256:
-                raise PhotoFault("changed", "its content is not what the scan has seen", "scan the photographs again")
-            rgb = decode_photo(raw, at_least=(COMMON, COMMON))
-        except PhotoFault as fault:
-            return pictures, [], (file, PhotoFault(fault.kind, fault.detail, fault.remedy))
-        grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-        pictures[k] = make_thumbnail(grey)
-        values.append(measure_photo(rgb, grey, pictures[k]))
-    return pictures, values, None
 
 
 # ------------------------------------------------------------------------------------------- hashes

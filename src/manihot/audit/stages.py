@@ -16,18 +16,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from manihot.audit.composition import MEASUREMENTS, describe_classes, goes_with_errors, imbalance_ratio
+from manihot.audit.composition import describe_classes, goes_with_errors, imbalance_ratio
 from manihot.audit.drift import SourceDrift, compare_priors, draw_mean, find_drift, mean_images
 from manihot.audit.duplicates import find_duplicates, with_folds, with_groups
 from manihot.audit.evidence import describe_evidence, find_margins, load_embeddings, load_margins, say_evidence
 from manihot.audit.hashes import Looks, look_at_photos
 from manihot.audit.label_errors import label_issues
 from manihot.audit.label_scores import beats_largest_class
-from manihot.audit.lookalikes import (
-    count_lookalikes,
-    describe_lookalikes,
-    find_lookalikes,
-)
+from manihot.audit.lookalikes import count_lookalikes, describe_lookalikes, find_lookalikes
+from manihot.audit.measurements import MEASUREMENTS
 from manihot.audit.trusted import load_features, read_trusted
 from manihot.audit.what_if import what_if
 from manihot.errors import DataError

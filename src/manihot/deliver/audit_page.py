@@ -18,10 +18,10 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from manihot.audit.composition import MEASUREMENTS
 from manihot.audit.duplicates import COPY, KINDS, SAME
 from manihot.audit.evidence import say_evidence
 from manihot.audit.lookalikes import EPS, REACH
+from manihot.audit.measurements import MEASUREMENTS
 from manihot.audit.stages import learned
 from manihot.audit.what_if import TOGETHER
 from manihot.deliver import pictures

@@ -74,7 +74,7 @@ def decode_photo(
     """
     raw = read_photo(source)
     with quiet_jpeg():
-        return _decode(raw, at_least, max_pixels)[0]
+        return _decode(raw, read_jpeg_head(raw), at_least, max_pixels)[0]
 
 
 def inspect_photo(path: Path) -> PhotoFacts:
@@ -84,9 +84,9 @@ def inspect_photo(path: Path) -> PhotoFacts:
     data are damaged is a fault too, though it decodes: a part of its picture is grey or shifted.
     """
     raw = read_photo(Path(path))
+    head = read_jpeg_head(raw)
     with hear_jpeg() as said:
-        rgb, (height, width) = _decode(raw, (1, 1), MAX_PIXELS)
-        head = read_jpeg_head(raw)
+        rgb, (height, width) = _decode(raw, head, (1, 1), MAX_PIXELS)
         if head is not None and not head.plain:
             _decode_reduced(raw)  # Pillow, which has decoded it, keeps libjpeg's remarks to itself
     if head is not None:
@@ -137,10 +137,9 @@ def read_photo(source: Path | bytes) -> bytes:
 
 
 def _decode(
-    raw: bytes, at_least: tuple[int, int] | None, max_pixels: int
+    raw: bytes, head: JpegHead | None, at_least: tuple[int, int] | None, max_pixels: int
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """The picture, and the (height, width) that it has in full."""
-    head = read_jpeg_head(raw)
+    """The picture, and the (height, width) that it has in full; `head` is that of a JPEG."""
     if head is not None:
         _check_pixels(head.height, head.width, max_pixels)
         if raw.rfind(b"\xff\xd9", head.scan) < 0:  # opencv 4 fills the missing part with grey and says nothing
@@ -166,7 +165,7 @@ def _check_whole(raw: bytes, head: JpegHead, said: list[str], rgb: np.ndarray) -
     same is decoded with more data behind: what was whole doesn't change.
     """
     damage = find_damage(raw, head.scan, said)
-    if not damage and (said or (rgb == GREY).all(axis=2)[[0, 0, -1, -1], [0, -1, 0, -1]].any()):
+    if not damage and (said or (rgb[[0, 0, -1, -1], [0, -1, 0, -1]] == GREY).all(axis=1).any()):
         end = raw.find(b"\xff\xd9", head.scan)
         with hear_jpeg():
             once, more = _decode_reduced(raw), _decode_reduced(raw[:end] + MORE + raw[end:])
