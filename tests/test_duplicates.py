@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import DBSCAN
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from conftest import shared_data
 from manihot.audit import alignment, hashes, measurements
@@ -300,6 +301,26 @@ def test_bounds_lose_no_crop(monkeypatch: pytest.MonkeyPatch) -> None:
             found.update(zip(keys, block["score"]))
         assert len(expected) > 8 and found.keys() == expected.keys()
         assert all(abs(found[key] - expected[key]) < 1e-5 for key in found)
+
+
+def test_threads_keep_the_order_and_give_blas_its_threads_back() -> None:
+    def threads() -> list[int]:
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    seen = []
+
+    def work(task: int) -> int:
+        seen.append(threads())
+        if task == 7:
+            raise ValueError(task)
+        return task
+
+    with threadpool_limits(2, "blas"):
+        assert list(alignment._in_threads(work, range(7))) == list(range(7))
+        with pytest.raises(ValueError, match="7"):
+            list(alignment._in_threads(work, range(20)))
+        assert set(threads()) == {2} and {n for found in seen for n in found} == {1}
+    assert len(seen) < 20, "nothing is begun after an error"
 
 
 def test_orientations_compose() -> None:

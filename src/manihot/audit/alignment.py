@@ -9,14 +9,21 @@ a band between two Gaussians, is correlated. Photographs of different leaves agr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from itertools import islice
+from typing import TypeVar
 
 import cv2
 import numpy as np
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from manihot.audit.hashes import orient_coefficients, orient_pictures
 from manihot.progress import track
+
+Result = TypeVar("Result")
 
 K = 6  # cosine coefficients a side: 35 without the mean
 SMALL = 32  # pixels of the pictures that crops are searched in
@@ -122,22 +129,30 @@ class CropSearch:
         vectors = query[1]
         axes = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))[1][:, ::-1].astype(np.float32)
         bounds = _shorten(vectors, axes)
-        for at in track(range(0, len(asked), OWNERS), f"Comparing crops (by {OWNERS} photographs)"):
-            owners = asked[at : at + OWNERS]
-            crops = self.crops_of(owners).reshape(-1, K * K - 1)
-            (_, turned), turn_crop = _canonical(crops, None)
+
+        def compare(at: int) -> list[dict[str, np.ndarray]]:
+            owners, found = asked[at : at + OWNERS], []
+            (_, turned), turn_crop = _canonical(self.crops_of(owners).reshape(-1, K * K - 1), None)
             for q, c in _bounded_pairs(bounds, _shorten(turned, axes), least - SLACK):
                 score = np.einsum("nd,nd->n", vectors[q], turned[c])
                 keep = (score >= least) & (query_row[q] != owners[c // len(CROPS)])
                 q, c = q[keep], c[keep]
                 if len(q):
-                    yield {
-                        "part": query_row[q],
-                        "whole": owners[c // len(CROPS)],
-                        "orientation": COMPOSED[query_turn[q], turn_crop[c]],
-                        "crop": c % len(CROPS),
-                        "score": score[keep],
-                    }
+                    found.append(
+                        {
+                            "part": query_row[q],
+                            "whole": owners[c // len(CROPS)],
+                            "orientation": COMPOSED[query_turn[q], turn_crop[c]],
+                            "crop": c % len(CROPS),
+                            "score": score[keep],
+                        }
+                    )
+            return found
+
+        blocks = range(0, len(asked), OWNERS)
+        told = f"Comparing crops (by {OWNERS} photographs)"
+        for found in track(_in_threads(compare, blocks), told, total=len(blocks)):
+            yield from found
 
     def best(self, part: np.ndarray, whole: np.ndarray) -> dict[str, np.ndarray]:
         """The best orientation and crop of given pairs, as `search` gives them."""
@@ -152,6 +167,25 @@ class CropSearch:
             found["orientation"][rows], found["crop"][rows] = pick // len(CROPS), pick % len(CROPS)
             found["score"][rows] = flat[np.arange(len(flat)), pick]
         return found
+
+
+def _in_threads(work: Callable[[int], Result], tasks: Sequence[int]) -> Iterator[Result]:
+    """`work(task)` of each task, in order, on as many threads as BLAS takes for one product, one product on each.
+
+    Products of this size gain little from several threads, and cost ten times as much where another program holds one
+    of the cores that they wait for.
+    """
+    threads = max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
+    rest, running = iter(tasks), deque[Future[Result]]()
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as executor:
+        try:
+            running.extend(executor.submit(work, task) for task in islice(rest, 2 * threads))
+            while running:
+                yield running.popleft().result()
+                running.extend(executor.submit(work, task) for task in islice(rest, 1))
+        finally:
+            for future in running:
+                future.cancel()
 
 
 def _composition_table() -> np.ndarray:
