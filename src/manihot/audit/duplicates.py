@@ -75,7 +75,7 @@ def _exact_pairs(manifest: Manifest) -> pd.DataFrame:
     """Each file with the first that has the same sha256: `first, second, kind, distance`."""
     sha256 = manifest.table["sha256"]
     known = sha256[sha256 != ""]
-    first = known.groupby(known).transform(lambda rows: rows.index[0]).astype(np.int64)
+    first = known.index.to_series().groupby(known).transform("first").astype(np.int64)
     copies = first[first.index != first]
     return pd.DataFrame(
         {"first": copies.to_numpy(), "second": copies.index.to_numpy(), "kind": "exact", "distance": 0.0}

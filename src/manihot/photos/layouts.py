@@ -14,7 +14,7 @@ import pandas as pd
 from manihot.errors import DataError
 from manihot.photos.decode import SUFFIXES
 from manihot.photos.kaggle import find_records, is_competition, list_competition
-from manihot.photos.listing import Entry, Listing, find_photos, list_folder, normalise
+from manihot.photos.listing import Entry, Listing, find_photos, list_folder, list_folders, normalise
 from manihot.photos.tables import (
     SPLITS,
     TABLE_SUFFIXES,
@@ -80,7 +80,7 @@ def _metadata(folder: Path) -> Path | None:
 def _split_folders(folder: Path) -> dict[str, Path]:
     """Sub-folders named train, val, test and the like, by name, in that order."""
     order = list(SPLITS)
-    named = {path.name.lower(): path for path in list_folder(folder)[0] if path.name.lower() in SPLITS}
+    named = {path.name.lower(): path for path in list_folders(folder) if path.name.lower() in SPLITS}
     return {name: named[name] for name in sorted(named, key=order.index)}
 
 
@@ -155,7 +155,7 @@ def list_class_folders(folder: Path, classes: Path | None, out: Path | None) -> 
         listing.layout = f"class folders in {', '.join(f'{path.name}/' for path in splits.values())}"
         for name, place in splits.items():
             _list_classes(listing, place, SPLITS[name], out)
-        for other in list_folder(top)[0]:
+        for other in list_folders(top):
             if other not in splits.values() and other != out and find_photos(other, Counter()):
                 listing.notes.append(f"{other.name}/ stands beside the splits and is left out")
     else:
@@ -184,20 +184,20 @@ def list_class_folders(folder: Path, classes: Path | None, out: Path | None) -> 
 def _descend(folder: Path) -> Path:
     """Into a lone folder of folders, as archives unpack: `photos/PlantVillage/rust/1.jpg`."""
     while True:
-        folders, _ = list_folder(folder)
+        folders = list_folders(folder)
         if (
             find_photos(folder, Counter(), deep=False)
             or len(folders) != 1
             or folders[0].name.lower() in SPLITS
         ):
             return folder
-        if find_photos(folders[0], Counter(), deep=False) or not list_folder(folders[0])[0]:
+        if find_photos(folders[0], Counter(), deep=False) or not list_folders(folders[0]):
             return folder
         folder = folders[0]
 
 
 def _only_splits(folder: Path, splits: dict[str, Path]) -> bool:
-    return bool(splits) and set(list_folder(folder)[0]) == set(splits.values())
+    return bool(splits) and set(list_folders(folder)) == set(splits.values())
 
 
 def _list_classes(listing: Listing, place: Path, split: str, out: Path | None) -> None:
@@ -205,7 +205,7 @@ def _list_classes(listing: Listing, place: Path, split: str, out: Path | None) -
     known = {entry.label for entry in listing.entries if entry.label is not None}
     loose = find_photos(place, listing.ignored, deep=False)
     named: list[Entry] = []
-    for folder in list_folder(place)[0]:
+    for folder in list_folders(place):
         if folder == out:
             continue
         photos = find_photos(folder, listing.ignored, out)

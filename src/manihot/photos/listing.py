@@ -70,22 +70,32 @@ def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
     Links are followed; a folder that is a link to one above itself is left out. Folders of earlier runs
     (with run.json) are left out too. Raises DataError where the folder can't be read.
     """
+    items = _items(folder)
+    return _folders(items), [Path(item.path) for item in items if not item.is_dir()]
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """The sub-folders alone, as `list_folder` gives them; far faster where there are many files beside them."""
+    return _folders(_items(folder))
+
+
+def _items(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:
-            items = sorted(
-                (item for item in found if not item.name.startswith(".")), key=lambda item: item.name
-            )
+            return sorted((item for item in found if not item.name.startswith(".")), key=lambda item: item.name)
     except OSError as error:
         raise DataError(
             f"{folder}: can't be read ({error.strerror})", "check the path and its permissions"
         ) from error
+
+
+def _folders(items: list[os.DirEntry[str]]) -> list[Path]:
     folders = [
         Path(item.path)
         for item in items
         if item.is_dir() and item.name.lower() not in SKIPPED_FOLDERS and not _is_loop(item)
     ]
-    files = [Path(item.path) for item in items if not item.is_dir()]
-    return [path for path in folders if not (path / "run.json").exists()], files
+    return [path for path in folders if not (path / "run.json").exists()]
 
 
 def choose_few(kinds: Sequence[Hashable], few: int) -> list[int]:
