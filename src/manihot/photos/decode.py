@@ -80,17 +80,21 @@ def decode_photo(
 def inspect_photo(path: Path) -> PhotoFacts:
     """Read and decode a whole file once and tell its facts; raises PhotoFault.
 
-    A JPEG is reconstructed at 1/8 scale: every coefficient is still decoded, so the same faults are found. One whose
-    data are damaged is a fault too, though it decodes: a part of its picture is grey or shifted.
+    A JPEG is reconstructed in grey at 1/8 scale: every coefficient is still decoded, so the same faults are found. One
+    whose data are damaged is a fault too, though it decodes: a part of its picture is grey or shifted.
     """
     raw = read_photo(Path(path))
     head = read_jpeg_head(raw)
     with hear_jpeg() as said:
-        rgb, (height, width) = _decode(raw, head, (1, 1), MAX_PIXELS)
-        if head is not None and not head.plain:
-            _decode_reduced(raw)  # Pillow, which has decoded it, keeps libjpeg's remarks to itself
+        shown = None if head is None else _glance(raw, head)
+        if head is not None and shown is not None:
+            height, width = _turned_size(head.height, head.width, find_orientation(head.exif, head.xmp))
+        else:
+            shown, (height, width) = _decode(raw, head, (1, 1), MAX_PIXELS)
+            if head is not None and not head.plain:
+                _decode_reduced(raw)  # Pillow, which has decoded it, keeps libjpeg's remarks to itself
     if head is not None:
-        _check_whole(raw, head, said, rgb)
+        _check_whole(raw, head, said, shown)
     return PhotoFacts(height, width, len(raw), hashlib.sha256(raw).hexdigest())
 
 
@@ -141,9 +145,7 @@ def _decode(
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """The picture, and the (height, width) that it has in full; `head` is that of a JPEG."""
     if head is not None:
-        _check_pixels(head.height, head.width, max_pixels)
-        if raw.rfind(b"\xff\xd9", head.scan) < 0:  # opencv 4 fills the missing part with grey and says nothing
-            raise PhotoFault("truncated", "the JPEG ends before its end marker", COPY_AGAIN)
+        _check_head(raw, head, max_pixels)
         if head.plain:
             done = _decode_with_opencv(raw, head, at_least)
             if done is not None:
@@ -151,21 +153,35 @@ def _decode(
     return _decode_with_pillow(raw, at_least, max_pixels)
 
 
-def _decode_reduced(raw: bytes) -> np.ndarray | None:
+def _check_head(raw: bytes, head: JpegHead, max_pixels: int) -> None:
+    _check_pixels(head.height, head.width, max_pixels)
+    if raw.rfind(b"\xff\xd9", head.scan) < 0:  # opencv 4 fills the missing part with grey and says nothing
+        raise PhotoFault("truncated", "the JPEG ends before its end marker", COPY_AGAIN)
+
+
+def _glance(raw: bytes, head: JpegHead) -> np.ndarray | None:
+    """A plain JPEG in grey at 1/8 scale as it lies in the file, uint8 (h, w, 1); None where opencv can't decode it."""
+    _check_head(raw, head, MAX_PIXELS)
+    grey = _decode_reduced(raw, cv2.IMREAD_REDUCED_GRAYSCALE_8) if head.plain else None
+    size = -(-head.height // 8), -(-head.width // 8)
+    return grey[:, :, None] if grey is not None and grey.shape == size else None
+
+
+def _decode_reduced(raw: bytes, flag: int = cv2.IMREAD_REDUCED_COLOR_8) -> np.ndarray | None:
     try:
-        return cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_REDUCED_COLOR_8 | cv2.IMREAD_IGNORE_ORIENTATION)
+        return cv2.imdecode(np.frombuffer(raw, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None
 
 
-def _check_whole(raw: bytes, head: JpegHead, said: list[str], rgb: np.ndarray) -> None:
+def _check_whole(raw: bytes, head: JpegHead, said: list[str], shown: np.ndarray) -> None:
     """PhotoFault where a JPEG's data are damaged: libjpeg says so, or they end before the picture does.
 
     It says its first remark only; so where there is one, and where the last block is the grey that it fills in, the
     same is decoded with more data behind: what was whole doesn't change.
     """
     damage = find_damage(raw, head.scan, said)
-    if not damage and (said or (rgb[[0, 0, -1, -1], [0, -1, 0, -1]] == GREY).all(axis=1).any()):
+    if not damage and (said or (shown[[0, 0, -1, -1], [0, -1, 0, -1]] == GREY).all(axis=1).any()):
         end = raw.find(b"\xff\xd9", head.scan)
         with hear_jpeg():
             once, more = _decode_reduced(raw), _decode_reduced(raw[:end] + MORE + raw[end:])
