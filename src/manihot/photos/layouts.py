@@ -186,9 +186,9 @@ def _descend(folder: Path) -> Path:
     while True:
         folders = list_folders(folder)
         if (
-            find_photos(folder, Counter(), deep=False)
-            or len(folders) != 1
+            len(folders) != 1
             or folders[0].name.lower() in SPLITS
+            or find_photos(folder, Counter(), deep=False)
         ):
             return folder
         if find_photos(folders[0], Counter(), deep=False) or not list_folders(folders[0]):
