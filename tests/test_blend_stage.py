@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -299,6 +300,29 @@ def test_a_run_stacks_and_new_photographs_get_the_stack_too(small_photos: Path, 
     )
     assert scores["best"] == "left" and "ensemble" not in scores
     assert {model.about["member"] for model in manihot.load_model(out)} == {"left"}
+
+
+def test_a_submission_has_a_row_for_each_unreadable_test_photograph(
+    small_photos: Path, tiny_recipe: Path, tmp_path: Path
+):
+    shutil.copytree(small_photos, tmp_path / "in")
+    manifest, _ = manihot.scan(tmp_path / "in", workers=1)
+    table = pd.DataFrame({"file": manifest.table["path"], "class": np.array(manifest.classes)[manifest.labels]})
+    table["split"] = np.where(np.arange(len(table)) % 5 == 0, "test", "train")
+    table.to_csv(tmp_path / "in/all.csv", index=False)
+    kept = table[table["split"] == "train"]
+    commonest = int(np.argmax([(kept["class"] == name).sum() for name in manifest.classes]))
+    broken = {split: table.loc[table["split"] == split, "file"].iloc[1] for split in ("train", "test")}
+    for name in broken.values():
+        (tmp_path / "in" / name).write_bytes(b"")
+    small = "model: {pooling: avgmax}, method: features, features: {c: [0.1], runtime: torch}"
+    members = f"members={{a: {{{small}}}, b: {{{small}, seed: 1}}}}"
+    manihot.run(tmp_path / "in/all.csv", tmp_path / "out", str(tiny_recipe), overrides=[members], workers=1, report=False)
+    said = pd.read_csv(tmp_path / "out/blend/submission.csv").set_index("image_id")["label"]
+    readable = Predictions.load(tmp_path / "out/predictions/ensemble.test.parquet")
+    assert len(said) == len(readable) + 1 == (table["split"] == "test").sum()
+    assert said[Path(broken["test"]).name] == commonest
+    assert said[readable.image_id].tolist() == readable.logits.argmax(axis=1).tolist()
 
 
 # plans on the command line

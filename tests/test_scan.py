@@ -754,4 +754,4 @@ def test_the_quarantine_knows_the_ids(tmp_path: Path) -> None:
         photo(tmp_path / f"in/{name}/0.jpg")
         (tmp_path / f"in/{name}/1.jpg").write_bytes(b"")
     _, quarantine = scan(tmp_path / "in")
-    assert quarantine.attrs["image_id"] == ["a/1.jpg", "b/1.jpg"] == quarantine["file"].tolist()
+    assert quarantine["image_id"].tolist() == ["a/1.jpg", "b/1.jpg"] == quarantine["file"].tolist()

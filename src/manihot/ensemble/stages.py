@@ -26,6 +26,7 @@ from manihot.errors import SettingsError
 from manihot.progress import say
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.records.quarantine import load_quarantine
 from manihot.records.runs import RunFolder, digest_file, save_json
 from manihot.settings import Blend, Recipe, Way, suggest
 
@@ -178,6 +179,8 @@ def blend_stage(folder: RunFolder, names: Sequence[str], settings: Blend, seed: 
         for kind in kinds:
             made = Predictions.load(folder / f"blend/blend.{kind}.parquet")
             made.save(folder / f"predictions/ensemble.{kind}.parquet")
+        if tests:
+            _answer_unread(folder)
         say(f"Blend of {len(blended)} members: {found['method']}")
 
     asked = settings.model_dump(mode="json", exclude=set() if settings.groups else {"groups"})
@@ -185,6 +188,23 @@ def blend_stage(folder: RunFolder, names: Sequence[str], settings: Blend, seed: 
     outputs = ["blend/blend.json", f"blend/{COMBINATION}"] + [f"predictions/ensemble.{kind}.parquet" for kind in kinds]
     folder.stage("blend", inputs, outputs, work)
     return "ensemble"
+
+
+def _answer_unread(folder: RunFolder) -> None:
+    """Give the submission a row for each test photograph that can't be read: the class most common in training."""
+    quarantine = load_quarantine(folder / "quarantine.csv")
+    unread = quarantine[(quarantine["split"] == "test") & (quarantine["image_id"] != "")]["image_id"].tolist()
+    if not unread:
+        return
+    manifest = Manifest.load(folder / "folds.parquet")
+    count = manifest.take(manifest.table["split"].to_numpy() != "test").class_counts()
+    place = int(np.argmax(count))
+    made = Predictions.load(folder / "blend/blend.test.parquet")
+    made.save_submission(folder / "blend/submission.csv", dict.fromkeys(unread, place))
+    say(
+        f"{len(unread)} test photographs can't be read (quarantine.csv). A submission needs a row for each: "
+        f"blend/submission.csv says {manifest.classes[place]!r} of them, the class most common in training"
+    )
 
 
 def _combine(
