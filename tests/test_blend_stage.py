@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from manihot.ensemble.stages import blend_stage, check_blend
 from manihot.errors import DataError, SettingsError, WeightsError
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.records.quarantine import load_quarantine
 from manihot.records.runs import RunFolder
 from manihot.settings import Blend, load_recipe
 from test_ensemble_blend import use_stacker
@@ -299,6 +301,31 @@ def test_a_run_stacks_and_new_photographs_get_the_stack_too(small_photos: Path, 
     )
     assert scores["best"] == "left" and "ensemble" not in scores
     assert {model.about["member"] for model in manihot.load_model(out)} == {"left"}
+
+
+def test_a_submission_has_a_row_for_each_unreadable_test_photograph(
+    small_photos: Path, tiny_recipe: Path, tmp_path: Path
+):
+    shutil.copytree(small_photos, tmp_path / "in")
+    manifest, _ = manihot.scan(tmp_path / "in", workers=1)
+    table = pd.DataFrame({"file": manifest.table["path"], "class": np.array(manifest.classes)[manifest.labels]})
+    table["split"] = np.where(np.arange(len(table)) % 5 == 0, "test", "train")
+    table.to_csv(tmp_path / "in/all.csv", index=False)
+    broken = {split: table.loc[table["split"] == split, "file"].iloc[1] for split in ("train", "test")}
+    kept = table[(table["split"] == "train") & (table["file"] != broken["train"])]
+    commonest = int(np.argmax([(kept["class"] == name).sum() for name in manifest.classes]))
+    for name in broken.values():
+        (tmp_path / "in" / name).write_bytes(b"")
+    small = "model: {pooling: avgmax}, method: features, features: {c: [0.1], runtime: torch}"
+    members = f"members={{a: {{{small}}}, b: {{{small}, seed: 1}}}}"
+    out = tmp_path / "out"
+    manihot.run(tmp_path / "in/all.csv", out, str(tiny_recipe), overrides=[members], workers=1, report=False)
+    said = pd.read_csv(out / "blend/submission.csv").set_index("image_id")["label"]
+    readable = Predictions.load(out / "predictions/ensemble.test.parquet")
+    assert len(said) == len(readable) + 1 == (table["split"] == "test").sum()
+    unread = load_quarantine(out / "quarantine.csv").set_index("split")
+    assert unread["file"].to_dict() == broken and said[unread.loc["test", "image_id"]] == commonest
+    assert said[readable.image_id].tolist() == readable.logits.argmax(axis=1).tolist()
 
 
 # plans on the command line

@@ -28,6 +28,7 @@ from manihot.photos.tables import load_classes
 from manihot.photos.tfrecord import crc32c, parse_example, read_records
 from manihot.photos.workers import run_tasks
 from manihot.records.manifest import Manifest
+from manihot.records.quarantine import COLUMNS
 
 MAP = {"0": "blight", "1": "streak", "2": "mottle"}
 
@@ -83,7 +84,7 @@ def test_class_folders(tmp_path: Path, capsys) -> None:
     assert (row["path"], row["height"], row["width"]) == ("2_rust/deep/a.jpg", 14, 20)
     assert row["bytes"] == (home / "2_rust/deep/a.jpg").stat().st_size and len(row["sha256"]) == 64
     assert manifest.root == home and set(manifest.table["split"]) == {"train"}
-    assert len(quarantine) == 0 and list(quarantine) == ["file", "fault", "detail", "remedy", "label"]
+    assert len(quarantine) == 0 and tuple(quarantine) == COLUMNS
     assert warned(capsys, "1 .txt", "1 no extension", "empty/ holds no photograph")
     again = Manifest.load(tmp_path / "run/manifest.parquet")
     pd.testing.assert_frame_equal(again.table, manifest.table)
@@ -754,4 +755,4 @@ def test_the_quarantine_knows_the_ids(tmp_path: Path) -> None:
         photo(tmp_path / f"in/{name}/0.jpg")
         (tmp_path / f"in/{name}/1.jpg").write_bytes(b"")
     _, quarantine = scan(tmp_path / "in")
-    assert quarantine.attrs["image_id"] == ["a/1.jpg", "b/1.jpg"] == quarantine["file"].tolist()
+    assert quarantine["image_id"].tolist() == ["a/1.jpg", "b/1.jpg"] == quarantine["file"].tolist()

@@ -26,6 +26,7 @@ from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.progress import say
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.records.predictions import Predictions
+from manihot.records.quarantine import COLUMNS as QUARANTINE
 from manihot.records.runs import RunFolder, digest_file, digest_value, save_json, write_atomic
 from manihot.settings import Recipe, load_recipe, merge
 from manihot.trust.strangers import FALSE_REJECTION, Strangers, fit_strangers, limit_of_output
@@ -222,7 +223,7 @@ def _scan(folder: RunFolder, photos: Any, workers: int, options: dict[str, Any])
         def work() -> None:
             Manifest.load(first).save(folder / "manifest.parquet")
             carry_counts(first, folder.path)
-            write_atomic(folder / "quarantine.csv", "file,fault,detail,remedy,label\n")
+            write_atomic(folder / "quarantine.csv", ",".join(QUARANTINE) + "\n")
     else:
         from manihot.photos.scan import scan
 

@@ -14,6 +14,7 @@ from manihot.deliver.compare import load_scores, read_history, scores_so_far
 from manihot.errors import DataError, ManihotError
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.records.predictions import Predictions
+from manihot.records.quarantine import load_quarantine
 from manihot.records.runs import load_json
 
 T = TypeVar("T")
@@ -65,7 +66,7 @@ def gather(run: Path) -> Material:
     if material.manifest is not None and (run / "folds.parquet").is_file():
         with_folds = material.attempt(lambda m=material.manifest: _with_folds(m, run))  # type: ignore[misc]
         material.manifest = with_folds or material.manifest
-    material.quarantine = material.attempt(lambda: _read_quarantine(run / "quarantine.csv"))
+    material.quarantine = material.attempt(lambda: load_quarantine(run / "quarantine.csv"))
     material.name, material.scores = _headline_member(scores)
     for split in ("oof", "test"):
         names = [material.name] if material.name != "ensemble" else ["ensemble", *material.members]
@@ -125,13 +126,3 @@ def _load_predictions(paths: list[Path]) -> Predictions:
     others = [Predictions.load(path).align(first.image_id) for path in paths[1:]]
     mean = np.mean([made.pred_probs for made in [first, *others]], axis=0)
     return Predictions.from_probs(first.image_id, mean, first.classes, first.labels, first.fold)
-
-
-def _read_quarantine(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: not there, so unreadable files are not listed") from error
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as CSV ({error})") from error
-    return table.reindex(columns=["file", "fault", "detail", "remedy", "label"], fill_value="")

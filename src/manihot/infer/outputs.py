@@ -76,7 +76,7 @@ def answer_unread(
         say(f"{n} files could not be read and have no prediction; they are named in {aside}")
         return {}
     place, why = commonest(predictions, models, model)
-    ids = quarantine.attrs.get("image_id", [""] * n)
+    ids = quarantine["image_id"].tolist()
     name = predictions.classes[place]
     _save_csv(quarantine.assign(submitted=[name if image_id else "" for image_id in ids]), aside)
     files = ", ".join(map(str, quarantine["file"][:NAMED])) + (", ..." if n > NAMED else "")

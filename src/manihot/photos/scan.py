@@ -25,9 +25,8 @@ from manihot.photos.workers import CHUNK, ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import say, track
 from manihot.records.groups import with_name_groups
 from manihot.records.manifest import COLUMNS, UNLABELLED, Manifest
+from manihot.records.quarantine import COLUMNS as QUARANTINE
 from manihot.records.runs import atomic_path, explain_os_error
-
-QUARANTINE = ["file", "fault", "detail", "remedy", "label"]
 
 
 def scan(
@@ -50,8 +49,8 @@ def scan(
 ) -> tuple[Manifest, pd.DataFrame]:
     """Find, read and list photographs; returns the manifest and the quarantine.
 
-    The quarantine has the columns file, fault, detail, remedy, label, and `attrs["image_id"]`, the id that each file
-    would have in the manifest, '' where that is not known.
+    The quarantine has the columns file, fault, detail, remedy, label, split and image_id, the id that the photograph
+    would have in the manifest; '' for what is not known.
 
     photos: a folder (class folders, imagefolder metadata, Kaggle's layout), a table, a manifest, a run folder (its
     manifest), or several of them. With several, a column that Kaggle's or imagefolder's layout lacks is another's.
@@ -321,16 +320,13 @@ def _to_quarantine(
     entries: list[Entry], ids: list[str], facts: list[PhotoFacts | PhotoFault], listings: list[Listing], root: Path
 ) -> pd.DataFrame:
     rows = [row for part in listings for row in part.faults]
-    named = [""] * len(rows)
     for entry, image_id, fact in zip(entries, ids, facts):
         if isinstance(fact, PhotoFault):
             file = _relative(entry.file, root)
             detail = f"{fact.detail} ({entry.where})" if fact.kind == "missing" else fact.detail
-            rows.append(dict(zip(QUARANTINE, (file, fact.kind, detail, fact.remedy, entry.label or ""))))
-            named.append(image_id)
-    quarantine = pd.DataFrame(rows, columns=QUARANTINE)
-    quarantine.attrs["image_id"] = named
-    return quarantine
+            known = (file, fact.kind, detail, fact.remedy, entry.label or "", entry.split, image_id)
+            rows.append(dict(zip(QUARANTINE, known)))
+    return pd.DataFrame(rows, columns=list(QUARANTINE)).fillna("")
 
 
 def _nothing_found(places: list[Path], listings: list[Listing]) -> DataError:
