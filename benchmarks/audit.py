@@ -133,7 +133,7 @@ def print_speed(parts: dict[tuple[str, int], dict[str, Any]]) -> None:
     sizes = sorted({n for name, n in parts if name == "labels" and (("floor", n) in parts)})
     for n in sizes:
         own = {name: parts[name, n] for name in SHOWN if (name, n) in parts}
-        decoding = own["decoding"]["seconds"]
+        decoding, whole = own["decoding"]["seconds"], parts["floor", n]["whole"]["seconds"]
         rest = {key: own["looks"][key] - own["decoding"][key] for key in ("seconds", "processor")}
         own["looks"] = {**own["looks"], **rest}
         embedded = max((count for name, count in parts if name == "embed" and count <= n), default=None)
@@ -143,15 +143,16 @@ def print_speed(parts: dict[tuple[str, int], dict[str, Any]]) -> None:
             own["embed"] = {**held, "seconds": held["seconds"] * scale, "processor": held["processor"] * scale}
             told = f" (told from {embedded:,})"
         total = sum(row["seconds"] for row in own.values())
-        print(f"\n| {n:,} photographs | s | share | processor s | peak MB | times the decoding |\n{'|---' * 6}|")
+        heads = ["s", "share", "processor s", "peak MB", "times decoding all pixels", "as the looks do"]
+        print(f"\n| {n:,} photographs | {' | '.join(heads)} |\n{'|---' * (len(heads) + 1)}|")
         for name, text in SHOWN.items():
             if name in own:
                 row = own[name]
                 mark = told if name == "embed" else "" if row.get("real", True) else " (made ones)"
                 print(f"| {text}{mark} | {row['seconds']:.1f} | {row['seconds'] / total:.0%} | "
                       f"{row['processor']:.1f} | {row['megabytes']:,.0f} | "
-                      f"{row['seconds'] / decoding:.2f} |")  # fmt: skip
-        print(f"| sum | {total:.1f} | 100% | {sum(row['processor'] for row in own.values()):.1f} | | |")
+                      f"{row['seconds'] / whole:.2f} | {row['seconds'] / decoding:.2f} |")  # fmt: skip
+        print(f"| sum | {total:.1f} | 100% | {sum(row['processor'] for row in own.values()):.1f} | | | |")
         print_floors(parts["floor", n], own.get("embed"), n, total)
 
 
