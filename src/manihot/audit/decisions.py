@@ -106,7 +106,7 @@ def _pick_cleanlab(issues: pd.DataFrame, plan: Plan) -> tuple[np.ndarray, list[s
 
 
 def _scores(issues: pd.DataFrame) -> list[str]:
-    """Each label score in words; few are 0, many are small."""
+    """Each label score in words; a small one is not called 0."""
     return [f"{score:.3f}" if score == 0 or score >= 0.001 else "below 0.001" for score in issues["label_score"]]
 
 
