@@ -178,6 +178,19 @@ def test_a_copy_with_another_label_counts_against_the_one_that_predictions_doubt
     np.testing.assert_allclose(plants["label_score"], alone["label_score"])  # one plant, but not one picture
 
 
+def test_copies_with_two_labels_are_not_each_called_wrong_by_the_other() -> None:
+    labels, _, probs, _ = planted(4)
+    groups = np.r_[0, 0, -np.ones(398, dtype=int)]
+    for sure in (0.34, 0.38, 0.45):  # of the first one's label; the second's is less likely, the third's most unlikely
+        labels[:2], probs[:2] = [0, 1], [sure, 0.32, (0.68 - sure) / 2, (0.68 - sure) / 2]
+        table = in_order(find_label_errors(labels, probs, groups=groups))
+        assert table["is_label_issue"][:2].tolist() == [False, True]
+        assert table["suggested_label"][:2].tolist() == [0, 0]
+    probs[:2] = [0.01, 0.01, 0.97, 0.01]  # both are wrong
+    table = in_order(find_label_errors(labels, probs, groups=groups))
+    assert table["is_label_issue"][:2].all() and table["suggested_label"][:2].tolist() == [2, 2]
+
+
 def test_history_of_margins_or_logits_gives_the_area_under_the_margin() -> None:
     labels, wrong, probs, _ = planted(5)
     rng = np.random.default_rng(0)

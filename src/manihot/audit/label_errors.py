@@ -78,7 +78,8 @@ def find_label_errors(
     (area under the margin, from `history` or a linear head on the embeddings, squashed to (0, 1)), absent or NaN
     where their input is; cleanlab_issue (its default filter); neighbours (ids).
 
-    is_label_issue: another class is likelier by all opinions of the photograph, and it is among the n worst, n
+    is_label_issue: another class is likelier by all opinions of the photograph (where copies were given different
+    labels, by these opinions and all their labels), and it is among the n worst, n
     being the number of wrong labels that the posterior allows (`label_posterior.count_errors`,
     attrs['estimated_errors']). Raises DataError for arrays that don't fit each other.
     """
@@ -136,7 +137,7 @@ def _judge(
     )  # fmt: skip
     score = combine_evidence(evidence)
     errors = count_errors(labels, evidence.posterior)
-    issue = _flag(evidence, score, errors)
+    issue = _flag(evidence, score, errors, np.ptp(say_so, axis=1) > 0)
     table = pd.DataFrame({
         "image_id": ids, "given_label": labels, "suggested_label": _suggest(evidence, issue),
         "label_score": score, "is_label_issue": issue, **columns,
@@ -171,11 +172,15 @@ def combine_evidence(evidence: Evidence) -> np.ndarray:
     return expit(np.where(seen, (odds + MARGINS_COUNT * stretched) / (1 + MARGINS_COUNT), odds))
 
 
-def _flag(evidence: Evidence, score: np.ndarray, errors: int) -> np.ndarray:
-    """Which labels are called wrong, bool (N,): see `find_label_errors`."""
+def _flag(evidence: Evidence, score: np.ndarray, errors: int, torn: np.ndarray) -> np.ndarray:
+    """Which labels are called wrong, bool (N,): see `find_label_errors`. torn: copies of the photograph disagree.
+
+    Two copies with two labels would each be called wrong by the other's label; with its own counted too, one is.
+    """
     labels, probs = evidence.labels, evidence.pooled if evidence.probs is None else evidence.probs
     issue = np.zeros(len(labels), dtype=bool)
     issue[np.argsort(score, kind="stable")[:errors]] = True
+    probs = np.where(torn[:, None], evidence.posterior, probs)
     return issue & (best_other(labels, probs) > self_confidence(labels, probs) + 1e-6)
 
 
