@@ -88,7 +88,12 @@ def test_the_default_rules(audited: Path, tmp_path: Path):
     assert len(cleaned) == 85 and counts["dropped"].sum() == 5
     assert len(pd.read_csv(tmp_path / "c/dropped.csv")) == 5
     at = cleaned.image_id.tolist().index("87.png")
-    assert cleaned.soft_labels is not None and cleaned.soft_labels[at].tolist() == [0.5, 0.0, 0.5]
+    issues = pd.read_csv(audited / "audit/label_issues.csv").set_index("image_id")
+    pair = issues.loc[["87.png", "89.png"]].sort_values("given_label")
+    assert pair["given_label"].tolist() == ["healthy", "rust"]
+    first, last = pair["label_score"] / pair["label_score"].sum()
+    assert cleaned.soft_labels is not None
+    np.testing.assert_allclose(cleaned.soft_labels[at], [first, 0, last], atol=1e-6)
     assert (cleaned.table["path"].map(lambda name: (cleaned.root / name).is_file())).all()
 
 

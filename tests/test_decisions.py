@@ -109,6 +109,14 @@ def test_soft_labels_spread_what_the_score_takes_away() -> None:
 def test_conflicting_copies_get_their_shares_their_majority_or_less_weight() -> None:
     soft = decide(None, make_duplicates(), rule="conflicts", action="soft")
     np.testing.assert_allclose(soft[[SOFT + "mosaic, green", SOFT + "Healthy"]], [[1 / 3, 2 / 3]] * 3)
+    weighed = decide(make_issues(), make_duplicates(), rule="conflicts", action="soft")
+    np.testing.assert_allclose(weighed[[SOFT + "mosaic, green", SOFT + "Healthy"]], [[2 / 11, 9 / 11]] * 3)
+    for score in (0.0, np.nan):  # of all, and of one
+        issues = make_issues()
+        issues.loc[issues["given_label"] == "Healthy" if np.isnan(score) else issues.index, "label_score"] = score
+        soft = decide(issues, make_duplicates(), rule="conflicts", action="soft")
+        np.testing.assert_allclose(soft[[SOFT + "mosaic, green", SOFT + "Healthy"]], [[1 / 3, 2 / 3]] * 3)
+        assert soft["reason"].tolist() == ["copies in duplicate group b are labelled Healthy, mosaic, green"] * 3
     major = decide(None, make_duplicates(), rule="conflicts", action="relabel")
     assert major[["image_id", "action", "new_label"]].to_numpy().tolist() == [
         ["2.jpg", "relabel", "Healthy"], ["5.jpg", "keep", ""], ["6.jpg", "keep", ""],

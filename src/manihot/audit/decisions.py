@@ -52,7 +52,8 @@ def decide(
     copies: 'duplicates' (one photograph a group stays: the one with the best label score), 'conflicts' (groups with
     more than one label).
     action: what is done with a photograph the rule picks; 'soft' spreads what label_score takes from the given label
-    over the other classes as `predictions` do, or gives it to the suggested label; for conflicts, the labels' shares.
+    over the other classes as `predictions` do, or gives it to the suggested label; for conflicts, what each label has
+    of the label scores of the copies, or of their number where a score is unknown.
     Raises SettingsError for an unknown rule or action, DataError for a table that a rule needs and lacks.
     """
     if rule not in RULES:
@@ -193,13 +194,16 @@ def _conflicts(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     labelled = table[table["given_label"] != ""]
     many = labelled.groupby("group")["given_label"].transform("nunique") > 1
     torn = labelled[many].sort_values(["group", "image_id"], kind="stable")
-    shares = pd.crosstab(torn["group"], torn["given_label"], normalize="index")
+    names = torn.groupby("group")["given_label"].unique()
+    weight = pd.Series(1.0, torn.index)
+    if plan.action == "soft":  # a majority, in contrast, is one of photographs, however right each label looks
+        score, group = torn["label_score"], torn["group"]
+        known = ~score.isna().groupby(group).transform("any") & (score.groupby(group).transform("sum") > 0)
+        weight = score.where(known, 1.0)
+    shares = _shares(torn, weight)
     torn = _of_classes(torn, plan)
     mine = shares.reindex(torn["group"]).reset_index(drop=True)
-    said = [
-        f"copies in duplicate group {g} are labelled {', '.join(sorted(shares.columns[shares.loc[g] > 0]))}"
-        for g in torn["group"]
-    ]
+    said = [f"copies in duplicate group {g} are labelled {', '.join(sorted(names[g]))}" for g in torn["group"]]
     out = _rows(torn["image_id"], torn["given_label"], plan.action, said)
     if plan.action == "soft":
         out = pd.concat([out, mine.add_prefix(SOFT)], axis=1)
@@ -213,6 +217,12 @@ def _conflicts(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
         out.loc[~change, "action"] = "keep"
         out.loc[~clear, "reason"] += "; no label has the majority"
     return out
+
+
+def _shares(torn: pd.DataFrame, weight: pd.Series) -> pd.DataFrame:
+    """What each label has of the weight of its group: a row a group, a column a label."""
+    total = pd.crosstab(torn["group"], torn["given_label"], values=weight, aggfunc="sum").fillna(0.0)
+    return total.div(total.sum(axis=1), axis=0)
 
 
 def _of_classes(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
