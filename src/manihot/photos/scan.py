@@ -21,12 +21,14 @@ from manihot.photos.decode import SUFFIXES, PhotoFacts, PhotoFault, inspect_phot
 from manihot.photos.layouts import recognise
 from manihot.photos.listing import Entry, Listing, choose_few
 from manihot.photos.tables import Columns
-from manihot.photos.workers import CHUNK, ENOUGH_FOR_PROCESSES, run_tasks
+from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import say, track
 from manihot.records.groups import with_name_groups
 from manihot.records.manifest import COLUMNS, UNLABELLED, Manifest
 from manihot.records.quarantine import COLUMNS as QUARANTINE
 from manihot.records.runs import atomic_path, explain_os_error
+
+TASK = 16  # files a task: few, so that Ctrl-C is answered soon
 
 
 def scan(
@@ -255,7 +257,7 @@ def _relative(file: Path, root: Path) -> str:
 
 
 def _inspect(files: list[Path], workers: int) -> list[PhotoFacts | PhotoFault]:
-    chunks = [files[k : k + CHUNK] for k in range(0, len(files), CHUNK)]
+    chunks = [files[k : k + TASK] for k in range(0, len(files), TASK)]
     if sum(map(_size, files)) < ENOUGH_FOR_PROCESSES:
         workers = 1
     results = run_tasks(inspect_photos, chunks, workers, lambda chunk: str(chunk[0]))

@@ -26,7 +26,6 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 ENOUGH_FOR_PROCESSES = 50_000_000  # bytes of photographs, about a second of work: less is not worth the start
-CHUNK = 16  # photographs a task: small, so that Ctrl-C is answered soon
 
 
 def run_tasks(
