@@ -97,7 +97,7 @@ def test_whatever_the_method_the_same_files_come_out_and_serve_photographs_to_co
     assert probs_of(trained, "ensemble", "test") == pytest.approx(combination(test), abs=2e-6)
     oof = probs_of(trained, "ensemble", "oof")
     assert oof.shape == (240, 4) and oof.sum(axis=1) == pytest.approx(np.ones(240), abs=1e-5)
-    assert {"blend.json", "combination.npz", "blend.oof.parquet", "blend.test.parquet", "submission.csv"} <= {
+    assert {"blend.json", "combination.npz", "blend.oof.parquet", "blend.test.parquet"} <= {
         path.name for path in (trained / "blend").iterdir()
     }
     assert about["metrics"]["interval"]["n_units"] == 120
@@ -303,8 +303,9 @@ def test_a_run_stacks_and_new_photographs_get_the_stack_too(small_photos: Path, 
     assert {model.about["member"] for model in manihot.load_model(out)} == {"left"}
 
 
+@pytest.mark.parametrize("names", ["ab", "a"])
 def test_a_submission_has_a_row_for_each_unreadable_test_photograph(
-    small_photos: Path, tiny_recipe: Path, tmp_path: Path
+    small_photos: Path, tiny_recipe: Path, tmp_path: Path, names: str
 ):
     shutil.copytree(small_photos, tmp_path / "in")
     manifest, _ = manihot.scan(tmp_path / "in", workers=1)
@@ -317,11 +318,13 @@ def test_a_submission_has_a_row_for_each_unreadable_test_photograph(
     for name in broken.values():
         (tmp_path / "in" / name).write_bytes(b"")
     small = "model: {pooling: avgmax}, method: features, features: {c: [0.1], runtime: torch}"
-    members = f"members={{a: {{{small}}}, b: {{{small}, seed: 1}}}}"
+    members = f"members={{{', '.join(f'{name}: {{{small}, seed: {k}}}' for k, name in enumerate(names))}}}"
     out = tmp_path / "out"
     manihot.run(tmp_path / "in/all.csv", out, str(tiny_recipe), overrides=[members], workers=1, report=False)
-    said = pd.read_csv(out / "blend/submission.csv").set_index("image_id")["label"]
-    readable = Predictions.load(out / "predictions/ensemble.test.parquet")
+    assert not (out / "blend/submission.csv").exists()
+    said = pd.read_csv(out / "submission.csv").set_index("image_id")["label"]
+    best = "ensemble" if len(names) > 1 else names
+    readable = Predictions.load(out / f"predictions/{best}.test.parquet")
     assert len(said) == len(readable) + 1 == (table["split"] == "test").sum()
     unread = load_quarantine(out / "quarantine.csv").set_index("split")
     assert unread["file"].to_dict() == broken and said[unread.loc["test", "image_id"]] == commonest

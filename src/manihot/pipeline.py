@@ -69,12 +69,14 @@ def run(
         manifest = prepare(folder, resolved, photos, scan_options, workers, update)
         if trusted is not None:
             read_trusted(manifest, trusted)  # an unknown column or word is an error before training
+        from manihot.infer.outputs import submission_stage
         from manihot.infer.runners import choose_device, describe_device
         from manihot.train.crossval import train_members
 
         folder.update_record(device=describe_device(choose_device(device)))
         names = train_members(folder, resolved, manifest, device, workers)
         best = blend_stage(folder, names, resolved.blend, resolved.seed)
+        submission_stage(folder, best)
         trust_stage(folder, best, resolved.seed, resolved.trust.coverage)
         unknown_stage(folder, best, resolved.seed, device, resolved.trust.false_rejection)
         audit_stage(folder, manifest, best, resolved, device, smoke)

@@ -1,7 +1,8 @@
 """The blend as a stage of a run: what a recipe's `blend` asks for, checked before training and done after it.
 
 Left in RUN: predictions/ensemble.oof.parquet and ensemble.test.parquet, and in blend/ what
-`manihot.ensemble.files` writes, under the name `blend` whatever the method. Where one member alone is left it is
+`manihot.ensemble.files` writes, under the name `blend` whatever the method, but for the submission, which the run
+writes for all its test photographs. Where one member alone is left it is
 the run's answer, and there is no ensemble.
 """
 
@@ -26,7 +27,6 @@ from manihot.errors import SettingsError
 from manihot.progress import say
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.quarantine import load_quarantine
 from manihot.records.runs import RunFolder, digest_file, save_json
 from manihot.settings import Blend, Recipe, Way, suggest
 
@@ -171,7 +171,6 @@ def blend_stage(folder: RunFolder, names: Sequence[str], settings: Blend, seed: 
         oof = []
     tests = test if all(path.exists() for path in test) else []
     kinds = [kind for kind, files in (("oof", oof), ("test", tests)) if files]
-    unread = _unread(folder) if tests else []
 
     def work() -> None:
         if (folder / "blend").exists():  # of other members or another method
@@ -180,38 +179,14 @@ def blend_stage(folder: RunFolder, names: Sequence[str], settings: Blend, seed: 
         for kind in kinds:
             made = Predictions.load(folder / f"blend/blend.{kind}.parquet")
             made.save(folder / f"predictions/ensemble.{kind}.parquet")
-        if unread:
-            _answer_unread(folder, unread)
+        (folder / "blend/submission.csv").unlink(missing_ok=True)  # the run's own tells of unreadable photographs too
         say(f"Blend of {len(blended)} members: {found['method']}")
 
     asked = settings.model_dump(mode="json", exclude=set() if settings.groups else {"groups"})
     inputs = [[digest_file(path) for path in (*oof, *tests, folder / "folds.parquet")], blended, asked, seed]
-    inputs += [unread] if unread else []
     outputs = ["blend/blend.json", f"blend/{COMBINATION}"] + [f"predictions/ensemble.{kind}.parquet" for kind in kinds]
     folder.stage("blend", inputs, outputs, work)
     return "ensemble"
-
-
-def _unread(folder: RunFolder) -> list[str]:
-    """Ids of the test photographs that can't be read."""
-    path = folder / "quarantine.csv"
-    if not path.exists():  # predictions that no scan stands behind
-        return []
-    quarantine = load_quarantine(path)
-    return quarantine[(quarantine["split"] == "test") & (quarantine["image_id"] != "")]["image_id"].tolist()
-
-
-def _answer_unread(folder: RunFolder, unread: list[str]) -> None:
-    """Give the submission a row for each test photograph that can't be read: the class most common in training."""
-    manifest = Manifest.load(folder / "folds.parquet")
-    count = manifest.take(manifest.table["split"].to_numpy() != "test").class_counts()
-    place = int(np.argmax(count))
-    made = Predictions.load(folder / "blend/blend.test.parquet")
-    made.save_submission(folder / "blend/submission.csv", dict.fromkeys(unread, place))
-    say(
-        f"{len(unread)} test photographs can't be read (quarantine.csv). A submission needs a row for each: "
-        f"blend/submission.csv says {manifest.classes[place]!r} of them, the class most common in training"
-    )
 
 
 def _combine(

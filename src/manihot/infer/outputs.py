@@ -1,4 +1,4 @@
-"""What `manihot predict` writes, and the checks of it that come before anything is computed."""
+"""What `manihot predict` writes, the checks of it that come before anything is computed, and a run's submission."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from manihot.models.checkpoint import TrainedModel
 from manihot.progress import say
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import atomic_path, explain_os_error
+from manihot.records.quarantine import load_quarantine
+from manihot.records.runs import RunFolder, atomic_path, digest_file, explain_os_error
 
 SUBMISSION = "submission.csv"  # how the name of a file with Kaggle's two columns ends
 NAMED = 5  # files that a message names
@@ -87,6 +88,33 @@ def answer_unread(
     if nameless := sum(not image_id for image_id in ids):
         say(f"warning: {nameless} of them have no known name and are not in the submission")
     return {image_id: place for image_id in ids if image_id}
+
+
+def submission_stage(folder: RunFolder, name: str) -> None:
+    """RUN/submission.csv: Kaggle's two columns for each test photograph, by the predictions `name`; else no file.
+
+    Photographs that can't be read get the class most common in training.
+    """
+    test, out = folder / f"predictions/{name}.test.parquet", folder / SUBMISSION
+    if not test.exists():
+        out.unlink(missing_ok=True)
+        return
+    quarantine = load_quarantine(folder / "quarantine.csv")
+    unread = quarantine[(quarantine["split"] == "test") & (quarantine["image_id"] != "")]["image_id"].tolist()
+
+    def work() -> None:
+        predictions, also = Predictions.load(test), {}
+        if unread:
+            place, why = commonest(predictions, [], folder.path)
+            also = dict.fromkeys(unread, place)
+            say(
+                f"{len(unread)} test photographs can't be read (quarantine.csv). A submission needs a row for each: "
+                f"they get {predictions.classes[place]!r}, {why}"
+            )
+        predictions.save_submission(out, also)
+        say(f"Submission: {out}")
+
+    folder.stage("submission", [digest_file(test), digest_file(folder / "folds.parquet"), unread], [SUBMISSION], work)
 
 
 def commonest(predictions: Predictions, models: Sequence[TrainedModel], model: Path) -> tuple[int, str]:
