@@ -42,7 +42,7 @@ EPS = 1.0  # of made embeddings: near copies lie .7 apart, others several
 
 @contextmanager
 def clocked(took: dict[str, Any]) -> Iterator[None]:
-    """Adds `seconds` (clock) and `processor` (all processes) to `took`."""
+    """Adds `seconds` (clock) and `processor` (all processes) to `took`; none of them may wait for more work by then."""
     before, start = _processor(), time.perf_counter()
     yield
     took["seconds"] = took.get("seconds", 0.0) + time.perf_counter() - start

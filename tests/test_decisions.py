@@ -111,7 +111,7 @@ def test_conflicting_copies_get_their_shares_their_majority_or_less_weight() -> 
     np.testing.assert_allclose(soft[[SOFT + "mosaic, green", SOFT + "Healthy"]], [[1 / 3, 2 / 3]] * 3)
     weighed = decide(make_issues(), make_duplicates(), rule="conflicts", action="soft")
     np.testing.assert_allclose(weighed[[SOFT + "mosaic, green", SOFT + "Healthy"]], [[2 / 11, 9 / 11]] * 3)
-    for score in (0.0, np.nan):  # of all, and of one
+    for score in (0.0, np.nan):  # 0 for all copies, unknown for some
         issues = make_issues()
         issues.loc[issues["given_label"] == "Healthy" if np.isnan(score) else issues.index, "label_score"] = score
         soft = decide(issues, make_duplicates(), rule="conflicts", action="soft")

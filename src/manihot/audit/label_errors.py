@@ -79,9 +79,9 @@ def find_label_errors(
     where their input is; cleanlab_issue (its default filter); neighbours (ids).
 
     is_label_issue: another class is likelier by all opinions of the photograph (where copies were given different
-    labels, by these opinions and all their labels), and it is among the n worst, n
-    being the number of wrong labels that the posterior allows (`label_posterior.count_errors`,
-    attrs['estimated_errors']). Raises DataError for arrays that don't fit each other.
+    labels, by these opinions and all their labels), and it is among the n worst, n being the number of wrong labels
+    that the posterior allows (`label_posterior.count_errors`, attrs['estimated_errors']). Raises DataError for arrays
+    that don't fit each other.
     """
     labels, pred_probs = _check(labels, pred_probs, combine)
     n_all = len(labels)

@@ -2,8 +2,8 @@
 
 Left in RUN: predictions/ensemble.oof.parquet and ensemble.test.parquet, and in blend/ what
 `manihot.ensemble.files` writes, under the name `blend` whatever the method, but for the submission, which the run
-writes for all its test photographs. Where one member alone is left it is
-the run's answer, and there is no ensemble.
+writes for all its test photographs (`infer/outputs.py`). Where one member alone is left it is the run's answer, and
+there is no ensemble.
 """
 
 from __future__ import annotations
@@ -237,7 +237,6 @@ def _without_labels(
             members.image_id, probs, classes, members.labels, unknown=members.unknown, numbers=members.numbers
         )
         made.save(out / "blend.test.parquet")
-        made.save_submission(out / "submission.csv")
     about = {"groups": {name: told for name, (_, told) in groups.items()}} if groups else {}
     return {
         "members": parts,

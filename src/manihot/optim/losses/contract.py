@@ -13,6 +13,7 @@ with such a forward, that gives
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,7 +45,7 @@ Together = Callable[
 ]  # fmt: skip
 
 
-class BatchLoss(nn.Module):
+class BatchLoss(nn.Module, ABC):
     """The loss of a batch, or, where several processes train on slices of one, of all of them.
 
     `together` is set then (`train/distributed.py`).
@@ -68,10 +69,11 @@ class BatchLoss(nn.Module):
             return self.together(self._of_batch, logits, target, sample_weights, extra)
         return self._of_batch(logits, target, sample_weights, extra)
 
+    @abstractmethod
     def _of_batch(
         self, logits: Tensor, target: Tensor, sample_weights: Tensor | None, extra: Mapping[str, Tensor]
     ) -> Tensor:
-        raise NotImplementedError
+        """As `forward`, of these photographs alone."""
 
 
 class Loss(BatchLoss):
