@@ -32,9 +32,9 @@ from audit_parts import CORES, PARTS, draw_photos
 from audit_quality import measure_bracol, measure_demo, measure_lookalikes
 from bracol import commit, machine
 from manihot.audit.lookalikes import describe_lookalikes
-from manihot.photos.demo import make_demo
+from manihot.demo.make import make_demo
 from manihot.progress import say
-from manihot.records.runs import load_json, save_json
+from manihot.records.files import load_json, save_json
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "audit.json"

@@ -26,8 +26,8 @@ from manihot.audit.label_errors import find_label_errors
 from manihot.audit.lookalikes import find_lookalikes
 from manihot.audit.measurements import COMMON
 from manihot.audit.neighbours import components_within
+from manihot.demo.make import make_demo
 from manihot.photos.decode import decode_photo, read_photo
-from manihot.photos.demo import make_demo
 from manihot.photos.scan import scan
 from manihot.progress import track
 from manihot.records.manifest import Manifest
@@ -190,9 +190,9 @@ def make_network(manifest: Manifest, folder: Path) -> tuple[Any, ...]:
     import torch
 
     from manihot.infer.runners import OnnxRunner
-    from manihot.models.backbones import make_model, make_preprocess
+    from manihot.members.member import input_size
     from manihot.settings import load_recipe
-    from manihot.train.member import input_size
+    from manihot.train.networks.backbones import make_model, make_preprocess
 
     recipe = load_recipe("quick")
     torch.set_num_threads(CORES)

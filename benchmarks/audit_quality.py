@@ -20,8 +20,8 @@ from manihot.audit.hashes import Looks, hash_pairs, look_at_photos
 from manihot.audit.lookalikes import count_lookalikes, find_lookalikes
 from manihot.photos.scan import scan
 from manihot.progress import track
+from manihot.records.files import load_json
 from manihot.records.manifest import Manifest
-from manihot.records.runs import load_json
 
 KINDS = ("reencoded", "resized", "rotated90", "rotated180", "flipped", "cropped80", "cropped80 and flipped")
 COPIED = 200  # photographs of a demo of which copies are made

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from manihot.data.augment import Augmenter, as_input
+from manihot.augment.augmenter import Augmenter, as_input
 from manihot.photos.preprocess import Preprocess
 from manihot.settings import Choice
 

@@ -29,8 +29,8 @@ import pandas as pd
 
 from manihot.metrics import accuracy
 from manihot.photos.scan import scan
+from manihot.records.files import digest_value, save_json
 from manihot.records.predictions import Predictions
-from manihot.records.runs import digest_value, save_json
 from manihot.settings import load_recipe
 
 HERE = Path(__file__).resolve().parent

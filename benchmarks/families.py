@@ -26,12 +26,12 @@ import numpy as np
 import pandas as pd
 
 from bracol import TARGETS, commit, machine, split_of
+from manihot.demo.make import make_demo
 from manihot.metrics import accuracy, bootstrap_intervals
-from manihot.photos.demo import make_demo
 from manihot.photos.scan import scan
+from manihot.records.files import save_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import save_json
 from manihot.suites.format import BASELINE, load_suite
 from manihot.suites.run import run_suite
 from manihot.suites.verdicts import compare_pairs

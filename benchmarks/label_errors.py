@@ -45,12 +45,12 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from bracol import machine
 from manihot.audit.label_errors import SCORES, find_label_errors
-from manihot.photos.demo import CONFUSION, make_demo
+from manihot.demo.make import CONFUSION, make_demo
 from manihot.photos.scan import scan
 from manihot.progress import say, track
+from manihot.records.files import save_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import save_json
 from manihot.settings import load_recipe
 
 HERE = Path(__file__).resolve().parent
@@ -67,10 +67,10 @@ LISTS = ("riron_consensus_noise", "25th_outliers", "monofo_invalid")  # two cons
 def features_of(manifest: Manifest, work: Path) -> np.ndarray:
     """Mean of the quick recipe's views, (N, D), kept in `work`."""
     from manihot.infer.runners import OnnxRunner
-    from manihot.models.backbones import make_model, make_preprocess
+    from manihot.members.member import input_size
     from manihot.photos.store import make_store
-    from manihot.train.features import CHUNK, make_features
-    from manihot.train.member import input_size
+    from manihot.quick.heads import CHUNK, make_features
+    from manihot.train.networks.backbones import make_model, make_preprocess
 
     recipe = load_recipe("quick")
     folder = work / "features"

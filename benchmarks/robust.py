@@ -25,9 +25,9 @@ from bracol import TARGETS, commit, machine, split_of
 from manihot.metrics import accuracy
 from manihot.photos.scan import scan
 from manihot.pipeline import run
+from manihot.records.files import save_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import save_json
 
 RESULTS = Path(__file__).resolve().parent / "results" / "robust.json"
 RECIPES = {  # recipe and what is set beside it

@@ -38,19 +38,19 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bracol import commit, machine
-from manihot.data.augment import Augmenter, as_input
-from manihot.data.dataset import TrainingPhotos, make_loader
-from manihot.data.mixing import MIXES
+from manihot.augment.augmenter import Augmenter, as_input
+from manihot.demo.backgrounds import draw_background
 from manihot.infer.predict import PhotoFiles, UnresizedFiles
 from manihot.infer.runners import Normalise
-from manihot.models.backbones import make_model, make_preprocess, set_training
-from manihot.optim.losses import make_loss
-from manihot.optim.optimizers import make_optimizer
-from manihot.photos.backgrounds import draw_background
 from manihot.photos.preprocess import Preprocess
-from manihot.records.runs import save_json
+from manihot.records.files import save_json
 from manihot.settings import Choice, Recipe, load_recipe
+from manihot.train.data.dataset import TrainingPhotos, make_loader
+from manihot.train.data.mixing import MIXES
 from manihot.train.loop import fit
+from manihot.train.networks.backbones import make_model, make_preprocess, set_training
+from manihot.train.optim.losses import make_loss
+from manihot.train.optim.optimizers import make_optimizer
 from manihot.train.steps import STEPS, StepState
 from manihot.train.training import make_mixer
 

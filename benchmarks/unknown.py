@@ -22,12 +22,12 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from manihot.models.pretrained import make_backbone
-from manihot.photos.backgrounds import draw_background
+from manihot.demo.backgrounds import draw_background
 from manihot.photos.decode import decode_photo
 from manihot.photos.preprocess import Preprocess
 from manihot.progress import track
 from manihot.records.predictions import Predictions
+from manihot.train.networks.pretrained import make_backbone
 from manihot.trust.unknown import auroc, fit_unknown
 
 SIZE = (224, 224)

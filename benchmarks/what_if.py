@@ -21,8 +21,8 @@ import numpy as np
 from bracol import TARGETS, commit, machine
 from manihot.audit.what_if import what_if
 from manihot.pipeline import run
+from manihot.records.files import save_json
 from manihot.records.predictions import Predictions
-from manihot.records.runs import save_json
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "what_if.json"

@@ -24,14 +24,14 @@ from manihot.audit.stages import (
     save_table,
 )
 from manihot.audit.what_if import ARMS, TOGETHER
-from manihot.deliver import audit_page
-from manihot.deliver.audit_page import make_audit_page
-from manihot.deliver.audit_tables import TABLES
-from manihot.deliver.report import make_report
 from manihot.errors import RunFolderError
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import RunFolder
+from manihot.records.run_folder import RunFolder
+from manihot.report import audit_page
+from manihot.report.audit_page import make_audit_page
+from manihot.report.audit_tables import TABLES
+from manihot.report.report import make_report
 from test_report import Page, make_run
 
 CLASSES = ("<b>blight</b>", "mosaic & mottle", "葉 healthy")

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from manihot.data.augment import AUGMENTS, Augmenter, apply_colour, as_input, build_ops
-from manihot.data.canvas import Canvas, Op
-from manihot.data.erase import grid_mask
-from manihot.data.filters import find_superpixels
+from manihot.augment.augmenter import AUGMENTS, Augmenter, apply_colour, as_input, build_ops
+from manihot.augment.canvas import Canvas, Op
+from manihot.augment.erase import grid_mask
+from manihot.augment.filters import find_superpixels
 from manihot.errors import DataError, SettingsError
 from manihot.infer.runners import Normalise
 from manihot.photos.preprocess import Preprocess, Unresized, resize

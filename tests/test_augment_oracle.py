@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from manihot.data.augment import Augmenter, apply_colour
+from manihot.augment.augmenter import Augmenter, apply_colour
 from manihot.settings import Choice
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for its newest version

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import manihot
-from manihot.deliver.words import blend_words
 from manihot.ensemble.blend import blend
 from manihot.ensemble.grouped import fit_group, group_members
 from manihot.ensemble.members import Members
@@ -19,6 +18,7 @@ from manihot.ensemble.stack import STACKERS
 from manihot.ensemble.stages import check_blend, members_of_blend, parts_of_blend
 from manihot.errors import SettingsError
 from manihot.records.predictions import Predictions
+from manihot.report.words import blend_words
 from manihot.settings import Blend, BlendGroup, load_recipe
 from test_blend_stage import CLASSES, NAMES, blended, members_of, predicted, probs_of, trained
 from test_ensemble_search import make_members

@@ -26,7 +26,7 @@ from manihot.errors import DataError, SettingsError, WeightsError
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.quarantine import load_quarantine
-from manihot.records.runs import RunFolder
+from manihot.records.run_folder import RunFolder
 from manihot.settings import Blend, load_recipe
 from test_ensemble_blend import use_stacker
 from test_ensemble_search import make_members

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from manihot.errors import SettingsError
-from manihot.models.backbones import gives_maps
+from manihot.members.check import check_classes, check_recipe
+from manihot.members.training_labels import TrainingLabels
 from manihot.settings import load_recipe
-from manihot.train.check import check_classes, check_recipe
-from manihot.train.labels import Lesson
+from manihot.train.networks.backbones import gives_maps
 from manihot.train.training import make_mixer, make_training
 from tiny_member import CLASSES, tiny_member
 
@@ -95,7 +95,7 @@ def test_snapmix_on_tokens_that_no_check_saw_is_no_stack_trace(tmp_path: Path, t
     sets = ("photo.size=[160,160]", "model.backbone=test_vit", "mixing=[{name: snapmix, p: 1.0}]")
     member = tiny_member(tmp_path, tiny_recipe, sets)
     rows, _ = member.rows(0)
-    training = make_training(member, 0, Lesson(rows, torch.eye(3)[member.manifest.labels[rows]].numpy(),
+    training = make_training(member, 0, TrainingLabels(rows, torch.eye(3)[member.manifest.labels[rows]].numpy(),
                                                torch.ones(len(rows)).numpy()))  # fmt: skip
     mixer = make_mixer(member.recipe, 1, 0, training.model)
     with pytest.raises(SettingsError, match="SnapMix needs feature maps"):

@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from manihot.audit.cleaning import CARRIED, carry_counts, clean
-from manihot.deliver import clean_page
-from manihot.deliver.clean_page import counts_grid, make_clean_page
-from manihot.deliver.report import make_report
 from manihot.errors import DataError
 from manihot.records.manifest import Manifest
+from manihot.report import clean_page
+from manihot.report.clean_page import counts_grid, make_clean_page
+from manihot.report.report import make_report
 from test_report import Page, draw_photo, make_run
 
 CLASSES = ("<b>blight</b>", "mosaic", "葉 healthy")

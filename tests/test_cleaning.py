@@ -14,9 +14,10 @@ import pytest
 from manihot.audit.cleaning import clean
 from manihot.audit.stages import audit_labels, audit_predictions, group_duplicates
 from manihot.errors import DataError, RunFolderError, SettingsError
+from manihot.records.files import digest_file
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import RunFolder, digest_file
+from manihot.records.run_folder import RunFolder
 
 CLASSES = ("healthy", "mosaic", "rust")
 WRONG = np.arange(5)  # photographs whose given label is wrong

@@ -102,7 +102,7 @@ def test_an_unreachable_hub_names_the_remedies_and_is_never_silently_random(
 ):
     import timm
 
-    from manihot.models.pretrained import make_backbone
+    from manihot.train.networks.pretrained import make_backbone
 
     def refuse(*args, pretrained=False, **more):
         if pretrained:

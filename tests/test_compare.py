@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from manihot.deliver.compare import duration, leaderboard, load_scores, print_leaderboard, read_history
 from manihot.errors import RunFolderError
 from manihot.metrics import accuracy, evaluate
+from manihot.records.files import save_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import save_json
+from manihot.report.compare import duration, leaderboard, load_scores, print_leaderboard, read_history
 
 CLASSES = ("healthy", "mosaic", "[red]")
 

@@ -21,8 +21,8 @@ from manihot.audit.measurements import (
     measure_sharpness,
     measure_zoom,
 )
+from manihot.demo.make import make_demo
 from manihot.errors import DataError
-from manihot.photos.demo import make_demo
 from manihot.photos.scan import scan
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions

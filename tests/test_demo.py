@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageOps
 
+from manihot.demo import make as demo
+from manihot.demo.leaves import SYMPTOMS, draw_leaf
+from manihot.demo.make import CLASSES, COPIES, FAULTS, ODDITIES, make_demo, plan_demo
+from manihot.demo.scenes import ZOOMS, Shot, draw_photograph
 from manihot.errors import DataError
-from manihot.photos import demo
-from manihot.photos.demo import CLASSES, COPIES, FAULTS, ODDITIES, make_demo, plan_demo
-from manihot.photos.leaves import SYMPTOMS, draw_leaf
-from manihot.photos.scenes import ZOOMS, Shot, draw_photograph
 
 PHOTOS = 30
 

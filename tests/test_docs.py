@@ -18,24 +18,24 @@ from pydantic import BaseModel
 
 import manihot
 from manihot import settings
+from manihot.augment.augmenter import AUGMENTS, Augmenter
+from manihot.augment.canvas import Op
+from manihot.augment.views import VIEWS
 from manihot.cli import app
-from manihot.data.augment import AUGMENTS, Augmenter
-from manihot.data.canvas import Op
-from manihot.data.mixing import MIXES, NEEDS
-from manihot.data.negatives import NEGATIVES
-from manihot.data.sampling import SAMPLINGS
-from manihot.data.views import VIEWS
 from manihot.errors import SettingsError
+from manihot.members.check import check_recipe
+from manihot.members.sampling import SAMPLINGS
+from manihot.members.training_labels import LABELS
 from manihot.metrics import METRICS, PER_CLASS
-from manihot.models.heads import POOLING, TILE_ATTENTION
-from manihot.optim.averaging import AVERAGING
-from manihot.optim.losses import LOSSES
-from manihot.optim.losses.contract import COMMON, Row
-from manihot.optim.optimizers import OPTIMIZERS
-from manihot.optim.schedules import SCHEDULES
 from manihot.settings import Choice, load_recipe
-from manihot.train.check import check_recipe
-from manihot.train.labels import LABELS
+from manihot.train.data.mixing import MIXES, NEEDS
+from manihot.train.data.negatives import NEGATIVES
+from manihot.train.networks.heads import POOLING, TILE_ATTENTION
+from manihot.train.optim.averaging import AVERAGING
+from manihot.train.optim.losses import LOSSES
+from manihot.train.optim.losses.contract import COMMON, Row
+from manihot.train.optim.optimizers import OPTIMIZERS
+from manihot.train.optim.schedules import SCHEDULES
 from manihot.train.steps import STEPS, step_settings
 
 ROOT = Path(__file__).resolve().parents[1]

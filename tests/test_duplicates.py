@@ -25,13 +25,14 @@ from manihot.audit.duplicates import (
 from manihot.audit.folds import make_folds
 from manihot.audit.hashes import SIDE, Looks, look_at_photos
 from manihot.audit.neighbours import components_within, pairs_within
+from manihot.demo.make import make_demo
 from manihot.errors import DataError, RunFolderError
-from manihot.photos.demo import make_demo
 from manihot.photos.scan import scan
 from manihot.pipeline import prepare
+from manihot.records.files import digest_file
 from manihot.records.groups import group_by_name, propose_name_pattern, with_name_groups
 from manihot.records.manifest import Manifest
-from manihot.records.runs import RunFolder, digest_file
+from manihot.records.run_folder import RunFolder
 from manihot.settings import Folds, load_recipe
 
 ORIGINALS = 10

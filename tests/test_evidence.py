@@ -22,14 +22,15 @@ from manihot.audit.evidence import (
 )
 from manihot.audit.label_errors import find_label_errors, label_issues
 from manihot.audit.stages import audit_labels, audit_predictions, save_table
-from manihot.deliver.audit_page import make_audit_page
 from manihot.errors import DataError
 from manihot.pipeline import run
+from manihot.quick import audit_embeddings as frozen
+from manihot.records.files import digest_file
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import RunFolder, digest_file
+from manihot.records.run_folder import RunFolder
+from manihot.report.audit_page import make_audit_page
 from manihot.settings import Recipe, load_recipe
-from manihot.train import frozen
 
 N = 120
 

@@ -15,9 +15,6 @@ from PIL import Image
 from torch import nn
 
 from manihot.cli import app
-from manihot.deliver import explain as pages
-from manihot.deliver.explain import explain, overlay
-from manihot.deliver.report import make_report
 from manihot.errors import DataError, SettingsError
 from manihot.infer.explain import (
     METHODS,
@@ -30,13 +27,16 @@ from manihot.infer.explain import (
 )
 from manihot.infer.placement import merge_maps, place_map
 from manihot.infer.predict import predict_photos
-from manihot.models.backbones import make_model
-from manihot.models.checkpoint import TrainedModel, save_model
-from manihot.models.heads import POOLING, Classifier
 from manihot.photos.preprocess import Preprocess
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.report import explain as pages
+from manihot.report.explain import explain, overlay
+from manihot.report.report import make_report
 from manihot.settings import Model, View
+from manihot.train.networks.backbones import make_model
+from manihot.train.networks.checkpoint import TrainedModel, save_model
+from manihot.train.networks.heads import POOLING, Classifier
 from test_report import CLASSES, Page, make_run
 
 SIZE = (64, 96)

@@ -17,7 +17,7 @@ import pytest
 
 from manihot.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, DiskFullError, RunFolderError
 from manihot.records.predictions import Predictions
-from manihot.records.runs import RunFolder
+from manihot.records.run_folder import RunFolder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
 SLOWER = ["--set", "train.epochs=6"]

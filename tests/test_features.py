@@ -10,9 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from manihot.photos.preprocess import Preprocess
+from manihot.quick import heads as features
+from manihot.quick.heads import fit_head, make_features
 from manihot.settings import View
-from manihot.train import features
-from manihot.train.features import fit_head, make_features
 
 PHOTOS = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
 VIEWS = (View(), View(flip="h"))

@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from manihot.data.augment import Augmenter
-from manihot.data.dataset import EpochBatches, TrainingPhotos, make_loader
-from manihot.data.unlabelled import STRONG, UnlabelledPhotos
+from manihot.augment.augmenter import Augmenter
 from manihot.errors import SettingsError
 from manihot.infer.runners import Normalise
-from manihot.models.backbones import make_model, make_preprocess, set_training
-from manihot.optim.losses import LOSSES, make_loss
+from manihot.members.check import check_recipe
+from manihot.members.training_labels import LabelRequest, make_training_labels
 from manihot.settings import Choice, load_recipe
-from manihot.train.check import check_recipe
+from manihot.train.data.dataset import EpochBatches, TrainingPhotos, make_loader
+from manihot.train.data.unlabelled import STRONG, UnlabelledPhotos
 from manihot.train.finetune import finetune
-from manihot.train.labels import Asked, make_lesson
+from manihot.train.networks.backbones import make_model, make_preprocess, set_training
+from manihot.train.optim.losses import LOSSES, make_loss
 from manihot.train.steps import STEPS, StepState, make_step, unlabelled_settings
 from manihot.train.training import make_training
 from tiny_member import draw_photos, tiny_member
@@ -222,7 +222,7 @@ def test_there_must_be_photographs_without_labels(tmp_path: Path, tiny_recipe: P
     member = tiny_member(tmp_path, tiny_recipe, FIXMATCH, draw_photos(tmp_path / "photos", unlabelled=0))
     train, _ = member.rows(0)
     with pytest.raises(SettingsError, match="fixmatch' found no photographs without a label") as caught:
-        make_training(member, 0, make_lesson(Asked(member, 0, train)))
+        make_training(member, 0, make_training_labels(LabelRequest(member, 0, train)))
     assert "use: unlabelled" in caught.value.remedy
 
 

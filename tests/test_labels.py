@@ -13,16 +13,16 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor, nn
 
 from manihot.errors import DataError, SettingsError
-from manihot.models.checkpoint import TrainedModel
+from manihot.members import training_labels as labels_module
+from manihot.members.check import check_recipe
+from manihot.members.crossval import in_order
+from manihot.members.member import Member
+from manihot.members.training_labels import LABELS, LabelRequest, TrainingLabels, make_training_labels, members_asked
 from manihot.photos.preprocess import Preprocess
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.settings import View, load_recipe
-from manihot.train import labels as labels_module
-from manihot.train.check import check_recipe
-from manihot.train.crossval import in_order
-from manihot.train.labels import LABELS, Asked, Lesson, make_lesson, members_asked
-from manihot.train.member import Member
+from manihot.train.networks.checkpoint import TrainedModel
 from tiny_member import CLASSES, draw_photos, tiny_member
 
 
@@ -61,12 +61,12 @@ def manifest(home: Path) -> Manifest:
     return made.with_columns(group=group)
 
 
-def asked(home: Path, recipe: Path, *sets: str, before: bool = False, unknown: bool = False) -> Asked:
+def asked(home: Path, recipe: Path, *sets: str, before: bool = False, unknown: bool = False) -> LabelRequest:
     member = tiny_member(home, recipe, sets, manifest(home))
-    return Asked(member, 0, member.rows(0)[0], model(member, unknown) if before else None)
+    return LabelRequest(member, 0, member.rows(0)[0], model(member, unknown) if before else None)
 
 
-def answers(question: Asked, probs: np.ndarray, rows: np.ndarray, name: str = "other") -> None:
+def answers(question: LabelRequest, probs: np.ndarray, rows: np.ndarray, name: str = "other") -> None:
     """Write the out-of-fold answers of another member for some rows, in a shuffled order."""
     order = np.random.default_rng(1).permutation(len(rows))
     ids = question.member.manifest.image_id[rows]
@@ -79,7 +79,7 @@ def test_given_labels_are_the_manifests(tmp_path: Path, tiny_recipe: Path):
     soft = np.full((33, 3), np.nan, dtype=np.float32)
     soft[3] = (0.2, 0.5, 0.3)
     made = replace(question.member.manifest.with_columns(weight=np.arange(33, dtype=np.float32)), soft_labels=soft)
-    lesson = make_lesson(replace(question, member=replace(question.member, manifest=made)))
+    lesson = make_training_labels(replace(question, member=replace(question.member, manifest=made)))
     np.testing.assert_array_equal(lesson.rows, question.train)
     np.testing.assert_array_equal(lesson.weights, question.train)
     np.testing.assert_allclose(lesson.targets[list(lesson.rows).index(3)], soft[3])
@@ -88,7 +88,7 @@ def test_given_labels_are_the_manifests(tmp_path: Path, tiny_recipe: Path):
 
 def test_pseudo_labels_are_sure_and_none_is_a_copy_of_what_is_held_out(tmp_path: Path, tiny_recipe: Path):
     question = asked(tmp_path, tiny_recipe, "labels={name: pseudo, above: 0.9, weight: 0.5}", before=True)
-    lesson = make_lesson(question)
+    lesson = make_training_labels(question)
     known = len(question.train)
     # 24 is grey, 25 a copy of row 0, which fold 0 holds out
     np.testing.assert_array_equal(lesson.rows[known:], [26, 27, 28, 29])
@@ -97,12 +97,12 @@ def test_pseudo_labels_are_sure_and_none_is_a_copy_of_what_is_held_out(tmp_path:
     np.testing.assert_array_equal(lesson.weights[known:], 0.5)
     assert not set(lesson.rows) & set(question.member.rows(0)[1])
     other = replace(question, fold=1, train=question.member.rows(1)[0])
-    assert 25 in make_lesson(other).rows  # fold 1 learns from row 0 itself
+    assert 25 in make_training_labels(other).rows  # fold 1 learns from row 0 itself
 
 
 def test_pseudo_labels_of_test_photographs_are_asked_for(tmp_path: Path, tiny_recipe: Path):
     question = asked(tmp_path, tiny_recipe, "labels={name: pseudo, above: 0.9, test: true, hard: false}", before=True)
-    lesson = make_lesson(question)
+    lesson = make_training_labels(question)
     np.testing.assert_array_equal(lesson.rows[len(question.train) :], [26, 27, 28, 29, 31, 32])  # 30 is a copy too
     told = lesson.targets[len(question.train) :]
     assert told.max(1).min() >= 0.9 and told.max() < 1
@@ -111,9 +111,9 @@ def test_pseudo_labels_of_test_photographs_are_asked_for(tmp_path: Path, tiny_re
 
 def test_what_a_network_knows_to_be_something_else_gets_no_pseudo_label(tmp_path: Path, tiny_recipe: Path):
     choice = "labels={name: pseudo, above: 0.3, hard: false}"
-    sure = make_lesson(asked(tmp_path / "a", tiny_recipe, choice, before=True))
+    sure = make_training_labels(asked(tmp_path / "a", tiny_recipe, choice, before=True))
     assert 24 in sure.rows  # a third for each colour
-    less = make_lesson(asked(tmp_path / "b", tiny_recipe, choice, before=True, unknown=True))
+    less = make_training_labels(asked(tmp_path / "b", tiny_recipe, choice, before=True, unknown=True))
     assert 24 not in less.rows and 26 in less.rows
     np.testing.assert_allclose(less.targets.sum(1), 1, rtol=1e-6)
 
@@ -129,7 +129,7 @@ def test_the_model_before_is_asked_in_its_own_size(tmp_path: Path, tiny_recipe: 
 
     smaller = tiny_member(tmp_path, tiny_recipe, ("photo.size=[24, 16]",), question.member.manifest)
     before = TrainedModel([Sized()], CLASSES, plain(smaller), (View(),), {})  # type: ignore[list-item]
-    lesson = make_lesson(replace(question, before=before))
+    lesson = make_training_labels(replace(question, before=before))
     np.testing.assert_array_equal(lesson.rows[len(question.train) :], [26, 27, 28, 29])
     assert set(sizes) == {(24, 16)}
     assert smaller.preprocess != question.member.preprocess
@@ -138,13 +138,13 @@ def test_the_model_before_is_asked_in_its_own_size(tmp_path: Path, tiny_recipe: 
 def test_pseudo_labels_need_photographs_without_labels(tmp_path: Path, tiny_recipe: Path):
     member = tiny_member(tmp_path, tiny_recipe, ("labels={name: pseudo}",), draw_photos(tmp_path / "p", unlabelled=0))
     with pytest.raises(DataError, match="'pseudo' found no photographs"):
-        make_lesson(Asked(member, 0, member.rows(0)[0], model(member)))
+        make_training_labels(LabelRequest(member, 0, member.rows(0)[0], model(member)))
     by = tiny_member(tmp_path, tiny_recipe, ("labels={name: pseudo, by: elder}",))
     with pytest.raises(DataError, match="'elder' has no network of fold 0"):
-        make_lesson(Asked(by, 0, by.rows(0)[0]))
+        make_training_labels(LabelRequest(by, 0, by.rows(0)[0]))
 
 
-def contradicted(question: Asked, *, surely: dict[int, int]) -> None:
+def contradicted(question: LabelRequest, *, surely: dict[int, int]) -> None:
     """Answers that agree with all labels but those of the given places among the training rows; none for the last."""
     label = question.member.manifest.labels[question.train]
     probs = np.full((len(label), 3), 0.02)
@@ -161,12 +161,12 @@ def test_photographs_that_are_never_held_out_are_answered_by_the_folds_network(t
         label = question.member.manifest.labels[question.train]
         contradicted(question, surely={0: (label[0] + 1) % 3})  # and none for the last row
 
-        def ask(about: Asked, rows: np.ndarray, by: str, what: str) -> np.ndarray:
+        def ask(about: LabelRequest, rows: np.ndarray, by: str, what: str) -> np.ndarray:
             assert (by, rows.tolist()) == ("other", question.train[-1:].tolist())
             return np.eye(3)[[(label[-1] + 1) % 3]]
 
         monkeypatch.setattr(labels_module, "_ask", ask)
-        return set(question.train) - set(make_lesson(question).rows), question.train
+        return set(question.train) - set(make_training_labels(question).rows), question.train
 
     for among, places in (("held_out", [0]), ("others", [-1]), ("all", [0, -1])):
         gone, train = left(among)
@@ -181,12 +181,12 @@ def test_a_network_does_not_check_the_labels_that_it_learned(tiny_recipe: Path):
 
 
 def test_out_of_fold_answers_change_or_drop_doubtful_labels(tmp_path: Path, tiny_recipe: Path):
-    def lesson(settings: str) -> tuple[Lesson, Asked]:
+    def lesson(settings: str) -> tuple[TrainingLabels, LabelRequest]:
         question = asked(tmp_path, tiny_recipe, f"labels={{name: oof, of: other, {settings}}}")
         label = question.member.manifest.labels[question.train]
         # three contradictions, the surest first; the last row has no answer
         contradicted(question, surely={0: (label[0] + 1) % 3, 4: (label[4] + 1) % 3, 2: (label[2] + 2) % 3})
-        return make_lesson(question), question
+        return make_training_labels(question), question
 
     relabelled, question = lesson("do: relabel")
     label = question.member.manifest.labels[question.train]
@@ -202,7 +202,7 @@ def test_out_of_fold_answers_change_or_drop_doubtful_labels(tmp_path: Path, tiny
     gone = set(question.train) - set(only.rows)
     assert gone == {question.train[p] for p in (0, 2, 4) if label[p] == label[4]}
     with pytest.raises(DataError, match="'nobody' has no out-of-fold predictions"):
-        make_lesson(asked(tmp_path, tiny_recipe, "labels={name: oof, of: nobody}"))
+        make_training_labels(asked(tmp_path, tiny_recipe, "labels={name: oof, of: nobody}"))
 
 
 def test_a_teachers_answers_stand_beside_their_photographs(tmp_path: Path, tiny_recipe: Path):
@@ -210,7 +210,7 @@ def test_a_teachers_answers_stand_beside_their_photographs(tmp_path: Path, tiny_
     rows = np.concatenate([question.train[:-1], question.member.rows(0)[1]])
     probs = np.random.default_rng(0).dirichlet((1, 1, 1), len(rows))
     answers(question, probs, rows)
-    lesson = make_lesson(question)
+    lesson = make_training_labels(question)
     given = np.eye(3)[question.member.manifest.labels[question.train]]
     taught = torch.from_numpy(lesson.teacher).softmax(1).numpy()
     np.testing.assert_allclose(taught[:-1], probs[: len(question.train) - 1], atol=1e-4)
@@ -218,23 +218,23 @@ def test_a_teachers_answers_stand_beside_their_photographs(tmp_path: Path, tiny_
     np.testing.assert_allclose(lesson.targets[:-1], 0.7 * given[:-1] + 0.3 * taught[:-1], atol=1e-4)
     two = asked(tmp_path, tiny_recipe, "labels={name: teacher, of: [other, second]}")
     answers(two, probs[:, ::-1], rows, "second")
-    both = torch.from_numpy(make_lesson(two).teacher).softmax(1).numpy()
+    both = torch.from_numpy(make_training_labels(two).teacher).softmax(1).numpy()
     np.testing.assert_allclose(both[:-1], ((probs + probs[:, ::-1]) / 2)[: len(question.train) - 1], atol=1e-4)
 
 
 def test_clusters_are_what_looks_alike(tmp_path: Path, tiny_recipe: Path):
     choice = "labels={name: clusters, k: 3, labelled: true}"
     question = asked(tmp_path, tiny_recipe, choice, before=True)
-    lesson = make_lesson(question)
+    lesson = make_training_labels(question)
     rows = question.member.unlabelled_rows(0)
     np.testing.assert_array_equal(lesson.rows, np.union1d(rows, question.train))
     shown = question.member.manifest.table["truth"].to_numpy()[lesson.rows]
     coloured = lesson.rows != 24  # the grey one may go anywhere
     assert adjusted_rand_score(shown[coloured], lesson.labels[coloured]) == 1
     assert lesson.classes == 3
-    np.testing.assert_array_equal(make_lesson(question).targets, lesson.targets)
+    np.testing.assert_array_equal(make_training_labels(question).targets, lesson.targets)
     with pytest.raises(DataError, match="found 5 photographs for 3 clusters"):
-        make_lesson(asked(tmp_path, tiny_recipe, "labels={name: clusters, k: 3}", before=True))
+        make_training_labels(asked(tmp_path, tiny_recipe, "labels={name: clusters, k: 3}", before=True))
 
 
 def test_one_photograph_of_each_group(tmp_path: Path, tiny_recipe: Path, capsys):
@@ -242,7 +242,7 @@ def test_one_photograph_of_each_group(tmp_path: Path, tiny_recipe: Path, capsys)
     group = np.full(33, "", dtype=object)
     group[question.train[[1, 4, 6]]] = "plant"
     made = question.member.manifest.with_columns(group=group)
-    lesson = make_lesson(replace(question, member=replace(question.member, manifest=made)))
+    lesson = make_training_labels(replace(question, member=replace(question.member, manifest=made)))
     np.testing.assert_array_equal(lesson.rows, np.delete(question.train, [4, 6]))
     assert "without a search for duplicates, any groups" in capsys.readouterr().err
 
@@ -257,7 +257,7 @@ def test_where_duplicates_were_sought_only_they_are_thinned(tmp_path: Path, tiny
     table = question.member.run / "audit/duplicates.parquet"
     table.parent.mkdir(parents=True)
     pd.DataFrame({"image_id": ids, "group": "dup-" + ids[0]}).to_parquet(table)
-    lesson = make_lesson(replace(question, member=replace(question.member, manifest=made)))
+    lesson = make_training_labels(replace(question, member=replace(question.member, manifest=made)))
     np.testing.assert_array_equal(lesson.rows, np.delete(question.train, [6]))
     assert "1 copies left out" in capsys.readouterr().err
 

@@ -14,11 +14,11 @@ SOURCE = Path(manihot.__file__).parent
 LEVELS = {
     "errors": 0, "progress": 0, "settings": 0,
     "records": 1, "metrics": 1,
-    "photos": 2, "audit": 2, "ensemble": 2, "trust": 2,
-    "data": 3, "models": 3, "optim": 3,
-    "infer": 4,
-    "train": 5,
-    "deliver": 6,
+    "photos": 2, "audit": 2, "ensemble": 2, "trust": 2, "demo": 2,
+    "augment": 3,
+    "infer": 5,
+    "train": 5, "members": 5, "quick": 5,
+    "report": 6,
     "pipeline": 7,
     "suites": 7,
     "cli": 8, "__main__": 8,
@@ -33,7 +33,7 @@ LIGHT = (
     "audit",
     "ensemble",
     "trust",
-    "deliver",
+    "report",
     "suites",
     "cli",
 )
@@ -93,7 +93,7 @@ def test_light_rooms_do_not_import_torch():
     heavy = [
         name for name, path in modules().items()
         if room(name) in LIGHT and any(o.split(".")[0] in ("torch", "timm") for o in imports(path, top_level_only=True))
-        and name != "manihot.deliver.show_augment"
+        and name != "manihot.report.show_augment"
     ]  # fmt: skip
     assert not heavy
 

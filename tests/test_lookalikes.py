@@ -17,11 +17,11 @@ from manihot.audit.evidence import EMBEDDINGS, save_embeddings
 from manihot.audit.hashes import SIDE, Looks
 from manihot.audit.lookalikes import COLUMNS, EPS, find_lookalikes, unit_embeddings, with_lookalikes
 from manihot.audit.stages import audit_lookalikes, audit_predictions, save_table
-from manihot.deliver.audit_page import make_audit_page
 from manihot.errors import DataError
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import RunFolder
+from manihot.records.run_folder import RunFolder
+from manihot.report.audit_page import make_audit_page
 
 N, DIMS = 40, 64
 COPY, TURNED, FALSE = (0, 30), (1, 31), (2, 32)  # a copy, one that is mirrored, and two that only embed alike

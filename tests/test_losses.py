@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from manihot.errors import DataError, SettingsError
-from manihot.optim.losses import LOSSES, effective_number_weights, make_loss
-from manihot.optim.losses.bi_tempered import tempered_log_softmax
+from manihot.train.optim.losses import LOSSES, effective_number_weights, make_loss
+from manihot.train.optim.losses.bi_tempered import tempered_log_softmax
 
 K = 5
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from manihot.cli import app
+from manihot.demo.make import FORMAT
 from manihot.errors import RunFolderError, SettingsError
-from manihot.photos.demo import FORMAT
-from manihot.records.runs import RunFolder
+from manihot.records.run_folder import RunFolder
 from manihot.settings import load_recipe
 from manihot.train.lr_find import draw_curve, lr_find, suggest_rates
 

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
-from manihot.models.checkpoint import load_network
+from manihot.members.member import Member
 from manihot.records.predictions import Predictions
 from manihot.train import training as module
 from manihot.train.finetune import finetune
 from manihot.train.margins import MARGINS, Margins
-from manihot.train.member import Member
+from manihot.train.networks.checkpoint import load_network
 from manihot.train.steps import STEPS
 from tiny_member import draw_photos, tiny_member
 

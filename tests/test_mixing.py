@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from manihot.data.mix_regions import activation_share, fourier_mask, partners
-from manihot.data.mixing import MIXES, NEEDS, Box, Mixer, Position, class_activation
 from manihot.errors import DataError, SettingsError
 from manihot.settings import Choice
+from manihot.train.data.mix_regions import activation_share, fourier_mask, partners
+from manihot.train.data.mixing import MIXES, NEEDS, Box, Mixer, Position, class_activation
 
 N, SIZE = 6, (40, 56)
 MIXING = [name for name in MIXES if name not in ("none", "cutout")]

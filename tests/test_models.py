@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from manihot.errors import SettingsError, WeightsError
-from manihot.models import pretrained
-from manihot.models.backbones import NORMS, freeze, make_model, make_preprocess, set_training, stages_of
-from manihot.models.checkpoint import load_model, load_network, save_model
-from manihot.models.heads import POOLING, TILE_ATTENTION, Classifier, cut_tiles
-from manihot.models.pretrained import check_weights, embedded_state, make_backbone, name_weights
 from manihot.photos.preprocess import Preprocess
 from manihot.settings import Model, View
+from manihot.train.networks import pretrained
+from manihot.train.networks.backbones import NORMS, freeze, make_model, make_preprocess, set_training, stages_of
+from manihot.train.networks.checkpoint import load_model, load_network, save_model
+from manihot.train.networks.heads import POOLING, TILE_ATTENTION, Classifier, cut_tiles
+from manihot.train.networks.pretrained import check_weights, embedded_state, make_backbone, name_weights
 
 SMALL = (64, 64)
 

@@ -10,24 +10,24 @@ import pandas as pd
 import pytest
 import torch
 
-from manihot.data.negatives import NEGATIVES, Extended, Material, check_negatives, make_negatives, write_negatives
+from manihot.demo.scenes import Shot, draw_photograph
 from manihot.errors import DataError, SettingsError
 from manihot.infer.predict import UnknownOutput, predict_photos
 from manihot.infer.runners import TorchRunner
-from manihot.models.backbones import make_model, make_preprocess
-from manihot.models.checkpoint import load_network
-from manihot.optim.losses import make_loss
-from manihot.photos.scenes import Shot, draw_photograph
+from manihot.members.check import check_recipe
+from manihot.members.crossval import collect
+from manihot.members.training_labels import LabelRequest, TrainingLabels, make_training_labels
+from manihot.records.files import load_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import load_json
 from manihot.settings import Choice, View, load_recipe
-from manihot.train.check import check_recipe
-from manihot.train.crossval import collect
+from manihot.train.data.negatives import NEGATIVES, Extended, Material, check_negatives, make_negatives, write_negatives
 from manihot.train.finetune import finetune
-from manihot.train.labels import Asked, Lesson, make_lesson
+from manihot.train.networks.backbones import make_model, make_preprocess
+from manihot.train.networks.checkpoint import load_network
+from manihot.train.optim.losses import make_loss
 from manihot.train.training import make_training, one_more_class, with_negatives
-from manihot.trust.strangers import Strangers
+from manihot.trust.out_of_distribution import Strangers
 from manihot.trust.unknown import auroc
 from tiny_member import draw_photos, tiny_member
 
@@ -125,8 +125,8 @@ def test_the_output_and_its_photographs_go_together(tiny_recipe: Path):
 def test_the_lesson_gets_a_class_more(tmp_path: Path, tiny_recipe: Path):
     member = tiny_member(tmp_path, tiny_recipe, UNKNOWN)
     train, _ = member.rows(0)
-    known = make_lesson(Asked(member, 0, train))
-    known = Lesson(known.rows, known.targets, known.weights, np.zeros((12, 3), np.float32))
+    known = make_training_labels(LabelRequest(member, 0, train))
+    known = TrainingLabels(known.rows, known.targets, known.weights, np.zeros((12, 3), np.float32))
     lesson, photos = with_negatives(member, 0, known)
     assert len(train) == 12 and len(lesson.rows) == 18 and lesson.classes == 4
     np.testing.assert_array_equal(lesson.labels, [*known.labels, *[3] * 6])
@@ -143,7 +143,7 @@ def test_a_source_of_something_else_is_no_source_of_leaves(tmp_path: Path, tiny_
     sets = ("model.unknown=true", "negatives={name: source, source: field}")
     member = tiny_member(tmp_path, tiny_recipe, sets, draw_photos(tmp_path / "photos", unlabelled=6))
     train, _ = member.rows(0)
-    lesson, photos = with_negatives(member, 0, make_lesson(Asked(member, 0, train)))
+    lesson, photos = with_negatives(member, 0, make_training_labels(LabelRequest(member, 0, train)))
     np.testing.assert_array_equal(member.manifest.table["source"].to_numpy()[lesson.rows[12:]], "field")
     assert photos is member.photos
     assert not len(member.unlabelled_rows(0))  # neither pseudo-labels nor FixMatch take them for leaves
@@ -284,7 +284,7 @@ def test_what_is_not_taught_is_hardly_told(tmp_path: Path, tiny_recipe: Path, ta
 
 def test_training_with_it_is_the_same_twice(tmp_path: Path, tiny_recipe: Path):
     first, second = (
-        make_training(member, 0, make_lesson(Asked(member, 0, member.rows(0)[0])))
+        make_training(member, 0, make_training_labels(LabelRequest(member, 0, member.rows(0)[0])))
         for member in (tiny_member(tmp_path / str(n), tiny_recipe, UNKNOWN) for n in range(2))
     )
     for a, b in zip(first.loader, second.loader, strict=True):

@@ -14,12 +14,12 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from manihot.errors import SettingsError
-from manihot.models.backbones import make_model, set_training, stages_of
-from manihot.models.heads import Classifier
-from manihot.optim.averaging import AVERAGING, check_averaging, measure_norms
-from manihot.optim.optimizers import OPTIMIZERS, make_optimizer, parameter_groups
-from manihot.optim.schedules import SCHEDULES, check_schedule, make_schedule, step_factor
 from manihot.settings import Choice, Model, Optimizer
+from manihot.train.networks.backbones import make_model, set_training, stages_of
+from manihot.train.networks.heads import Classifier
+from manihot.train.optim.averaging import AVERAGING, check_averaging, measure_norms
+from manihot.train.optim.optimizers import OPTIMIZERS, make_optimizer, parameter_groups
+from manihot.train.optim.schedules import SCHEDULES, check_schedule, make_schedule, step_factor
 
 SMALL = (64, 64)
 
@@ -97,7 +97,7 @@ def test_optimizers_of_another_package(network, monkeypatch):
         with pytest.raises(SettingsError, match=words) as caught:
             make_optimizer(network, Optimizer(name=f"pytorch_optimizer:{name}"))
         assert caught.value.remedy
-    monkeypatch.setattr("manihot.optim.optimizers.find_spec", lambda name: None)
+    monkeypatch.setattr("manihot.train.optim.optimizers.find_spec", lambda name: None)
     with pytest.raises(SettingsError, match="not installed") as caught:
         make_optimizer(network, Optimizer(name="pytorch_optimizer:adan"))
     assert "manihot[optim]" in caught.value.remedy

@@ -73,8 +73,8 @@ def test_a_run_ends_with_calibration_and_sets_of_answers(finished: Path):
 def test_a_shared_run_answers_elsewhere_and_holds_no_photograph(finished: Path, small_photos: Path, tmp_path: Path):
     import zipfile
 
-    from manihot.deliver.compare import leaderboard
-    from manihot.deliver.share import share_run
+    from manihot.report.compare import leaderboard
+    from manihot.report.share import share_run
 
     (finished / "predictions/.main.oof.7.part.parquet").touch()  # another process is writing it
     names = share_run(finished, tmp_path / "a.zip")
@@ -99,8 +99,8 @@ def test_a_shared_run_answers_elsewhere_and_holds_no_photograph(finished: Path, 
 
 
 def test_what_is_no_finished_run_is_not_shared(finished: Path, tmp_path: Path):
-    from manihot.deliver.share import share_run
     from manihot.errors import SettingsError
+    from manihot.report.share import share_run
 
     with pytest.raises(RunFolderError, match="not a run folder"):
         share_run(tmp_path, tmp_path / "a.zip")
@@ -338,8 +338,8 @@ def test_features_method_learns_and_its_saved_network_repeats_its_predictions(
 
 def test_features_in_onnxruntime_equal_those_of_torch(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
     from manihot.infer.runners import OnnxRunner, TorchRunner, choose_device
-    from manihot.models.backbones import make_model, make_preprocess
     from manihot.settings import load_recipe
+    from manihot.train.networks.backbones import make_model, make_preprocess
 
     settings = load_recipe(str(tiny_recipe), FEATURES).model
     preprocess = make_preprocess(settings, (32, 48), "squash")
@@ -390,8 +390,8 @@ def test_test_photographs_are_predicted_by_the_mean_of_the_folds(
 
 
 def test_input_size_follows_the_photographs():
+    from manihot.members.member import input_size
     from manihot.settings import Photo
-    from manihot.train.member import input_size
 
     def sized(height: list[int], width: list[int]) -> Manifest:
         table = pd.DataFrame(
@@ -409,7 +409,7 @@ def test_folds_with_one_frozen_backbone_run_it_once(small_photos: Path, tmp_path
     """The same numbers, bit by bit, as with a pass a fold; networks that were trained each run their own."""
     from conftest import TINY_RECIPE
     from manihot.infer import predict, runners
-    from manihot.models.heads import Classifier
+    from manihot.train.networks.heads import Classifier
 
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(TINY_RECIPE, encoding="utf-8")

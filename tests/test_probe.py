@@ -10,11 +10,11 @@ import torch
 
 from manihot.errors import SettingsError
 from manihot.infer.runners import Normalise
-from manihot.models.backbones import make_model
-from manihot.models.heads import Classifier
 from manihot.photos.preprocess import Preprocess
 from manihot.settings import Recipe, load_recipe
 from manihot.train import probe
+from manihot.train.networks.backbones import make_model
+from manihot.train.networks.heads import Classifier
 from manihot.train.probe import Way, choose_way, fastest, measure_ways, possible_ways
 from manihot.train.training import make_training
 from tiny_member import tiny_member
@@ -127,12 +127,12 @@ def test_the_processor_is_named(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_layout_reaches_the_images_and_the_network(tiny_recipe: Path, tmp_path: Path):
-    from manihot.train.labels import Asked, make_lesson
+    from manihot.members.training_labels import LabelRequest, make_training_labels
 
     for value, last in (("true", True), ("false", False)):
         member = tiny_member(tmp_path / value, tiny_recipe, (f"train.channels_last={value}",))
         rows, _ = member.rows(0)
-        training = make_training(member, 0, make_lesson(Asked(member, 0, rows)))
+        training = make_training(member, 0, make_training_labels(LabelRequest(member, 0, rows)))
         batch = next(iter(training.loader))
         images = training.state.normalise(batch["image"], batch["colour"])
         assert images.is_contiguous(memory_format=torch.channels_last) is last and images.is_contiguous() is not last

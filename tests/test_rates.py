@@ -9,8 +9,8 @@ from inspect import signature
 
 import pytest
 
-from manihot.optim.schedules import SCHEDULES
 from manihot.settings import Recipe, load_recipe, recipe_names
+from manihot.train.optim.schedules import SCHEDULES
 
 # recipe | members | stages | optimiser | rate | weight decay | SAM's radius | schedule | lowest rate
 TABLE = """

@@ -21,18 +21,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from manihot.errors import DataError, DiskFullError, RunFolderError
-from manihot.records import runs
+from manihot.records import files
+from manihot.records.files import atomic_path, digest_file, digest_value, load_json, save_json, write_atomic
 from manihot.records.manifest import ALWAYS_TRAIN, COLUMNS, UNLABELLED, Manifest
 from manihot.records.predictions import TINY, Predictions
-from manihot.records.runs import (
-    RunFolder,
-    atomic_path,
-    digest_file,
-    digest_value,
-    load_json,
-    save_json,
-    write_atomic,
-)
+from manihot.records.run_folder import RunFolder
 
 CLASSES = ("healthy", "mosaic", "blight")
 
@@ -349,7 +342,7 @@ def test_a_library_that_hides_the_full_disk(tmp_path, monkeypatch, error):
     path = tmp_path / "last.ckpt"
     with monkeypatch.context() as patched:
         usage = type("Usage", (), {"free": 0})
-        patched.setattr(runs.shutil, "disk_usage", lambda folder: usage)
+        patched.setattr(files.shutil, "disk_usage", lambda folder: usage)
         with pytest.raises(DiskFullError, match="no space left"), atomic_path(path):
             raise error
     with pytest.raises(RunFolderError if isinstance(error, OSError) else RuntimeError) as caught, atomic_path(path):
@@ -454,7 +447,7 @@ def test_a_run_is_written_by_one_process(tmp_path):
         import sys
         from pathlib import Path
         from manihot.errors import RunFolderError
-        from manihot.records.runs import RunFolder
+        from manihot.records.run_folder import RunFolder
         try:
             with RunFolder(Path(sys.argv[1])):
                 print("held", flush=True)

@@ -16,13 +16,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from manihot.deliver.report import make_report
 from manihot.ensemble.stages import blend_stage
 from manihot.errors import RunFolderError
 from manihot.metrics import evaluate
+from manihot.records.files import save_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import RunFolder, save_json
+from manihot.records.run_folder import RunFolder
+from manihot.report.report import make_report
 from manihot.settings import Blend
 
 CLASSES = ("healthy", "mosaic", "brown streak")
@@ -329,5 +330,5 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_reports_need_no_torch() -> None:
-    code = "import sys, manihot.deliver.report, manihot.deliver.compare; sys.exit('torch' in sys.modules)"
+    code = "import sys, manihot.report.report, manihot.report.compare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

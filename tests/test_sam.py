@@ -11,18 +11,18 @@ import timm.optim
 import torch
 from torch import nn
 
-from manihot.data.augment import Augmenter
-from manihot.data.dataset import TrainingPhotos, make_loader
-from manihot.data.mixing import Mixer
+from manihot.augment.augmenter import Augmenter
 from manihot.errors import DataError
 from manihot.infer.runners import Normalise
-from manihot.models.backbones import make_model, make_preprocess
-from manihot.optim.losses import make_loss
-from manihot.optim.optimizers import OPTIMIZERS, Lookahead
-from manihot.optim.sam import Sam, frozen_statistics
 from manihot.settings import Choice, Recipe, load_recipe
 from manihot.train import loop
+from manihot.train.data.dataset import TrainingPhotos, make_loader
+from manihot.train.data.mixing import Mixer
 from manihot.train.loop import Progress, fit
+from manihot.train.networks.backbones import make_model, make_preprocess
+from manihot.train.optim.losses import make_loss
+from manihot.train.optim.optimizers import OPTIMIZERS, Lookahead
+from manihot.train.optim.sam import Sam, frozen_statistics
 from manihot.train.steps import STEPS, StepState
 
 PHOTOS = np.random.default_rng(0).integers(0, 256, (22, 40, 40, 3), dtype=np.uint8)

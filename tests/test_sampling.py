@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import manihot
-from manihot.data.dataset import EpochBatches
-from manihot.data.sampling import SAMPLINGS, check_sampling, draw_epoch, expected_repeats, with_class_numbers
 from manihot.errors import SettingsError
+from manihot.members.check import check_recipe
+from manihot.members.sampling import SAMPLINGS, check_sampling, draw_epoch, expected_repeats, with_class_numbers
+from manihot.members.training_labels import LabelRequest, make_training_labels
 from manihot.settings import Choice, load_recipe
-from manihot.train.check import check_recipe
-from manihot.train.labels import Asked, make_lesson
+from manihot.train.data.dataset import EpochBatches
 from manihot.train.smoke import smoke_classes
 from manihot.train.training import make_training
 from tiny_member import tiny_member
@@ -85,7 +85,7 @@ def test_a_class_that_is_not_there_is_told_before_training(small_photos: Path, t
 def test_a_training_sees_the_classes_that_are_named(tmp_path: Path, tiny_recipe: Path):
     member = tiny_member(tmp_path, tiny_recipe, ("sampling={name: oversample, times: {blue: 2}}",))
     train, _ = member.rows(0)
-    batches = make_training(member, 0, make_lesson(Asked(member, 0, train))).batches
+    batches = make_training(member, 0, make_training_labels(LabelRequest(member, 0, train))).batches
     labels = member.manifest.labels[train]
     seen = np.bincount([labels[place] for batch in batches for _, place, _ in batch])
     assert seen.tolist() == [4, 4, 8]

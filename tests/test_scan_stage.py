@@ -11,7 +11,7 @@ from manihot.errors import DataError, WeightsError
 from manihot.photos import scan as scan_module
 from manihot.pipeline import _scan
 from manihot.records.manifest import Manifest
-from manihot.records.runs import RunFolder
+from manihot.records.run_folder import RunFolder
 from test_scan import photo, table
 
 
@@ -78,7 +78,7 @@ def test_a_run_beside_a_table_is_no_reason_to_read_again(tmp_path: Path, reads: 
 
 def test_weights_are_asked_for_once_and_before_the_scan(tmp_path: Path, monkeypatch) -> None:
     from manihot import pipeline
-    from manihot.models import pretrained
+    from manihot.train.networks import pretrained
 
     asked: list[tuple[str, bool | str]] = []
 

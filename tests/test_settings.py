@@ -297,7 +297,7 @@ def test_suggest_offers_the_nearest_or_all():
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_packaged_recipe_passes_its_check_and_is_described(name):
-    from manihot.train.check import check_recipe
+    from manihot.members.check import check_recipe
 
     recipe = load_recipe(name)
     check_recipe(recipe)

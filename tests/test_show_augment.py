@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from manihot.deliver.show_augment import EDGE, augmented_pictures, show_augment
 from manihot.errors import DataError, SettingsError
+from manihot.report.show_augment import EDGE, augmented_pictures, show_augment
 from manihot.settings import Choice, Recipe, Train
 
 

@@ -11,15 +11,15 @@ import torch
 from timm.layers import resample_abs_pos_embed
 
 from manihot.errors import SettingsError
-from manihot.models.backbones import make_model, stages_of
-from manihot.models.checkpoint import load_network
-from manihot.models.heads import Classifier
+from manihot.members.crossval import train_members
+from manihot.members.training_labels import LabelRequest, make_training_labels
 from manihot.records.predictions import Predictions
 from manihot.settings import Model, Recipe, load_recipe
 from manihot.train import finetune as module
-from manihot.train.crossval import train_members
 from manihot.train.finetune import finetune
-from manihot.train.labels import Asked, make_lesson
+from manihot.train.networks.backbones import make_model, stages_of
+from manihot.train.networks.checkpoint import load_network
+from manihot.train.networks.heads import Classifier
 from manihot.train.training import make_training, take_over
 from tiny_member import draw_photos, tiny_member
 
@@ -65,7 +65,7 @@ def test_a_stage_begins_with_the_weights_before_it(tmp_path: Path, tiny_recipe: 
     """Before its first step, exactly; the head too where the classes are the same."""
     member = tiny_member(tmp_path, tiny_recipe, ONE)
     before = make_model(member.recipe.model, 3, (32, 32), seed=77)
-    lesson = make_lesson(Asked(member, 0, member.rows(0)[0]))
+    lesson = make_training_labels(LabelRequest(member, 0, member.rows(0)[0]))
     begun = make_training(member, 0, lesson, before).model.state_dict()
     assert all(torch.equal(begun[name], value) for name, value in before.state_dict().items())
     begun = make_training(member, 0, lesson, before, same_classes=False).model.state_dict()

@@ -12,14 +12,14 @@ from scipy.stats import binomtest
 
 from conftest import TINY_RECIPE
 from manihot.cli import app
-from manihot.deliver.suite_page import draw_suite, make_suite_page
 from manihot.errors import DataError, SettingsError
+from manihot.members.check import check_recipe
+from manihot.members.training_labels import find_doubtful
 from manihot.records.predictions import Predictions
+from manihot.report.suite_page import draw_suite, make_suite_page
 from manihot.suites.format import Arm, Head, load_suite, suite_names
 from manihot.suites.run import COLUMNS, run_suite, summary
 from manihot.suites.verdicts import Effect, bootstrap, compare_pairs, holm, judge, sign_flip
-from manihot.train.check import check_recipe
-from manihot.train.labels import find_doubtful
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = """description: a few arms
@@ -313,10 +313,10 @@ def test_a_suite_leaves_tables_a_picture_and_a_page(finished):
 def test_looking_again_is_what_the_network_says_in_those_views(finished):
     from manihot.infer.predict import forward_views, merge_views
     from manihot.infer.runners import TorchRunner, choose_device
-    from manihot.models.checkpoint import load_network
     from manihot.photos.store import PhotoStore
     from manihot.records.manifest import Manifest
     from manihot.settings import View
+    from manihot.train.networks.checkpoint import load_network
 
     _, out, _ = finished
     found = Predictions.load(out / "predictions/once.oof.parquet")

@@ -17,14 +17,7 @@ from manihot.audit.folds import make_folds
 from manihot.audit.sources import TRAIN_ONLY, use_sources
 from manihot.cli import app
 from manihot.errors import DataError, RunFolderError, SettingsError, WeightsError
-from manihot.models.translators import (
-    Discriminator,
-    Generator,
-    load_translator,
-    make_discriminator,
-    make_generator,
-    save_translator,
-)
+from manihot.members.member import Member
 from manihot.photos.scan import scan
 from manihot.pipeline import run
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
@@ -42,7 +35,14 @@ from manihot.train.cyclegan import (
     to_network,
     to_pictures,
 )
-from manihot.train.member import Member
+from manihot.train.networks.translators import (
+    Discriminator,
+    Generator,
+    load_translator,
+    make_discriminator,
+    make_generator,
+    save_translator,
+)
 from manihot.train.translate import choose_photographs, draw_rows, find_class, translate
 from manihot.train.translated import ORIGINAL, file_names, join_made, made_manifest, own_groups, picture_size
 

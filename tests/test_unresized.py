@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from manihot.data.augment import Augmenter
-from manihot.data.dataset import TrainingPhotos, make_loader
-from manihot.data.resample import resample, warp
-from manihot.deliver.show_augment import augmented_pictures
+from manihot.augment.augmenter import Augmenter
+from manihot.augment.resample import resample, warp
 from manihot.errors import DataError
 from manihot.infer.predict import PhotoFiles, UnresizedFiles
+from manihot.members.training_labels import LabelRequest, make_training_labels
 from manihot.photos.preprocess import Preprocess, Unresized
 from manihot.photos.store import load_photo, load_unresized
 from manihot.pipeline import run
 from manihot.records.predictions import Predictions
+from manihot.report.show_augment import augmented_pictures
 from manihot.settings import Choice, load_recipe
+from manihot.train.data.dataset import TrainingPhotos, make_loader
 from manihot.train.finetune import finetune
-from manihot.train.labels import Asked, make_lesson
 from manihot.train.training import make_training
 from tiny_member import draw_photos, tiny_member
 
@@ -220,7 +220,7 @@ def test_labels_from_a_member_without_a_store(tmp_path: Path, tiny_recipe: Path)
     )
     train_fold(tiny_member(tmp_path, tiny_recipe, sets, manifest, "elder"))
     member = tiny_member(tmp_path, tiny_recipe, sets, manifest)
-    lesson = make_lesson(Asked(member, 0, member.rows(0)[0]))
+    lesson = make_training_labels(LabelRequest(member, 0, member.rows(0)[0]))
     assert len(lesson.rows) > len(member.rows(0)[0])
     assert make_training(member, 0, lesson).loader.dataset.photos is member.photos
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from manihot.data.views import CHANCE, VIEWS, check_views, make_view
+from manihot.augment.views import CHANCE, VIEWS, check_views, make_view
 from manihot.errors import SettingsError
 from manihot.infer.predict import forward_views, merge_views
 from manihot.photos.preprocess import Preprocess

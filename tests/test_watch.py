@@ -14,17 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from manihot.deliver.fitted import find_fitted, held_out_by, judge_new, nearest_known, with_reference
-from manihot.deliver.watch import watch
 from manihot.errors import DataError, WeightsError
 from manihot.infer.predict import predict, predict_photos
-from manihot.models.checkpoint import load_model
+from manihot.infer.reference import find_fitted, held_out_by, judge_new, nearest_known, with_reference
 from manihot.photos.scan import scan
 from manihot.pipeline import run as run_pipeline
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.report.watch import watch
+from manihot.train.networks.checkpoint import load_model
 from manihot.trust.drift import EXIT_MOVED, EXIT_SAME, EXIT_TOO_FEW
-from manihot.trust.strangers import NOT_OF_THIS_KIND
+from manihot.trust.out_of_distribution import NOT_OF_THIS_KIND
 from test_report import Page
 
 CLASSES = ("blue spots", "green", "red")
@@ -155,8 +155,8 @@ def test_new_photographs_are_no_surer_for_being_judged_by_several(finetune_run: 
     """Two networks that disagree: their mean is unsure of everything, each of them is sure."""
     run = tmp_path / "run"
     shutil.copytree(finetune_run, run)
-    from manihot.models.checkpoint import save_model
     from manihot.settings import Model
+    from manihot.train.networks.checkpoint import save_model
 
     for fold, network in enumerate(sorted(run.glob("members/main/fold*/best.safetensors"))):
         one = load_model(network)[0]

@@ -18,7 +18,7 @@ from manihot.errors import DataError, SettingsError
 from manihot.pipeline import run
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import RunFolder
+from manihot.records.run_folder import RunFolder
 
 
 def blobs(

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from manihot.members.member import Member, make_member
 from manihot.records.manifest import Manifest
-from manihot.records.runs import RunFolder
+from manihot.records.run_folder import RunFolder
 from manihot.settings import load_recipe
-from manihot.train.member import Member, make_member
 
 CLASSES = ("red", "green", "blue")
 

@@ -14,28 +14,28 @@ __version__ = "0.1.0"
 _HOMES = {
     "Manifest": "manihot.records.manifest",
     "Predictions": "manihot.records.predictions",
-    "RunFolder": "manihot.records.runs",
+    "RunFolder": "manihot.records.files",
     "Recipe": "manihot.settings",
     "load_recipe": "manihot.settings",
     "scan": "manihot.photos.scan",
-    "make_demo": "manihot.photos.demo",
+    "make_demo": "manihot.demo.make",
     "run": "manihot.pipeline",
     "predict": "manihot.infer.predict",
-    "load_model": "manihot.models.checkpoint",
+    "load_model": "manihot.train.networks.checkpoint",
 }
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
+    from manihot.demo.make import make_demo as make_demo
     from manihot.infer.predict import predict as predict
-    from manihot.models.checkpoint import load_model as load_model
-    from manihot.photos.demo import make_demo as make_demo
     from manihot.photos.scan import scan as scan
     from manihot.pipeline import run as run
     from manihot.records.manifest import Manifest as Manifest
     from manihot.records.predictions import Predictions as Predictions
-    from manihot.records.runs import RunFolder as RunFolder
+    from manihot.records.run_folder import RunFolder as RunFolder
     from manihot.settings import Recipe as Recipe
     from manihot.settings import load_recipe as load_recipe
+    from manihot.train.networks.checkpoint import load_model as load_model
 
 
 def __getattr__(name: str) -> Any:

@@ -24,12 +24,13 @@ from manihot.ensemble.second_level import Combination
 from manihot.ensemble.stages import blend_stage
 from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.progress import say
+from manihot.records.files import digest_file, digest_value, save_json, write_atomic
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.quarantine import COLUMNS as QUARANTINE
-from manihot.records.runs import RunFolder, digest_file, digest_value, save_json, write_atomic
+from manihot.records.run_folder import RunFolder
 from manihot.settings import Recipe, load_recipe, merge
-from manihot.trust.strangers import FALSE_REJECTION, Strangers, fit_strangers, limit_of_output
+from manihot.trust.out_of_distribution import FALSE_REJECTION, Strangers, fit_strangers, limit_of_output
 
 ENOUGH_FOR_TRUST = 40  # held-out photographs, below which calibration would be noise
 PACKAGES = ("manihot", "torch", "timm", "numpy", "opencv-python-headless", "scikit-learn", "onnxruntime")
@@ -71,7 +72,7 @@ def run(
             read_trusted(manifest, trusted)  # an unknown column or word is an error before training
         from manihot.infer.outputs import submission_stage
         from manihot.infer.runners import choose_device, describe_device
-        from manihot.train.crossval import train_members
+        from manihot.members.crossval import train_members
 
         folder.update_record(device=describe_device(choose_device(device)))
         names = train_members(folder, resolved, manifest, device, workers)
@@ -85,8 +86,8 @@ def run(
         scores = score(folder, manifest, names, best, resolved.seed)
         folder.update_record(finished=time.time())
         if report:
-            from manihot.deliver.audit_page import make_audit_page
-            from manihot.deliver.report import make_report
+            from manihot.report.audit_page import make_audit_page
+            from manihot.report.report import make_report
 
             if (folder / "audit/audit.json").is_file():
                 say(f"Audit: {make_audit_page(folder.path)}")
@@ -104,7 +105,7 @@ def train(
     Arguments as for `run`, which goes on from here when it is called with the same ones in one process.
     """
     from manihot.infer.runners import describe_device
-    from manihot.train.crossval import train_members
+    from manihot.members.crossval import train_members
     from manihot.train.distributed import SharedRun, from_first, processes, world
 
     with processes(device) as place:
@@ -133,7 +134,7 @@ def _resolve(recipe: str | Recipe | None, overrides: Sequence[str], device: str)
     if recipe is None:
         recipe = choose_recipe(device)
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
-    from manihot.train.check import check_recipe
+    from manihot.members.check import check_recipe
 
     check_recipe(resolved)
     return resolved
@@ -198,7 +199,7 @@ def _open(folder: RunFolder, recipe: Recipe, photos: Any, scan_options: dict[str
 
 def _have_weights(folder: RunFolder, recipe: Recipe) -> None:
     """WeightsError before hours of work where a member's weights can't be had; a run is asked for them once."""
-    from manihot.models.pretrained import check_weights
+    from manihot.train.networks.pretrained import check_weights
 
     had = folder.record.get("weights")
     if had is None and "finished" in folder.record:  # of an older manihot
@@ -328,7 +329,7 @@ def unknown_stage(
         return
 
     def work() -> None:
-        from manihot.deliver.fitted import find_fitted, with_reference
+        from manihot.infer.reference import find_fitted, with_reference
         from manihot.infer.runners import choose_device
 
         fitted, why = with_reference(find_fitted(folder / f"members/{member}"), choose_device(device), 32, seed)
@@ -365,7 +366,7 @@ def audit_stage(
     if smoke or not recipe.audit.embeddings:
         why = "a smoke run doesn't compute features" if smoke else "audit.embeddings is false"
     else:
-        from manihot.train.frozen import embed_for_audit
+        from manihot.quick.audit_embeddings import embed_for_audit
 
         embeddings = embed_for_audit(folder, manifest, oof, device)
     audit_lookalikes(folder, manifest, name, embeddings)

@@ -31,9 +31,9 @@ from manihot.audit.label_errors import label_issues
 from manihot.audit.lookalikes import with_lookalikes
 from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.progress import say
+from manihot.records.files import atomic_path, digest_file, load_json, save_json, write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import atomic_path, digest_file, load_json, save_json, write_atomic
 
 DEFAULT_RULES = ("flagged=drop", "conflicts=soft", "duplicates=drop")
 RECORD = "clean.json"

@@ -9,8 +9,8 @@ import pandas as pd
 
 from manihot.audit.decisions import ACTIONS, COLUMNS, SOFT, check_decisions, soft_columns
 from manihot.errors import DataError
+from manihot.records.files import atomic_path
 from manihot.records.manifest import Manifest
-from manihot.records.runs import atomic_path
 
 
 def save_decisions(decisions: pd.DataFrame, path: Path) -> None:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from manihot.audit.label_errors import SCORES
 from manihot.errors import DataError
-from manihot.records.runs import atomic_path
+from manihot.records.files import atomic_path
 
 EMBEDDINGS = "audit/embeddings.parquet"
 OF_PREDICTIONS = SCORES[:3]

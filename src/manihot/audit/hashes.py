@@ -21,8 +21,8 @@ from manihot.audit.measurements import SIDE, LookTask, look_at_files
 from manihot.errors import DataError, RunFolderError
 from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import track
+from manihot.records.files import atomic_path, digest_value, save_json
 from manihot.records.manifest import Manifest
-from manihot.records.runs import atomic_path, digest_value, save_json
 
 FORMAT = 1  # raised whenever the same photographs give other looks
 TASK = 16  # photographs a task

@@ -30,10 +30,11 @@ from manihot.audit.what_if import what_if
 from manihot.errors import DataError
 from manihot.photos.tables import load_classes
 from manihot.progress import say
+from manihot.records.files import atomic_path, digest_file, digest_value, save_json, write_atomic
 from manihot.records.groups import offer_name_pattern
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import RunFolder, atomic_path, digest_file, digest_value, save_json, write_atomic
+from manihot.records.run_folder import RunFolder
 
 FOUND = "audit/looks/duplicates.parquet"  # as they were found, before there were folds
 
@@ -82,7 +83,8 @@ def tell_folds(folder: RunFolder, manifest: Manifest) -> None:
 def audit_lookalikes(folder: RunFolder, manifest: Manifest, name: str, embeddings: Path | None = None) -> None:
     """Copies that only the embeddings give away, RUN/audit/lookalikes.parquet and .csv; nothing where there are none.
 
-    Embeddings: those in the out-of-fold predictions `name`, or those of `embeddings`, a file of `manihot.train.frozen`.
+    Embeddings: those in the out-of-fold predictions `name`, or those of `embeddings`, a file of
+    `manihot.quick.audit_embeddings`.
     """
     oof = folder / f"predictions/{name}.oof.parquet"
     if not oof.is_file() or not (folder / "audit/looks/looks.parquet").is_file():
@@ -114,7 +116,7 @@ def audit_labels(
     """Wrong labels, what goes with errors, drift between sources: from the run's out-of-fold predictions `name`.
 
     members: whose margins in training are evidence about the labels; `name` alone when left out. embeddings: a file of
-    `manihot.train.frozen` for predictions without their own; why_no_embeddings: said where there are none.
+    `manihot.quick.audit_embeddings` for predictions without their own; why_no_embeddings: said where there are none.
     """
     oof = folder / f"predictions/{name}.oof.parquet"
     if not oof.exists() or not (folder / "audit/duplicates.parquet").exists():

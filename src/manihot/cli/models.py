@@ -107,14 +107,14 @@ def predict(
 
 def compare(runs: Annotated[list[Path], Parameter(help="Run folders.")]) -> None:
     """A leaderboard of members and runs, finished or not, so that a team sees every score at once."""
-    from manihot.deliver.compare import leaderboard, print_leaderboard
+    from manihot.report.compare import leaderboard, print_leaderboard
 
     print_leaderboard(leaderboard(runs))
 
 
 def report(run: Annotated[Path, Parameter(help="A run folder.")]) -> None:
     """Write RUN/report.html anew."""
-    from manihot.deliver.report import make_report
+    from manihot.report.report import make_report
 
     say(f"Report: {make_report(run)}")
 
@@ -125,7 +125,7 @@ def share(
     out: Annotated[Path, Parameter(name=["--out", "-o"], help="A .zip file.")],
 ) -> None:
     """Pack what a team needs of a run into one zip: networks, predictions, blend, scores, and no photograph."""
-    from manihot.deliver.share import share_run
+    from manihot.report.share import share_run
 
     files = share_run(run, out)
     networks = sum(name.endswith(".safetensors") for name in files)
@@ -141,7 +141,7 @@ def show_augment(
     n: Annotated[int, Parameter(help="Pictures an epoch.")] = 24,
 ) -> None:
     """Draw what a recipe's augmentation makes of a photograph, to be checked with your own eyes."""
-    from manihot.deliver.show_augment import show_augment as draw
+    from manihot.report.show_augment import show_augment as draw
     from manihot.settings import load_recipe
 
     draw(load_recipe(recipe, set_ or []), photo, out, n=n)
@@ -158,7 +158,7 @@ def explain(
 
     OUT is a folder (a page and a picture a map) or one .html file.
     """
-    from manihot.deliver.explain import explain as draw
+    from manihot.report.explain import explain as draw
 
     say(f"Page: {draw(model, photos, out, every_fold=every_fold, device=device, top=top)}")
 

@@ -66,7 +66,7 @@ def demo_data(
 
     truth.parquet says what was planted, so that an audit can be judged.
     """
-    from manihot.photos.demo import make_demo
+    from manihot.demo.make import make_demo
 
     make_demo(folder, photos=photos, seed=seed, workers=workers)
     say(f"Demo photographs: {folder}   next: manihot run {folder} --out runs/demo")
@@ -103,7 +103,7 @@ def audit(
         if idle:
             raise SettingsError(f"{', '.join(idle)}: nothing is read or trained with --predictions", "leave it out")
         from manihot.audit.stages import audit_predictions
-        from manihot.deliver.audit_page import make_audit_page
+        from manihot.report.audit_page import make_audit_page
 
         found = audit_predictions(predictions, out, classes)
         make_audit_page(out)
@@ -152,7 +152,7 @@ def clean(
     than they are.
     """
     from manihot.audit.cleaning import clean as clean_labels
-    from manihot.deliver.clean_page import counts_grid, make_clean_page
+    from manihot.report.clean_page import counts_grid, make_clean_page
 
     counts = clean_labels(
         run, out, rule or (), decisions=decisions, predictions=predictions, threshold=threshold, n=n, classes=only,
@@ -172,7 +172,7 @@ def watch(
 
     A page in OUT/WATCH.html; the exit code is 0 for the same, 10 for moved, 11 for too few photographs to tell.
     """
-    from manihot.deliver.watch import watch as compare_photos
+    from manihot.report.watch import watch as compare_photos
 
     found = compare_photos(model, photos, out, device=device, seed=seed, workers=workers)
     say(f"{found.sentence()} Page: {out / 'WATCH.html'}")

@@ -15,8 +15,8 @@ from manihot.ensemble.members import check_members, load_members
 from manihot.ensemble.nested import paired_interval
 from manihot.ensemble.search import score_subsets, subset_members
 from manihot.errors import DataError
+from manihot.records.files import atomic_path
 from manihot.records.groups import group_numbers
-from manihot.records.runs import atomic_path
 
 
 def measure_disagreement(pred_probs: np.ndarray) -> np.ndarray:

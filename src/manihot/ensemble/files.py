@@ -35,10 +35,10 @@ from manihot.ensemble.second_level import Combination, as_weighted
 from manihot.ensemble.stack import STACKERS, Without, check_folds, fit_stack, mean_of_stacks
 from manihot.errors import DataError, SettingsError
 from manihot.metrics import METRICS, PER_CLASS, evaluate
+from manihot.records.files import atomic_path, save_json
 from manihot.records.groups import group_numbers
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import atomic_path, save_json
 from manihot.settings import suggest
 from manihot.trust.holdout import make_folds
 

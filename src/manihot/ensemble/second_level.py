@@ -18,7 +18,7 @@ from scipy.special import softmax
 
 from manihot.ensemble.blend import blend
 from manihot.errors import DataError, SettingsError
-from manihot.records.runs import atomic_path
+from manihot.records.files import atomic_path
 
 FLOOR = 1e-5  # of a probability before its logarithm: below it lies noise, not evidence
 Arrays = dict[str, np.ndarray]

@@ -25,9 +25,10 @@ from manihot.ensemble.second_level import Combination, as_weighted, with_groups
 from manihot.ensemble.stack import STACKERS
 from manihot.errors import SettingsError
 from manihot.progress import say
+from manihot.records.files import digest_file, save_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import RunFolder, digest_file, save_json
+from manihot.records.run_folder import RunFolder
 from manihot.settings import Blend, Recipe, Way, suggest
 
 Refuse = Callable[..., NoReturn]  # (what, remedy, *key)

@@ -21,17 +21,17 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from manihot.data.views import make_view
+from manihot.augment.views import make_view
 from manihot.errors import DataError, SettingsError
 from manihot.infer.placement import merge_maps
 from manihot.infer.runners import Normalise, choose_device
-from manihot.models.checkpoint import TrainedModel
-from manihot.models.heads import Classifier
 from manihot.photos.decode import decode_photo
 from manihot.photos.faults import PhotoFault
 from manihot.photos.preprocess import Preprocess
 from manihot.progress import track
 from manihot.settings import View
+from manihot.train.networks.checkpoint import TrainedModel
+from manihot.train.networks.heads import Classifier
 
 EDGE = 512  # pixels of a heat map's longer edge
 CHUNK = 4  # photographs whose feature maps are held at once

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from manihot.errors import ManihotError, SettingsError
-from manihot.models.checkpoint import TrainedModel
 from manihot.progress import say
+from manihot.records.files import atomic_path, digest_file, explain_os_error
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.quarantine import load_quarantine
-from manihot.records.runs import RunFolder, atomic_path, digest_file, explain_os_error
+from manihot.records.run_folder import RunFolder
+from manihot.train.networks.checkpoint import TrainedModel
 
 SUBMISSION = "submission.csv"  # how the name of a file with Kaggle's two columns ends
 NAMED = 5  # files that a message names

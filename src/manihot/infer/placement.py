@@ -8,7 +8,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from manihot.data.views import VIEWS
+from manihot.augment.views import VIEWS
 from manihot.photos.preprocess import Preprocess
 from manihot.settings import View
 

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from manihot.data.views import make_view
+from manihot.augment.views import make_view
 from manihot.errors import DataError, WeightsError
 from manihot.infer.outputs import SUBMISSION, answer_unread, beside, check_output, first_views, save_predictions
 from manihot.infer.runners import Outputs, Runner, TorchRunner, choose_device, make_runners
-from manihot.models.checkpoint import WHOLE, TrainedModel, load_model, load_network
 from manihot.photos.decode import PhotoFault
 from manihot.photos.preprocess import Preprocess, Unresized
 from manihot.photos.store import load_photo, load_unresized
@@ -26,7 +25,8 @@ from manihot.progress import say, track
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import TINY, Predictions
 from manihot.settings import View
-from manihot.trust.strangers import NOT_OF_THIS_KIND, SHARED, Strangers, flag_unknown
+from manihot.train.networks.checkpoint import WHOLE, TrainedModel, load_model, load_network
+from manihot.trust.out_of_distribution import NOT_OF_THIS_KIND, SHARED, Strangers, flag_unknown
 
 Loaded = TypeVar("Loaded")
 
@@ -324,7 +324,7 @@ def look_as_fitted(
 def _save_answers(
     predictions: Predictions, trust: Path, out: Path, strangers: Strangers | None, first: FirstViews | None
 ) -> None:
-    from manihot.records.runs import atomic_path
+    from manihot.records.files import atomic_path
     from manihot.trust.files import apply_trust
 
     answers = apply_trust(predictions, trust)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from manihot.models.heads import Classifier
 from manihot.photos.preprocess import Preprocess
-from manihot.records.runs import atomic_path
+from manihot.records.files import atomic_path
+from manihot.train.networks.heads import Classifier
 
 # "embeddings" (N, D) and, where the runner classifies, "logits" (N, K), and where the model has that output, "unknown"
 # (N,), the probability that a photograph shows something else; float32

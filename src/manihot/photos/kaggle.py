@@ -15,7 +15,7 @@ from manihot.photos.listing import Entry, Listing, find_photos
 from manihot.photos.tables import ClassNames, Columns, list_table, name_labels, read_table
 from manihot.photos.tfrecord import Record, read_records
 from manihot.progress import track
-from manihot.records.runs import explain_os_error
+from manihot.records.files import explain_os_error
 
 RECORD_SUFFIXES = {".tfrec", ".tfrecord", ".tfrecords"}
 

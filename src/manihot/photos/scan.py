@@ -23,10 +23,10 @@ from manihot.photos.listing import Entry, Listing, choose_few
 from manihot.photos.tables import Columns
 from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import say, track
+from manihot.records.files import atomic_path, explain_os_error
 from manihot.records.groups import with_name_groups
 from manihot.records.manifest import COLUMNS, UNLABELLED, Manifest
 from manihot.records.quarantine import COLUMNS as QUARANTINE
-from manihot.records.runs import atomic_path, explain_os_error
 
 TASK = 16  # files a task: few, so that Ctrl-C is answered soon
 

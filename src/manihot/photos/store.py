@@ -26,8 +26,8 @@ from manihot.photos.decode import PhotoFault, decode_photo, read_photo
 from manihot.photos.preprocess import Preprocess, Unresized
 from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import track
+from manihot.records.files import digest_value, explain_os_error, save_json, write_atomic
 from manihot.records.manifest import Manifest
-from manihot.records.runs import digest_value, explain_os_error, save_json, write_atomic
 
 FORMAT = 1  # raised whenever the same settings give other pixels
 CHUNK = 8  # photographs a task; interrupted work is noted by the number of its chunk, so another size is another FORMAT

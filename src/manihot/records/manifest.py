@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manihot.errors import DataError
-from manihot.records.runs import atomic_path
+from manihot.records.files import atomic_path
 
 UNLABELLED = -1
 ALWAYS_TRAIN = -1  # fold of a photograph that is never held out

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from scipy.special import log_softmax, softmax
 
 from manihot.errors import DataError
-from manihot.records.runs import atomic_path
+from manihot.records.files import atomic_path
 
 NOT_A_CLASS = ("image_id", "label", "unknown")  # columns of a CSV
 TINY = 1e-12  # floor of a probability before its logarithm

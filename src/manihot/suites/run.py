@@ -19,9 +19,10 @@ import pandas as pd
 from manihot.errors import DataError, ManihotError, RunFolderError
 from manihot.pipeline import prepare
 from manihot.progress import say
+from manihot.records.files import atomic_path, digest_file, digest_value, save_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import RunFolder, atomic_path, digest_file, digest_value, save_json
+from manihot.records.run_folder import RunFolder
 from manihot.settings import Recipe
 from manihot.suites.format import BASELINE, Suite, load_suite
 from manihot.suites.verdicts import AGREES, CANNOT_TELL, CONTRADICTS, LEVEL, Effect, compare_pairs, judge
@@ -46,7 +47,7 @@ def run_suite(
     call continues a stopped suite, and other `only` add to it.
     """
     suite = load_suite(name, overrides, second=second, second_but=second_but)
-    from manihot.train.check import check_recipe
+    from manihot.members.check import check_recipe
 
     check_recipe(suite.recipe)
     chosen, skipped = suite.choose(only)
@@ -73,7 +74,7 @@ def _train(
     how: tuple[str, int], skipped: dict[str, str],
 ) -> dict[str, str]:  # fmt: skip
     """Train the arms one after another, tables after each; why some could not be."""
-    from manihot.train.crossval import in_order
+    from manihot.members.crossval import in_order
 
     recipes = suite.recipe.member_recipes()
     trained = [arm for arm in chosen if not suite.arms[arm].of]
@@ -106,9 +107,9 @@ def train_arm(
     workers: int,
 ) -> None:  # fmt: skip
     """One arm on every fold, each a stage that is done once; an arm with `of` only looks again."""
-    from manihot.train.crossval import collect, train_fold
-    from manihot.train.look_again import look_again
-    from manihot.train.member import make_member
+    from manihot.members.crossval import collect, train_fold
+    from manihot.members.member import make_member
+    from manihot.members.other_views import look_again
 
     folds_alone = recipe.model_copy(update={"refit": False})
     member = make_member(folder, arm, folds_alone, manifest, device, workers)
@@ -222,7 +223,7 @@ def _save(folder: RunFolder, suite: Suite, table: pd.DataFrame, units: list[int]
             "photos": folder.record.get("photos", []), "device": folder.record.get("device", ""), "arms": plain,
         },
     )  # fmt: skip
-    from manihot.deliver.suite_page import make_suite_page
+    from manihot.report.suite_page import make_suite_page
 
     make_suite_page(folder.path)
 

@@ -1,1 +1,1 @@
-"""Training: steps, the loop, features, cross-validation."""
+"""Everything that needs torch (extra `train`): networks, losses, optimisers, the loop."""

@@ -23,14 +23,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manihot.data.augment import Augmenter
+from manihot.augment.augmenter import Augmenter
 from manihot.errors import DataError, RunFolderError
 from manihot.infer.predict import Photos
-from manihot.models.translators import Generator, make_discriminator, make_generator
 from manihot.photos.preprocess import resize
 from manihot.progress import say, track
-from manihot.records.runs import atomic_path, write_atomic
+from manihot.records.files import atomic_path, write_atomic
 from manihot.settings import Choice
+from manihot.train.networks.translators import Generator, make_discriminator, make_generator
 
 WAYS = ("there", "back")  # from the first class to the second, and the other way
 POOL = 50  # past pictures that a discriminator may be shown again

@@ -19,16 +19,16 @@ from scipy.special import softmax
 from manihot import metrics
 from manihot.infer.predict import UnknownOutput, forward_views, merge_views
 from manihot.infer.runners import TorchRunner
-from manihot.models.checkpoint import WHOLE, TrainedModel, load_network, save_model
+from manihot.members.member import Member, make_member
+from manihot.members.training_labels import LabelRequest, make_training_labels
 from manihot.progress import say
+from manihot.records.files import write_atomic
 from manihot.records.predictions import Predictions
-from manihot.records.runs import write_atomic
 from manihot.settings import Recipe, View
 from manihot.train.distributed import by_parts, from_first, is_first
-from manihot.train.labels import Asked, make_lesson
 from manihot.train.loop import fit
 from manihot.train.margins import join_margins
-from manihot.train.member import Member, make_member
+from manihot.train.networks.checkpoint import WHOLE, TrainedModel, load_network, save_model
 from manihot.train.steps import make_step
 from manihot.train.training import make_training
 
@@ -112,7 +112,7 @@ def train_stage(
     epochs: after which it ends, the recipe's or fewer; rates and strengths are those of the recipe's number.
     """
     recipe, manifest, device = stage.recipe, stage.manifest, stage.device
-    lesson = from_first(lambda: make_lesson(Asked(stage, fold, train, before)))
+    lesson = from_first(lambda: make_training_labels(LabelRequest(stage, fold, train, before)))
     of_classes = recipe.labels.name != "clusters"
     names = manifest.classes if of_classes else tuple(f"cluster {k}" for k in range(lesson.classes))
     network = None if before is None else before.networks[0]

@@ -27,17 +27,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manihot.data.dataset import EpochBatches
 from manihot.errors import DataError, RunFolderError, SettingsError
-from manihot.models.backbones import NORMS, set_training
-from manihot.optim.averaging import AVERAGING, Averaging
-from manihot.optim.optimizers import make_optimizer
-from manihot.optim.sam import Sam, frozen_statistics, gradient_norm
-from manihot.optim.schedules import NEEDS_SCORES, Schedule, make_schedule, watched_score
 from manihot.progress import say, track
-from manihot.records.runs import atomic_path, write_atomic
+from manihot.records.files import atomic_path, write_atomic
 from manihot.settings import Recipe
 from manihot.train import distributed
+from manihot.train.data.dataset import EpochBatches
+from manihot.train.networks.backbones import NORMS, set_training
+from manihot.train.optim.averaging import AVERAGING, Averaging
+from manihot.train.optim.optimizers import make_optimizer
+from manihot.train.optim.sam import Sam, frozen_statistics, gradient_norm
+from manihot.train.optim.schedules import NEEDS_SCORES, Schedule, make_schedule, watched_score
 from manihot.train.steps import Step, StepState
 
 MANY_IN_A_ROW = 25  # steps without a finite gradient; a GradScaler's factor has left fp16's range long before

@@ -21,20 +21,21 @@ from scipy.ndimage import gaussian_filter1d
 
 from manihot.audit.folds import make_folds
 from manihot.audit.sources import use_sources
+from manihot.demo.make import FORMAT, make_demo
 from manihot.errors import DataError, RunFolderError, SettingsError
-from manihot.models.backbones import set_training
-from manihot.optim.optimizers import make_optimizer
-from manihot.optim.sam import Sam
-from manihot.photos.demo import FORMAT, make_demo
+from manihot.members.check import check_recipe
+from manihot.members.member import make_member
+from manihot.members.training_labels import LabelRequest, make_training_labels
 from manihot.photos.scan import scan
 from manihot.progress import say, track
+from manihot.records.files import atomic_path
 from manihot.records.manifest import Manifest
-from manihot.records.runs import RunFolder, atomic_path
+from manihot.records.run_folder import RunFolder
 from manihot.settings import Recipe, load_recipe, suggest
-from manihot.train.check import check_recipe
-from manihot.train.labels import Asked, make_lesson
 from manihot.train.loop import gradient, grouped, sharpness_gradient
-from manihot.train.member import make_member
+from manihot.train.networks.backbones import set_training
+from manihot.train.optim.optimizers import make_optimizer
+from manihot.train.optim.sam import Sam
 from manihot.train.probe import cache_folder
 from manihot.train.steps import make_step
 from manihot.train.training import Training, make_training
@@ -84,7 +85,7 @@ def lr_find(
         rows, _ = one.rows(which)
         if not len(rows):
             raise DataError(f"fold {which} has no photographs to train on", "set folds.only to another one")
-        lesson = make_lesson(Asked(one, which, rows))
+        lesson = make_training_labels(LabelRequest(one, which, rows))
         table = find_lr(make_training(one, which, lesson), own, one.seed(which), lowest, highest, steps)
         found = suggest_rates(table)
         with atomic_path(folder / "lr.csv") as temporary:

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from manihot.records.runs import atomic_path
+from manihot.records.files import atomic_path
 from manihot.train.distributed import gather
 
 MARGINS = "margins.parquet"

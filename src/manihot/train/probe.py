@@ -20,11 +20,11 @@ from typing import NamedTuple
 import torch
 
 from manihot.infer.runners import PRECISIONS
-from manihot.models.backbones import set_training
-from manihot.models.heads import Classifier
 from manihot.progress import say
-from manihot.records.runs import write_atomic
+from manihot.records.files import write_atomic
 from manihot.settings import Recipe
+from manihot.train.networks.backbones import set_training
+from manihot.train.networks.heads import Classifier
 
 GAIN = 1.15  # another way must be this much faster than fp32 in channels_last to be worth its rounding
 BATCH, BATCH_OF_GPU = 8, 32  # photographs a step of the measurement, at most

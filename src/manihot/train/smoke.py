@@ -20,12 +20,12 @@ import timm
 import torch
 from timm.models import group_parameters
 
+from manihot.members.check import check_recipe
 from manihot.photos.listing import choose_few
 from manihot.photos.scan import scan
 from manihot.progress import say
 from manihot.records.manifest import UNLABELLED, Manifest
 from manihot.settings import IN_STAGES, NOT_OF_MEMBERS, OF_MODEL_IN_STAGES, Recipe
-from manihot.train.check import check_recipe
 
 FEW = 40  # photographs
 EDGE = 64  # pixels of the longest edge

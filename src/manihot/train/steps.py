@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from manihot.data.augment import build_ops
-from manihot.data.dataset import Batch
-from manihot.data.unlabelled import UnlabelledPhotos
+from manihot.augment.augmenter import build_ops
 from manihot.errors import SettingsError
 from manihot.infer.runners import Normalise
 from manihot.settings import Choice, suggest
+from manihot.train.data.dataset import Batch
+from manihot.train.data.unlabelled import UnlabelledPhotos
 from manihot.train.distributed import whole_batch
 
 T = TypeVar("T")
@@ -32,9 +32,9 @@ class StepState:
 
     device: torch.device
     normalise: Normalise
-    loss: Any  # of manihot.optim.losses.make_loss
+    loss: Any  # of manihot.train.optim.losses.make_loss
     dtype: torch.dtype
-    mixer: Any = None  # of manihot.data.mixing, or None
+    mixer: Any = None  # of manihot.train.data.mixing, or None
     epoch: int = 0
     batch_number: int = 0
     counts: dict[str, tuple[Tensor, int]] = field(default_factory=dict)  # of this epoch: how many, of how many

@@ -11,25 +11,25 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch.utils.data import DataLoader
 
-from manihot.data.augment import Augmenter
-from manihot.data.dataset import EpochBatches, TrainingPhotos, make_loader
-from manihot.data.mixing import Mixer, class_activation
-from manihot.data.negatives import Extended, Material, make_negatives, write_negatives
-from manihot.data.sampling import draw_epoch, with_class_numbers
-from manihot.data.unlabelled import UnlabelledPhotos
+from manihot.augment.augmenter import Augmenter
 from manihot.errors import SettingsError
 from manihot.infer.runners import PRECISIONS, Normalise
-from manihot.models.backbones import are_maps, make_model, set_training
-from manihot.models.heads import Classifier
-from manihot.optim.losses import make_loss
-from manihot.optim.losses.contract import PER_CLASS
+from manihot.members.member import Member
+from manihot.members.sampling import draw_epoch, with_class_numbers
+from manihot.members.training_labels import TrainingLabels
+from manihot.records.files import digest_value
 from manihot.records.manifest import UNLABELLED
-from manihot.records.runs import digest_value
 from manihot.settings import Recipe
+from manihot.train.data.dataset import EpochBatches, TrainingPhotos, make_loader
+from manihot.train.data.mixing import Mixer, class_activation
+from manihot.train.data.negatives import Extended, Material, make_negatives, write_negatives
+from manihot.train.data.unlabelled import UnlabelledPhotos
 from manihot.train.distributed import first_alone, from_first, gather, rank, world
-from manihot.train.labels import Lesson
 from manihot.train.margins import Margins
-from manihot.train.member import Member
+from manihot.train.networks.backbones import are_maps, make_model, set_training
+from manihot.train.networks.heads import Classifier
+from manihot.train.optim.losses import make_loss
+from manihot.train.optim.losses.contract import PER_CLASS
 from manihot.train.probe import choose_way
 from manihot.train.steps import NEEDS_UNLABELLED, StepState, unlabelled_settings
 
@@ -49,7 +49,7 @@ class Training:
 
 
 def make_training(
-    member: Member, fold: int, lesson: Lesson, before: Classifier | None = None, same_classes: bool = True
+    member: Member, fold: int, lesson: TrainingLabels, before: Classifier | None = None, same_classes: bool = True
 ) -> Training:
     """A network, and all that its training on the lesson needs, as the recipe says.
 
@@ -93,7 +93,7 @@ def make_training(
     return Training(model, loader, batches, state, precision, channels_last)
 
 
-def make_margins(member: Member, lesson: Lesson, photographs: int) -> Margins:
+def make_margins(member: Member, lesson: TrainingLabels, photographs: int) -> Margins:
     """What notes the margins of the lesson's photographs; of those behind them, which show no class, it knows none."""
     manifest, n = member.manifest, len(lesson.rows)
     image_id, given = np.full(photographs, "", dtype=object), np.full(photographs, UNLABELLED)
@@ -117,7 +117,7 @@ def find_unlabelled(member: Member, fold: int) -> UnlabelledPhotos | None:
     return UnlabelledPhotos(member.to_augment, rows, size, seed, epochs, **settings)
 
 
-def with_negatives(member: Member, fold: int, lesson: Lesson) -> tuple[Lesson, Any]:
+def with_negatives(member: Member, fold: int, lesson: TrainingLabels) -> tuple[TrainingLabels, Any]:
     """The lesson with the class `unknown` behind the others, and the photographs with those that show it.
 
     As they are where the model has no such output.
@@ -143,7 +143,7 @@ def with_negatives(member: Member, fold: int, lesson: Lesson) -> tuple[Lesson, A
         taught = np.full(targets.shape, SURELY_NOT, dtype=np.float32)
         taught[: len(lesson.rows), :k], taught[len(lesson.rows) :, k] = lesson.teacher, 0
     weights = np.concatenate([lesson.weights, np.ones(n, dtype=lesson.weights.dtype)])
-    return Lesson(np.concatenate([lesson.rows, rows]), targets, weights, taught), photos
+    return TrainingLabels(np.concatenate([lesson.rows, rows]), targets, weights, taught), photos
 
 
 def one_more_class(settings: Any, classes: int, count: float) -> Any:

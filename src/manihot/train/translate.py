@@ -16,15 +16,16 @@ import pandas as pd
 
 from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.infer.runners import choose_device, describe_device
-from manihot.models.translators import MULTIPLE, load_translator, save_translator
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.scan import scan
 from manihot.photos.store import PhotoStore, make_store
 from manihot.progress import say
+from manihot.records.files import digest_file, digest_value
 from manihot.records.manifest import Manifest
-from manihot.records.runs import RunFolder, digest_file, digest_value
+from manihot.records.run_folder import RunFolder
 from manihot.settings import suggest
 from manihot.train.cyclegan import CUT, WAYS, Translation, fit_cyclegan
+from manihot.train.networks.translators import MULTIPLE, load_translator, save_translator
 from manihot.train.translated import ORIGINAL, file_names, join_made, made_manifest, write_pictures
 
 LEAST = 8  # photographs of each class

@@ -21,12 +21,12 @@ from PIL import Image
 from manihot.audit.sources import TRAIN_ONLY
 from manihot.errors import DataError
 from manihot.infer.predict import Photos
-from manihot.models.translators import Generator
 from manihot.photos.preprocess import resize
 from manihot.progress import track
+from manihot.records.files import write_atomic
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
-from manihot.records.runs import write_atomic
 from manihot.train.cyclegan import translate_pictures
+from manihot.train.networks.translators import Generator
 
 ORIGINAL = "translated_from"  # column: image_id of the photograph that a picture was made from, '' for photographs
 QUALITY = 95

@@ -23,7 +23,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from manihot.errors import DataError, SettingsError
 from manihot.metrics import ece, reliability
-from manihot.records.runs import atomic_path, load_json, save_json
+from manihot.records.files import atomic_path, load_json, save_json
 from manihot.settings import suggest
 
 TINY = 1e-12  # floor of a probability before its logarithm

@@ -25,7 +25,7 @@ import pandas as pd
 from scipy.stats import beta
 
 from manihot.errors import DataError, SettingsError
-from manihot.records.runs import load_json, save_json
+from manihot.records.files import load_json, save_json
 from manihot.settings import suggest
 from manihot.trust.calibrate import check_probs
 

@@ -22,9 +22,9 @@ from ruamel.yaml.error import YAMLError
 from manihot.errors import DataError
 from manihot.metrics import accuracy, ece, paired_difference
 from manihot.progress import say
+from manihot.records.files import atomic_path, save_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import atomic_path, save_json
 from manihot.settings import suggest
 from manihot.trust.calibrate import Calibrator, check_probs
 from manihot.trust.decide import check_costs, cost_sensitive_accuracy, make_costs, mean_cost

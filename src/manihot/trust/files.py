@@ -16,9 +16,9 @@ import pandas as pd
 
 from manihot.errors import DataError, SettingsError
 from manihot.metrics import accuracy, ece, log_loss
+from manihot.records.files import atomic_path, save_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.runs import atomic_path, save_json
 from manihot.settings import suggest
 from manihot.trust.calibrate import CALIBRATORS, Calibrator, cross_calibrate, draw_reliability, fit_calibrator
 from manihot.trust.conformal import (

@@ -20,8 +20,8 @@ from scipy.stats import rankdata
 from sklearn.covariance import ledoit_wolf
 
 from manihot.errors import DataError, SettingsError
+from manihot.records.files import atomic_path
 from manihot.records.predictions import Predictions
-from manihot.records.runs import atomic_path
 from manihot.settings import suggest
 
 BLOCK = 1024  # photographs whose distances are held at once

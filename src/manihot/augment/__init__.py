@@ -1,0 +1,1 @@
+"""Augmentation: operations on uint8 photographs, fused into one sampling; test-time views."""

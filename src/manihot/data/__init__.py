@@ -1,1 +1,0 @@
-"""Photographs as training batches: augmentation, mixing, sampling, the loader."""

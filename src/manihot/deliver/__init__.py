@@ -1,1 +1,0 @@
-"""What leaves the run: the report, the leaderboard, and later models for phones."""

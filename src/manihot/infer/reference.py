@@ -1,0 +1,328 @@
+"""What a member was fitted on, and new photographs judged the same way, so that the two can be compared.
+
+Out-of-fold predictions come from one network each: the one that had not seen the photograph. New photographs
+that several networks judge together are surer for that reason alone, and the embeddings of two networks lie in
+two spaces. So each new photograph is judged by one network too, drawn as often as the folds are large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from manihot.errors import DataError, ManihotError
+from manihot.progress import say
+from manihot.records.files import digest_file, digest_value
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
+
+REFERENCE = 1000  # photographs embedded anew where the training kept no embeddings
+KEPT = 4000  # and those of a frozen backbone, whose embeddings are there
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A member of a run: its networks by fold, its out-of-fold predictions and their photographs."""
+
+    run: Path
+    member: str
+    networks: dict[int, Path]
+    oof: Predictions
+    manifest: Manifest | None
+    fold_of: pd.Series  # of every photograph that was held out, by its id
+    every_view: bool = True  # whether `oof` speaks of all views together, or of the first alone
+    features: Path | None = None  # where the features of a frozen backbone that all networks share lie
+
+    @property
+    def shared(self) -> bool:
+        """Whether the embeddings of all networks lie in one space."""
+        return self.features is not None
+
+
+def find_fitted(model: Path) -> Fitted:
+    """What belongs to a run folder, RUN/members/NAME or one of its .safetensors.
+
+    Of a run with several members the first. Raises DataError where the run folder isn't around the model or
+    holds no out-of-fold predictions, WeightsError where there is no model.
+    """
+    from manihot.train.networks.checkpoint import load_model
+
+    model = Path(model).absolute()
+    only = model if model.is_file() else None
+    folder = only.parent.parent if only else model
+    if only is None and not [*folder.glob("members/*/fold*/best.safetensors"), *folder.glob("fold*/best.safetensors")]:
+        load_model(model)  # raises what says which models there are
+    names = sorted({path.parents[1].name for path in folder.glob("members/*/fold*/best.safetensors")})
+    if names:
+        folder = folder / "members" / names[0]
+        if len(names) > 1:
+            say(
+                f"{model.name} has the members {', '.join(names)}; {names[0]} watches. "
+                "Name RUN/members/NAME for another."
+            )
+    run, member = folder.parent.parent, folder.name
+    oof = run / "predictions" / f"{member}.oof.parquet"
+    if folder.parent.name != "members" or not oof.is_file():
+        raise DataError(
+            f"{model}: only a run folder knows what its model was fitted on, and there is no {oof.name} in "
+            f"{oof.parent}",
+            "name the run folder that trained it (RUN or RUN/members/NAME); or compare saved predictions of both",
+        )
+    files = {int(p.parent.name[4:]): p for p in folder.glob("fold*/best.safetensors") if p.parent.name[4:].isdigit()}
+    made = Predictions.load(oof)
+    if only is not None:
+        files = {fold: path for fold, path in files.items() if path == only}
+    made = made.take(np.isin(made.fold, list(files)))
+    if not files or not len(made):
+        raise DataError(f"{model}: no network here that held photographs out", "name the whole run folder")
+    manifest = Manifest.load(run / "manifest.parquet") if (run / "manifest.parquet").is_file() else None
+    return Fitted(run, member, files, made, manifest, pd.Series(made.fold, index=made.image_id))
+
+
+def with_reference(fitted: Fitted, device: Any, batch: int, seed: int = 0) -> tuple[Fitted, str]:
+    """The same with its reference photographs looked at once, in the first view, and '' or why that can't be.
+
+    One look is what new photographs get too: like is compared with like, at a share of the cost of all views. The
+    features of a frozen backbone are there already; otherwise up to REFERENCE photographs are looked at anew, from
+    the run's store or their files. Kept in RUN/watch for the next time.
+    """
+    fitted = replace(fitted, features=_features_of(fitted))
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(len(fitted.oof))[: KEPT if fitted.shared else REFERENCE])
+    chosen = fitted.oof.take(rows)
+    digest = digest_value(["first view", *(digest_file(p) for p in fitted.networks.values()), chosen.image_id.tolist()])
+    kept = fitted.run / "watch" / f"{fitted.member}-{digest[:12]}.parquet"
+    if kept.is_file():
+        return replace(fitted, oof=Predictions.load(kept), every_view=False), ""
+    logits, embeddings = np.zeros_like(chosen.logits), None
+    for fold, path in sorted(fitted.networks.items()):
+        own = np.flatnonzero(chosen.fold == fold)
+        try:
+            if fitted.features is not None:
+                found = _kept_features(fitted, chosen.image_id[own])
+                logits[own] = _classify(path, found)
+            else:
+                photos, where = _reference_photos(fitted, path, chosen.image_id[own])
+                what = f"Reference photographs, fold {fold}"
+                logits[own], found = judge(path, photos, where, device, batch, False, what)
+        except ManihotError as error:
+            return fitted, error.what
+        embeddings = np.empty((len(chosen), found.shape[1]), np.float32) if embeddings is None else embeddings
+        embeddings[own] = found
+    done = replace(chosen, logits=logits, embeddings=embeddings)
+    try:
+        done.save(kept)
+    except ManihotError as error:
+        say(f"The reference is computed anew the next time: {error.what}")
+    return replace(fitted, oof=done, every_view=False), ""
+
+
+def _features_of(fitted: Fitted) -> Path | None:
+    """The folder of RUN/features whose mean over views these out-of-fold embeddings are: of the frozen backbone."""
+    if fitted.oof.embeddings is None or not (fitted.run / "folds.parquet").is_file():
+        return None
+    image_id = Manifest.load(fitted.run / "folds.parquet").image_id
+    where = pd.Index(fitted.oof.image_id).get_indexer(pd.Index(image_id))
+    for folder in sorted((fitted.run / "features").glob("*/")):
+        parts = sorted(folder.glob("*.npy"))
+        if not parts or int(parts[-1].stem) >= len(image_id):
+            continue
+        first = np.load(parts[0], mmap_mode="r")
+        rows = where[: len(first)]
+        if first.ndim != 3 or first.shape[2] != fitted.oof.embeddings.shape[1] or not (rows >= 0).any():
+            continue
+        if np.allclose(first[rows >= 0].mean(axis=1), fitted.oof.embeddings[rows[rows >= 0]], atol=1e-5):
+            return folder
+    return None
+
+
+def _kept_features(fitted: Fitted, image_id: np.ndarray) -> np.ndarray:
+    """Features (N, D) of the first view, as training computed them."""
+    assert fitted.features is not None
+    parts = [np.load(path, mmap_mode="r")[:, 0] for path in sorted(fitted.features.glob("*.npy"))]
+    place = pd.Index(Manifest.load(fitted.run / "folds.parquet").image_id).get_indexer(pd.Index(image_id))
+    ends = np.cumsum([len(part) for part in parts])
+    if (place < 0).any() or (len(place) and place.max() >= ends[-1]):
+        raise DataError(f"{fitted.features}: not the features of all photographs", "run the same `manihot run` again")
+    out = np.empty((len(place), parts[0].shape[1]), dtype=np.float32)
+    for part, end in zip(parts, ends, strict=True):
+        here = (place >= end - len(part)) & (place < end)
+        out[here] = part[place[here] - (end - len(part))]
+    return out
+
+
+def _classify(network: Path, embeddings: np.ndarray) -> np.ndarray:
+    """Logits (N, K) of embeddings (N, D) by a network's head."""
+    import torch
+
+    from manihot.train.networks.checkpoint import load_network
+
+    with torch.inference_mode():
+        return load_network(network).networks[0].classify(torch.from_numpy(embeddings)).numpy()
+
+
+def _reference_photos(fitted: Fitted, network: Path, image_id: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Photographs as training saw them, from the store or from their files, and the rows of `image_id`."""
+    from manihot.infer.predict import PhotoFiles
+    from manihot.photos.store import PhotoStore
+    from manihot.train.networks.checkpoint import load_network
+
+    preprocess = load_network(network).preprocess
+    height, width = preprocess.for_store.size
+    try:
+        store = PhotoStore.open(fitted.run / f"store/{height}x{width}-{preprocess.fit}.npy")
+        return store, store.rows(image_id)
+    except ManihotError:  # the store was removed to save room: the files will do
+        assert fitted.manifest is not None
+        paths = dict(zip(fitted.manifest.image_id, fitted.manifest.paths, strict=True))
+        gone = [i for i in image_id if i not in paths or not paths[i].is_file()]
+        if gone:
+            raise DataError(
+                f"{len(gone)} of the photographs it was fitted on are no longer where they were, first {gone[0]!r}"
+            ) from None
+        return PhotoFiles([paths[i] for i in image_id], preprocess), np.arange(len(image_id))
+
+
+def judge(
+    network: Path, photos: Any, rows: np.ndarray, device: Any, batch: int, every_view: bool, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, K) and embeddings (N, D) by one network, of all views together or of the first.
+
+    photos: a sequence of stored photographs, of which `rows` are looked at.
+    """
+    from manihot.infer.predict import each_batch, merge_views
+    from manihot.train.networks.checkpoint import load_network
+
+    one = load_network(network)
+    runner, views = _runner(one, device), one.views if every_view else one.views[:1]
+    parts: list[list[np.ndarray]] = [[] for _ in views]
+    seen: list[list[np.ndarray]] = [[] for _ in views]
+    for _, v, images in each_batch(photos, rows, one.preprocess, views, batch, what):
+        out = runner(images)
+        parts[v].append(out["logits"])
+        seen[v].append(out["embeddings"])
+    logits = np.stack([np.concatenate(part) for part in parts], axis=1)
+    return merge_views(logits, views), np.mean([np.concatenate(part) for part in seen], axis=0)
+
+
+def embed(fitted: Fitted, photos: Any, rows: np.ndarray, device: Any, batch: int, what: str) -> np.ndarray:
+    """Embeddings (N, D) of the first view by the frozen backbone, on a CPU in onnxruntime as training did."""
+    from manihot.infer.predict import forward_views
+    from manihot.infer.runners import OnnxRunner
+    from manihot.train.networks.checkpoint import load_network
+
+    one = load_network(next(iter(fitted.networks.values())))
+    assert fitted.features is not None
+    exported = fitted.features / "backbone.onnx"
+    in_onnx = device.type == "cpu" and exported.is_file()
+    runner = OnnxRunner(one.networks[0], one.preprocess, exported) if in_onnx else _runner(one, device)
+    return forward_views([runner], photos, rows, one.preprocess, one.views[:1], batch, "embeddings", what)[:, 0]
+
+
+def _runner(one: Any, device: Any) -> Any:
+    from manihot.infer.runners import TorchRunner
+
+    return TorchRunner(one.networks[0], one.preprocess, device, str(one.about.get("precision", "fp32")))
+
+
+def judge_new(fitted: Fitted, new: Manifest, device: Any, batch: int, seed: int = 0) -> Predictions:
+    """Predictions with embeddings of new photographs, each by one network, in the views that the reference was seen in.
+
+    A photograph that the member was fitted on (the same bytes) is judged by the network that held it out.
+    """
+    from manihot.infer.predict import PhotoFiles
+    from manihot.train.networks.checkpoint import load_network
+
+    folds, counts = np.unique(fitted.oof.fold, return_counts=True)
+    fold = np.random.default_rng(seed).choice(folds, size=len(new), p=counts / counts.sum())
+    known = held_out_by(fitted, new)
+    fold = np.where(known >= 0, known, fold)
+    logits, embeddings = np.zeros((len(new), len(fitted.oof.classes)), np.float32), None
+    once = fitted.shared and not fitted.every_view
+    if once:  # the backbone is the same for all of them
+        photos = PhotoFiles(new.paths, load_network(fitted.networks[int(folds[0])]).preprocess)
+        embeddings = embed(fitted, photos, np.arange(len(new)), device, batch, "New photographs")
+    for k in np.unique(fold):
+        rows = np.flatnonzero(fold == k)
+        network = fitted.networks[int(k)]
+        if once and embeddings is not None:
+            logits[rows] = _classify(network, embeddings[rows])
+            continue
+        photos = PhotoFiles(new.paths, load_network(network).preprocess)
+        logits[rows], found = judge(
+            network, photos, rows, device, batch, fitted.every_view, f"New photographs, fold {k}"
+        )
+        embeddings = np.zeros((len(new), found.shape[1]), np.float32) if embeddings is None else embeddings
+        embeddings[rows] = found
+    index = {name: k for k, name in enumerate(fitted.oof.classes)}
+    number = np.array([index.get(name, -1) for name in new.classes] + [-1])  # the last serves label -1
+    return Predictions(new.image_id, logits, fitted.oof.classes, number[new.labels], fold, embeddings)
+
+
+def held_out_by(fitted: Fitted, new: Manifest) -> np.ndarray:
+    """For each new photograph the fold that held its very bytes out, int64 (N,), -1 where the member has none."""
+    nowhere = np.full(len(new), -1)
+    if fitted.manifest is None:
+        return nowhere
+    table = fitted.manifest.table[fitted.manifest.table["sha256"] != ""]
+    by_bytes = dict(zip(table["sha256"], table["image_id"].map(fitted.fold_of), strict=True))
+    found = np.array([by_bytes.get(digest, np.nan) for digest in new.table["sha256"]], dtype=float)
+    return np.where(np.isfinite(found), np.nan_to_num(found, nan=-1), -1).astype(np.int64)
+
+
+def nearest_known(fitted: Fitted, new: Predictions, k: int = 10) -> pd.DataFrame:
+    """How far each new photograph lies from what its network was fitted on; rows as in `new`.
+
+    Columns: distance to the k-th nearest reference photograph of the same network (unit embeddings); stranger,
+    the share of reference photographs that lie nearer to their own k-th; nearest, the image id of the nearest.
+    """
+    oof = fitted.oof
+    assert oof.embeddings is not None and new.embeddings is not None
+    out = pd.DataFrame({"distance": np.full(len(new), np.nan), "stranger": np.nan, "nearest": ""})
+    for fold in np.unique(new.fold):
+        rows, own = np.flatnonzero(new.fold == fold), np.flatnonzero(oof.fold == fold)
+        known, asked = _unit(oof.embeddings[own]), _unit(new.embeddings[rows])
+        among = known @ known.T
+        np.fill_diagonal(among, -np.inf)
+        place = max(1, min(k, len(own) - 1))
+        usual = np.sort(_kth(among, place))
+        alike = asked @ known.T
+        distance = _kth(alike, place)
+        out.loc[rows, "distance"] = distance
+        out.loc[rows, "stranger"] = np.searchsorted(usual, distance) / len(usual)
+        out.loc[rows, "nearest"] = oof.image_id[own[alike.argmax(axis=1)]]
+    return out
+
+
+def _unit(embeddings: np.ndarray) -> np.ndarray:
+    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+
+
+def _kth(similarity: np.ndarray, k: int) -> np.ndarray:
+    """Distance to the k-th nearest from cosines (N, M)."""
+    nearest = np.partition(similarity, similarity.shape[1] - k, axis=1)[:, similarity.shape[1] - k]
+    return np.sqrt(np.maximum(0.0, 2.0 - 2.0 * nearest))
+
+
+def describe_sizes(manifest: Manifest | None, image_id: Sequence[str] | np.ndarray) -> dict[str, Any] | None:
+    """Facts of photographs from a manifest: commonest sizes, share upright, median bytes; None where unknown."""
+    if manifest is None:
+        return None
+    table = manifest.table[manifest.table["image_id"].isin(list(image_id))]
+    table = table[(table["height"] > 0) & (table["width"] > 0)]
+    if not len(table):
+        return None
+    sizes = table.groupby(["width", "height"]).size().sort_values(ascending=False, kind="stable")
+    return {
+        "photographs": len(table),
+        "sizes": [{"width": int(w), "height": int(h), "share": n / len(table)} for (w, h), n in sizes.head(3).items()],
+        "upright": float((table["height"] > table["width"]).mean()),
+        "megapixels": float((table["height"] * table["width"]).median() / 1e6),
+        "bytes": float(table["bytes"].median()),
+        "sources": {str(name): int(n) for name, n in table["source"].value_counts().items()},
+    }

@@ -1,0 +1,1 @@
+"""A member of a run: its photographs, the labels it learns, its folds."""

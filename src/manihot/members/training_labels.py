@@ -1,0 +1,417 @@
+"""Where the labels come from that a stage of training learns: a lesson is rows of the manifest with soft labels.
+
+`given`: the manifest's. `pseudo`: also what a model of the same fold says of photographs without a label (Plant
+Pathology's 2nd place: at .95 and more). `oof`: other members' out-of-fold answers change or drop doubtful labels
+(7th and 77th place, the lecture's relabelling). `teacher`: a member's out-of-fold answers as soft labels
+(distillation). `clusters`: k-means clusters of features instead of classes (77th place's pre-training). `checked`: the
+manifest's, weighed by how likely they are right (`manihot.members.label_noise`).
+
+Pseudo-labels come from a network of the same fold, which never learned the photographs that the fold holds out.
+Out-of-fold answers come from models that saw other folds' labels, as in every published use of them; the held-out
+photographs' own labels are never among what is learned.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+from sklearn.cluster import KMeans
+
+from manihot.audit.label_errors import cleanlab_filter
+from manihot.errors import DataError, SettingsError
+from manihot.infer.predict import PhotoFiles, Photos, UnknownOutput, forward_views, merge_views
+from manihot.infer.runners import TorchRunner
+from manihot.members.label_noise import trust_labels
+from manihot.members.member import Member
+from manihot.photos.store import PhotoStore
+from manihot.progress import say
+from manihot.records.groups import group_numbers
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
+from manihot.settings import Choice, Recipe, View, suggest
+from manihot.train.networks.checkpoint import WHOLE, TrainedModel, load_model, load_network
+
+ACTIONS = ("drop", "relabel", "soft")
+RULES = ("confident", "cleanlab")
+AMONG = ("held_out", "others", "all")
+COMMON = ("one_a_group",)  # settings of every row: of each group of duplicates only the first
+
+
+@dataclass(frozen=True)
+class TrainingLabels:
+    """What is learned: rows (n,) of the manifest, soft labels (n, C) float32, weights (n,), teacher logits (n, C)."""
+
+    rows: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    teacher: np.ndarray | None = None
+
+    @property
+    def classes(self) -> int:
+        """Outputs of the network that learns it."""
+        return self.targets.shape[1]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The likeliest class of each, (n,)."""
+        return self.targets.argmax(1)
+
+
+@dataclass(frozen=True)
+class LabelRequest:
+    """Who asks for labels: a member or stage, its fold, the rows it may train on, the model of the stage before.
+
+    features: rows (n,) of the manifest to their features (n, D), where these were computed already.
+    """
+
+    member: Member
+    fold: int
+    train: np.ndarray
+    before: TrainedModel | None = None
+    features: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+def given(asked: LabelRequest) -> TrainingLabels:
+    """The labels of the manifest."""
+    manifest, train = asked.member.manifest, asked.train
+    return TrainingLabels(train, soft_targets(manifest)[train], manifest.table["weight"].to_numpy()[train])
+
+
+def pseudo(
+    asked: LabelRequest, *, above: float = 0.95, hard: bool = True, by: str = "", test: bool = False,
+    weight: float = 1.0,
+) -> TrainingLabels:  # fmt: skip
+    """`given`, and photographs without a label that a model is sure of.
+
+    above: least probability. hard: the likeliest class; its probabilities otherwise. by: the member whose network of
+    the same fold is asked; that of the stage before when left out. test: test photographs too. weight: of each.
+    """
+    member, known = asked.member, given(asked)
+    rows = member.unlabelled_rows(asked.fold)
+    if test:
+        rows = np.union1d(rows, member.apart(member.test_rows, asked.fold))
+    if not len(rows):
+        raise DataError(
+            f"{member.name}: labels 'pseudo' found no photographs without a label",
+            "add some, mark a source with use: unlabelled, or set labels.test: true",
+        )
+    probs = _ask(asked, rows, by)
+    sure = probs.max(1) >= above
+    told = np.eye(probs.shape[1])[probs.argmax(1)] if hard else probs / probs.sum(1, keepdims=True)
+    say(f"{member.what(asked.fold)}: {int(sure.sum())} of {len(rows)} photographs got a pseudo-label")
+    return TrainingLabels(
+        np.concatenate([known.rows, rows[sure]]),
+        np.concatenate([known.targets, told[sure].astype(np.float32)]),
+        np.concatenate([known.weights, np.full(int(sure.sum()), weight, dtype=known.weights.dtype)]),
+    )
+
+
+def oof(
+    asked: LabelRequest, *, of: str, do: str = "relabel", rule: str = "confident", above: float = 0.9, worst: int = 0,
+    classes: tuple[int, ...] = (), among: str = "held_out",
+) -> TrainingLabels:  # fmt: skip
+    """`given` without doubtful labels, which out-of-fold answers contradict.
+
+    of: the member whose answers are taken. do: drop the photographs, relabel them, or soft: the mean of label and
+    answer. rule: `confident`, answers with a probability of `above` that differ (7th place), or `cleanlab`, its filter
+    with its own thresholds (the lecture's). worst: at most so many, the surest first; 0 for all. classes: numbers of
+    the given labels that may be doubted; all when empty. among: `held_out`, photographs with an out-of-fold answer;
+    `others`, those that are never held out, answered by the network of `of` of the same fold, which didn't learn them
+    (the lecture's photographs of 2019); `all`, both.
+    """
+    known = given(asked)
+    probs = _answers(asked, of)
+    if among != "held_out":
+        others = ~np.isfinite(probs).all(1)
+        if among == "others":
+            probs[~others] = np.nan
+        if others.any():
+            probs[others] = np.mean([_ask(asked, known.rows[others], one, "labels") for one in _names(of)], axis=0)
+    label, said = known.labels, np.nan_to_num(probs).argmax(1)
+    doubtful = find_doubtful(label, probs, rule, above, worst, classes)
+    targets = known.targets.copy()
+    if do == "relabel":
+        targets[doubtful] = np.eye(targets.shape[1], dtype=np.float32)[said[doubtful]]
+    elif do == "soft":
+        targets[doubtful] = (targets[doubtful] + probs[doubtful]) / 2
+    keep = ~doubtful if do == "drop" else np.ones(len(label), dtype=bool)
+    say(f"{asked.member.what(asked.fold)}: {do} {int(doubtful.sum())} labels that {_said(of)} contradicts")
+    return TrainingLabels(known.rows[keep], targets[keep], known.weights[keep])
+
+
+def find_doubtful(
+    label: np.ndarray, probs: np.ndarray, rule: str = "confident", above: float = 0.9, worst: int = 0,
+    classes: tuple[int, ...] = (),
+) -> np.ndarray:  # fmt: skip
+    """Which of the labels (n,) out-of-fold answers (n, K) contradict, bool (n,); never one without an answer (NaN)."""
+    answered = np.isfinite(probs).all(1)
+    probs = np.nan_to_num(probs)
+    said, sure = probs.argmax(1), probs.max(1)
+    if rule == "cleanlab":
+        doubtful = np.zeros(len(label), dtype=bool)
+        doubtful[answered] = cleanlab_filter(label[answered], probs[answered])
+        doubtful &= said != label  # it can doubt a label that the answer agrees with; there is nothing better to say
+        sure = sure - probs[np.arange(len(label)), label]  # the lecture's order, normalised margin
+    else:
+        doubtful = answered & (said != label) & (sure >= above)
+    if classes:
+        doubtful &= np.isin(label, classes)
+    if worst and doubtful.sum() > worst:
+        doubtful[np.argsort(np.where(doubtful, -sure, 2.0), kind="stable")[worst:]] = False
+    return doubtful
+
+
+def teacher(asked: LabelRequest, *, of: str | tuple[str, ...], share: float = 0.0) -> TrainingLabels:
+    """`given`, with the answers of member `of`, or the mean of several, as the teacher of the loss `distillation`.
+
+    share: of the answers in the soft labels themselves, so that any loss learns from them. Photographs that no fold
+    held out have no honest answer; their own label stands for it.
+    """
+    known = given(asked)
+    probs = _answers(asked, of)
+    probs = np.where(np.isfinite(probs).all(1)[:, None], probs, known.targets)
+    targets = ((1 - share) * known.targets + share * probs).astype(np.float32)
+    return TrainingLabels(known.rows, targets, known.weights, np.log(np.maximum(probs, 1e-7)).astype(np.float32))
+
+
+def clusters(asked: LabelRequest, *, k: int = 50, labelled: bool = False) -> TrainingLabels:
+    """Clusters of the photographs without a label as their classes: the head is thrown away after the stage.
+
+    k: clusters of k-means over the pooled features of the network at hand. labelled: the training photographs too.
+    """
+    member = asked.member
+    rows = member.unlabelled_rows(asked.fold)
+    rows = np.union1d(rows, asked.train) if labelled else rows
+    if len(rows) < 2 * k:
+        raise DataError(
+            f"{member.name}: labels 'clusters' found {len(rows)} photographs for {k} clusters",
+            "lower labels.k, set labels.labelled: true, or mark a source with use: unlabelled",
+        )
+    features = _features(asked, rows, f"{member.name}: features for clusters")
+    found = KMeans(k, n_init=4, random_state=member.seed(asked.fold)).fit_predict(features)
+    return TrainingLabels(rows, np.eye(k, dtype=np.float32)[found], np.ones(len(rows), dtype=np.float32))
+
+
+def checked(asked: LabelRequest) -> TrainingLabels:
+    """`given`, each photograph weighed by the probability that its label is right, found inside the training part.
+
+    Features are those of the method `features`, or of the network at hand (pretrained, or the stage before's).
+    """
+    member, known = asked.member, given(asked)
+    if asked.features is not None:
+        features = asked.features(known.rows)
+    else:
+        features = _features(asked, known.rows, f"{member.name}: features to check labels with")
+    groups = group_numbers(member.manifest.table["group"].to_numpy()[known.rows], len(known.rows))
+    trust, rate = trust_labels(features, known.labels, known.classes, groups, member.seed(asked.fold))
+    doubted = int((trust < 0.5).sum())
+    say(
+        f"{member.what(asked.fold)}: about {rate:.0%} of the labels are wrong, "
+        f"{doubted} of {len(trust)} are more likely wrong than right and weigh little"
+    )
+    weights = known.weights * trust / trust.mean()
+    return TrainingLabels(known.rows, known.targets, weights.astype(np.float32))
+
+
+def _features(asked: LabelRequest, rows: np.ndarray, what: str) -> np.ndarray:
+    """Pooled features (n, D) by the network of the stage before, or by the pretrained one."""
+    from manihot.train.networks.backbones import make_model
+
+    member = asked.member
+    if asked.before is not None:
+        network, preprocess, photos = asked.before.networks[0], asked.before.preprocess, _stored(asked, asked.before)
+    else:
+        classes = len(member.manifest.classes)
+        network = make_model(member.recipe.model, classes, member.preprocess.size, member.seed(0))
+        preprocess, photos = member.preprocess, member.photos
+    runner, views = TorchRunner(network, preprocess, member.device), (View(),)
+    return forward_views([runner], photos, rows, preprocess, views, want="embeddings", what=what)[:, 0]
+
+
+def _ask(asked: LabelRequest, rows: np.ndarray, by: str, what: str = "pseudo-labels") -> np.ndarray:
+    """Probabilities (n, K) by the network of the stage before, or by another member's of the same fold.
+
+    Of a network with the output `unknown` they sum to less than 1: the rest says that it is none of the classes.
+    """
+    member, what = asked.member, f"{asked.member.what(asked.fold)}: {what}"
+    if by:
+        path = member.run / f"members/{by}/fold{asked.fold}/best.safetensors"
+        if asked.fold == WHOLE:  # nothing is held out, so all that `by` has learned may be asked
+            model = load_model(member.run / f"members/{by}")[0]
+        elif not path.is_file():
+            raise DataError(
+                f"labels: member {by!r} has no network of fold {asked.fold}", f"train {by} first: {path}"
+            )
+        else:
+            model = load_network(path)
+        views = model.views
+    else:
+        assert asked.before is not None, "check_labels lets no first stage ask for it"
+        model, views = asked.before, (View(),)
+    runners = [TorchRunner(network, model.preprocess, member.device) for network in model.networks]
+    told = UnknownOutput(len(rows), views)
+    seen = forward_views(runners, _stored(asked, model), rows, model.preprocess, views, what=what, also=told)
+    probs = softmax(merge_views(seen, views).astype(np.float64), axis=1)
+    return probs if told.probability is None else probs * (1 - told.probability)[:, None]
+
+
+def _stored(asked: LabelRequest, model: TrainedModel) -> Photos:
+    """The photographs as another model sees them, whose size may be another one's than the stage's."""
+    stored = model.preprocess.stored or model.preprocess.size
+    path = asked.member.run / f"store/{stored[0]}x{stored[1]}-{model.preprocess.fit}.npy"
+    if asked.member.recipe.photo.store == "none" or not path.is_file():  # the other may have had no store
+        return PhotoFiles(asked.member.manifest.paths, model.preprocess)
+    return PhotoStore.open(path)
+
+
+def _names(of: str | Sequence[str]) -> list[str]:
+    return [of] if isinstance(of, str) else [str(name) for name in of]
+
+
+def _said(of: str | Sequence[str]) -> str:
+    return " and ".join(_names(of))
+
+
+def _answers(asked: LabelRequest, of: str | tuple[str, ...]) -> np.ndarray:
+    """Out-of-fold probabilities (n, K) of other members, their mean, for the rows to train on; NaN without one."""
+    return np.mean([_answers_of(asked, name) for name in _names(of)], axis=0)
+
+
+def _answers_of(asked: LabelRequest, of: str) -> np.ndarray:
+    member = asked.member
+    path = member.run / f"predictions/{of}.oof.parquet"
+    if not path.is_file():
+        raise DataError(f"labels.of: member {of!r} has no out-of-fold predictions", f"train {of} first: {path}")
+    told = Predictions.load(path)
+    place = {name: at for at, name in enumerate(told.image_id)}
+    at = np.array([place.get(name, -1) for name in member.manifest.image_id[asked.train]])
+    out = np.full((len(at), len(told.classes)), np.nan, dtype=np.float32)
+    out[at >= 0] = told.pred_probs[at[at >= 0]]
+    return out
+
+
+def make_training_labels(asked: LabelRequest) -> TrainingLabels:
+    """What the stage's recipe wants learned."""
+    choice = asked.member.recipe.labels
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in choice.settings.items()}
+    if settings.pop("one_a_group", False):
+        found = duplicate_groups(asked.member)
+        groups = asked.member.manifest.table["group"].to_numpy() if found is None else found
+        rows = one_a_group(groups, asked.train)
+        what = "copies" if found is not None else "photographs of groups (without a search for duplicates, any groups)"
+        say(f"{asked.member.what(asked.fold)}: {len(asked.train) - len(rows)} {what} left out")
+        asked = replace(asked, train=rows)
+    return LABELS[choice.name](asked, **settings)
+
+
+def duplicate_groups(member: Member) -> np.ndarray | None:
+    """Names (N,) of the groups of duplicates that the run found, '' for none; None where it didn't look for any.
+
+    The manifest's groups are wider: they hold the user's own too, such as the photographs of one plant, which are no
+    copies of each other.
+    """
+    path = member.run / "audit/duplicates.parquet"
+    if not (member.recipe.audit.duplicates and path.is_file()):
+        return None
+    named = pd.read_parquet(path, columns=["image_id", "group"]).set_index("image_id")["group"]
+    return named.reindex(member.manifest.image_id).fillna("").to_numpy(dtype=object)
+
+
+def one_a_group(group: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Those of `rows` (n,) that are the first of their group, or without one. group: names (N,), '' for none."""
+    own = group[rows]
+    first = np.zeros(len(rows), dtype=bool)
+    first[np.unique(own, return_index=True)[1]] = True
+    return rows[first | (own == "")]
+
+
+def members_asked(recipe: Recipe) -> list[str]:
+    """Names of other members that a member's stages take labels from."""
+    asked = [stage.labels.settings.get(key, "") for stage in recipe.stage_recipes() for key in ("of", "by")]
+    return [name for name in dict.fromkeys(name for names in asked for name in _names(names)) if name]
+
+
+def check_labels(choice: Choice, where: str, *, first: bool, last: bool, members: list[str]) -> None:
+    """SettingsError for labels or a setting that don't exist, or a value that makes no sense.
+
+    first, last: whether the stage is its training's first and last. members: names of the recipe's other members.
+    """
+    if choice.name not in LABELS:
+        raise SettingsError(f"{where}: there are no labels {choice.name!r}", suggest(choice.name, [*LABELS]))
+    known = inspect.signature(LABELS[choice.name]).parameters
+    names = [*[*known][1:], *COMMON]
+    for key in choice.settings:
+        if key not in names:
+            raise SettingsError(f"{where}: {choice.name} has no setting {key!r}", suggest(key, names))
+    if not isinstance(choice.settings.get("one_a_group", False), bool):
+        raise SettingsError(f"{where}: one_a_group = {choice.settings['one_a_group']!r}", "true or false")
+    needed = [key for key, p in known.items() if p.default is p.empty and key != "asked"]
+    values: dict[str, Any] = {key: p.default for key, p in known.items() if key != "asked"} | choice.settings
+    for key in needed:
+        if key not in choice.settings:
+            raise SettingsError(f"{where}: {choice.name} needs the setting {key!r}", f"{key}: one of {members}")
+    for key in ("of", "by"):
+        for one in _names(values.get(key, "")):
+            if one and one not in members:
+                raise SettingsError(f"{where}: {key}: there is no other member {one!r}", f"one of {members}")
+    for key in ("above", "share"):
+        if key in values and not (isinstance(values[key], (int, float)) and 0 <= values[key] <= 1):
+            raise SettingsError(f"{where}: {key} = {values[key]!r}", "a number from 0 to 1")
+    for key, least in (("k", 2), ("worst", 0)):
+        if key in values and (not isinstance(values[key], int) or values[key] < least):
+            raise SettingsError(f"{where}: {key} = {values[key]!r}", f"a whole number from {least}")
+    if values.get("do", "drop") not in ACTIONS:
+        raise SettingsError(f"{where}: do = {values['do']!r}", f"one of {', '.join(ACTIONS)}")
+    if values.get("rule", RULES[0]) not in RULES:
+        raise SettingsError(f"{where}: rule = {values['rule']!r}", f"one of {', '.join(RULES)}")
+    if values.get("among", AMONG[0]) not in AMONG:
+        raise SettingsError(f"{where}: among = {values['among']!r}", f"one of {', '.join(AMONG)}")
+    if values.get("rule") == "cleanlab" and "above" in choice.settings:
+        raise SettingsError(f"{where}: above has no effect with rule: cleanlab", "leave it out: cleanlab has its own")
+    if choice.name == "pseudo" and first and not values["by"]:
+        raise SettingsError(
+            f"{where}: pseudo asks the network of the stage before, and there is none",
+            "put it into a later one of `stages`, or name another member with by",
+        )
+    if choice.name == "clusters" and last:
+        raise SettingsError(f"{where}: clusters are no classes to predict", "add a stage after it")
+
+
+def check_among(member: Recipe, members: Mapping[str, Recipe], where: str) -> None:
+    """SettingsError where `among` wants a network's answers on photographs of a source that it learned itself."""
+    if member.labels.settings.get("among", AMONG[0]) == AMONG[0]:
+        return
+    for name in _names(member.labels.settings.get("of", "")):
+        for source, own in members[name].sources.items():
+            if own.use == "train" and member.sources.get(source, own).use == "train":
+                raise SettingsError(
+                    f"{where}: among: {name!r} learned the photographs of {source!r} whose labels it shall check",
+                    f"name in `of` a member with sources: {{{source}: {{use: ignore}}}}",
+                )
+
+
+def soft_targets(manifest: Manifest) -> np.ndarray:
+    """Soft labels (N, K) float32: the hard label as one-hot without a soft one, zeros without either."""
+    hard = np.zeros((len(manifest), len(manifest.classes)), dtype=np.float32)
+    known = manifest.labels >= 0
+    hard[known, manifest.labels[known]] = 1
+    if manifest.soft_labels is None:
+        return hard
+    given = np.isfinite(manifest.soft_labels).all(axis=1)
+    return np.where(given[:, None], manifest.soft_labels, hard)
+
+
+LABELS: dict[str, Callable[..., TrainingLabels]] = {
+    "given": given,
+    "pseudo": pseudo,
+    "oof": oof,
+    "teacher": teacher,
+    "clusters": clusters,
+    "checked": checked,
+}

@@ -1,1 +1,0 @@
-"""Backbones, heads, pretrained weights, and saving a model with all that is needed to use it."""

@@ -1,0 +1,1 @@
+"""The method `features`: frozen features and a regularised linear head per fold."""

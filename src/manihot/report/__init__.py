@@ -1,0 +1,1 @@
+"""Every HTML page and picture, the leaderboard, a run as a zip."""

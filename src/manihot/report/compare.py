@@ -1,0 +1,249 @@
+"""The leaderboard: every run and member side by side, finished or not, so that a team sees every CV at once.
+
+RUN/metrics.json, written when a run ends:
+
+    {"members": {NAME: {"oof": evaluate(...), "folds": {"0": {"accuracy": 0.87, "n": 120}, ...},
+                        "test": evaluate(...)},        # "test" only where test photographs have labels
+                 ...},
+     "ensemble": {"oof": evaluate(...), "test": evaluate(...)}}    # only with several members
+
+with `manihot.metrics.evaluate`'s dict for each part. A run without it is unfinished: its scores so far come
+from predictions/NAME.oof.parquet, and where a member has none yet, from members/NAME/foldK/history.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from manihot.errors import DataError, RunFolderError
+from manihot.metrics import accuracy, evaluate
+from manihot.records.files import load_json
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
+
+ENSEMBLE = "(ensemble)"
+SPLITS = ("oof", "test")
+RUN_PARTS = ("run.json", "manifest.parquet", "metrics.json", "predictions", "members")
+SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss", "ece")
+QUICK_REPEATS = 200  # resamples for a run that is still going on
+COLUMNS = [
+    "run", "member", "split", "status", "n", "accuracy", "accuracy_low", "accuracy_high", *SCORES[1:],
+    "folds", "seconds", "recipe", "seed",
+]  # fmt: skip
+HEADINGS = (
+    "run", "member", "split", "n", "accuracy", "balanced", "macro-F1", "log loss", "ECE", "folds", "time",
+    "recipe", "seed",
+)  # fmt: skip
+KEEP = ("run", "member", "split", "n", "accuracy")  # columns that the narrowest terminal shows
+LEFT = ("run", "member", "split", "folds", "recipe")
+
+
+def leaderboard(runs: Sequence[Path]) -> pd.DataFrame:
+    """One row for each run, member (and the ensemble of several) and split, with the columns of COLUMNS.
+
+    Rows of out-of-fold predictions come first, then test; best accuracy first within each. status: 'done', or
+    'unfinished' (running or stopped). folds: list of the accuracies of the folds that ended; seconds: of all
+    stages of the run. Raises RunFolderError for a folder that is not a run.
+    """
+    paths = [Path(run) for run in runs]
+    same_name = {p.name for p in paths if sum(p.name == q.name for q in paths) > 1}
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        rows += _rows(path, str(path) if path.name in same_name else path.name)
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    order = table.assign(test=table["split"] == "test").sort_values(
+        ["test", "accuracy"], ascending=[True, False], na_position="last", kind="stable"
+    )
+    return table.loc[order.index].reset_index(drop=True)
+
+
+def print_leaderboard(table: pd.DataFrame, console: Console | None = None) -> None:
+    """The leaderboard for a terminal; shares in percent, the accuracy with its 95 % interval.
+
+    A terminal that is too narrow gets fewer columns and a line that names the others; a file gets all.
+    """
+    console = console or Console()
+    rows = [_cells(row) for row in table.to_dict("records")]
+    width = {name: max(len(name), *(len(row[name]) for row in rows), 0) for name in HEADINGS} if rows else {}
+    shown, hidden = list(width), []
+    if console.is_terminal:
+        for name in [name for name in reversed(shown) if name not in KEEP]:
+            if sum(width[name] + 3 for name in shown) > console.width:
+                shown.remove(name)
+                hidden.append(name)
+    else:
+        console.width = max(console.width, sum(width[name] + 3 for name in shown) + 1)
+    out = Table(header_style="bold", pad_edge=False)
+    for name in shown:
+        names = name in ("run", "member")  # may be long, so they may wrap
+        out.add_column(name, justify="left" if name in LEFT else "right", no_wrap=not names, overflow="fold")
+    for row, status in zip(rows, table["status"], strict=True):
+        # Text: names are shown as they are, brackets are not markup
+        out.add_row(*(Text(row[name]) for name in shown), style="" if status == "done" else "dim")
+    console.print(out)
+    if hidden:
+        console.print(f"not shown for lack of width: {', '.join(reversed(hidden))}", style="dim")
+
+
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    score = _percent(row["accuracy"])
+    if not pd.isna(row["accuracy_low"]):
+        score += f" ({_percent(row['accuracy_low'])}–{_percent(row['accuracy_high'])})"
+    cells = [
+        row["run"], row["member"],
+        row["split"] if row["status"] == "done" else f"{row['split']}, {row['status']}",
+        "–" if pd.isna(row["n"]) else f"{row['n']:.0f}", score,
+        _percent(row["balanced_accuracy"]), _percent(row["macro_f1"]), _number(row["log_loss"]),
+        _number(row["ece"]), " ".join(_percent(fold) for fold in row["folds"]), duration(row["seconds"]),
+        row["recipe"], "" if pd.isna(row["seed"]) else f"{row['seed']:.0f}",
+    ]  # fmt: skip
+    return dict(zip(HEADINGS, map(str, cells), strict=True))
+
+
+def load_scores(run: Path) -> tuple[dict[str, Any], bool]:
+    """The content of RUN/metrics.json and True, or `scores_so_far` and False.
+
+    Raises RunFolderError for a folder that is not a run, and for a metrics.json that can't be read.
+    """
+    if (Path(run) / "metrics.json").exists():
+        return load_json(Path(run) / "metrics.json"), True
+    return scores_so_far(Path(run)), False
+
+
+def scores_so_far(run: Path) -> dict[str, Any]:
+    """What predictions and histories say of a run without metrics.json, in its shape.
+
+    A member without predictions has only "folds". Raises RunFolderError for a folder that is not a run.
+    """
+    if not any((run / name).exists() for name in RUN_PARTS):
+        raise RunFolderError(f"{run}: not a run folder", "give the folder that `manihot run --out` wrote")
+    names = {path.name for path in run.glob("members/*") if path.is_dir()}
+    names |= {path.name.removesuffix(".oof.parquet") for path in run.glob("predictions/*.oof.parquet")}
+    return {"members": {name: _so_far(run, name) for name in sorted(names - {"ensemble"})}}
+
+
+def load_groups(run: Path, image_id: np.ndarray) -> np.ndarray | None:
+    """The manifest's group of each photograph, '' where it has none; None without a manifest or any group."""
+    try:
+        table = Manifest.load(run / "manifest.parquet").table
+    except DataError:
+        return None
+    groups = table.set_index("image_id")["group"].reindex(image_id).fillna("").to_numpy()
+    return groups if (groups != "").any() else None
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The epochs of a history.jsonl; a last line that was cut off by a kill is left out."""
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "epoch" in row:
+            rows.append(row)
+    return rows
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in words: '42 s', '3 min 05 s', '2 h 07 min'."""
+    if seconds is None or pd.isna(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _rows(run: Path, name: str) -> list[dict[str, Any]]:
+    scores, done = load_scores(run)
+    record = load_json(run / "run.json") if (run / "run.json").exists() else {}
+    recipe = record.get("recipe") or {}
+    about = {
+        "run": name,
+        "status": "done" if done else "unfinished",
+        "seconds": stage_seconds(record),
+        "recipe": record.get("recipe_name") or recipe.get("name") or "",
+        "seed": recipe.get("seed", np.nan),
+    }
+    parts = {**scores.get("members", {}), **({ENSEMBLE: scores["ensemble"]} if "ensemble" in scores else {})}
+    rows = []
+    for member, part in parts.items():
+        by_fold = part.get("folds", {})
+        folds = [by_fold[number]["accuracy"] for number in sorted(by_fold, key=int)]
+        for split in SPLITS:
+            found = part.get(split)
+            if found is None and (split == "test" or "test" in part):
+                continue
+            rows.append({**about, "member": member, "split": split, "folds": folds if split == "oof" else [],
+                         **_scores(found)})  # fmt: skip
+    return rows or [{**about, "member": "", "split": "oof", "folds": [], **_scores(None)}]
+
+
+def stage_seconds(record: dict[str, Any]) -> float:
+    """Seconds of all stages of run.json that ended; NaN when none did."""
+    seconds = [s["seconds"] for s in record.get("stages", {}).values() if s.get("seconds") is not None]
+    return float(sum(seconds)) if seconds else float("nan")
+
+
+def _scores(found: dict[str, Any] | None) -> dict[str, Any]:
+    metrics = (found or {}).get("metrics", {})
+
+    def number(metric: str, part: str = "value") -> float:
+        value = metrics.get(metric, {}).get(part)
+        return float("nan") if value is None else float(value)
+
+    return {
+        "n": found["n"] if found else np.nan,
+        "accuracy_low": number("accuracy", "low"),
+        "accuracy_high": number("accuracy", "high"),
+        **{name: number(name) for name in SCORES},
+    }
+
+
+def _so_far(run: Path, member: str) -> dict[str, Any]:
+    try:
+        made = Predictions.load(run / "predictions" / f"{member}.oof.parquet")
+    except DataError:  # not written yet
+        return {"folds": _folds_of_histories(run / "members" / member)}
+    folds = {}
+    for fold in np.unique(made.fold[(made.labels >= 0) & (made.fold >= 0)]):
+        rows = (made.fold == fold) & (made.labels >= 0)
+        right = float(accuracy(made.labels[rows], made.pred_probs[rows]))
+        folds[str(fold)] = {"accuracy": right, "n": int(rows.sum())}
+    groups = load_groups(run, made.image_id)
+    found = evaluate(made.labels, made.pred_probs, made.classes, groups, repeats=QUICK_REPEATS)
+    return {"oof": found, "folds": folds}
+
+
+def _folds_of_histories(member: Path) -> dict[str, Any]:
+    folds = {}
+    for path in sorted(member.glob("fold*/history.jsonl")):
+        number = path.parent.name.removeprefix("fold")
+        epochs = [row for row in read_history(path) if row.get("val_accuracy") is not None]
+        if epochs and number.isdigit():
+            folds[number] = {"accuracy": float(epochs[-1]["val_accuracy"]), "n": None}
+    return folds
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None or pd.isna(share) else f"{100 * share:.1f}"
+
+
+def _number(value: float) -> str:
+    return "–" if pd.isna(value) else f"{value:.3f}"

@@ -1,0 +1,308 @@
+"""Pages that show where a network found its answer: `manihot explain`, and the report's heat maps of mistakes."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from jinja2 import Environment, StrictUndefined, Template
+from matplotlib import colormaps
+from PIL import Image
+
+from manihot.errors import DataError, ManihotError
+from manihot.photos.decode import SUFFIXES, decode_photo
+from manihot.photos.faults import PhotoFault
+from manihot.photos.preprocess import resize
+from manihot.progress import say, track
+from manihot.records.files import write_atomic
+from manihot.report import pictures
+from manihot.report.words import count_of, percent
+
+if TYPE_CHECKING:
+    from manihot.infer.explain import Explanation
+    from manihot.report.material import Material
+    from manihot.train.networks.checkpoint import TrainedModel
+
+EDGE = 420  # pixels of a picture's longer edge on the page
+QUALITY = 82
+ROWS = 5  # classes whose probabilities are listed
+MISTAKES = 12  # heat maps in a report, at most
+FLOPS = 1e11  # floating-point operations that a report's heat maps may cost: seconds on two cores
+SECONDS = 15.0  # after which a report's heat maps stop where a machine is slower than that
+
+METHOD_NAMES = {
+    "grad_cam": "Grad-CAM (Selvaraju et al. 2017)",
+    "attention_rollout": "attention rollout (Abnar and Zuidema 2020)",
+}
+MEANINGS = {
+    "grad_cam": "Bright places raised the score of the class named under the picture; dark ones did not, or spoke "
+    "against it. Each map is scaled to its own strongest place, so the strength of two maps can't be compared, and "
+    "the map of an improbable class shows where the little evidence for it lies.",
+    "attention_rollout": "Bright places passed most of themselves on to the answer, through the attention of all "
+    "layers. It knows no class: the same map stands for every answer, and it doesn't say whether a place spoke for "
+    "or against it.",
+}
+CAPTIONS = {
+    "grad_cam": "where the network that had not seen the photograph found its answer; bright places raised its score.",
+    "attention_rollout": "which places passed most of themselves on to the answer of the network that had not seen the "
+    "photograph.",
+}
+LIMITS = (
+    "It does not say that the answer is right, nor what about a place counted: a bright lesion may count for its "
+    "colour, a bright background for the field where a class was photographed. It is as coarse as the network's "
+    "own grid. Where bright places lie off the plant again and again, the model has learned something else than "
+    "the disease: try it on photographs from elsewhere."
+)
+
+
+def explain(
+    model: Path, photos: Sequence[Path], out: Path, *, every_fold: bool = False, device: str = "auto", top: int = 2
+) -> Path:
+    """Write a page of photographs with heat maps for the `top` most probable classes; returns the page's path.
+
+    model: a run folder, RUN/members/NAME or a .safetensors; of a run its first member is explained. photos:
+    files, or folders of them. out: a folder for explain.html and one PNG a map, or a .html file alone. every_fold:
+    the mean over a member's folds; the first otherwise. Photographs that can't be read are named on the page.
+    Raises DataError where none can be read, WeightsError, SettingsError.
+    """
+    from manihot.infer.explain import explain_photos
+    from manihot.infer.runners import choose_device
+    from manihot.train.networks.checkpoint import load_model
+
+    out, found = Path(out), find_photos(photos)
+    shown, faults = _read(found)
+    if not shown:
+        raise DataError(f"none of the {count_of(len(found))} can be read: {faults[0][1]}", faults[0][2])
+    models = load_model(Path(model))
+    one = models[0]
+    if len(models) > 1:
+        say(f"{model} has {len(models)} members that see photographs differently; the first is explained. Name "
+            "RUN/members/NAME for another.")  # fmt: skip
+    as_page = out.suffix.lower() == ".html"
+    files, cards = list(shown), []
+    results = explain_photos(one, files, top=top, every_fold=every_fold, edge=EDGE, device=choose_device(device))
+    for number, (path, result) in enumerate(zip(files, results, strict=True)):
+        drawn = _overlays(shown[path], result)
+        cards.append(_card(path, shown[path], result, drawn, one.classes, out.parent if as_page else out))
+        for picture, name in zip(drawn, cards[-1]["answers"], strict=False) if not as_page else ():
+            write_atomic(out / _file_name(number, path, name["name"], result.method), _encode(picture, "PNG"))
+    page = out if as_page else out / "explain.html"
+    method = cards[0]["method"]
+    write_atomic(page, _page().render(title=f"{Path(model).name}: where it looked", cards=cards, faults=faults,
+                                      **_about(one, every_fold, method)))  # fmt: skip
+    return page
+
+
+def find_photos(photos: Sequence[Path]) -> list[Path]:
+    """Files as they are named, of a folder those that end like photographs, in order; DataError for none."""
+    found: list[Path] = []
+    for place in map(Path, photos):
+        if place.is_dir():
+            inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+            found += [path for path in inside if path.is_file() and not path.name.startswith(".")]
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise DataError(f"{place}: no such photograph", "name photographs, or folders that hold some")
+    if not found:
+        raise DataError(f"{', '.join(map(str, photos))}: no photographs here", "name photographs, or folders of them")
+    return list(dict.fromkeys(found))
+
+
+def _read(files: Sequence[Path]) -> tuple[dict[Path, np.ndarray], list[tuple[str, str, str]]]:
+    """Pictures for the page of those that can be read; name, fault and remedy of the others."""
+    shown, faults = {}, []
+    for path in track(files, "Reading photographs"):
+        try:
+            shown[path] = _small(decode_photo(path, at_least=(EDGE, EDGE)))
+        except PhotoFault as fault:
+            faults.append((str(path), fault.detail, fault.remedy))
+    return shown, faults
+
+
+def _small(rgb: np.ndarray) -> np.ndarray:
+    scale = min(1.0, EDGE / max(rgb.shape[:2]))
+    return resize(rgb, (max(1, round(rgb.shape[0] * scale)), max(1, round(rgb.shape[1] * scale))))
+
+
+def overlay(rgb: np.ndarray, heat: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+    """A photograph uint8 (H, W, 3), half greyed, under its heat (h, w) in [0, 1]; dark where `seen` (h, w) is 0."""
+    size = rgb.shape[1], rgb.shape[0]
+    hot = cv2.resize(heat, size, interpolation=cv2.INTER_LINEAR)
+    grey = rgb.mean(axis=2, keepdims=True)
+    below = 0.5 * grey + 0.5 * rgb
+    if seen is not None:
+        below = below * (0.35 + 0.65 * cv2.resize(seen, size, interpolation=cv2.INTER_NEAREST))[..., None]
+    alpha = 0.65 * hot[..., None]
+    colours = 255 * colormaps["inferno"](hot)[..., :3]
+    return np.round((1 - alpha) * below + alpha * colours).astype(np.uint8)
+
+
+def _overlays(rgb: np.ndarray, result: Explanation) -> list[np.ndarray]:
+    """A picture a class; one where the method knows no class."""
+    maps = result.maps[:1] if result.method == "attention_rollout" else result.maps
+    return [overlay(rgb, heat, result.seen) for heat in maps]
+
+
+def _card(
+    path: Path,
+    rgb: np.ndarray,
+    result: Explanation,
+    drawn: Sequence[np.ndarray],
+    classes: tuple[str, ...],
+    folder: Path,
+) -> dict[str, Any]:
+    order = np.argsort(-result.pred_probs, kind="stable")[:ROWS]
+    knows_class = len(drawn) == len(result.classes)
+    answers = [
+        {
+            "name": classes[k] if knows_class else "every class",
+            "probability": float(result.pred_probs[k]) if knows_class else None,
+            "uri": pictures.data_uri(_encode(picture, "JPEG"), "image/jpeg"),
+            "empty": not result.maps[i].any(),
+        }
+        for i, (k, picture) in enumerate(zip(result.classes, drawn, strict=False))
+    ]
+    return {
+        "name": path.name,
+        "href": pictures.link_from(folder, path),
+        "uri": pictures.data_uri(_encode(rgb, "JPEG"), "image/jpeg"),
+        "answers": answers,
+        "list": [(classes[k], float(result.pred_probs[k])) for k in order],
+        "method": result.method,
+        "cut": bool((result.seen == 0).any()),
+    }
+
+
+def _encode(rgb: np.ndarray, kind: str) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(rgb).save(out, kind, **({"quality": QUALITY} if kind == "JPEG" else {}), optimize=True)
+    return out.getvalue()
+
+
+def _file_name(number: int, path: Path, answer: str, method: str) -> str:
+    """A name that no other photograph has and every file system takes."""
+    words = [f"{number + 1:03d}", path.stem, answer, method]
+    return "-".join(re.sub(r"[^\w]+", "-", word).strip("-")[:60] for word in words) + ".png"
+
+
+def _about(model: TrainedModel, every_fold: bool, method: str) -> dict[str, Any]:
+    """What the page says of the model and the method."""
+    kinds = method.split(" and ")
+    taps, views, folds = model.networks[0].taps, len(model.views), len(model.networks)
+    said = [MEANINGS[kind] for kind in kinds]
+    if taps and "grad_cam" in kinds:
+        said.append(
+            f"This network reads its feature maps at {len(taps) + 1} depths; the picture adds the evidence of all."
+        )
+    elif taps:
+        said.append("This network reads earlier layers too, which a rollout to the last one doesn't show.")
+    of = f"the mean of {folds} networks" if every_fold and folds > 1 else "one network"
+    if folds > 1 and not every_fold:
+        of = f"the first of {folds} networks (folds; the others may look elsewhere)"
+    named = " ".join(str(model.about[key]) for key in ("recipe", "member") if model.about.get(key))
+    return {
+        "method": " and ".join(METHOD_NAMES[kind] for kind in kinds),
+        "meaning": said,
+        "limits": LIMITS,
+        "basis": f"{named}: {of}, the mean of the {count_of(views, 'view')} that its predictions average".lstrip(": "),
+    }
+
+
+@lru_cache
+def _page() -> Template:
+    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja.filters.update(percent=percent, count=count_of)
+    return jinja.from_string((resources.files(__package__) / "explain.html.j2").read_text(encoding="utf-8"))
+
+
+# Heat maps of the report
+
+
+def explain_mistakes(material: Material, cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Heat maps for the first of a report's mistakes, for the class that the model answered.
+
+    Each photograph is explained by the network that had not seen it. Returns 'pictures', image id -> data URI,
+    and 'caption'; none where the run folder has no network or its photographs can't be read, which never stops a
+    report. How many is decided by what one costs, so that the same run folder gives the same bytes.
+    """
+    nothing: dict[str, Any] = {"pictures": {}, "caption": ""}
+    made = material.predictions.get(material.split)
+    files = _networks(material)
+    if made is None or material.manifest is None or not files or not cards:
+        return nothing
+    fold_of = dict(zip(made.image_id, made.fold, strict=True))
+    path_of = dict(zip(material.manifest.image_id, material.manifest.paths, strict=True))
+    asked = [card for card in cards if path_of.get(card["id"]) is not None and path_of[card["id"]].is_file()]
+    try:
+        return _explain_cards(files, asked[:MISTAKES], fold_of, path_of, made.classes)
+    except Exception as error:  # whatever a network of another make raises, a report is written
+        what = error.what if isinstance(error, ManihotError) else f"{type(error).__name__}: {error}"
+        material.missing.append(f"heat maps: not drawn ({what})".replace(str(material.run), ""))
+        return nothing
+
+
+def _networks(material: Material) -> dict[int, Path]:
+    """The networks of the member that the report speaks of, by fold; of an ensemble its first member's."""
+    members = [material.name] if material.name != "ensemble" else list(material.members)
+    for name in members:
+        files = sorted(material.run.glob(f"members/{name}/fold*/best.safetensors"))
+        known = {path.parent.name.removeprefix("fold"): path for path in files}
+        if known:
+            return {int(fold): path for fold, path in known.items() if fold.isdigit()}
+    return {}
+
+
+def _explain_cards(
+    files: dict[int, Path], cards: Sequence[dict[str, Any]], fold_of: dict[str, int], path_of: dict[str, Path],
+    classes: tuple[str, ...],
+) -> dict[str, Any]:  # fmt: skip
+    import torch
+
+    from manihot.infer.explain import count_flops, explain_photos
+    from manihot.train.networks.checkpoint import load_network
+
+    shown: dict[str, np.ndarray] = {}
+    by_file: dict[Path, list[dict[str, Any]]] = {}
+    first = load_network(files[min(files)])
+    allowed = max(2, int(FLOPS // max(1, count_flops(first.networks[0], first.preprocess.size))))
+    for card in cards[:allowed]:
+        fold = fold_of.get(card["id"], -1)
+        file = files[min(files)] if fold < 0 else files.get(fold)
+        try:
+            shown[card["id"]] = decode_photo(path_of[card["id"]], at_least=(pictures.EDGE, pictures.EDGE))
+        except PhotoFault:
+            continue  # its thumbnail says so
+        if file is not None:
+            by_file.setdefault(file, []).append(card)
+    drawn: dict[str, str] = {}
+    method, started = "", time.monotonic()
+    for file, own in by_file.items():
+        network = load_network(file)
+        if network.classes != classes:
+            raise DataError(f"{file}: its classes are not those of the predictions")
+        answers = np.array([[classes.index(card["predicted"])] for card in own])
+        paths = [path_of[card["id"]] for card in own]
+        found = explain_photos(
+            network, paths, answers, every_view=False, edge=2 * pictures.EDGE, device=torch.device("cpu")
+        )
+        for card, result in zip(own, found, strict=True):
+            picture = overlay(shown[card["id"]], result.maps[0], result.seen)
+            drawn[card["id"]], method = pictures.jpeg_uri(pictures.make_thumbnail(picture)), result.method
+            if time.monotonic() - started > SECONDS:
+                return {"pictures": drawn, "caption": _caption(method)}
+    return {"pictures": drawn, "caption": _caption(method) if drawn else ""}
+
+
+def _caption(method: str) -> str:
+    return (
+        f"Beside them, by {METHOD_NAMES[method]}: {CAPTIONS[method]} It doesn't say that the answer is right, nor why."
+    )

@@ -1,0 +1,128 @@
+"""What a run folder holds for the report: whatever is absent or broken is named and does not stop it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from manihot.errors import DataError, ManihotError
+from manihot.records.files import load_json
+from manihot.records.manifest import ALWAYS_TRAIN, Manifest
+from manihot.records.predictions import Predictions
+from manihot.records.quarantine import load_quarantine
+from manihot.report.compare import load_scores, read_history, scores_so_far
+
+T = TypeVar("T")
+
+
+@dataclass
+class Material:
+    """What a run folder holds for the report; `missing` says what it lacks, and why."""
+
+    run: Path
+    record: dict[str, Any] = field(default_factory=dict)
+    manifest: Manifest | None = None
+    quarantine: pd.DataFrame | None = None
+    members: dict[str, Any] = field(default_factory=dict)
+    name: str = ""  # the member that the headline speaks of; "ensemble" for all
+    scores: dict[str, Any] = field(default_factory=dict)  # split -> evaluate(...)
+    predictions: dict[str, Predictions] = field(default_factory=dict)  # split -> of `name`
+    # member -> fold -> epochs
+    histories: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
+    done: bool = False
+    missing: list[str] = field(default_factory=list)
+
+    def attempt(self, read: Callable[[], T]) -> T | None:
+        """The result, or None and a line in `missing`."""
+        try:
+            return read()
+        except (ManihotError, OSError) as error:
+            what = getattr(error, "what", str(error))
+            self.missing.append(what.replace(str(self.run), "").lstrip("/\\"))
+            return None
+
+    @property
+    def split(self) -> str:
+        """The predictions that the pages speak of: out-of-fold, or test where there are no others."""
+        known = [split for split in ("oof", "test") if self.scores.get(split, {}).get("n")]
+        return known[0] if known else "oof"
+
+
+def gather(run: Path) -> Material:
+    """Read a run folder, tolerating whatever is absent or broken."""
+    material = Material(run)
+    scores, material.done = _scores(material)
+    material.members = scores.get("members", {})
+    if (run / "run.json").is_file():
+        material.record = material.attempt(lambda: load_json(run / "run.json")) or {}
+    else:
+        material.missing.append("run.json: not there, so settings, versions and times are unknown")
+    material.manifest = material.attempt(lambda: Manifest.load(run / "manifest.parquet"))
+    if material.manifest is not None and (run / "folds.parquet").is_file():
+        with_folds = material.attempt(lambda m=material.manifest: _with_folds(m, run))  # type: ignore[misc]
+        material.manifest = with_folds or material.manifest
+    material.quarantine = material.attempt(lambda: load_quarantine(run / "quarantine.csv"))
+    material.name, material.scores = _headline_member(scores)
+    for split in ("oof", "test"):
+        names = [material.name] if material.name != "ensemble" else ["ensemble", *material.members]
+        files = [run / "predictions" / f"{name}.{split}.parquet" for name in names]
+        present = [path for path in files if path.is_file()]
+        if present or split == "oof":
+            found = material.attempt(lambda p=present or files[:1]: _load_predictions(p))  # type: ignore[misc]
+            if found is not None:
+                material.predictions[split] = found
+    for folder in sorted(path for path in run.glob("members/*") if path.is_dir()):
+        folds = {path.parent.name: read_history(path) for path in sorted(folder.glob("fold*/history.jsonl"))}
+        folds = {fold: rows for fold, rows in folds.items() if rows}
+        if folds:
+            material.histories[folder.name] = folds
+    return material
+
+
+def _scores(material: Material) -> tuple[dict[str, Any], bool]:
+    """`compare.load_scores`; a metrics.json that can't be read is noted as missing."""
+    if not (material.run / "metrics.json").is_file():
+        material.missing.append("metrics.json: not there; the run has not ended, figures are of what is done")
+        return scores_so_far(material.run), False
+    return material.attempt(lambda: load_scores(material.run)) or (scores_so_far(material.run), False)
+
+
+def _with_folds(manifest: Manifest, run: Path) -> Manifest:
+    """The manifest with the folds that training used."""
+    path = run / "folds.parquet"
+    try:
+        fold = pd.read_parquet(path).set_index("image_id")["fold"].reindex(manifest.image_id)
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{path}: not a table of folds ({error})") from error
+    return manifest.with_columns(fold=fold.fillna(ALWAYS_TRAIN).to_numpy(dtype="int64"))
+
+
+def _headline_member(scores: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    if "ensemble" in scores:
+        return "ensemble", {s: scores["ensemble"][s] for s in ("oof", "test") if scores["ensemble"].get(s)}
+    if scores.get("best") in scores.get("members", {}):
+        part = scores["members"][scores["best"]]
+        return scores["best"], {s: part[s] for s in ("oof", "test") if part.get(s)}
+    best, name = -1.0, ""
+    for member, part in scores.get("members", {}).items():
+        metrics = (part.get("oof") or part.get("test") or {}).get("metrics", {})
+        value = (metrics.get("accuracy") or {}).get("value")
+        if not name or (value is not None and value > best):
+            best, name = -1.0 if value is None else value, member
+    part = scores.get("members", {}).get(name, {})
+    return name, {s: part[s] for s in ("oof", "test") if part.get(s)}
+
+
+def _load_predictions(paths: list[Path]) -> Predictions:
+    """The ensemble's own predictions, a member's, or the mean of the members' probabilities."""
+    first = Predictions.load(paths[0])
+    if len(paths) == 1 or paths[0].name.startswith("ensemble."):
+        return first
+    others = [Predictions.load(path).align(first.image_id) for path in paths[1:]]
+    mean = np.mean([made.pred_probs for made in [first, *others]], axis=0)
+    return Predictions.from_probs(first.image_id, mean, first.classes, first.labels, first.fold)

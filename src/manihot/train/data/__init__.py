@@ -1,0 +1,1 @@
+"""Photographs as training batches: mixing, the loader, photographs without a label."""
