@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Manifest": "manihot.records.manifest",
     "Predictions": "manihot.records.predictions",
-    "RunFolder": "manihot.records.files",
+    "RunFolder": "manihot.records.run_folder",
     "Recipe": "manihot.settings",
     "load_recipe": "manihot.settings",
     "scan": "manihot.photos.scan",
