@@ -6,6 +6,8 @@ can tell a mistake in the settings from a full disk.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class ManihotError(Exception):
     """Something a user can mend; `remedy` says how."""
@@ -25,6 +27,19 @@ class SettingsError(ManihotError):
     """A recipe or an option that can't be understood."""
 
     exit_code = 2
+
+
+class MissingExtraError(SettingsError):
+    """A part of manihot that isn't installed: an extra such as `train`, which brings torch."""
+
+    INSTALL: ClassVar[dict[str, str]] = {
+        "train": 'pip install "manihot[train]"; without an NVIDIA GPU, install torch\'s CPU build first: choose Pip and '
+        'CPU on PyTorch\'s site, or with uv: uv pip install --torch-backend=cpu torch torchvision timm',
+    }
+
+    def __init__(self, what: str, extra: str = "train") -> None:
+        remedy = self.INSTALL.get(extra, f'pip install "manihot[{extra}]"')
+        super().__init__(f"{what} needs the extra {extra!r}, which is not installed", remedy)
 
 
 class DataError(ManihotError):

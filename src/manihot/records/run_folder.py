@@ -15,6 +15,13 @@ from filelock import FileLock, Timeout
 from manihot.errors import RunFolderError
 from manihot.records.files import digest_file, digest_value, explain_os_error, load_json, save_json
 
+WHOLE = -2  # in place of a fold's number: trained on everything, nothing was held out
+REFITTED = "refit"  # folder beside a member's folds: its network that was trained on everything
+BACKBONE = "backbone.onnx"  # of a member with the method `features`, shared by its heads
+HEAD = "head.safetensors"  # a fold's linear head
+NETWORK = "network.onnx"  # a fold's fine-tuned network
+TORCH_NETWORK = "best.safetensors"  # the same as torch keeps it
+
 
 class RunFolder:
     """A folder that holds one run; `stage` runs a piece of work once and remembers that it is done.
