@@ -142,9 +142,12 @@ def test_photograph_that_changed_or_broke_since_the_scan(tmp_path: Path, manifes
 def test_disk_without_room_is_told_before_decoding(tmp_path: Path, manifest: Manifest, monkeypatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=60_000_000))
-    with pytest.raises(DiskFullError, match=r"needs 0\.94 GB, but 0\.01 GB are free"):
+    with pytest.raises(DiskFullError, match="needs 941 MB, and 50 MB are kept in reserve, but 60 MB are free"):
         make_store(tmp_path / "s.npy", manifest, Preprocess((2800, 5600)))
     assert not list(tmp_path.glob("s.*"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=8_100))
+    with pytest.raises(DiskFullError, match=r"needs \d+ kB, and 50 MB are kept in reserve, but 8\.1 kB are free"):
+        make_store(tmp_path / "s.npy", manifest, Preprocess((32, 48)))
 
 
 def test_disk_that_fills_up_keeps_what_is_done(tmp_path: Path, manifest: Manifest, monkeypatch) -> None:

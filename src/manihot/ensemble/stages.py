@@ -8,7 +8,6 @@ there is no ensemble.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -174,8 +173,7 @@ def blend_stage(folder: RunFolder, names: Sequence[str], settings: Blend, seed: 
     kinds = [kind for kind, files in (("oof", oof), ("test", tests)) if files]
 
     def work() -> None:
-        if (folder / "blend").exists():  # of other members or another method
-            shutil.rmtree(folder / "blend")
+        folder.blend.clear()  # of other members or another method
         found = _combine(folder, parts, oof, tests, settings, seed)
         for kind in kinds:
             made = Predictions.load(folder / f"blend/blend.{kind}.parquet")
@@ -253,11 +251,11 @@ def _without_labels(
 
 def _leave_one(folder: RunFolder, name: str, names: Sequence[str]) -> None:
     """One member is the run's answer: say so for `predict`, and take away an older ensemble."""
-    if len(names) == 1 and not (folder / "blend").exists():
+    if len(names) == 1 and not (folder.blend.summary.exists() or folder.blend.combination.exists()):
         return
 
     def work() -> None:
-        shutil.rmtree(folder / "blend", ignore_errors=True)
+        folder.blend.clear()
         for kind in ("oof", "test"):
             (folder / f"predictions/ensemble.{kind}.parquet").unlink(missing_ok=True)
         classes = Manifest.load(folder / "folds.parquet").classes

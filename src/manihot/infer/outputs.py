@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pandas as pd
 
 from manihot.errors import ManihotError, SettingsError
 from manihot.progress import say
-from manihot.records.files import atomic_path, digest_file, explain_os_error
+from manihot.records.files import atomic_path, digest_file, explain_os_error, remove_leftovers, temporary_name
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.quarantine import load_quarantine
@@ -31,7 +30,8 @@ def check_output(out: Path) -> None:
         )
     if out.is_dir():
         raise SettingsError(f"--out {out}: this is a folder", f"name a file, such as {out / 'new.csv'}")
-    probe = out.with_name(f".{out.stem}.{os.getpid()}.part")
+    remove_leftovers(out.parent, of=out)
+    probe = temporary_name(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()

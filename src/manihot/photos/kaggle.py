@@ -15,7 +15,7 @@ from manihot.photos.listing import Entry, Listing, find_photos
 from manihot.photos.tables import ClassNames, Columns, list_table, name_labels, read_table
 from manihot.photos.tfrecord import Record, read_records
 from manihot.progress import track
-from manihot.records.files import explain_os_error
+from manihot.records.files import explain_os_error, temporary_name
 
 RECORD_SUFFIXES = {".tfrec", ".tfrecord", ".tfrecords"}
 
@@ -192,6 +192,6 @@ def _write(path: Path, image: bytes) -> None:
     """A file that is whole or absent; flushing each of thousands to disk would take minutes."""
     if path.exists() and path.stat().st_size == len(image) and path.read_bytes() == image:
         return
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = temporary_name(path)
     temporary.write_bytes(image)
     temporary.replace(path)

@@ -26,7 +26,7 @@ from manihot.photos.decode import PhotoFault, decode_photo, read_photo
 from manihot.photos.preprocess import Preprocess, Unresized
 from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import track
-from manihot.records.files import digest_value, explain_os_error, save_json, write_atomic
+from manihot.records.files import describe_size, digest_value, explain_os_error, save_json, write_atomic
 from manihot.records.manifest import Manifest
 
 FORMAT = 1  # raised whenever the same settings give other pixels
@@ -177,7 +177,8 @@ def _allocate(partial: Path, shape: tuple[int, int, int, int]) -> None:
     if free < need + SPARE:
         raise DiskFullError(
             f"{partial.parent}: the store of {shape[0]} photographs of {shape[1]} x {shape[2]} needs "
-            f"{need / 1e9:.2f} GB, but {max(0, free - SPARE) / 1e9:.2f} GB are free",
+            f"{describe_size(need)}, and {describe_size(SPARE)} are kept in reserve, "
+            f"but {describe_size(free)} are free",
             "free some space, choose another folder with --out, or a smaller photo.size or photo.area",
         )
     with open(partial, "wb") as file:

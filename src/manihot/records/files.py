@@ -1,7 +1,8 @@
-"""Atomic writing, JSON and digests.
+"""Atomic writing, what a killed process leaves behind, and digests.
 
 Every file is written to a temporary name beside its target, flushed to disk, then renamed, so that a reader
-sees either the old file or the new one and never half of it.
+sees either the old file or the new one and never half of it. The temporary name is one that nobody else gives:
+only files of that name are ever removed.
 """
 
 from __future__ import annotations
@@ -10,34 +11,106 @@ import errno
 import hashlib
 import json
 import os
-import shutil
+import re
+import stat
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from manihot.errors import DiskFullError, RunFolderError
+from manihot.errors import DiskFullError, ManihotError, RunFolderError
 
-FULL = 1 << 16  # bytes; with less than this a failed write is put down to the full disk
+TEMPORARY = re.compile(r"\.(?P<stem>.+)\.manihot-(?P<process>\d{1,10})\.part(?P<suffix>\.[^.]*)?", re.DOTALL)
+ABANDONED = 86_400.0  # seconds without a write, after which a temporary file of a running process is nobody's
+PROBE = 1 << 16  # bytes written to learn why a library could not write
+ERROR_NUMBER = re.compile(r"\bos error (\d+)\)|\[?\berrno (\d+)\b", re.IGNORECASE)  # of Rust, and of Python and Arrow
+WRITING_FAILED = re.compile(r"PytorchStreamWriter|inline_container|requested and \d+ written|I/O error")
+WINDOWS = {39: errno.ENOSPC, 112: errno.ENOSPC}  # ERROR_HANDLE_DISK_FULL, ERROR_DISK_FULL
 
 
 def explain_os_error(error: OSError, path: Path) -> RunFolderError:
     """The error a user can act on, for an operating system's refusal to write `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = "no space left on the disk" if error.errno == errno.ENOSPC else "your disk quota is used up"
         return DiskFullError(
-            f"{path}: no space left on the disk; everything finished so far is kept",
-            "free some space, then run the same command again: it continues where it stopped",
+            f"{path}: {what}; everything finished so far is kept",
+            "free some space, then run the same command again to resume",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return RunFolderError(
             f"{path}: not allowed to write here ({error.strerror})",
             "choose another folder with --out, or change the folder's permissions",
         )
+    if error.errno == errno.EFBIG:
+        return RunFolderError(
+            f"{path}: the file would be larger than this system allows ({_size_limit()})",
+            "raise the limit with `ulimit -f unlimited`, or choose a disk that takes larger files with --out",
+        )
+    if error.errno == errno.EIO:
+        return RunFolderError(
+            f"{path}: the disk reports an input/output error; everything finished so far is kept",
+            "check the disk and its cable, or choose another disk with --out",
+        )
     if error.errno in (errno.ENOTDIR, errno.EEXIST) and (
         file := next((part for part in (path, *path.parents) if part.is_file()), None)
     ):
         return RunFolderError(f"{file} is a file, and a folder is needed there", "choose another folder with --out")
     return RunFolderError(f"{path}: {error.strerror or error}", "check the path and the disk")
+
+
+def _size_limit() -> str:
+    if sys.platform != "win32":
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if most != resource.RLIM_INFINITY:
+            return f"limit on file sizes: {describe_size(most)}"
+    return "limit on file sizes"
+
+
+def describe_size(size: float) -> str:
+    """A number of bytes in words, with two or three digits: '0 bytes', '812 bytes', '4.1 MB', '61 GB'."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            number = size / factor
+            return f"{number:.1f} {unit}" if number < 10 else f"{number:.0f} {unit}"
+    return f"{size:.0f} bytes"
+
+
+def temporary_name(path: Path) -> Path:
+    """Where this process writes what becomes `path`: beside it, with the same suffix."""
+    return path.with_name(f".{path.stem}.manihot-{os.getpid()}.part{path.suffix}")
+
+
+def remove_leftovers(folder: Path, of: Path | None = None) -> None:
+    """Remove what killed processes of manihot left half written in `folder`, not below it; all, or those of file `of`.
+
+    Only regular files under the names that `temporary_name` gives are touched, and none that a running process writes.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            form = TEMPORARY.fullmatch(entry.name)
+            if form is None or (of is not None and (form["stem"], form["suffix"] or "") != (of.stem, of.suffix)):
+                continue
+            with suppress(OSError):
+                facts = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(facts.st_mode) and not _is_written(int(form["process"]), facts.st_mtime):
+                    Path(entry.path).unlink()
+
+
+def _is_written(process: int, changed: float) -> bool:
+    """Whether a temporary file may still belong to a running process."""
+    if time.time() - changed > ABANDONED or sys.platform == "win32":  # where a file that is open can't be removed
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager
@@ -47,34 +120,41 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises RunFolderError (DiskFullError when the disk is full); on any failure `path` keeps its old content.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
-    except Exception as error:
-        if _hides_full_disk(error, path.parent):
-            raise explain_os_error(OSError(errno.ENOSPC, str(error)), path) from error
-        if isinstance(error, OSError):
-            raise explain_os_error(error, path) from error
+    except ManihotError:
         raise
+    except Exception as error:
+        cause = _cause_of_failed_write(error, temporary)
+        if cause is None:
+            raise
+        raise explain_os_error(cause, path) from error
     finally:
         with suppress(OSError):  # where `path` lies below a file; it must not hide the error that says so
             temporary.unlink(missing_ok=True)
 
 
-def _hides_full_disk(error: Exception, folder: Path) -> bool:
-    """Whether a library's error without the system's number comes from a full disk (numpy, torch, safetensors)."""
+def _cause_of_failed_write(error: Exception, temporary: Path) -> OSError | None:
+    """The system's error behind an exception, which libraries hide in words; None where writing did not fail."""
     if isinstance(error, OSError) and error.errno is not None:
-        return False
-    if any(f"os error {number})" in str(error) for number in (errno.ENOSPC, 112)):  # 112: Windows
-        return True
-    try:
-        return shutil.disk_usage(folder).free < FULL
-    except OSError:
-        return False
+        return error
+    if number := ERROR_NUMBER.search(str(error)):
+        code = int(number[1] or number[2])
+        code = WINDOWS.get(code, code) if sys.platform == "win32" else code
+        return OSError(code, os.strerror(code))
+    try:  # the same refusal comes again where the library's own attempt ended
+        with open(temporary, "ab") as file:
+            file.write(bytes(PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as cause:
+        return cause
+    return OSError(None, str(error)) if isinstance(error, OSError) or WRITING_FAILED.search(str(error)) else None
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

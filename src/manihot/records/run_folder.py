@@ -1,4 +1,4 @@
-"""The run folder: resolved settings, stage status, resume.
+"""The run folder: who may write into it, and which stages are done. Where things lie in it says `run_places`.
 
 A stage is skipped when the digest of its inputs has not changed and its outputs are still there as it left them.
 """
@@ -7,32 +7,43 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from manihot.errors import RunFolderError
-from manihot.records.files import digest_file, digest_value, explain_os_error, load_json, save_json
+from manihot.records.files import digest_file, digest_value, explain_os_error, load_json, remove_leftovers, save_json
+from manihot.records.run_places import (
+    BACKBONE,
+    ENSEMBLE,
+    HEAD,
+    NETWORK,
+    REFITTED,
+    TORCH_NETWORK,
+    WHOLE,
+    FoldFolder,
+    MemberFolder,
+    RunPlaces,
+)
 
-WHOLE = -2  # in place of a fold's number: trained on everything, nothing was held out
-REFITTED = "refit"  # folder beside a member's folds: its network that was trained on everything
-BACKBONE = "backbone.onnx"  # of a member with the method `features`, shared by its heads
-HEAD = "head.safetensors"  # a fold's linear head
-NETWORK = "network.onnx"  # a fold's fine-tuned network
-TORCH_NETWORK = "best.safetensors"  # the same as torch keeps it
+__all__ = [
+    "BACKBONE", "ENSEMBLE", "HEAD", "NETWORK", "REFITTED", "TORCH_NETWORK", "WHOLE", "FoldFolder", "MemberFolder",
+    "RunFolder",
+]  # fmt: skip
 
 
-class RunFolder:
+class RunFolder(RunPlaces):
     """A folder that holds one run; `stage` runs a piece of work once and remembers that it is done.
 
     Use as a context manager to hold the folder's lock, so that two processes never write into one run. The
     operating system drops the lock of a killed process.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        self._lock = FileLock(self.path / ".lock", timeout=0)
+    @cached_property
+    def _lock(self) -> FileLock:
+        return FileLock(self.path / ".lock", timeout=0)
 
     def __enter__(self) -> RunFolder:
         try:
@@ -45,25 +56,32 @@ class RunFolder:
             ) from error
         except OSError as error:
             raise explain_os_error(error, self.path) from error
-        for leftover in self.path.rglob(".*.part*"):  # of a process that was killed while it wrote
-            leftover.unlink(missing_ok=True)
+        for folder in self.written_folders():
+            remove_leftovers(folder)
+        self._refuse_files_of_others()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._lock.release()
 
-    def __truediv__(self, name: str) -> Path:
-        return self.path / name
+    def _refuse_files_of_others(self) -> None:
+        """RunFolderError where a new run would write over results that no run of manihot has left here."""
+        theirs = [path for path in (self.submission, self.metrics, self.report) if path.exists()]
+        if theirs and not self.exists:
+            self._lock.release()
+            raise RunFolderError(
+                f"{theirs[0]} is there already, in a folder that holds no run, and would be written over",
+                "choose another folder with --out, or move the file away",
+            )
 
     @property
     def record(self) -> dict[str, Any]:
         """The content of run.json ({} for a new folder)."""
-        path = self.path / "run.json"
-        return load_json(path) if path.exists() else {}
+        return load_json(self.record_file) if self.record_file.exists() else {}
 
     def update_record(self, **values: Any) -> None:
         """Merge `values` into run.json."""
-        save_json(self.path / "run.json", {**self.record, **values})
+        save_json(self.record_file, {**self.record, **values})
 
     def is_done(self, name: str, inputs: Any) -> bool:
         """Whether stage `name` ran to its end with these inputs and its outputs are still as it left them."""
@@ -75,18 +93,19 @@ class RunFolder:
             for file, digest in entry["outputs"].items()
         )
 
-    def stage(self, name: str, inputs: Any, outputs: Sequence[str], work: Callable[[], object]) -> bool:
+    def stage(self, name: str, inputs: Any, outputs: Sequence[str | Path], work: Callable[[], object]) -> bool:
         """Do `work` unless it was done with the same `inputs` before; returns whether it ran.
 
         inputs: JSON-like value that decides the result (settings, digests of files read).
-        outputs: files the work writes, relative to the run folder, '/' between parts.
+        outputs: files the work writes; it may add to a list while it works.
         """
         if self.is_done(name, inputs):
             return False
         started, clock = time.time(), time.perf_counter()
         self._set_stage(name, {"status": "running", "started": started})
         work()
-        missing = [file for file in outputs if not (self.path / file).is_file()]
+        files = [file if isinstance(file, str) else self.relative(file) for file in outputs]
+        missing = [file for file in files if not (self.path / file).is_file()]
         if missing:
             raise RunFolderError(f"stage {name} ended without writing {', '.join(missing)}")
         self._set_stage(
@@ -96,7 +115,7 @@ class RunFolder:
                 "inputs": digest_value(inputs),
                 "started": started,
                 "seconds": round(time.perf_counter() - clock, 3),
-                "outputs": {file: digest_file(self.path / file) for file in outputs},
+                "outputs": {file: digest_file(self.path / file) for file in files},
             },
         )
         return True

@@ -2,46 +2,78 @@
 
 Unpacked it is a run folder like another: `predict`, `compare`, `blend`, `watch` and `decide` take it. Nothing in it is
 a pickle. What only this run needs to be continued (store, features, checkpoints) and what shows photographs (thumbnails
-of the audit, the report) stays at home; the manifest names files and labels.
+of the audit, the report) stays at home. The manifest names files and labels, but neither it nor any other file says
+where on this machine anything lay (`report/relative.py`).
 """
 
 from __future__ import annotations
 
+import stat
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 from manihot.errors import RunFolderError, SettingsError
-from manihot.progress import track
-from manihot.records.files import atomic_path
+from manihot.progress import say, track
+from manihot.records.files import atomic_path, remove_leftovers
+from manihot.records.run_folder import RunFolder
+from manihot.report.relative import Relative
 
-SHARED = (
-    "run.json", "metrics.json", "manifest.parquet", "folds.parquet", "predictions/*.parquet", "blend/**/*",
-    "trust/**/*", "watch/*", "members/*/*/best.safetensors", "members/*/*/history.jsonl",
-)  # fmt: skip
-PACKED = {".safetensors", ".parquet", ".npz", ".png"}  # compressed already, or not to be compressed
+PACKED = {".safetensors", ".onnx", ".parquet", ".npz", ".png"}  # compressed already, or not to be compressed
+NAMED = 3  # files that a message names
 
 
 def share_run(run: Path, out: Path) -> list[str]:
     """Write what others need of a run into the zip `out`, below a folder of the run's name; gives the names.
 
-    Raises RunFolderError for a folder that is not a run or has no predictions yet, SettingsError for another suffix.
+    Only regular files of the run folder itself: links are left out with a warning, as they may lead anywhere. Raises
+    RunFolderError for a folder that is not a run, has no predictions yet, or holds links in place of what a prediction
+    needs; SettingsError for another suffix.
     """
-    run, out = Path(run), Path(out)
+    folder, out = RunFolder(Path(run)), Path(out)
     if out.suffix.lower() != ".zip":
         raise SettingsError(f"--out {out}: not a .zip", f"--out {out.name}.zip")
-    if not (run / "run.json").is_file():
+    if not folder.exists:
         raise RunFolderError(f"{run}: not a run folder", "give the folder that `manihot run --out` wrote")
-    files = sorted({file for pattern in SHARED for file in run.glob(pattern) if _is_whole(file)})
-    if not any(file.parent.name == "predictions" for file in files):
+    files = _without_links(folder, [file for file in folder.shared_files() if not file.name.startswith(".")])
+    if not any(file.parent == folder.prediction_root for file in files):
         raise RunFolderError(f"{run}: has no predictions to share yet", "let the same `manihot run` end first")
-    name = run.resolve().name
+    name, relative = folder.path.resolve().name, Relative(folder)
+    remove_leftovers(out.parent, of=out)
     with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for file in track(files, "Zip"):
             kind = zipfile.ZIP_STORED if file.suffix in PACKED else zipfile.ZIP_DEFLATED
-            archive.write(file, f"{name}/{file.relative_to(run).as_posix()}", kind)
-    return [file.relative_to(run).as_posix() for file in files]
+            where = f"{name}/{folder.relative(file)}"
+            content = relative(file)
+            if content is None:
+                archive.write(file, where, kind)
+            else:
+                archive.writestr(where, content, kind)
+    return [folder.relative(file) for file in files]
 
 
-def _is_whole(file: Path) -> bool:
-    """Whether it is a file that has been written to its end, and none of a process that is writing or was killed."""
-    return file.is_file() and not file.name.startswith(".")
+def _without_links(folder: RunFolder, files: list[Path]) -> list[Path]:
+    """Regular files below the folder that have no name elsewhere; RunFolderError where a needed one is a link."""
+    facts = {file: file.lstat() for file in files}
+    names = Counter((about.st_dev, about.st_ino) for about in facts.values() if stat.S_ISREG(about.st_mode))
+    kept, links = [], []
+    for file, about in facts.items():
+        below = [folder.path.joinpath(*file.relative_to(folder.path).parts[: k + 1])
+                 for k in range(len(file.relative_to(folder.path).parts))]  # fmt: skip
+        if any(step.is_symlink() for step in below) or (
+            stat.S_ISREG(about.st_mode) and about.st_nlink > names[about.st_dev, about.st_ino]
+        ):
+            links.append(file)
+        elif stat.S_ISREG(about.st_mode):
+            kept.append(file)
+    if not links:
+        return kept
+    told = ", ".join(folder.relative(file) for file in links[:NAMED]) + (" ..." if len(links) > NAMED else "")
+    needed = [file for file in links if folder.is_needed_to_predict(file)]
+    if needed:
+        raise RunFolderError(
+            f"{folder.path}: {folder.relative(needed[0])} is a link, and links are not shared: they may lead anywhere",
+            "put the file itself in its place (cp --remove-destination), then share again",
+        )
+    say(f"Warning: {len(links)} links are left out, as they may lead anywhere: {told}")
+    return kept

@@ -412,7 +412,7 @@ class SharedRun(RunFolder):
         if is_first():
             super().update_record(**values)
 
-    def stage(self, name: str, inputs: Any, outputs: Sequence[str], work: Callable[[], object]) -> bool:
+    def stage(self, name: str, inputs: Any, outputs: Sequence[str | Path], work: Callable[[], object]) -> bool:
         """As RunFolder: all do `work`, the first says whether it is due and remembers that it is done."""
         if from_first(lambda: self.is_done(name, inputs)):
             return False
