@@ -88,8 +88,8 @@ ASKED: list[dict[str, Any]] = [
 def test_whatever_the_method_the_same_files_come_out_and_serve_photographs_to_come(
     trained: Path, asked: dict[str, Any]
 ):
-    if "lightgbm" in asked.get("stackers", ()):
-        use_stacker("lightgbm")
+    for name in asked.get("stackers", ()):
+        use_stacker(name)
     best, about = blended(trained, **asked)
     assert best == "ensemble" and about["members"] == NAMES
     combination = Combination.load(trained / "blend/combination.npz")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +29,14 @@ from manihot.ensemble.files import blend_files, blend_plan, stack_files
 from manihot.ensemble.members import stack_members
 from manihot.ensemble.nested import DEFAULT_METHODS, fit_method, nested_cv, paired_interval, shows_gain
 from manihot.ensemble.plans import load_plan, plan_names
-from manihot.ensemble.stack import STACKERS, fit_stack, mean_of_stacks
+from manihot.ensemble.second_level import Combination, member_features
+from manihot.ensemble.stack import FITTED_BY_TORCH, STACKERS, fit_stack, mean_of_stacks
+from manihot.ensemble.stages import check_blend
 from manihot.errors import DataError, SettingsError
 from manihot.records.groups import group_numbers
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.settings import load_recipe
 from manihot.trust.holdout import make_folds
 from test_ensemble_search import make_members
 
@@ -156,12 +162,12 @@ def test_folds_keep_groups_whole_and_classes_even() -> None:
     ] <= [1, 1, 1]
 
 
-FAST_STACKERS = ["logistic", "mlp", "cnn1d", "cnn2d"]
-
-
 def use_stacker(name: str) -> None:
     if name == "lightgbm":
         pytest.importorskip("lightgbm", reason="lightgbm is not installed (extra `ensemble`)")
+    if name in FITTED_BY_TORCH:
+        pytest.importorskip("torch", reason="torch is not installed (extra `train`)")
+        import_module("manihot.train.stackers")
 
 
 @pytest.mark.parametrize("name", STACKERS)
@@ -217,6 +223,7 @@ def test_test_predictions_are_the_mean_over_second_level_folds() -> None:
 
 
 def test_stackers_leave_torch_s_random_state_alone() -> None:
+    use_stacker("cnn1d")
     import torch
 
     probs, labels = make_members(0, 3, 60)
@@ -225,6 +232,67 @@ def test_stackers_leave_torch_s_random_state_alone() -> None:
     one = STACKERS["cnn1d"](probs, labels, 3, 2)(probs)
     assert torch.equal(before, torch.random.get_rng_state())
     assert one == pytest.approx(STACKERS["cnn1d"](probs, labels, 3, 2)(probs), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", FITTED_BY_TORCH)
+def test_a_cnn_stacker_applied_without_torch_answers_as_torch_does(name: str) -> None:
+    use_stacker(name)
+    import torch
+
+    from manihot.train.stackers import make_net
+
+    probs, labels = make_members(2, 5, 90)
+    part = STACKERS[name](probs, labels, 3, 2)
+    net = make_net(name[3:], 5, 4).eval()
+    net.load_state_dict({k[4:]: torch.from_numpy(v) for k, v in part.arrays.items() if k.startswith("net.")})
+    features = (member_features(probs) - part.arrays["centre"]) / part.arrays["spread"]
+    with torch.inference_mode():
+        expected = torch.softmax(net(torch.from_numpy(features.astype(np.float32))).double(), dim=1).numpy()
+    assert np.abs(part(probs) - expected).max() < 1e-6
+    assert np.ptp(expected[:, 0]) > 0.01  # the answers differ from photograph to photograph
+
+
+def test_without_torch_a_saved_cnn_stack_is_applied_and_a_new_one_refused(tmp_path: Path) -> None:
+    use_stacker("cnn2d")
+    probs, labels = make_members(2, 3, 60)
+    part = STACKERS["cnn2d"](probs, labels, 0, 1)
+    Combination(("x", "y", "z"), CLASSES, ((part,),)).save(tmp_path / "c.npz")
+    np.save(tmp_path / "probs.npy", probs)
+    for name, member in zip("xyz", probs):
+        save(tmp_path / f"{name}.parquet", member, labels)
+    code = f"""
+import builtins
+load = builtins.__import__
+def without_torch(name, *more, **named):
+    if name.split(".")[0] == "torch":
+        raise ModuleNotFoundError("No module named 'torch'")
+    return load(name, *more, **named)
+builtins.__import__ = without_torch
+import numpy as np
+from pathlib import Path
+from manihot.cli import app
+from manihot.ensemble.second_level import Combination
+from manihot.errors import MissingExtraError
+here = Path({str(tmp_path)!r})
+np.save(here / "again.npy", Combination.load(here / "c.npz")(np.load(here / "probs.npy")))
+try:
+    app(["stack", *(f"{{here}}/{{n}}.parquet" for n in "xyz"), "--method", "cnn2d", "--out", str(here / "out")],
+        exit_on_error=False)
+except MissingExtraError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert np.load(tmp_path / "again.npy") == pytest.approx(part(probs), abs=1e-12)
+    assert "CNN stacker" in done.stdout and 'pip install "manihot[train]"' in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_of_cnn_stackers_is_refused_where_torch_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manihot.ensemble.stages.find_spec", lambda name: None if name == "torch" else object())
+    recipe = load_recipe("cassava2020-37")
+    with pytest.raises(SettingsError, match=r"blend.stackers.*'cnn.d'.*extra 'train'") as error:
+        check_blend(recipe)
+    assert 'pip install "manihot[train]"' in error.value.remedy
 
 
 # nested cross-validation

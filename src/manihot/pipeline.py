@@ -21,7 +21,7 @@ from manihot.audit.stages import audit_labels, audit_lookalikes, audit_what_if, 
 from manihot.audit.trusted import check_features, read_trusted
 from manihot.ensemble.files import COMBINATION
 from manihot.ensemble.second_level import Combination
-from manihot.ensemble.stages import blend_stage
+from manihot.ensemble.stages import blend_stage, needs_torch
 from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.progress import say
 from manihot.records.files import digest_file, digest_value, save_json, write_atomic
@@ -76,6 +76,8 @@ def run(
 
         folder.update_record(device=describe_device(choose_device(device)))
         names = train_members(folder, resolved, manifest, device, workers)
+        if needs_torch(resolved.blend):
+            import manihot.train.stackers  # noqa: F401  # fills STACKERS
         best = blend_stage(folder, names, resolved.blend, resolved.seed)
         submission_stage(folder, best)
         trust_stage(folder, best, resolved.seed, resolved.trust.coverage)

@@ -1,1 +1,1 @@
-"""What is wrong with photographs and labels: arrays and records in, tables out; never torch."""
+"""What is wrong with photographs and labels: arrays and records in, tables out."""

@@ -77,7 +77,10 @@ def stack(
 ) -> None:  # fmt: skip
     """Fit a second level on members' out-of-fold predictions, and say whether it gains over plain averaging."""
     from manihot.ensemble.files import stack_files
+    from manihot.ensemble.stack import FITTED_BY_TORCH
 
+    if set(method or ()) & set(FITTED_BY_TORCH):
+        import manihot.train.stackers  # noqa: F401  # fills STACKERS
     found = stack_files(oof, out, test or (), method or ("logistic",), manifest, seed=seed)
     verdict = "a gain over plain averaging" if found["gain"] else "no gain over plain averaging beyond chance"
     scores = f"right {found['accuracy']:.2%}, plain average {found['plain_accuracy']:.2%}"

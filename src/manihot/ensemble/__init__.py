@@ -1,3 +1,1 @@
-"""Combining predictions of several members; never torch, apart from the CNN stackers inside their
-function.
-"""
+"""Combining predictions of several members."""

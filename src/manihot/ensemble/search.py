@@ -24,7 +24,7 @@ import numpy as np
 from scipy import optimize
 
 from manihot.ensemble.members import check_members, row_blocks
-from manihot.errors import DataError, SettingsError
+from manihot.errors import DataError, MissingExtraError
 
 MAX_SUBSET_MEMBERS = 20  # 2^20 subsets; above that the counts alone take minutes
 SUBSET_ROWS = 8192  # photographs a block: margins of five classes then fit a core's own cache
@@ -316,14 +316,12 @@ def fit_optuna(
     pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, trials: int = 150, metric: str = "accuracy"
 ) -> np.ndarray:
     """Weights (M,) by Optuna's tree-structured Parzen estimator; needs the `ensemble` extra
-    (SettingsError).
+    (MissingExtraError).
     """
     try:
         import optuna
     except ImportError as error:
-        raise SettingsError(
-            "the search 'optuna' needs the package optuna", "pip install 'manihot[ensemble]'"
-        ) from error
+        raise MissingExtraError("the search 'optuna'", "ensemble") from error
     pred_probs, labels = check_members(pred_probs, labels)
     m = len(pred_probs)
     open_part, true = open_margins(pred_probs, labels), _true_probs(pred_probs, labels)

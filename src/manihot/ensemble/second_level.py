@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import softmax
 
 from manihot.ensemble.blend import blend
-from manihot.errors import DataError, SettingsError
+from manihot.errors import DataError, MissingExtraError
 from manihot.records.files import atomic_path
 
 FLOOR = 1e-5  # of a probability before its logarithm: below it lies noise, not evidence
@@ -57,13 +58,11 @@ def predict_perceptron(arrays: Arrays, pred_probs: np.ndarray) -> np.ndarray:
 
 
 def predict_trees(arrays: Arrays, pred_probs: np.ndarray) -> np.ndarray:
-    """LightGBM's trees, kept as its own text; needs the `ensemble` extra (SettingsError)."""
+    """LightGBM's trees, kept as its own text; needs the `ensemble` extra (MissingExtraError)."""
     try:
         from lightgbm import Booster
     except ImportError as error:
-        raise SettingsError(
-            "the stacker 'lightgbm' needs the package lightgbm", "pip install 'manihot[ensemble]'"
-        ) from error
+        raise MissingExtraError("the stacker 'lightgbm'", "ensemble") from error
     booster = Booster(model_str=arrays["trees"].tobytes().decode("utf-8"))
     probs = np.asarray(booster.predict(_standardised(arrays, pred_probs), num_threads=1))
     probs = np.column_stack([1 - probs, probs]) if probs.ndim == 1 else probs
@@ -71,10 +70,17 @@ def predict_trees(arrays: Arrays, pred_probs: np.ndarray) -> np.ndarray:
 
 
 def predict_cnn(arrays: Arrays, pred_probs: np.ndarray) -> np.ndarray:
-    """The convolutional stackers; imports torch."""
-    from manihot.ensemble.cnn import apply_cnn
-
-    return apply_cnn(arrays, pred_probs)
+    """The convolutional stackers, of `manihot.train.stackers`: convolution, rectifier, linear layer, softmax."""
+    features = ((member_features(pred_probs) - arrays["centre"]) / arrays["spread"]).astype(np.float32)
+    kernel, bias = arrays["net.1.weight"], arrays["net.1.bias"]
+    if str(arrays["kind"]) == "1d":  # classes are channels
+        windows = sliding_window_view(np.pad(features, ((0, 0), (1, 1), (0, 0))), 3, axis=1)
+        maps = np.einsum("nmkt,okt->nom", windows, kernel) + bias[:, None]
+    else:
+        windows = sliding_window_view(np.pad(features, ((0, 0), (1, 1), (1, 1))), (3, 3), axis=(1, 2))
+        maps = np.einsum("nmkij,oij->nomk", windows, kernel[:, 0]) + bias[:, None, None]
+    logits = np.maximum(maps, 0).reshape(len(maps), -1) @ arrays["net.5.weight"].T + arrays["net.5.bias"]
+    return softmax(logits.astype(np.float64), axis=1)
 
 
 def predict_mean(arrays: Arrays, pred_probs: np.ndarray) -> np.ndarray:

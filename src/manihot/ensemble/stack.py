@@ -12,7 +12,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NoReturn
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -23,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from manihot.ensemble.members import check_members
 from manihot.ensemble.search import SEARCHES
 from manihot.ensemble.second_level import Part, member_features, weighted_mean
-from manihot.errors import DataError, SettingsError
+from manihot.errors import DataError, MissingExtraError, SettingsError
 from manihot.progress import track
 from manihot.records.groups import group_numbers
 from manihot.settings import suggest
@@ -73,13 +74,11 @@ def fit_mlp(
 
 
 def fit_lightgbm(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, trees: int = 120) -> Part:
-    """Gradient boosting with LightGBM, shallow and slow; needs the `ensemble` extra (SettingsError)."""
+    """Gradient boosting with LightGBM, shallow and slow; needs the `ensemble` extra (MissingExtraError)."""
     try:
         from lightgbm import LGBMClassifier
     except ImportError as error:
-        raise SettingsError(
-            "the stacker 'lightgbm' needs the package lightgbm", "pip install 'manihot[ensemble]'"
-        ) from error
+        raise MissingExtraError("the stacker 'lightgbm'", "ensemble") from error
     model = LGBMClassifier(
         n_estimators=trees,
         learning_rate=0.05,
@@ -111,20 +110,6 @@ def _fit_flat(model: Any, pred_probs: np.ndarray, labels: np.ndarray) -> dict[st
         warnings.filterwarnings("ignore", message=".*feature names.*")
         model.fit(features, labels)
     return {"centre": scaler.mean_, "spread": scaler.scale_, "present": np.asarray(model.classes_, dtype=np.int64)}
-
-
-def fit_cnn1d(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, epochs: int = 12) -> Part:
-    """A convolution along the members, classes as channels (37th place); imports torch."""
-    from manihot.ensemble.cnn import fit_cnn
-
-    return Part("cnn", fit_cnn("1d", member_features(pred_probs), labels, seed, epochs))
-
-
-def fit_cnn2d(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, epochs: int = 12) -> Part:
-    """A convolution over the (member x class) matrix (37th place); imports torch."""
-    from manihot.ensemble.cnn import fit_cnn
-
-    return Part("cnn", fit_cnn("2d", member_features(pred_probs), labels, seed, epochs))
 
 
 @dataclass(frozen=True)
@@ -229,11 +214,22 @@ def check_folds(folds: np.ndarray, groups: np.ndarray | None, n: int) -> None:
         )
 
 
+def _of_train(name: str) -> Stacker:
+    """In the place of a stacker that torch fits, until `manihot.train.stackers` is imported: an error."""
+
+    def fit(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0) -> NoReturn:
+        if find_spec("torch") is None:
+            raise MissingExtraError(f"the stacker {name!r}")
+        raise SettingsError(f"the stacker {name!r} was not loaded", "import manihot.train.stackers before")
+
+    return fit
+
+
 Stacker = Callable[..., Part]  # (pred_probs (M, N, K), labels (N,), seed) -> Part
+FITTED_BY_TORCH = ("cnn1d", "cnn2d")  # manihot.train.stackers
 STACKERS: dict[str, Stacker] = {
     "logistic": fit_logistic,
     "lightgbm": fit_lightgbm,
     "mlp": fit_mlp,
-    "cnn1d": fit_cnn1d,
-    "cnn2d": fit_cnn2d,
+    **{name: _of_train(name) for name in FITTED_BY_TORCH},
 }

@@ -21,8 +21,8 @@ from manihot.ensemble.grouped import group_means, group_members, stackers_of
 from manihot.ensemble.members import check_weights, load_members
 from manihot.ensemble.search import SEARCHES
 from manihot.ensemble.second_level import Combination, as_weighted, with_groups
-from manihot.ensemble.stack import STACKERS
-from manihot.errors import SettingsError
+from manihot.ensemble.stack import FITTED_BY_TORCH, STACKERS
+from manihot.errors import MissingExtraError, SettingsError
 from manihot.progress import say
 from manihot.records.files import digest_file, save_json
 from manihot.records.manifest import Manifest
@@ -31,7 +31,12 @@ from manihot.records.run_folder import RunFolder
 from manihot.settings import Blend, Recipe, Way, suggest
 
 Refuse = Callable[..., NoReturn]  # (what, remedy, *key)
-EXTRAS = {"lightgbm": "lightgbm", "optuna": "optuna"}  # ways of combining and the package that each needs
+# ways of combining that need a package, and the extra that brings it
+EXTRAS = {
+    "lightgbm": ("lightgbm", "ensemble"),
+    "optuna": ("optuna", "ensemble"),
+    **{name: ("torch", "train") for name in FITTED_BY_TORCH},
+}
 
 
 def parts_of_blend(names: Sequence[str], settings: Blend) -> list[str]:
@@ -117,8 +122,16 @@ def _check_way(own: Way, known: Sequence[str], refuse: Refuse, methods: Sequence
         if name not in known:
             refuse(f"the blend has no member {name!r}", suggest(name, known), "weights", name)
     for name in {own.method, *own.stackers} & set(EXTRAS):
-        if find_spec(EXTRAS[name]) is None:
-            refuse(f"{name!r} needs the package {EXTRAS[name]}", "pip install 'manihot[ensemble]'", "method")
+        package, extra = EXTRAS[name]
+        if find_spec(package) is None:
+            missing = MissingExtraError(repr(name), extra)
+            refuse(missing.what, missing.remedy, "method" if name == own.method else "stackers")
+
+
+def needs_torch(settings: Blend) -> bool:
+    """Whether a stacker that torch fits takes part, so that `manihot.train.stackers` must be imported."""
+    ways = [settings, *settings.groups.values()]
+    return any(way.method == "stack" and set(way.stackers) & set(FITTED_BY_TORCH) for way in ways)
 
 
 def _check_together(own: Way, blended: Sequence[str], refuse: Refuse, folds: str) -> None:

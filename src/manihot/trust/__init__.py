@@ -1,3 +1,1 @@
-"""How far a prediction can be trusted: calibration, conformal sets, class priors, unknown photographs; never
-torch.
-"""
+"""How far a prediction can be trusted: calibration, conformal sets, class priors, out-of-distribution photographs."""
