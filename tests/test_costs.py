@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from manihot.errors import DataError
+from manihot.errors import DataError, SettingsError
 from manihot.metrics import accuracy
 from manihot.records.predictions import Predictions
 from manihot.trust.calibrate import make_temperature
@@ -85,21 +85,21 @@ def test_files_of_costs_say_the_same(tmp_path: Path):
     [
         ("a.yaml", "missed: {mosiac: 10}", "no class 'mosiac'"),
         ("b.yaml", "prices: {mosaic: 10}", "found prices"),
-        ("c.yaml", "missed: {mosaic: dear}", "could not convert"),
-        ("d.yaml", "missed: {mosaic: -1}", "cost matrix"),
+        ("c.yaml", "missed: {mosaic: dear}", "c.yaml:1: the cost of missing 'mosaic' is 'dear', which is no number"),
+        ("d.yaml", "missed: {mosaic: -1}", "the cost of missing 'mosaic' is -1; costs cannot be negative"),
         ("e.yaml", "missed: {mosaic: 2}\ncosts: {mosaic: {healthy: 2}}", "both say"),
-        ("f.yaml", "ask: -1", "can't cost -1"),
-        ("g.yaml", "missed: [", "not a file of costs"),
+        ("f.yaml", "ask: -1", "asking an expert is -1; costs cannot be negative"),
+        ("g.yaml", "ask: 1\nmissed: [", "g.yaml:2: not valid YAML"),
         ("h.csv", "true,healthy,mosaic\nhealthy,0,1\nmosaic,1,0\n", "'no' is missing"),
         ("i.csv", "true,healthy,mosaic,no\nhealthy,1,1,1\nmosaic,1,0,1\nno,1,1,0\n", "cost matrix"),
         ("j.csv", "true,healthy,mosaic,no,ask\nhealthy,0,1,1,1\nmosaic,1,0,1,2\nno,1,1,0,1\n", "several prices"),
     ],
 )
 def test_wrong_costs_name_the_file(tmp_path: Path, name: str, text: str, says: str):
-    with pytest.raises(DataError, match=says) as error:
+    with pytest.raises((DataError, SettingsError), match=says) as error:
         load_costs(write(tmp_path / name, text), CLASSES)
     assert name in error.value.what and error.value.remedy
-    with pytest.raises(DataError, match="not readable"):
+    with pytest.raises(SettingsError, match="not readable"):
         load_costs(tmp_path / "absent.yaml", CLASSES)
 
 

@@ -6,22 +6,20 @@ fold of every arm is a stage of one run folder that is done once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from manihot.errors import SettingsError
-from manihot.settings import KeyPath, Recipe, find_yaml, make_recipe, merge, read_values, read_yaml, suggest
+from manihot.settings import KeyPath, Recipe, find_yaml, make_recipe, merge, read_values, read_yaml, suggest, validated
 
 BASELINE = "baseline"
 Verdict = Literal["better", "worse", "no change", "no better", "not reported"]
 Values = dict[str, Any]
-T = TypeVar("T", bound=BaseModel)
 
 
 class Arm(BaseModel):
@@ -132,9 +130,12 @@ def load_suite(
         hint = suggest(str(name), suite_names()) + ", or a path to a .yaml"
         raise SettingsError(f"there is no suite {str(name)!r}", hint)
     path, text = found
-    values, lines = read_yaml(path, text)
-    head = _check(Head, values, lines, ())
-    arms = {str(one): _check(Arm, said or {}, lines, ("arms", str(one))) for one, said in head.arms.items()}
+    values, lines = read_yaml(path, text, "a suite")
+    head = validated(Head, values, lines)
+    arms = {
+        one: validated(Arm, {} if said is None else said, lines, ("arms", one), f"arms.{one}.")
+        for one, said in head.arms.items()
+    }
     _check_references(arms, lines, path)
     base, of_base = _base(head, lines, Path(path).parent)
     if base.get("members"):
@@ -142,29 +143,14 @@ def load_suite(
     if second:
         base = merge(base, {"sources": {second: {"use": "train"}}})
     members = {one: _changes(one, arms, second, second_but) for one in arms}
-    of_base |= {("members", *key[1:2], *key[3:]): at for key, at in lines.items() if key[0] == "arms" and len(key) > 3}
-    of_base |= {("members", key[1]): at for key, at in lines.items() if key[0] == "arms" and len(key) == 2}
+    of_arms = _below(lines, "arms")
+    of_base |= {("members", key[0], *key[2:]): at for key, at in of_arms.items() if len(key) > 2}
+    of_base |= {("members", key[0]): at for key, at in of_arms.items() if len(key) == 1}
     recipe = make_recipe(
         {**base, "name": head.name or Path(path).stem, "members": members, "description": head.description},
         of_base, overrides,
     )  # fmt: skip
     return Suite(recipe.name, head.description, head.source, head.margin, arms, recipe, second)
-
-
-def _check(kind: type[T], values: Any, lines: Mapping[KeyPath, str], place: KeyPath) -> T:
-    """The checked group, or a SettingsError that says where its first problem stands."""
-    try:
-        return kind.model_validate_json(json.dumps(values, default=str), strict=True)
-    except ValidationError as error:
-        problem = error.errors()[0]
-    key = (*place, *(part for part in problem["loc"] if part not in ("str", "dict[str,any]")))
-    above = [lines[key[:end]] for end in range(len(key), 0, -1) if key[:end] in lines]
-    at = above[0] if above else next(iter(lines.values()), "suite")
-    dotted = ".".join(map(str, key)) or "suite"
-    if problem["type"] == "extra_forbidden":
-        known = list(kind.model_fields)
-        raise SettingsError(f"{at}: unknown key {dotted!r}", suggest(str(key[-1]), known))
-    raise SettingsError(f"{at}: {dotted}: {problem['msg']}", "see docs/suites.md")
 
 
 def _check_references(arms: Mapping[str, Arm], lines: Mapping[KeyPath, str], path: str) -> None:
@@ -205,7 +191,12 @@ def _base(head: Head, lines: Mapping[KeyPath, str], folder: Path) -> tuple[Value
         above, found = read(str(head.base["extends"]), lines[("base", "extends")])
     for about in ("name", "description", "source"):
         above.pop(about, None)
-    return merge(above, own), {**found, **{key[1:]: at for key, at in lines.items() if key[0] == "base" and key[1:]}}
+    return merge(above, own), {**found, **_below(lines, "base")}
+
+
+def _below(lines: Mapping[KeyPath, str], group: str) -> dict[KeyPath, str]:
+    """Where the keys below a group stand, without the group's name."""
+    return {key[1:]: at for key, at in lines.items() if key[:1] == (group,) and key[1:]}
 
 
 def _changes(name: str, arms: Mapping[str, Arm], second: str, second_but: Sequence[str]) -> Values:

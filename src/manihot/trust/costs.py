@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from manihot.errors import DataError
 from manihot.metrics import accuracy, ece, paired_difference
@@ -25,9 +23,9 @@ from manihot.progress import say
 from manihot.records.files import atomic_path, save_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.settings import suggest
+from manihot.settings import read_text, read_yaml, suggest
 from manihot.trust.calibrate import Calibrator, check_probs
-from manihot.trust.decide import check_costs, cost_sensitive_accuracy, make_costs, mean_cost
+from manihot.trust.decide import check_costs, cost_sensitive_accuracy, mean_cost
 
 ASK = "ask an expert"
 TILTED = 0.05  # ECE from which expected costs are not to be trusted
@@ -56,20 +54,19 @@ class Costs:
 
 
 def load_costs(path: Path, classes: Sequence[str]) -> Costs:
-    """Read costs for `classes` from .yaml or .csv; DataError names the file and what is wrong.
+    """Read costs for `classes` from .yaml or .csv; DataError or SettingsError names file, line and fault.
 
     YAML: `missed:` class -> price of missing it (any other mistake costs 1), or `costs:` true class -> answer ->
     cost (1 where left out); and `ask:` the price of asking an expert. CSV: first column the true class, one
     column an answer, and a column `ask` (one number) where an expert can be asked.
     """
     path = Path(path)
+    text = read_text(path)
+    if path.suffix.lower() != ".csv":
+        return _from_yaml(str(path), text, classes)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable ({error})", "give a .yaml or .csv of costs") from error
-    try:
-        return _from_csv(text, classes) if path.suffix.lower() == ".csv" else _from_yaml(text, classes)
-    except (YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return _from_csv(text, classes)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: not a file of costs ({' '.join(str(error).split())})", FORM) from error
     except DataError as error:
         raise DataError(f"{path}: {error.what}", error.remedy or FORM) from error
@@ -78,25 +75,45 @@ def load_costs(path: Path, classes: Sequence[str]) -> Costs:
 FORM = "for example `missed: {mosaic: 10}` and `ask: 0.5` in a .yaml; see the page on trust"
 
 
-def _from_yaml(text: str, classes: Sequence[str]) -> Costs:
-    tree = YAML(typ="safe", pure=True).load(io.StringIO(text))
-    if not isinstance(tree, Mapping) or not set(tree) <= {"missed", "costs", "ask"} or not tree:
-        named = ", ".join(map(str, tree)) if isinstance(tree, Mapping) else type(tree).__name__
-        raise DataError(f"expected `missed`, `costs` or `ask`, found {named}")
+def _from_yaml(path: str, text: str, classes: Sequence[str]) -> Costs:
+    tree, lines = read_yaml(path, text, "a file of costs")
+    if not tree or not set(tree) <= {"missed", "costs", "ask"}:
+        named = ", ".join(tree) or "nothing"
+        raise DataError(f"{path}: expected `missed`, `costs` or `ask`, found {named}", FORM)
     if "missed" in tree and "costs" in tree:
-        raise DataError("`missed` and `costs` both say what a mistake costs", "keep one of them")
-    by_name = {str(name): value for name, value in (tree.get("missed") or tree.get("costs") or {}).items()}
-    _check_names(by_name, classes)
-    if "costs" not in tree:
-        matrix = make_costs(classes, {name: float(price) for name, price in by_name.items()})
-    else:
-        matrix = np.ones((len(classes), len(classes)))
-        np.fill_diagonal(matrix, 0)
-        for name, row in by_name.items():
-            _check_names({str(answer): 0 for answer in row}, classes)
-            for answer, price in row.items():
-                matrix[list(classes).index(name), list(classes).index(str(answer))] = float(price)
-    return _checked(matrix, tree.get("ask"), classes)
+        at = lines[("costs",)]
+        raise DataError(f"{at}: `missed` and `costs` both say what a mistake costs", "keep one of them")
+
+    def group(*key: str) -> dict[str, Any]:
+        """The mapping at `key`, whose names are classes."""
+        value = tree.get(key[0]) if len(key) == 1 else tree[key[0]][key[1]]
+        if not isinstance(value, dict):
+            raise DataError(f"{lines[key]}: {'.'.join(key)} holds {value!r:.40}, and no costs by class", FORM)
+        for name in value:
+            if name not in classes:
+                raise DataError(f"{lines[(*key, name)]}: there is no class {name!r}", suggest(name, list(classes)))
+        return value
+
+    def price(value: Any, what: str, *key: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise DataError(f"{lines[key]}: {what} is {value!r:.40}, which is no number", "a number from 0")
+        if value < 0:
+            raise DataError(f"{lines[key]}: {what} is {value}; costs cannot be negative", "a number from 0")
+        return float(value)
+
+    matrix = np.ones((len(classes), len(classes)))
+    place = {name: at for at, name in enumerate(classes)}
+    for name, value in group("missed").items() if "missed" in tree else ():
+        matrix[place[name]] = price(value, f"the cost of missing {name!r}", "missed", name)
+    np.fill_diagonal(matrix, 0)
+    for name in group("costs") if "costs" in tree else ():
+        for answer, value in group("costs", name).items():
+            said = f"the cost of the answer {answer!r} to {name!r}"
+            matrix[place[name], place[answer]] = price(value, said, "costs", name, answer)
+            if name == answer and value:
+                raise DataError(f"{lines[('costs', name, answer)]}: {said} is {value}", "a right answer costs 0")
+    asked = tree.get("ask")
+    return Costs(check_costs(matrix, len(classes)), None if asked is None else price(asked, "asking an expert", "ask"))
 
 
 def _from_csv(text: str, classes: Sequence[str]) -> Costs:

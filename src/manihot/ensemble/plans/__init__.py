@@ -15,20 +15,16 @@ Paths are relative to the run folder. A member whose views were averaged when it
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from manihot.ensemble.blend import MEANS, blend_views
-from manihot.ensemble.members import Members, check_weights, load_members, stack_members
+from manihot.ensemble.members import Members, load_members, stack_members
 from manihot.errors import DataError, SettingsError
 from manihot.records.predictions import Predictions
-from manihot.settings import suggest
+from manihot.settings import Lines, find_yaml, read_yaml, suggest
 
 PARTS = ("oof", "test")
 
@@ -106,39 +102,39 @@ def plan_names() -> list[str]:
 
 def load_plan(name: str | Path) -> BlendPlan:
     """Read a plan by the package's name or by path; SettingsError names the file, the key and the remedy."""
-    path = Path(name)
-    packaged = resources.files(__name__) / f"{name}.yaml"
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    elif str(name) in plan_names():
-        text = packaged.read_text(encoding="utf-8")
-    else:
+    found = find_yaml(str(name), "ensemble/plans")
+    if found is None:
         raise SettingsError(f"there is no blend plan {str(name)!r}", suggest(str(name), plan_names()))
-    try:
-        tree = YAML(typ="safe").load(io.StringIO(text))
-    except YAMLError as error:
-        raise SettingsError(f"{name}: not valid YAML: {error}") from error
-    return _parse(str(name), tree)
+    path, text = found
+    values, lines = read_yaml(path, text, "a blend plan")
+    return _parse(path, values, lines)
 
 
-def _parse(where: str, tree: Any) -> BlendPlan:
+def _parse(path: str, tree: dict[str, Any], lines: Lines) -> BlendPlan:
+    def where(key: str) -> str:
+        return f"{lines.get((key,), path)}: {key}"
+
     known = {"name", "mean", "views", "oof", "test", "members"}
-    if not isinstance(tree, dict) or not isinstance(tree.get("members"), dict) or not tree["members"]:
-        raise SettingsError(f"{where}: a plan is a mapping with `members:`", "see `manihot.ensemble.plans`")
     for key in tree:
         if key not in known:
-            raise SettingsError(f"{where}: unknown key {key!r}", suggest(str(key), sorted(known)))
+            raise SettingsError(f"{lines[(key,)]}: unknown key {key!r}", suggest(key, sorted(known)))
+    if not isinstance(tree.get("members"), dict) or not tree["members"]:
+        raise SettingsError(f"{where('members')}: a plan names its members", "members: {NAME: WEIGHT, ...}")
+    for key in ("name", "mean", *PARTS):
+        if not isinstance(tree.get(key, ""), str):
+            raise SettingsError(f"{where(key)} takes a text (got {tree[key]!r:.60})", "put it in quotes")
     mean = tree.get("mean", "arithmetic")
     if mean not in MEANS:
-        raise SettingsError(f"{where}: mean: there is no mean {mean!r}", suggest(str(mean), list(MEANS)))
+        raise SettingsError(f"{where('mean')}: there is no mean {mean!r}", suggest(mean, list(MEANS)))
     members = tuple(
-        _parse_member(where, str(n), value, tree.get("views")) for n, value in tree["members"].items()
+        _parse_member(lines[("members", name)], name, value, tree.get("views"))
+        for name, value in tree["members"].items()
     )
-    patterns = {
-        part: str(tree.get(part, f"predictions/{{member}}.{{view}}.{part}.parquet")) for part in PARTS
-    }
-    check_weights([member.weight for member in members], len(members))
-    return BlendPlan(str(tree.get("name", Path(where).stem)), mean, members, patterns)
+    weights = [[member.weight for member in members], *([*member.views.values()] for member in members if member.views)]
+    if not all(map(any, weights)):
+        raise SettingsError(f"{where('members')}: all weights are 0", "give one a weight above 0")
+    patterns = {part: tree.get(part, f"predictions/{{member}}.{{view}}.{part}.parquet") for part in PARTS}
+    return BlendPlan(tree.get("name", Path(path).stem), mean, members, patterns)
 
 
 def _parse_member(where: str, name: str, value: Any, shared: Any) -> PlanMember:
@@ -148,7 +144,7 @@ def _parse_member(where: str, name: str, value: Any, shared: Any) -> PlanMember:
     weights = [settings.get("weight", 1), *(views.values() if isinstance(views, dict) else [None])]
     if unknown or any(isinstance(w, bool) or not isinstance(w, (int, float)) or w < 0 for w in weights):
         raise SettingsError(
-            f"{where}: members.{name}: expected a weight, or weight and views, got {value!r}",
+            f"{where}: members.{name}: expected a weight, or weight and views, got {value!r:.100}",
             "for example vit: {weight: 2, views: {full: 1, centre: 1}}",
         )
     return PlanMember(name, float(weights[0]), {str(view): float(w) for view, w in views.items()})
