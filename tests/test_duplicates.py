@@ -211,7 +211,7 @@ def test_looks_survive_saving_and_an_interruption(
     look_at_photos(manifest, 1, tmp_path)
     assert len(calls) == 10, "finished looks are found again"
     (tmp_path / "thumbnails.npy").unlink()
-    with pytest.raises(RunFolderError, match="no looks"):
+    with pytest.raises(RunFolderError, match="expected looks"):
         Looks.load(tmp_path)
 
 

@@ -92,7 +92,7 @@ def make_run(
     table["source"] = np.where(np.arange(n) % 2, "2019", "2020")
     table["height"], table["width"], table["bytes"] = 200, np.where(np.arange(n) % 7, 300, 400), 9000
     Manifest.from_table(table.drop(columns="fold"), classes, photos).save(run / "manifest.parquet")
-    table[["image_id", "fold"]].to_parquet(run / "folds.parquet")
+    Manifest.from_table(table, classes, photos).save(run / "folds.parquet")
     scores: dict = {"members": {}}
     for member in members:
         logits = rng.normal(size=(n, len(classes)))

@@ -56,7 +56,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
         "stages": {"members/main/fold0": {"outputs": {"members/main/fold0/best.safetensors": "ab"}}},
     })  # fmt: skip
     save_json(folder.metrics, {"members": {}, "made from": f"file://{photos}/1.jpg"})
-    save_json(folder.trust.summary, {"predictions": str(folder.oof("main")), "windows": "C:\\Users\\anna-secret\\x.csv"})
+    windows = "C:\\Users\\anna-secret\\x.csv"
+    save_json(folder.trust.summary, {"predictions": str(folder.oof("main")), "windows": windows})
     folder.trust.csv("coverage").write_text(f"class,file\nrust,{photos}/1.jpg\n", encoding="utf-8")
     fold = folder.fold("main", 0)
     fold.path.mkdir(parents=True)

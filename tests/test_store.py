@@ -170,7 +170,7 @@ def test_disk_that_fills_up_keeps_what_is_done(tmp_path: Path, manifest: Manifes
 
 
 def test_open_names_what_is_wrong(tmp_path: Path, manifest: Manifest) -> None:
-    with pytest.raises(RunFolderError, match=r"none\.npy"):
+    with pytest.raises(RunFolderError, match=r"none\.json: there is no file"):
         PhotoStore.open(tmp_path / "none.npy")
     path = tmp_path / "s.npy"
     make_store(path, manifest, SMALL)

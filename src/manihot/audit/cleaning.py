@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel
 
 from manihot.audit.decision_files import read_decisions
 from manihot.audit.decisions import (
@@ -29,17 +30,25 @@ from manihot.audit.decisions import (
 )
 from manihot.audit.label_errors import label_issues
 from manihot.audit.lookalikes import with_lookalikes
+from manihot.audit.tables import read_table
 from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.progress import say
-from manihot.records.files import atomic_path, digest_file, load_json, save_json, write_atomic
+from manihot.records.files import atomic_path, digest_file, save_json, write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.records.readers import read_record
 
 DEFAULT_RULES = ("flagged=drop", "conflicts=soft", "duplicates=drop")
 RECORD = "clean.json"
 COUNTS = "before_after.csv"
 CARRIED = "cleaned.csv"  # the counts in the folder of a run on the new manifest
 WRITTEN = ("manifest.parquet", "decisions.csv", "dropped.csv", COUNTS)
+
+
+class Cleaned(BaseModel):
+    """clean.json, as far as it is read again."""
+
+    written: list[str] = []
 
 
 def clean(
@@ -72,7 +81,7 @@ def clean(
         chosen = _by_rules(path, manifest, asked, predictions, settings)
     cleaned, dropped = apply_decisions(manifest, chosen)
     counts = compare_manifests(manifest, cleaned)
-    lookalikes = _read(path.parent / "audit/lookalikes.parquet")
+    lookalikes = _read(path.parent / "audit/lookalikes.parquet", "lookalikes")
     if lookalikes is not None:
         cleaned = with_lookalikes(cleaned, lookalikes)
     text = chosen.to_csv(index=False, lineterminator="\n")
@@ -140,13 +149,14 @@ def _check_out(out: Path, manifest: Path, decisions: Path | None, update: bool) 
         raise DataError(f"{out}: holds the manifest that is cleaned", elsewhere)
     if (out / "run.json").exists():
         raise RunFolderError(f"{out}: holds a run, whose manifest would be written over", elsewhere)
-    record = load_json(out / RECORD) if (out / RECORD).is_file() else None
+    what, remedy = "the record of a cleaning", "choose another folder with --out"
+    record = read_record(out / RECORD, Cleaned, what, remedy) if (out / RECORD).is_file() else None
     there = [name for name in WRITTEN if (out / name).exists()]
     if record is not None:
         there = [name for name in there if name == "manifest.parquet" and not _is_cleaned(out / name)]
     if there:
         raise RunFolderError(f"{out}: holds {', '.join(there)}, which `manihot clean` did not write", elsewhere)
-    known = [] if record is None else [str(digest) for digest in record.get("written", [])]
+    known = [] if record is None else record.written
     edited = out / "decisions.csv"
     follows = decisions is not None and Path(decisions).resolve() == edited.resolve()
     if edited.is_file() and not follows and not update and digest_file(edited) not in known:
@@ -164,12 +174,12 @@ def _by_rules(
         if one not in manifest.classes:
             raise SettingsError(f"there is no class {one!r}", f"one of: {', '.join(manifest.classes)}")
     folder = path.parent
-    duplicates = _read(folder / "audit/duplicates.parquet")
+    duplicates = _read(folder / "audit/duplicates.parquet", "duplicates")
     if duplicates is not None:  # the audit's table has the classes' numbers
         names = np.array([*manifest.classes, ""], dtype=object)  # the last serves -1
         duplicates = duplicates.assign(label=names[duplicates["label"].to_numpy(dtype=np.int64)])
     if predictions is None:
-        issues, found = _read(folder / "audit/label_issues.parquet"), _run_predictions(folder)
+        issues, found = _read(folder / "audit/label_issues.parquet", "label_issues"), _run_predictions(folder)
     else:
         found = _of_photographs(Predictions.load(Path(predictions)), manifest, Path(predictions))
         issues = label_issues(found, manifest, duplicates=duplicates, out_of_fold=True)
@@ -211,8 +221,8 @@ def _check_audited(
         )
 
 
-def _read(path: Path) -> pd.DataFrame | None:
-    return pd.read_parquet(path) if path.is_file() else None
+def _read(path: Path, name: str) -> pd.DataFrame | None:
+    return read_table(path, name) if path.is_file() else None
 
 
 def _run_predictions(folder: Path) -> Predictions | None:

@@ -11,6 +11,7 @@ from manihot.audit.decisions import ACTIONS, COLUMNS, SOFT, check_decisions, sof
 from manihot.errors import DataError
 from manihot.records.files import atomic_path
 from manihot.records.manifest import Manifest
+from manihot.records.readers import MOST_JSON, check_file, read_frame, reading
 
 
 def save_decisions(decisions: pd.DataFrame, path: Path) -> None:
@@ -33,13 +34,16 @@ def read_decisions(path: Path, manifest: Manifest | None = None) -> pd.DataFrame
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: there is no decisions file here", "check the path")
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = pd.read_parquet(path).astype(object).map(lambda cell: "" if pd.isna(cell) else str(cell))
-        else:  # an image or class may be named NA: no cell is read as missing
+    what, remedy = "readable as a table", "CSV with columns image_id, action"
+    if path.suffix.lower() == ".parquet":
+        table = read_frame(path, what, remedy=remedy)
+        with reading(path, what, remedy, DataError):
+            table = table.astype(object).map(lambda cell: "" if np.ndim(cell) == 0 and pd.isna(cell) else str(cell))
+    else:
+        with reading(path, what, remedy, DataError):
+            check_file(path, MOST_JSON)
+            # an image or class may be named NA: no cell is read as missing
             table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as a table ({error})", "CSV with columns image_id, action") from error
     table.columns = [str(name).strip() for name in table.columns]
     missing = [name for name in ("image_id", "action") if name not in table]
     if missing:

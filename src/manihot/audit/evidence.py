@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from manihot.audit.label_errors import SCORES
 from manihot.errors import DataError
 from manihot.records.files import atomic_path
+from manihot.records.readers import matrix_of, read_frame, read_parquet, reading
 
 EMBEDDINGS = "audit/embeddings.parquet"
 OF_PREDICTIONS = SCORES[:3]
@@ -32,6 +33,12 @@ def find_margins(run: Path, members: Sequence[str], fold: np.ndarray) -> list[Pa
     return [path for path in paths if path.is_file()]
 
 
+def read_margins(path: Path) -> pd.DataFrame:
+    """The margins of one training: image_id, epoch, margin."""
+    columns = {"image_id": "text", "epoch": "whole", "margin": "number"}
+    return read_frame(path, "margins of a training", columns, f"remove the folder {path.parent} to train it again")
+
+
 def load_margins(paths: Sequence[Path], image_id: np.ndarray | None = None) -> pd.DataFrame | None:
     """Margins as `label_issues` takes them: image_id, epoch, margin; the mean over the folds. None without any.
 
@@ -41,7 +48,7 @@ def load_margins(paths: Sequence[Path], image_id: np.ndarray | None = None) -> p
     """
     members = []
     for folder in dict.fromkeys(path.parent.parent for path in paths):
-        table = pd.concat([pd.read_parquet(path) for path in paths if path.parent.parent == folder], ignore_index=True)
+        table = pd.concat([read_margins(path) for path in paths if path.parent.parent == folder], ignore_index=True)
         table = table if image_id is None else table[table["image_id"].isin(image_id)]
         if len(table):
             members.append(table.groupby(["image_id", "epoch"], as_index=False)["margin"].mean())
@@ -66,15 +73,19 @@ def save_embeddings(path: Path, image_id: np.ndarray, embeddings: np.ndarray) ->
 
 def load_embeddings(path: Path, image_id: np.ndarray) -> np.ndarray:
     """Embeddings float32 (N, D) of these photographs; DataError where one has none."""
-    table = pq.read_table(path)
-    at = pd.Index(table["image_id"].to_pandas()).get_indexer(pd.Index(image_id))
+    what, remedy = "embeddings of photographs", "remove the file and run again"
+    table = read_parquet(path, what, {"image_id": "text"}, remedy)
+    with reading(path, what, remedy, DataError):
+        values, ids = matrix_of(table, "embedding"), pd.Index(table["image_id"].to_pandas())
+        if not ids.is_unique or not np.isfinite(values).all():
+            raise ValueError("photographs that stand twice, or values that are not finite")
+    at = ids.get_indexer(pd.Index(image_id))
     if (at < 0).any():
         raise DataError(
             f"{path}: {int((at < 0).sum())} photographs have no embedding, first {image_id[at < 0][0]!r}",
             "remove the file and run again",
         )
-    column = table["embedding"].combine_chunks()
-    return column.flatten().to_numpy().reshape(len(column), -1).astype(np.float32)[at]
+    return np.asarray(values[at])
 
 
 def describe_evidence(

@@ -8,7 +8,6 @@ come from one transform.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from manihot.audit.measurements import SIDE, LookTask, look_at_files
+from manihot.audit.measurements import MEASUREMENTS, SIDE, LookTask, look_at_files
 from manihot.errors import DataError, RunFolderError
 from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import track
 from manihot.records.files import atomic_path, digest_value, save_json
 from manihot.records.manifest import Manifest
+from manihot.records.readers import read_array, read_frame, read_json, reading
 
 FORMAT = 1  # raised whenever the same photographs give other looks
 TASK = 16  # photographs a task
@@ -58,17 +58,14 @@ class Looks:
     def load(cls, folder: Path) -> Looks:
         """Read what `save` wrote; the thumbnails stay on disk. RunFolderError where that is absent or broken."""
         folder = Path(folder)
-        try:
-            table = pd.read_parquet(folder / "looks.parquet")
-            thumbnails = np.load(folder / "thumbnails.npy", mmap_mode="r")
+        what, remedy = "looks of photographs", f"remove the folder {folder} and run the same command again"
+        columns = {"image_id": "text", "phash": "whole", **dict.fromkeys(MEASUREMENTS, "number")}
+        table = read_frame(folder / "looks.parquet", what, columns, remedy, RunFolderError)
+        shape = (len(table), SIDE, SIDE)
+        thumbnails = read_array(folder / "thumbnails.npy", what, "uint8", shape, mapped=True, remedy=remedy)
+        with reading(folder / "looks.parquet", what, remedy):
             phash = table.pop("phash").to_numpy(np.uint64)
-            if thumbnails.shape != (len(table), SIDE, SIDE) or thumbnails.dtype != np.uint8:
-                raise ValueError("thumbnails.npy does not fit looks.parquet")
-            return cls(table["image_id"].to_numpy(object), thumbnails, phash, table)
-        except (OSError, ValueError, KeyError) as error:
-            raise RunFolderError(
-                f"{folder}: no looks of photographs here ({error})", "remove the folder and run the same command again"
-            ) from error
+        return cls(table["image_id"].to_numpy(object), thumbnails, phash, table)
 
     def rows(self, image_id: np.ndarray) -> np.ndarray:
         """Row of each id, int64 (n,); an id that was not looked at is a DataError."""
@@ -110,9 +107,10 @@ def look_at_photos(manifest: Manifest, workers: int = 2, folder: Path | None = N
 
 
 def _digest_of(path: Path) -> str:
+    """What an earlier look left; '' where there was none, or it can't be read and all is done again."""
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["digest"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_json(path)["digest"])
+    except (RunFolderError, KeyError, TypeError):
         return ""
 
 
@@ -131,12 +129,13 @@ def _merge(folder: Path, parts: list[Path]) -> None:
     """Write the finished parts as one, a part at a time in memory."""
     if not parts:
         raise DataError("there are no photographs to look at", "scan a folder that has some")
-    tables = [pd.read_parquet(part / "looks.parquet") for part in parts]
+    found = [Looks.load(part) for part in parts]
+    tables = [looks.composition.assign(phash=looks.phash) for looks in found]
     with atomic_path(folder / "thumbnails.npy") as temporary, open(temporary, "wb") as file:
         shape = (sum(map(len, tables)), SIDE, SIDE)
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for part in parts:
-            file.write(np.load(part / "thumbnails.npy").data)
+        for looks in found:
+            file.write(np.ascontiguousarray(looks.thumbnails).data)
     with atomic_path(folder / "looks.parquet") as temporary:
         pd.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
 

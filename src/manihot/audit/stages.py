@@ -25,6 +25,7 @@ from manihot.audit.label_errors import label_issues
 from manihot.audit.label_scores import beats_largest_class
 from manihot.audit.lookalikes import count_lookalikes, describe_lookalikes, find_lookalikes
 from manihot.audit.measurements import MEASUREMENTS
+from manihot.audit.tables import read_table
 from manihot.audit.trusted import load_features, read_trusted
 from manihot.audit.what_if import what_if
 from manihot.errors import DataError
@@ -35,6 +36,7 @@ from manihot.records.groups import offer_name_pattern
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import RunFolder
+from manihot.records.summaries import read_what_if
 
 FOUND = "audit/looks/duplicates.parquet"  # as they were found, before there were folds
 
@@ -59,7 +61,7 @@ def group_duplicates(folder: RunFolder, manifest: Manifest, workers: int) -> Man
         save_table(found, folder.path, "duplicates")  # until there are folds to name in it
 
     folder.stage("duplicates", about, [FOUND], find)
-    duplicates = pd.read_parquet(folder / FOUND)
+    duplicates = read_table(folder / FOUND, "duplicates")
     if len(duplicates):
         torn = duplicates.groupby("group")["label_conflict"].first()
         say(
@@ -74,7 +76,7 @@ def tell_folds(folder: RunFolder, manifest: Manifest) -> None:
     """Name in the table of duplicates the folds that were made since it was found, and groups that they tear."""
 
     def work() -> None:
-        save_table(with_folds(pd.read_parquet(folder / FOUND), manifest), folder.path, "duplicates")
+        save_table(with_folds(read_table(folder / FOUND, "duplicates"), manifest), folder.path, "duplicates")
 
     inputs = [digest_file(folder / FOUND), digest_file(folder / "folds.parquet")]
     folder.stage("duplicate folds", inputs, ["audit/duplicates.parquet", "audit/duplicates.csv"], work)
@@ -129,19 +131,19 @@ def audit_labels(
     inputs += [digest_file(alike)] if alike.is_file() else []
 
     def work() -> None:
-        duplicates = pd.read_parquet(folder / "audit/duplicates.parquet")
+        duplicates = read_table(folder / "audit/duplicates.parquet", "duplicates")
         margins = load_margins(trained, predictions.image_id)
         seen = None if embeddings is None else load_embeddings(embeddings, predictions.image_id)
         issues = label_issues(predictions, manifest, margins, duplicates=duplicates, embeddings=seen)
         paths = dict(zip(manifest.image_id, manifest.table["path"]))
         save_table(issues.assign(path=issues["image_id"].map(paths)), folder.path, "label_issues")
-        composition = pd.read_parquet(folder / "audit/composition.parquet")
+        composition = read_table(folder / "audit/composition.parquet", "composition")
         try:
             save_table(goes_with_errors(composition, predictions), folder.path, "goes_with_errors")
         except DataError as error:
             say(f"What goes with errors: {error.what}")
         _audit_sources(folder.path, manifest, composition, predictions)
-        summary = summarise(manifest, issues, duplicates, pd.read_parquet(alike) if alike.is_file() else None)
+        summary = summarise(manifest, issues, duplicates, read_table(alike, "lookalikes") if alike.is_file() else None)
         summary["evidence"] = describe_evidence(
             issues, features="" if embeddings is None else "a frozen network", why_no_features=why_no_embeddings,
             margins=margins is not None,
@@ -264,7 +266,7 @@ def audit_what_if(folder: RunFolder, manifest: Manifest, name: str, seed: int, t
         save_json(folder / "audit/what_if.json", about)
 
     folder.stage("what_if", inputs, ["audit/what_if.parquet", "audit/what_if.csv", "audit/what_if.json"], work)
-    return str(json.loads((folder / "audit/what_if.json").read_text(encoding="utf-8"))["sentence"])
+    return str(read_what_if(folder / "audit/what_if.json")["sentence"])
 
 
 def audit_predictions(predictions: Path, out: Path, classes: Path | None = None) -> dict[str, Any]:

@@ -20,12 +20,14 @@ import cv2
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
+from pydantic import BaseModel
 
 from manihot.demo.leaves import SYMPTOMS
 from manihot.demo.scenes import ZOOMS, Shot, draw_photograph
 from manihot.errors import DataError
 from manihot.progress import track
-from manihot.records.files import atomic_path, load_json, save_json, write_atomic
+from manihot.records.files import atomic_path, save_json, write_atomic
+from manihot.records.readers import read_frame, read_record
 
 FORMAT = 3  # raised whenever the same settings give other files
 LEAST = 30  # photographs, so that every kind of fault has its place
@@ -89,7 +91,7 @@ def make_demo(
         raise DataError(f"a share of {wrong} wrong labels makes no sense", "choose between 0 and 0.5")
     settings = {"format": FORMAT, "photos": int(photos), "seed": int(seed), "wrong": float(wrong)}
     if _is_finished(out, settings):
-        return pd.read_parquet(out / "truth.parquet")
+        return read_frame(out / "truth.parquet", "the truth about a demo", {"image_id": "text"}, "draw it again")
     save_json(out / "demo.json", {**settings, "finished": False})
     plan = plan_demo(photos, seed, wrong)
     folder = out / "train_images"
@@ -102,6 +104,16 @@ def make_demo(
     return plan.drop(columns=["index", "cast"])
 
 
+class Demo(BaseModel):
+    """demo.json."""
+
+    format: int
+    photos: int
+    seed: int
+    wrong: float
+    finished: bool
+
+
 def _is_finished(out: Path, settings: dict[str, Any]) -> bool:
     """Whether `out` holds this demo, finished; DataError when it holds anything else."""
     if out.exists() and not out.is_dir():
@@ -112,7 +124,8 @@ def _is_finished(out: Path, settings: dict[str, Any]) -> bool:
         raise DataError(
             f"{out}: the folder is not empty, nothing is written into it", "choose a new or empty folder"
         )
-    found = load_json(out / "demo.json")
+    remedy = "remove the folder and draw it again"
+    found = read_record(out / "demo.json", Demo, "the settings of a demo", remedy, DataError).model_dump()
     if {key: found.get(key) for key in settings} != settings:
         text = ", ".join(f"{key} {found.get(key)}" for key in settings)
         raise DataError(

@@ -7,22 +7,25 @@ saved gives the very answers that were judged.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from pydantic import BaseModel, Field, model_validator
 from scipy.special import softmax
 
 from manihot.ensemble.blend import blend
 from manihot.errors import DataError, MissingExtraError
 from manihot.records.files import atomic_path
+from manihot.records.readers import about_of, read_arrays, reading
 
 FLOOR = 1e-5  # of a probability before its logarithm: below it lies noise, not evidence
 Arrays = dict[str, np.ndarray]
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+UNTRIED = ("trees",)  # kinds of parts that need another package to answer
 
 
 def member_features(pred_probs: np.ndarray) -> np.ndarray:
@@ -109,6 +112,34 @@ def weighted_mean(weights: np.ndarray, mean: str = "arithmetic", reference: np.n
     return Part("mean", arrays)
 
 
+class SavedGroup(BaseModel):
+    """A group of members in a saved blend."""
+
+    name: str
+    members: Names
+    parts: list[list[str]]
+
+
+class Saved(BaseModel):
+    """What stands in a saved blend beside its arrays."""
+
+    members: Names
+    classes: Names
+    parts: list[list[str]]
+    inputs: tuple[str, ...] = ()
+    groups: list[SavedGroup] = []
+
+    @model_validator(mode="after")
+    def _fit(self) -> Saved:
+        inside = {one for group in self.groups for one in group.members}
+        groups = {group.name for group in self.groups}
+        if unknown := inside - set(self.members):
+            raise ValueError(f"a group of {', '.join(sorted(unknown))}, which is no member")
+        if unknown := set(self.inputs) - groups - set(self.members):
+            raise ValueError(f"the input {', '.join(sorted(unknown))}, which is no member or group")
+        return self
+
+
 @dataclass(frozen=True)
 class Combination:
     """How a run's members become one answer: the mean over `parts`, each the mean over its fitted folds.
@@ -143,6 +174,19 @@ class Combination:
             )
         return np.mean([np.mean([part(pred_probs) for part in folds], axis=0) for folds in self.parts], axis=0)
 
+    def check(self) -> None:
+        """ValueError where the arrays can't answer for these members and classes; trees are not tried."""
+        if any(part.kind in UNTRIED for part in self._all_parts()):
+            return
+        shape = (len(self.members), 2, len(self.classes))
+        answer = self(np.full(shape, 1 / len(self.classes)))
+        if answer.shape != shape[1:] or not np.isfinite(answer).all() or abs(answer.sum(axis=1) - 1).max() > 0.01:
+            raise ValueError("its answer to members that know nothing is no distribution")
+
+    def _all_parts(self) -> list[Part]:
+        inner = [part for _, one in self.groups for part in one._all_parts()]
+        return [part for folds in self.parts for part in folds] + inner
+
     def save(self, path: Path) -> None:
         """Write as .npz, atomically."""
         about: dict[str, Any] = {"members": self.members, "classes": self.classes, "parts": _kinds(self.parts)}
@@ -160,20 +204,17 @@ class Combination:
     @classmethod
     def load(cls, path: Path) -> Combination:
         """Read what `save` wrote; anything else is a DataError."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                about, arrays = json.loads(str(file["about"])), {name: file[name] for name in file.files}
-            classes = tuple(about["classes"])
+        what, remedy = "a saved blend", "run the same `manihot run` again, it makes it anew"
+        arrays = read_arrays(path, what, ("about",), remedy)
+        with reading(path, what, remedy, DataError):
+            about = about_of(arrays, Saved)
             groups = tuple(
-                (one["name"], cls(tuple(one["members"]), classes, _parts(one["parts"], arrays, f"group{number}.")))
-                for number, one in enumerate(about.get("groups", ()))
+                (one.name, cls(one.members, about.classes, _parts(one.parts, arrays, f"group{number}.")))
+                for number, one in enumerate(about.groups)
             )
-            parts, inputs = _parts(about["parts"], arrays, ""), tuple(about.get("inputs", ()))
-            return cls(tuple(about["members"]), classes, parts, inputs, groups)
-        except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"{path}: not a saved blend ({error})", "run the same `manihot run` again, it makes it anew"
-            ) from error
+            found = cls(about.members, about.classes, _parts(about.parts, arrays, ""), about.inputs, groups)
+            found.check()
+            return found
 
 
 def as_weighted(

@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.special import softmax
 from sklearn.cluster import KMeans
 
 from manihot.audit.label_errors import cleanlab_filter
+from manihot.audit.tables import read_table
 from manihot.errors import DataError, SettingsError
 from manihot.infer.predict import PhotoFiles, Photos, UnknownOutput, forward_views, merge_views
 from manihot.infer.runners import TorchRunner
@@ -319,7 +319,7 @@ def duplicate_groups(member: Member) -> np.ndarray | None:
     path = member.run / "audit/duplicates.parquet"
     if not (member.recipe.audit.duplicates and path.is_file()):
         return None
-    named = pd.read_parquet(path, columns=["image_id", "group"]).set_index("image_id")["group"]
+    named = read_table(path, "duplicates", ["image_id", "group"]).set_index("image_id")["group"]
     return named.reindex(member.manifest.image_id).fillna("").to_numpy(dtype=object)
 
 

@@ -8,7 +8,6 @@ finished chunks, so that after a kill the same call goes on where it stopped.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, field_validator
 
 from manihot.errors import DataError, DiskFullError, RunFolderError
 from manihot.photos.decode import PhotoFault, decode_photo, read_photo
@@ -28,11 +28,29 @@ from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import track
 from manihot.records.files import describe_size, digest_value, explain_os_error, save_json, write_atomic
 from manihot.records.manifest import Manifest
+from manihot.records.readers import read_array, read_record
 
 FORMAT = 1  # raised whenever the same settings give other pixels
 CHUNK = 8  # photographs a task; interrupted work is noted by the number of its chunk, so another size is another FORMAT
 SYNC_EVERY = 5.0  # seconds between moments at which finished chunks are made safe from a power cut
 SPARE = 50_000_000  # bytes that stay free beside a store
+WHAT = "a finished store of photographs"
+REMEDY = "remove both files of the store and run the same command again"
+
+
+class About(BaseModel):
+    """What stands beside a store."""
+
+    digest: str
+    size: tuple[int, int]
+    image_id: list[str]
+
+    @field_validator("image_id")
+    @classmethod
+    def _once(cls, names: list[str]) -> list[str]:
+        if len(set(names)) < len(names):
+            raise ValueError("photographs that stand twice")
+        return names
 
 
 class PhotoStore:
@@ -45,25 +63,17 @@ class PhotoStore:
         self.path = Path(path)
         self.image_id = image_id
         self.digest = digest
-        self.array: np.ndarray = np.load(self.path, mmap_mode="r")
+        self.array = read_array(self.path, WHAT, "uint8", (len(image_id), None, None, 3), mapped=True, remedy=REMEDY)
         self._index = pd.Index(image_id)
 
     @classmethod
     def open(cls, path: Path) -> PhotoStore:
         """Open what `make_store` wrote; raises RunFolderError where that is absent, incomplete or broken."""
         path = Path(path)
-        try:
-            about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            store = cls(path, np.array(about["image_id"], dtype=object), about["digest"])
-            whole = store.array.shape == (len(store.image_id), *about["size"], 3)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(
-                f"{path}: not a finished store of photographs ({error})", "run the same command again"
-            ) from error
-        if not whole or store.array.dtype != np.uint8:
-            raise RunFolderError(
-                f"{path}: does not fit {path.stem}.json", "remove both and run the same command again"
-            )
+        about = read_record(path.with_suffix(".json"), About, WHAT, REMEDY)
+        store = cls(path, np.array(about.image_id, dtype=object), about.digest)
+        if store.size != about.size:
+            raise RunFolderError(f"{path}: not the size that {path.stem}.json tells, {about.size}", REMEDY)
         return store
 
     def __len__(self) -> int:
@@ -149,10 +159,10 @@ def make_store(path: Path, manifest: Manifest, preprocess: Preprocess, workers: 
 
 
 def _is_finished(path: Path, digest: str) -> bool:
+    """Whether a whole store of these photographs lies there; anything else is made anew."""
     try:
-        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return about["digest"] == digest and path.is_file()
-    except (OSError, ValueError, KeyError, TypeError):
+        return PhotoStore.open(path).digest == digest
+    except RunFolderError:
         return False
 
 
@@ -160,13 +170,13 @@ def _resume(partial: Path, progress: Path, digest: str) -> set[int] | None:
     """Chunks that an interrupted call has finished; None where there was none of these photographs."""
     try:
         lines = progress.read_text(encoding="utf-8").split("\n")
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None
     if not partial.is_file() or lines[0] != digest:
         return None
     if lines[-1]:  # the power went while this line was written
         write_atomic(progress, "\n".join(lines[:-1]) + "\n")
-    return {int(line) for line in lines[1:-1]}
+    return {int(line) for line in lines[1:-1]} if all(line.isdecimal() for line in lines[1:-1]) else None
 
 
 def _allocate(partial: Path, shape: tuple[int, int, int, int]) -> None:

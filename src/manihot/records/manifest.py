@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from manihot.errors import DataError
 from manihot.records.files import atomic_path
+from manihot.records.readers import ClassNames, metadata_record, read_parquet, reading
 
 UNLABELLED = -1
 ALWAYS_TRAIN = -1  # fold of a photograph that is never held out
@@ -37,6 +38,12 @@ COLUMNS: dict[str, tuple[str, object]] = {
     "width": ("int64", 0),
     "bytes": ("int64", 0),
 }
+
+
+class About(ClassNames):
+    """What stands in a manifest's metadata."""
+
+    root: str
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ class Manifest:
         """Whether `path` is a manifest that `save` wrote, rather than a user's own table."""
         try:
             return path.suffix == ".parquet" and b"manihot" in (pq.read_schema(path).metadata or {})
-        except (OSError, pa.ArrowException):
+        except Exception:  # whatever a library says of a damaged file: the reader of tables names it
             return False
 
     @classmethod
@@ -154,21 +161,16 @@ class Manifest:
     @classmethod
     def load(cls, path: Path) -> Manifest:
         """Read what `save` wrote; anything else is a DataError."""
-        try:
-            arrow = pq.read_table(path)
-            about = json.loads(arrow.schema.metadata[b"manihot"])
-            classes, root = tuple(about["classes"]), Path(about["root"])
-            numbers = tuple(map(int, about["numbers"])) if about.get("numbers") else None
-        except FileNotFoundError as error:
-            raise DataError(
-                f"{path}: there is no manifest here", "run `manihot scan PHOTOS --out RUN` first"
-            ) from error
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: not a manihot manifest ({error})", "make it with `manihot scan`") from error
-        table = arrow.to_pandas()
-        soft = None
-        if "soft_label" in table:
-            rows = list(table.pop("soft_label"))
-            soft = np.array(rows, dtype=np.float32).reshape(len(rows), len(classes))
-        manifest = cls.from_table(table, classes, root, numbers)
-        return replace(manifest, soft_labels=soft)
+        if not Path(path).exists():
+            raise DataError(f"{path}: there is no manifest here", "run `manihot scan PHOTOS --out RUN` first")
+        what, remedy = "a manihot manifest", "make it with `manihot scan`"
+        arrow = read_parquet(path, what, {"image_id": "text", "path": "text", "label": "whole"}, remedy)
+        with reading(path, what, remedy, DataError):
+            about = metadata_record(arrow, About)
+            table = arrow.to_pandas()
+            soft = None
+            if "soft_label" in table:
+                rows = list(table.pop("soft_label"))
+                soft = np.array(rows, dtype=np.float32).reshape(len(rows), len(about.classes))
+            manifest = cls.from_table(table, about.classes, Path(about.root), about.numbers)
+            return replace(manifest, soft_labels=soft)

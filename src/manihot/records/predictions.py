@@ -20,6 +20,7 @@ from scipy.special import log_softmax, softmax
 
 from manihot.errors import DataError
 from manihot.records.files import atomic_path
+from manihot.records.readers import ClassNames, matrix_of, metadata_record, read_parquet, reading
 
 NOT_A_CLASS = ("image_id", "label", "unknown")  # columns of a CSV
 TINY = 1e-12  # floor of a probability before its logarithm
@@ -56,8 +57,8 @@ class Predictions:
         if not np.isfinite(self.logits).all():
             bad = self.image_id[~np.isfinite(self.logits).all(axis=1)]
             raise DataError(f"{len(bad)} photographs have predictions that are not finite, first {bad[0]!r}")
-        if n and (self.labels >= k).any():
-            row = int(np.flatnonzero(self.labels >= k)[0])
+        if n and ((self.labels >= k) | (self.labels < -1)).any():
+            row = int(np.flatnonzero((self.labels >= k) | (self.labels < -1))[0])
             raise DataError(
                 f"photograph {self.image_id[row]!r} has label {self.labels[row]}, but there are {k} classes",
                 "labels are class numbers from 0, -1 where none is known",
@@ -189,21 +190,19 @@ class Predictions:
             raise DataError(f"{path}: there are no predictions here", "check the path, or run the training first")
         if path.suffix.lower() == ".csv":
             return cls._from_csv(path, classes)
-        try:
-            arrow = pq.read_table(path)
-            about = json.loads(arrow.schema.metadata[b"manihot"])
-            classes = tuple(about["classes"])
-            numbers = tuple(map(int, about["numbers"])) if about.get("numbers") else None
-            logits = _to_matrix(arrow["logits"])
-            embeddings = _to_matrix(arrow["embedding"]) if "embedding" in arrow.column_names else None
-            unknown = arrow["unknown"].to_numpy().astype(np.float32) if "unknown" in arrow.column_names else None
-            image_id, label, fold = (arrow[name].to_numpy() for name in ("image_id", "label", "fold"))
-        except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}: not a manihot predictions file ({error})",
-                "parquet from manihot, or a CSV with columns image_id,label,c0,c1,...",
-            ) from error
-        return cls(image_id.astype(object), logits, classes, label, fold, embeddings, unknown, numbers)
+        what = "a manihot predictions file"
+        remedy = "parquet from manihot, or a CSV with columns image_id,label,c0,c1,..."
+        columns = {"image_id": "text", "label": "whole", "fold": "whole", "unknown": "number?"}
+        arrow = read_parquet(path, what, columns, remedy)
+        with reading(path, what, remedy, DataError):
+            about, names = metadata_record(arrow, ClassNames), arrow.column_names
+            embeddings = matrix_of(arrow, "embedding") if "embedding" in names else None
+            unknown = arrow["unknown"].to_numpy().astype(np.float32) if "unknown" in names else None
+            label, fold = (arrow[name].to_numpy().astype(np.int64) for name in ("label", "fold"))
+            image_id, logits = arrow["image_id"].to_numpy().astype(object), matrix_of(arrow, "logits")
+            if embeddings is not None and not np.isfinite(embeddings).all():
+                raise ValueError("its embeddings are not finite")
+            return cls(image_id, logits, about.classes, label, fold, embeddings, unknown, about.numbers)
 
     @classmethod
     def _from_csv(cls, path: Path, classes: tuple[str, ...] | None) -> Predictions:
@@ -274,8 +273,3 @@ def _read_labels(cells: pd.Series, classes: tuple[str, ...], path: Path) -> np.n
 def _fixed_list(matrix: np.ndarray) -> pa.Array:
     flat = pa.array(np.ascontiguousarray(matrix, dtype=np.float32).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
-
-
-def _to_matrix(column: pa.ChunkedArray) -> np.ndarray:
-    array = column.combine_chunks()
-    return array.flatten().to_numpy().astype(np.float32).reshape(len(array), array.type.list_size)

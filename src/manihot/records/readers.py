@@ -11,15 +11,16 @@ import json
 import math
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from manihot.errors import DataError, ManihotError, RunFolderError, WeightsError
 
@@ -35,19 +36,37 @@ Model = TypeVar("Model", bound=BaseModel)
 Kind = type[ManihotError]
 
 
+class ClassNames(BaseModel):
+    """Names of classes in a file's metadata, and what stands for them in submissions."""
+
+    classes: tuple[str, ...]
+    numbers: tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _fit(self) -> ClassNames:
+        for name, values in (("classes", self.classes), ("numbers", self.numbers or ())):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} that stand twice")
+        if self.numbers is not None and len(self.numbers) != len(self.classes):
+            raise ValueError(f"{len(self.numbers)} numbers for {len(self.classes)} classes")
+        return self
+
+
 @contextmanager
 def reading(path: Path, what: str, remedy: str = AGAIN, kind: Kind = RunFolderError) -> Iterator[None]:
-    """Turn whatever goes wrong in the block into one error `kind` on the file; ManihotErrors pass.
+    """Turn whatever goes wrong in the block into one error that names the file: `kind`, or the ManihotError that came.
 
     what: what the file should be, as in "not a saved blend". The block may only read and check the file: a library
     can raise anything on a damaged one.
     """
     try:
         yield
-    except ManihotError:
-        raise
+    except ManihotError as error:
+        if str(path) in error.what:
+            raise
+        raise type(error)(f"{path}: {error.what}", error.remedy or remedy) from error
     except FileNotFoundError as error:
-        raise kind(f"{path}: not there", remedy) from error
+        raise kind(f"{path}: there is no file, expected {what}", remedy) from error
     except OSError as error:
         if error.errno is None:
             raise kind(f"{path}: not {what} ({_short(error)})", remedy) from error
@@ -120,12 +139,6 @@ def read_record(
         return model.model_validate(value)
 
 
-def check_value(path: Path, value: Any, shape: Any, what: str, remedy: str = AGAIN, kind: Kind = RunFolderError) -> Any:
-    """A value that was read from `path`, of the type `shape` (as pydantic understands it)."""
-    with reading(path, what, remedy, kind):
-        return TypeAdapter(shape).validate_python(value)
-
-
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl, [] without the file; other lines, such as one cut off by a kill, are left out."""
     try:
@@ -145,10 +158,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_parquet(
-    path: Path, what: str, columns: Sequence[str] = (), remedy: str = AGAIN, kind: Kind = DataError,
+    path: Path, what: str, columns: Mapping[str, str] | None = None, remedy: str = AGAIN, kind: Kind = DataError,
     only: Sequence[str] | None = None,
 ) -> pa.Table:  # fmt: skip
-    """A parquet file as an Arrow table with at least `columns`; only: read these alone."""
+    """A parquet file as an Arrow table with at least `columns`, by their kinds in COLUMN_KINDS; only: read these."""
     path = Path(path)
     with reading(path, what, remedy, kind):
         check_file(path, MOST_PARQUET)
@@ -161,49 +174,80 @@ def read_parquet(
             names = file.schema_arrow.names
             if len(set(names)) < len(names):
                 raise ValueError("a column stands twice")
-            for name in columns:
-                if name not in names:
-                    raise KeyError(f"column {name}")
             table = file.read(columns=None if only is None else list(only))
         table.validate(full=True)
         if len(table) != rows:
             raise ValueError(f"{len(table)} rows where its head tells of {rows}")
+        for name, needed in (columns or {}).items():
+            check_column(table, name, needed)
         return table
 
 
+def check_column(table: pa.Table, name: str, kind: str) -> None:
+    """Raise KeyError where a table lacks a column, TypeError where it holds something else than `kind`.
+
+    kind: a row of COLUMN_KINDS; with '?' behind it the column may be absent or have empty cells.
+    """
+    needed, optional = kind.removesuffix("?"), kind.endswith("?")
+    if name not in table.column_names:
+        if optional or (not len(table) and not table.num_columns):
+            return
+        raise KeyError(f"column {name}")
+    column = table[name]
+    if not len(table) or (pa.types.is_null(column.type) and optional):
+        return
+    if not COLUMN_KINDS[needed](column.type):
+        raise TypeError(f"column {name} holds {column.type}, expected {needed}")
+    if column.null_count and not optional and needed != "number":
+        raise ValueError(f"column {name} has {column.null_count} empty cells")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _is_texts(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_text(kind.value_type)
+
+
+COLUMN_KINDS: dict[str, Callable[[pa.DataType], bool]] = {
+    "text": _is_text,
+    "texts": _is_texts,
+    "whole": pa.types.is_integer,
+    "number": _is_number,  # empty cells are NaN
+    "flag": pa.types.is_boolean,
+}
+
+
 def read_frame(
-    path: Path, what: str, columns: Sequence[str] = (), remedy: str = AGAIN, kind: Kind = DataError,
+    path: Path, what: str, columns: Mapping[str, str] | None = None, remedy: str = AGAIN, kind: Kind = DataError,
     only: Sequence[str] | None = None,
-) -> Any:  # fmt: skip
+) -> pd.DataFrame:  # fmt: skip
     """`read_parquet` as a pandas frame."""
     table = read_parquet(path, what, columns, remedy, kind, only)
     with reading(path, what, remedy, kind):
         frame = table.to_pandas()
-        missing = [name for name in columns if name not in frame]
+        missing = [name for name in columns or {} if name in table.column_names and name not in frame]
         if missing:  # pandas' own metadata made it the index
             raise KeyError(f"column {missing[0]}")
         return frame
 
 
-def metadata_of(table: pa.Table, path: Path, what: str, remedy: str = AGAIN, kind: Kind = DataError) -> dict[str, Any]:
-    """What manihot wrote into a parquet file's metadata."""
-    with reading(path, what, remedy, kind):
-        value = parse_json((table.schema.metadata or {})[b"manihot"])
-        if not isinstance(value, dict):
-            raise TypeError(f"its metadata is a {type(value).__name__}")
-        return value
-
-
-def matrix_of(table: pa.Table, name: str, path: Path, what: str, remedy: str = AGAIN, kind: Kind = DataError) -> Any:
-    """A column of lists of one length as float32 (N, D)."""
-    with reading(path, what, remedy, kind):
-        column = table[name].combine_chunks()
-        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        if not pa.types.is_fixed_size_list(column.type) or not pa.types.is_floating(column.type.value_type):
-            raise TypeError(f"column {name} is {column.type}, not lists of numbers of one length")
-        if column.null_count or column.flatten().null_count:
-            raise ValueError(f"column {name} has empty cells")
-        return column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, column.type.list_size)
+def matrix_of(table: pa.Table, name: str) -> np.ndarray:
+    """A column of lists of one length as float32 (N, D); for use within `reading`."""
+    kind = table[name].type
+    if not pa.types.is_fixed_size_list(kind) or not pa.types.is_floating(kind.value_type):
+        raise TypeError(f"column {name} holds {kind}, expected lists of numbers of one length")
+    parts = [chunk.flatten() for chunk in table[name].chunks]
+    if table[name].null_count or any(part.null_count for part in parts):
+        raise ValueError(f"column {name} has empty cells")
+    flat = [part.to_numpy(zero_copy_only=False).astype(np.float32) for part in parts]
+    return (np.concatenate(flat) if flat else np.empty(0, np.float32)).reshape(len(table), kind.list_size)
 
 
 def _check_array(header: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]:
@@ -262,6 +306,11 @@ def read_arrays(
             if array.dtype.kind == "f" and np.isnan(array).any():
                 raise ValueError(f"the array {name} holds values that are no numbers")
         return arrays
+
+
+def metadata_record(table: pa.Table, model: type[Model]) -> Model:
+    """The checked record that manihot wrote into a table's metadata; for use within `reading`."""
+    return model.model_validate(parse_json((table.schema.metadata or {})[b"manihot"]))
 
 
 def about_of(arrays: Mapping[str, np.ndarray], model: type[Model]) -> Model:

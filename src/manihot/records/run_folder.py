@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from manihot.errors import RunFolderError
-from manihot.records.files import digest_file, digest_value, explain_os_error, load_json, remove_leftovers, save_json
+from manihot.records.files import digest_file, digest_value, explain_os_error, remove_leftovers, save_json
 from manihot.records.run_places import (
     BACKBONE,
     ENSEMBLE,
@@ -27,6 +27,7 @@ from manihot.records.run_places import (
     MemberFolder,
     RunPlaces,
 )
+from manihot.records.summaries import read_run_record
 
 __all__ = [
     "BACKBONE", "ENSEMBLE", "HEAD", "NETWORK", "REFITTED", "TORCH_NETWORK", "WHOLE", "FoldFolder", "MemberFolder",
@@ -77,7 +78,7 @@ class RunFolder(RunPlaces):
     @property
     def record(self) -> dict[str, Any]:
         """The content of run.json ({} for a new folder)."""
-        return load_json(self.record_file) if self.record_file.exists() else {}
+        return read_run_record(self.record_file) if self.record_file.exists() else {}
 
     def update_record(self, **values: Any) -> None:
         """Merge `values` into run.json."""

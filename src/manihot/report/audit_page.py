@@ -27,8 +27,9 @@ from manihot.audit.what_if import TOGETHER
 from manihot.photos.decode import decode_photo
 from manihot.photos.faults import PhotoFault
 from manihot.progress import track
-from manihot.records.files import load_json, write_atomic
+from manihot.records.files import write_atomic
 from manihot.records.manifest import Manifest
+from manihot.records.summaries import read_audited, read_what_if
 from manihot.report import pictures
 from manihot.report.alike import alike_groups
 from manihot.report.audit_tables import gather_audit, list_files
@@ -177,7 +178,7 @@ def _labels(
 def _evidence(material: Material) -> str:
     """What the labels were judged by and without what, in a sentence; '' in a run folder of before it was noted."""
     path = material.run / "audit/audit.json"
-    summary = material.attempt(lambda: load_json(path)) if path.is_file() else None
+    summary = material.attempt(lambda: read_audited(path)) if path.is_file() else None
     return say_evidence(summary["evidence"]) + "." if summary and "evidence" in summary else ""
 
 
@@ -346,7 +347,7 @@ def _mean_images(material: Material, priors: pd.DataFrame | None) -> list[tuple[
 def _what_if(material: Material, table: pd.DataFrame | None) -> dict[str, Any] | None:
     if table is None:
         return None
-    record = material.attempt(lambda: load_json(material.run / "audit/what_if.json")) or {}
+    record = material.attempt(lambda: read_what_if(material.run / "audit/what_if.json")) or {}
     reach = max(0.005, float(table[["low", "high"]].abs().max().max()))
     rows = table.to_dict("records")
     for row in rows:

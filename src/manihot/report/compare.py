@@ -13,7 +13,6 @@ from predictions/NAME.oof.parquet, and where a member has none yet, from members
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,10 @@ from rich.text import Text
 
 from manihot.errors import DataError, RunFolderError
 from manihot.metrics import accuracy, evaluate
-from manihot.records.files import load_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.records.readers import read_lines
+from manihot.records.summaries import read_run_record, read_scores
 
 ENSEMBLE = "(ensemble)"
 SPLITS = ("oof", "test")
@@ -115,7 +115,7 @@ def load_scores(run: Path) -> tuple[dict[str, Any], bool]:
     Raises RunFolderError for a folder that is not a run, and for a metrics.json that can't be read.
     """
     if (Path(run) / "metrics.json").exists():
-        return load_json(Path(run) / "metrics.json"), True
+        return read_scores(Path(run) / "metrics.json"), True
     return scores_so_far(Path(run)), False
 
 
@@ -143,19 +143,14 @@ def load_groups(run: Path, image_id: np.ndarray) -> np.ndarray | None:
 
 def read_history(path: Path) -> list[dict[str, Any]]:
     """The epochs of a history.jsonl; a last line that was cut off by a kill is left out."""
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "epoch" in row:
-            rows.append(row)
-    return rows
+    return [row for row in read_lines(path) if _is_epoch(row)]
+
+
+def _is_epoch(row: dict[str, Any]) -> bool:
+    """Whether a line of a history holds an epoch's number and finite or missing scores."""
+    numbers = [value for key, value in row.items() if key != "epoch" and value is not None]
+    whole = isinstance(row.get("epoch"), int) and not isinstance(row["epoch"], bool) and abs(row["epoch"]) < 1 << 31
+    return whole and all(isinstance(value, (int, float)) and abs(value) <= 1e300 for value in numbers)
 
 
 def duration(seconds: float | None) -> str:
@@ -172,7 +167,7 @@ def duration(seconds: float | None) -> str:
 
 def _rows(run: Path, name: str) -> list[dict[str, Any]]:
     scores, done = load_scores(run)
-    record = load_json(run / "run.json") if (run / "run.json").exists() else {}
+    record = read_run_record(run / "run.json") if (run / "run.json").exists() else {}
     recipe = record.get("recipe") or {}
     about = {
         "run": name,

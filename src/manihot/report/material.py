@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from manihot.errors import DataError, ManihotError
-from manihot.records.files import load_json
+from manihot.errors import ManihotError
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.quarantine import load_quarantine
+from manihot.records.summaries import read_run_record
 from manihot.report.compare import load_scores, read_history, scores_so_far
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ def gather(run: Path) -> Material:
     scores, material.done = _scores(material)
     material.members = scores.get("members", {})
     if (run / "run.json").is_file():
-        material.record = material.attempt(lambda: load_json(run / "run.json")) or {}
+        material.record = material.attempt(lambda: read_run_record(run / "run.json")) or {}
     else:
         material.missing.append("run.json: not there, so settings, versions and times are unknown")
     material.manifest = material.attempt(lambda: Manifest.load(run / "manifest.parquet"))
@@ -95,10 +95,8 @@ def _scores(material: Material) -> tuple[dict[str, Any], bool]:
 def _with_folds(manifest: Manifest, run: Path) -> Manifest:
     """The manifest with the folds that training used."""
     path = run / "folds.parquet"
-    try:
-        fold = pd.read_parquet(path).set_index("image_id")["fold"].reindex(manifest.image_id)
-    except (ValueError, KeyError) as error:
-        raise DataError(f"{path}: not a table of folds ({error})") from error
+    folds = Manifest.load(path)
+    fold = pd.Series(folds.fold, index=folds.image_id).reindex(manifest.image_id)
     return manifest.with_columns(fold=fold.fillna(ALWAYS_TRAIN).to_numpy(dtype="int64"))
 
 

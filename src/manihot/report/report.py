@@ -17,8 +17,9 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined, Template
 
 from manihot.progress import track
-from manihot.records.files import load_json, write_atomic
+from manihot.records.files import write_atomic
 from manihot.records.predictions import Predictions
+from manihot.records.summaries import read_blended
 from manihot.report import pictures
 from manihot.report.clean_page import cleaned_before
 from manihot.report.compare import SCORES, duration, stage_seconds
@@ -113,7 +114,7 @@ def _members(material: Material) -> list[dict[str, Any]]:
 def _blend(material: Material) -> dict[str, Any] | None:
     """How the members became one answer, from RUN/blend."""
     path = material.run / "blend" / "blend.json"
-    about = material.attempt(lambda: load_json(path)) if path.is_file() else None
+    about = material.attempt(lambda: read_blended(path)) if path.is_file() else None
     if not about or not about.get("members"):
         return None
     picture, groups = material.run / "blend" / "diversity.png", about.get("groups") or {}

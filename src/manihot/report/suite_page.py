@@ -17,7 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from manihot.records.files import atomic_path, load_json, write_atomic
+from manihot.records.files import atomic_path, write_atomic
+from manihot.records.readers import read_json, reading
 from manihot.report.words import count_of, number, percent
 
 COLOURS = {"agrees": "#2f6b45", "contradicts": "#d55e00", "cannot tell": "#8a938d", "": "#0072b2"}
@@ -34,9 +35,12 @@ def make_suite_page(folder: Path) -> Path:
     The same suite.json gives the same bytes. Raises RunFolderError where it can't be read.
     """
     folder = Path(folder)
-    found = load_json(folder / "suite.json")
-    draw_suite(found, folder / "suite.png")
-    write_atomic(folder / "suite.html", _page().render(**contents(found)))
+    source, what, remedy = folder / "suite.json", "the results of a suite", "run the same `manihot suite` again"
+    found = read_json(source, what, remedy)
+    with reading(source, what, remedy):
+        draw_suite(found, folder / "suite.png")
+        page = _page().render(**contents(found))
+    write_atomic(folder / "suite.html", page)
     return folder / "suite.html"
 
 

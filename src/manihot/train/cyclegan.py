@@ -20,15 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional
 
 from manihot.augment.augmenter import Augmenter
-from manihot.errors import DataError, RunFolderError
+from manihot.errors import DataError
 from manihot.infer.predict import Photos
 from manihot.photos.preprocess import resize
 from manihot.progress import say, track
 from manihot.records.files import atomic_path, write_atomic
+from manihot.records.readers import MOST_TENSORS, check_file, reading
 from manihot.settings import Choice
 from manihot.train.networks.translators import Generator, make_discriminator, make_generator
 
@@ -279,14 +281,13 @@ def _save(folder: Path, model: CycleGan, history: list[dict[str, Any]], inputs: 
 def _resume(path: Path, model: CycleGan, inputs: str) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    try:
+    with reading(path, "a checkpoint of this training", "remove the file to train again"):
+        check_file(path, MOST_TENSORS)
         state = torch.load(path, map_location=model.device, weights_only=True)
         if state["inputs"] != inputs:  # other settings or photographs, which --update allowed
             return []
         model.load_state_dict(state["model"])
-    except (RuntimeError, KeyError, ValueError, EOFError) as error:
-        raise RunFolderError(f"{path}: the checkpoint can't be read ({error})", "remove it and run again") from error
-    return list(state["history"])
+        return TypeAdapter(list[dict[str, Any]]).validate_python(state["history"])
 
 
 def draw_sheet(

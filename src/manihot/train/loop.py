@@ -22,14 +22,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.progress import say, track
 from manihot.records.files import atomic_path, write_atomic
+from manihot.records.readers import MOST_TENSORS, check_file, reading
 from manihot.settings import Recipe
 from manihot.train import distributed
 from manihot.train.data.dataset import EpochBatches
@@ -57,6 +59,19 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     processes: int = 1  # that train together
     margins: dict[int, Tensor] = field(default_factory=dict)  # of each epoch, by place in the lesson
+
+
+class SavedProgress(BaseModel):
+    """`Progress` in a checkpoint."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    epoch: NonNegativeInt
+    step: NonNegativeInt
+    best: float
+    best_epoch: Annotated[int, Field(ge=-1)]
+    history: list[dict[str, Any]]
+    processes: PositiveInt = 1
+    margins: dict[int, Tensor] = {}
 
 
 @dataclass
@@ -308,16 +323,12 @@ def _save_checkpoint(folder: Path, parts: dict[str, Any], progress: Progress) ->
 def _resume(path: Path, parts: dict[str, Any], device: torch.device) -> Progress:
     if not path.exists():
         return Progress(processes=distributed.world())
-    try:
+    with reading(path, "a checkpoint of this training", f"remove the folder {path.parent} to train it again"):
+        check_file(path, MOST_TENSORS)
         state = torch.load(path, map_location=device, weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise RunFolderError(
-            f"{path}: the checkpoint doesn't fit this training ({error})",
-            f"remove {path.parent} and run again",
-        ) from error
-    progress = Progress(**state["progress"])
+        progress = Progress(**SavedProgress.model_validate(state["progress"]).model_dump())
     if progress.processes != distributed.world():
         raise RunFolderError(
             f"{path}: this training began with {progress.processes} processes, and now there are {distributed.world()}",

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from manihot.audit.evidence import read_margins
 from manihot.records.files import atomic_path
 from manihot.train.distributed import gather
 
@@ -70,7 +71,7 @@ def join_margins(folder: Path, stages: Sequence[Path], epochs: Sequence[int]) ->
     parts, before = [], 0
     for place, count in zip(stages, epochs):
         if (place / MARGINS).is_file():  # a stage that learned clusters has none
-            table = pd.read_parquet(place / MARGINS)
+            table = read_margins(place / MARGINS)
             parts.append(table.assign(epoch=table["epoch"] + before))
         before += count
     _write(folder, parts)

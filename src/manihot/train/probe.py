@@ -15,13 +15,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
+from manihot.errors import RunFolderError
 from manihot.infer.runners import PRECISIONS
 from manihot.progress import say
 from manihot.records.files import write_atomic
+from manihot.records.readers import read_json
 from manihot.settings import Recipe
 from manihot.train.networks.backbones import set_training
 from manihot.train.networks.heads import Classifier
@@ -67,17 +70,25 @@ def choose_way(recipe: Recipe, model: Classifier, size: tuple[int, int], device:
         f"{describe_processor(device)}, {' or '.join(map(str, ways))}"
     )
     path = cache_folder() / "ways.json"
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
+    known = _remembered(path)
     if key not in known:
         seconds = measure_ways(ways, model, (batch, 3, *size), device, recipe.model.freeze_norm)
-        known[key] = list(fastest(seconds))
+        known[key] = fastest(seconds)
         took = ", ".join(f"{way} {1000 * second:.0f} ms" for way, second in seconds.items())
-        say(f"Precision: {Way(*known[key])} (a training step of {batch}: {took})")
+        say(f"Precision: {known[key]} (a training step of {batch}: {took})")
         write_atomic(path, json.dumps(known, indent=1))
-    return Way(*known[key])
+    return known[key]
+
+
+Known = dict[str, tuple[Literal["fp32", "fp16", "bf16"], bool]]
+
+
+def _remembered(path: Path) -> dict[str, Way]:
+    """What earlier runs measured; {} where nothing did, or it can't be read and is measured again."""
+    try:
+        return {key: Way(*way) for key, way in TypeAdapter(Known).validate_python(read_json(path)).items()}
+    except (RunFolderError, ValidationError):
+        return {}
 
 
 def possible_ways(recipe: Recipe, device: torch.device) -> list[Way]:

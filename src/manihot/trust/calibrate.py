@@ -14,16 +14,18 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, Field, FiniteFloat, model_validator
 from scipy import optimize
 from scipy.special import log_softmax, softmax
 from sklearn.isotonic import IsotonicRegression
 
 from manihot.errors import DataError, SettingsError
 from manihot.metrics import ece, reliability
-from manihot.records.files import atomic_path, load_json, save_json
+from manihot.records.files import atomic_path, save_json
+from manihot.records.readers import read_json, reading
 from manihot.settings import suggest
 
 TINY = 1e-12  # floor of a probability before its logarithm
@@ -141,6 +143,67 @@ def _apply_confidence(probs: np.ndarray, curve: dict[str, list[float]]) -> np.nd
     return out
 
 
+class Curve(BaseModel):
+    """A staircase from stated probabilities to shares."""
+
+    x: list[FiniteFloat]
+    y: list[Annotated[float, Field(ge=0, le=1)]]
+
+    @model_validator(mode="after")
+    def _fit(self) -> Curve:
+        if not self.x or len(self.x) != len(self.y) or self.x != sorted(self.x):
+            raise ValueError("not a rising curve of x and y of one length")
+        return self
+
+
+class NoParams(BaseModel):
+    """Of probabilities left as they are."""
+
+
+class Temperature(BaseModel):
+    """Of temperature scaling."""
+
+    temperature: Annotated[FiniteFloat, Field(gt=0)]
+
+
+class Vector(BaseModel):
+    """Of vector scaling."""
+
+    weights: list[FiniteFloat]
+    bias: list[FiniteFloat]
+
+    @model_validator(mode="after")
+    def _fit(self) -> Vector:
+        if not self.weights or len(self.weights) != len(self.bias):
+            raise ValueError("weights and bias of different lengths")
+        return self
+
+
+class Isotonic(BaseModel):
+    """A curve a class."""
+
+    curves: list[Curve]
+
+
+class Confidence(BaseModel):
+    """The curve of the top probability."""
+
+    curve: Curve
+
+
+class Saved(BaseModel):
+    """What `Calibrator.to_json` gives."""
+
+    kind: str
+    params: dict[str, Any]
+    classes: tuple[str, ...] = ()
+
+
+PARAMS: dict[str, type[BaseModel]] = {
+    "none": NoParams, "temperature": Temperature, "vector": Vector, "isotonic": Isotonic, "confidence": Confidence,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Calibrator:
     """A fitted calibration; `params` are plain JSON values, so that it travels with a model.
@@ -180,12 +243,15 @@ class Calibrator:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Calibrator:
-        """The inverse of `to_json`; an unknown kind is a DataError."""
-        if values.get("kind") not in CALIBRATORS:
-            raise DataError(
-                f"unknown calibration {values.get('kind')!r}", f"one of: {', '.join(CALIBRATORS)}"
-            )
-        return cls(values["kind"], values["params"], tuple(values.get("classes", ())))
+        """The inverse of `to_json`; DataError for an unknown kind, pydantic's ValidationError for other damage."""
+        saved = Saved.model_validate(values)
+        if saved.kind not in CALIBRATORS:
+            raise DataError(f"unknown calibration {saved.kind!r}", f"one of: {', '.join(CALIBRATORS)}")
+        params = PARAMS[saved.kind].model_validate(saved.params)
+        known = {"vector": "weights", "isotonic": "curves"}.get(saved.kind)
+        if known is not None and saved.classes and len(getattr(params, known)) != len(saved.classes):
+            raise DataError(f"{len(getattr(params, known))} {known} for {len(saved.classes)} classes", "fit it anew")
+        return cls(saved.kind, params.model_dump(), saved.classes)
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
@@ -193,8 +259,11 @@ class Calibrator:
 
     @classmethod
     def load(cls, path: Path) -> Calibrator:
-        """Read what `save` wrote."""
-        return cls.from_json(load_json(path))
+        """Read what `save` wrote; anything else is a DataError that names the field."""
+        what, remedy = "a saved calibration", "fit it again: manihot calibrate, or the same manihot run"
+        values = read_json(path, what, remedy, DataError)
+        with reading(path, what, remedy, DataError):
+            return cls.from_json(values)
 
 
 def make_none(pred_probs: np.ndarray, labels: np.ndarray) -> Calibrator:

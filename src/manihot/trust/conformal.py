@@ -18,14 +18,16 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, model_validator
 from scipy.stats import beta
 
 from manihot.errors import DataError, SettingsError
-from manihot.records.files import load_json, save_json
+from manihot.records.files import save_json
+from manihot.records.readers import read_json, reading
 from manihot.settings import suggest
 from manihot.trust.calibrate import check_probs
 
@@ -64,6 +66,28 @@ def uniforms_from_ids(image_id: Sequence[str] | np.ndarray) -> np.ndarray:
     digests = (hashlib.blake2b(str(name).encode("utf-8"), digest_size=8).digest() for name in image_id)
     numbers = np.frombuffer(b"".join(digests), dtype="<u8")
     return (numbers >> np.uint64(11)) * 2.0**-53
+
+
+class Saved(BaseModel):
+    """What `ConformalSets.to_json` gives."""
+
+    kind: Literal["lac", "aps", "raps"]
+    coverage: Annotated[float, Field(gt=0, lt=1)]
+    per_class: bool
+    thresholds: list[FiniteFloat | None]
+    tie_shares: list[Annotated[float, Field(ge=0, le=1)]]
+    counts: list[NonNegativeInt]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    settings: dict[Literal["penalty", "free"], FiniteFloat]
+    classes: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _fit(self) -> Saved:
+        if not len(self.thresholds) == len(self.tie_shares) == len(self.counts):
+            raise ValueError("thresholds, tie_shares and counts of different lengths")
+        if self.classes and len(self.classes) != len(self.thresholds):
+            raise ValueError(f"{len(self.thresholds)} thresholds for {len(self.classes)} classes")
+        return self
 
 
 @dataclass(frozen=True)
@@ -116,19 +140,14 @@ class ConformalSets:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ConformalSets:
-        """The inverse of `to_json`."""
-        thresholds = np.array([np.inf if t is None else t for t in values["thresholds"]])
+        """The inverse of `to_json`; pydantic's ValidationError for anything else."""
+        saved = Saved.model_validate(values)
+        thresholds = np.array([np.inf if t is None else t for t in saved.thresholds])
         return cls(
-            values["kind"],
-            values["coverage"],
-            values["per_class"],
-            thresholds,
-            np.asarray(values["tie_shares"]),
-            np.asarray(values["counts"]),
-            values["seed"],
-            values["settings"],
-            tuple(values["classes"]),
-        )
+            saved.kind, saved.coverage, saved.per_class, thresholds, np.array(saved.tie_shares),
+            np.array(saved.counts), saved.seed, {str(name): value for name, value in saved.settings.items()},
+            saved.classes,
+        )  # fmt: skip
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
@@ -136,8 +155,11 @@ class ConformalSets:
 
     @classmethod
     def load(cls, path: Path) -> ConformalSets:
-        """Read what `save` wrote."""
-        return cls.from_json(load_json(path))
+        """Read what `save` wrote; anything else is a DataError that names the field."""
+        what, remedy = "saved conformal sets", "fit them again: manihot calibrate, or the same manihot run"
+        values = read_json(path, what, remedy, DataError)
+        with reading(path, what, remedy, DataError):
+            return cls.from_json(values)
 
 
 def fit_sets(

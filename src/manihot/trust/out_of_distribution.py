@@ -11,19 +11,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, model_validator
 
 from manihot.errors import DataError
-from manihot.records.files import load_json, save_json
+from manihot.records.files import save_json
 from manihot.records.predictions import Predictions
+from manihot.records.readers import read_record
 from manihot.trust.unknown import UnknownDetector, fit_threshold, fit_unknown
 
 FALSE_REJECTION = 0.05  # share of photographs of the known kind that may be refused
 SHARED = -1  # in place of a fold's number: one detector for all networks
 NOT_OF_THIS_KIND = "not a photograph of this kind"
+
+
+class Saved(BaseModel):
+    """unknown.json."""
+
+    member: str
+    detectors: dict[int, str]
+    false_rejection: Annotated[float, Field(gt=0, lt=1)]
+    photographs: NonNegativeInt
+    why: str
+    output_limit: FiniteFloat | None = None
+
+    @model_validator(mode="after")
+    def _fit(self) -> Saved:
+        for fold, name in self.detectors.items():
+            if fold < SHARED or name != _file(fold):  # another name could lead anywhere
+                raise ValueError(f"the detector of fold {fold} is called {name!r}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -80,15 +100,12 @@ class Strangers:
     @classmethod
     def load(cls, folder: Path) -> Strangers:
         """Read what `save` wrote; anything else is a DataError."""
-        about = load_json(folder / "unknown.json")
-        try:
-            detectors = {int(k): UnknownDetector.load(folder / name) for k, name in about["detectors"].items()}
-            return cls(
-                about["member"], detectors, about["false_rejection"], about["photographs"], about["why"],
-                about.get("output_limit"),
-            )  # fmt: skip
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{folder / 'unknown.json'}: not written by manihot ({error})", "fit it again") from error
+        path, what = folder / "unknown.json", "what tells unknown photographs"
+        about = read_record(path, Saved, what, "fit it again: the same manihot run", DataError)
+        detectors = {fold: UnknownDetector.load(folder / name) for fold, name in about.detectors.items()}
+        return cls(
+            about.member, detectors, about.false_rejection, about.photographs, about.why, about.output_limit
+        )
 
 
 def _file(fold: int) -> str:

@@ -12,9 +12,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, Field
 from scipy.special import logsumexp
 from scipy.stats import rankdata
 from sklearn.covariance import ledoit_wolf
@@ -22,6 +23,7 @@ from sklearn.covariance import ledoit_wolf
 from manihot.errors import DataError, SettingsError
 from manihot.records.files import atomic_path
 from manihot.records.predictions import Predictions
+from manihot.records.readers import about_of, read_arrays, reading
 from manihot.settings import suggest
 
 BLOCK = 1024  # photographs whose distances are held at once
@@ -138,6 +140,26 @@ def auroc(known_scores: np.ndarray, unknown_scores: np.ndarray) -> float:
     return float((ranks[n:].sum() - m * (m + 1) / 2) / (n * m))
 
 
+class Saved(BaseModel):
+    """What stands in a saved detector beside its arrays."""
+
+    kind: Literal["max_prob", "max_logit", "energy", "knn", "mahalanobis", "output"]
+    threshold: float
+    false_rejection: Annotated[float, Field(gt=0, lt=1)]
+    column: Annotated[int, Field(ge=-1, lt=2**31)] = -1
+    k: Annotated[int, Field(ge=1, lt=2**31)] = 10
+
+
+def _table(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """An array (N, D) of finite numbers; KeyError, ValueError or TypeError for anything else."""
+    array = arrays[name]
+    if array.dtype.kind != "f" or array.ndim != 2 or not array.size:
+        raise TypeError(f"the array {name} is {array.dtype} {array.shape}, expected numbers (N, D)")
+    if not np.isfinite(array).all():
+        raise ValueError(f"the array {name} is not finite")
+    return array
+
+
 @dataclass(frozen=True)
 class UnknownDetector:
     """A fitted score with its threshold. known: embeddings for 'knn'; clouds for 'mahalanobis'; column for
@@ -179,15 +201,19 @@ class UnknownDetector:
     @classmethod
     def load(cls, path: Path) -> UnknownDetector:
         """Read what `save` wrote; anything else is a DataError."""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                about = json.loads(str(arrays["about"]))
-                clouds = ClassClouds(arrays["means"], arrays["precision"]) if "means" in arrays else None
-                return cls(known=arrays.get("known"), clouds=clouds, **about)
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise DataError(
-                f"{path}: not a saved detector of unknown photographs ({error})", "fit it again"
-            ) from error
+        what, remedy = "a saved detector of unknown photographs", "fit it again: the same manihot run"
+        arrays = read_arrays(path, what, ("about",), remedy)
+        with reading(path, what, remedy, DataError):
+            about = about_of(arrays, Saved)
+            clouds = None
+            if about.kind == "mahalanobis":
+                clouds = ClassClouds(_table(arrays, "means"), _table(arrays, "precision"))
+                if clouds.precision.shape != (clouds.means.shape[1],) * 2:
+                    raise ValueError(f"means {clouds.means.shape} and precision {clouds.precision.shape}")
+            known = _table(arrays, "known") if about.kind == "knn" else None
+            if known is not None and about.k > len(known):
+                raise ValueError(f"neighbour number {about.k} of {len(known)}")
+            return cls(known=known, clouds=clouds, **about.model_dump())
 
 
 def fit_unknown(

@@ -27,6 +27,7 @@ from manihot.errors import SettingsError
 from manihot.photos.preprocess import resize
 from manihot.progress import track
 from manihot.records.files import atomic_path
+from manihot.records.readers import read_array
 from manihot.settings import Choice, suggest
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]  # of a generator and a number: uint8 (H, W, 3)
@@ -177,7 +178,7 @@ class Extended:
 
     def __init__(self, photos: Any, path: Path) -> None:
         self.photos, self.path = photos, Path(path)
-        self.more: np.ndarray = np.load(self.path, mmap_mode="r")
+        self.more = read_array(self.path, "photographs of something else", "uint8", (None, None, None, 3), mapped=True)
 
     def __len__(self) -> int:
         return len(self.photos) + len(self.more)

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, Field
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from manihot.errors import WeightsError
 from manihot.records.files import atomic_path
+from manihot.records.readers import MOST_TENSORS, check_file, parse_json, reading
 
 Net = TypeVar("Net", bound=nn.Module)
 FORMAT = 1
@@ -127,18 +129,23 @@ def save_translator(path: Path, generator: Generator, about: dict[str, Any]) -> 
         save_file(state, temporary, metadata={"manihot_translator": json.dumps(card)})
 
 
+class Shape(BaseModel):
+    """What stands beside a translator's weights, as far as its network follows from it."""
+
+    format: Literal[1]
+    width: Annotated[int, Field(ge=1, le=1024)]
+    blocks: Annotated[int, Field(ge=0, le=64)]
+
+
 def load_translator(path: Path) -> tuple[Generator, dict[str, Any]]:
     """Read what `save_translator` wrote: the generator and what belongs to it; WeightsError for anything else."""
-    try:
+    what, remedy = "a translator of manihot", "name a .safetensors that `manihot translate` wrote"
+    with reading(path, what, remedy, WeightsError):
+        check_file(path, MOST_TENSORS)
         with safe_open(path, framework="pt") as file:
-            card = json.loads((file.metadata() or {})["manihot_translator"])
+            card = parse_json((file.metadata() or {})["manihot_translator"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
-        if card["format"] != FORMAT:
-            raise ValueError(f"format {card['format']}, this manihot reads {FORMAT}")
-        generator = Generator(card["width"], card["blocks"])
+        shape = Shape.model_validate(card)
+        generator = Generator(shape.width, shape.blocks)
         generator.load_state_dict(state, strict=True)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(
-            f"{path}: not a translator of manihot ({error})", "name a .safetensors that `manihot translate` wrote"
-        ) from error
-    return generator.eval().requires_grad_(False), card
+        return generator.eval().requires_grad_(False), card
