@@ -29,7 +29,7 @@ from manihot.audit.tables import read_table
 from manihot.audit.trusted import load_features, read_trusted
 from manihot.audit.what_if import what_if
 from manihot.errors import DataError
-from manihot.photos.tables import load_classes
+from manihot.photos.labels import load_classes
 from manihot.progress import say
 from manihot.records.files import atomic_path, digest_file, digest_value, save_json, write_atomic
 from manihot.records.groups import offer_name_pattern

@@ -267,7 +267,7 @@ def _predict_with(
     if Manifest.is_file(Path(photos)):
         manifest, quarantine = Manifest.load(Path(photos)), None
     else:
-        manifest, quarantine = scan(Path(photos), **scan_options)  # type: ignore[arg-type]
+        manifest, quarantine = scan(Path(photos), **{"tables": False, **scan_options})  # type: ignore[arg-type]
     trust = Path(model) / "trust"
     asked = out is not None and (trust / "sets.json").is_file() and not Path(out).name.endswith(SUBMISSION)
     strangers = Strangers.load(trust) if asked and (trust / "unknown.json").is_file() else None

@@ -11,12 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from manihot.errors import DataError
+from manihot.photos.labels import ClassNames, name_labels
 from manihot.photos.listing import Entry, Listing, find_photos
-from manihot.photos.tables import ClassNames, Columns, list_table, name_labels, read_table
+from manihot.photos.tables import Columns, list_table
 from manihot.photos.tfrecord import Record, read_records
 from manihot.progress import track
 from manihot.records.files import explain_os_error, temporary_name
+from manihot.records.tables import read_table
 
+SAMPLE = "sample_submission.csv"
 RECORD_SUFFIXES = {".tfrec", ".tfrecord", ".tfrecords"}
 
 
@@ -51,6 +54,7 @@ def list_competition(
     if table.is_file() and images.is_dir() and find_photos(images, Counter()):
         listing = list_table(table, images, columns, names)
         listing.layout = "the Kaggle layout (train.csv, train_images/)"
+        _name_unlisted(listing, images)
     elif find_records(folder, "train"):
         listing = _list_from_records(folder, columns, names, out)
     elif table.is_file():
@@ -61,30 +65,38 @@ def list_competition(
         )
     else:
         listing = Listing(folder, "the Kaggle layout (test_tfrecords/ alone)")
+    listing.kind = "kaggle"
     _add_test(listing, folder, out)
     if listing.base == images:
         listing.base = folder
     return listing
 
 
+def _name_unlisted(listing: Listing, images: Path) -> None:
+    named = {entry.file for entry in listing.entries}
+    unlisted = [path for path in find_photos(images, Counter()) if path not in named]
+    if unlisted:
+        what = f"{len(unlisted)} photographs in {images.name}/ that train.csv does not name, first {unlisted[0].name}"
+        listing.left_out.append(what)
+
+
 def _add_test(listing: Listing, folder: Path, out: Path | None) -> None:
     images, records = folder / "test_images", find_records(folder, "test")
-    sample = folder / "sample_submission.csv"
+    sample = folder / SAMPLE
+    listing.sample = sample if sample.is_file() else None
     if images.is_dir() and (photos := find_photos(images, listing.ignored)):
         listing.entries += [Entry(path, None, "test", where="folder test_images") for path in photos]
         if sample.is_file():
-            asked = [images / name.strip() for name in read_table(sample).iloc[:, 0]]
-            where = "asked for by sample_submission.csv"
-            missing = sorted(set(asked) - set(photos))
-            listing.entries += [Entry(path, None, "test", where=where) for path in missing]
+            there = {name for path in photos for name in (path.name, path.stem, path.relative_to(images).as_posix())}
+            where = f"asked for by {SAMPLE}"
+            missing = [name for name in dict.fromkeys(read_table(sample).iloc[:, 0]) if name and name not in there]
+            listing.entries += [Entry(images / name, None, "test", where=where) for name in missing]
     elif records:
         found, faults = extract_photos(records, _target(out, records), "test")
         listing.faults += faults
         listing.entries += [Entry(path, None, "test", where=where) for path, _, where in found.values()]
     elif sample.is_file():
-        listing.notes.append(
-            "sample_submission.csv stands there without test_images/: no photographs to predict"
-        )
+        listing.notes.append(f"{SAMPLE} stands there without test_images/: no photographs to predict")
 
 
 def _list_from_records(folder: Path, columns: Columns, names: ClassNames | None, out: Path | None) -> Listing:
@@ -103,14 +115,12 @@ def _list_from_records(folder: Path, columns: Columns, names: ClassNames | None,
     in_table = {entry.file for entry in listing.entries}
     extra = [item for item in found.values() if item[0] not in in_table]
     if extra:
-        labels, classes = name_labels(
-            [item[1] for item in extra], range(len(extra)), records[0].parent, names
-        )
+        named = name_labels([item[1] for item in extra], range(len(extra)), records[0].parent, names, "target")
         where = "are not in train.csv" if table.is_file() else "have no train.csv"
         listing.notes.append(f"{len(extra)} photographs in train_tfrecords/ {where}: their own labels hold")
-        listing.entries += [Entry(path, label, where=where) for (path, _, where), label in zip(extra, labels)]
+        listing.entries += [Entry(path, label, where=where) for (path, _, where), label in zip(extra, named.names)]
         if not listing.ordered:
-            listing.classes = tuple(sorted({*listing.classes, *classes}, key=lambda name: (len(name), name)))
+            listing.classes = tuple(sorted({*listing.classes, *named.classes}, key=lambda name: (len(name), name)))
     listing.entries = [
         entry if entry.file.exists() else replace(entry, where=f"{entry.where}; not in train_tfrecords/")
         for entry in listing.entries

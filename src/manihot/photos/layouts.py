@@ -1,6 +1,7 @@
-"""How photographs lie on a disk: class folders, imagefolder metadata, Kaggle's cassava folder, a table.
+"""What a place is: class folders, splits, imagefolder metadata, Kaggle's folder, a table, a manifest.
 
-Each `list_*` function turns one place into a Listing; `recognise` chooses among them.
+`recognise` alone decides. Each `list_*` function turns one reading into a Listing, which says what was left out and
+what the other plausible readings are.
 """
 
 from __future__ import annotations
@@ -11,36 +12,38 @@ from pathlib import Path
 
 import pandas as pd
 
-from manihot.errors import DataError
+from manihot.errors import DataError, SettingsError
+from manihot.photos.beside import weigh_tables
 from manihot.photos.decode import SUFFIXES
+from manihot.photos.folders import Tree, choose_pattern, list_by, other_patterns, split_of, walk
 from manihot.photos.kaggle import find_records, is_competition, list_competition
-from manihot.photos.listing import Entry, Listing, find_photos, list_folder, list_folders, normalise
-from manihot.photos.tables import (
-    SPLITS,
-    TABLE_SUFFIXES,
-    ClassNames,
-    Columns,
-    list_table,
-    load_classes,
-    to_trusted,
-)
+from manihot.photos.labels import ClassNames, load_classes
+from manihot.photos.listing import Entry, Listing, find_photos, list_folder, list_folders
+from manihot.photos.tables import Columns, list_table, to_trusted
 from manihot.records.manifest import COLUMNS, Manifest
+from manihot.records.tables import TABLE_SUFFIXES, list_names, shown
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CLASS_MAPS = ("label_num_to_disease_map.json",)
 
 
 def recognise(
-    place: Path, columns: Columns, csv: Path | None, classes: Path | None, out: Path | None, several: bool = False
-) -> Listing:
-    """List the photographs of one place.
+    place: Path, columns: Columns, csv: Path | None, classes: Path | None, out: Path | None, several: bool = False,
+    folders: str | None = None, tables: bool = True,
+) -> Listing:  # fmt: skip
+    """Decide what one place is, and list its photographs.
 
     place: a folder, a manifest, a run folder that holds one, or a table whose image paths start at its own folder.
     csv: a table whose image paths start at `place`. classes: names of integer labels. out: run folder, never searched
-    for photographs. several: there are other places, which may have the columns that a fixed layout lacks.
-    Raises DataError.
+    for photographs. several: there are other places, which may have the columns that a fixed layout lacks. folders:
+    what the folders are (`manihot.photos.folders`). tables: whether a table beside the photographs may name their
+    classes. Raises DataError.
     """
     manifest = Manifest.find(place) if csv is None else None
+    if folders is not None and (csv is not None or manifest is not None or place.is_file()):
+        raise SettingsError(
+            f"--folders {folders!r}: {csv or place} names the photographs itself", "give a folder, or leave it out"
+        )
     if manifest is not None:
         return list_manifest(manifest, columns)
     if place.is_file() and place.suffix.lower() in SUFFIXES:
@@ -56,15 +59,18 @@ def recognise(
         raise DataError(f"{place}: there is no such folder or table", "check the path")
     if csv is not None:
         return list_table(csv, place, columns, _names(place, classes) or _names(csv.parent, None))
-    if (place / "train.csv").is_file() and (
-        (place / "train_images").is_dir() or find_records(place, "train")
-    ):
-        return list_competition(place, columns, _names(place, classes), out, several)
-    if _metadata(place) or any(_metadata(path) for path in _split_folders(place).values()):
-        return list_imagefolder(place, columns, _names(place, classes), several)
-    if is_competition(place):
-        return list_competition(place, columns, _names(place, classes), out, several)
-    return list_class_folders(place, classes, out)
+    if folders is not None:
+        return list_class_folders(place, classes, out, folders)
+    top = _descend(place)
+    names = _names(top, classes) or _names(place, None)
+    if (top / "train.csv").is_file() and ((top / "train_images").is_dir() or find_records(top, "train")):
+        return list_competition(top, columns, names, out, several)
+    if _metadata(top) or any(_metadata(path) for _, path in _split_folders(top)):
+        return list_imagefolder(top, columns, names, several)
+    if is_competition(top):
+        return list_competition(top, columns, names, out, several)
+    listing = list_class_folders(top, classes, out)
+    return weigh_tables(listing, top, columns, names, out) if tables else listing
 
 
 def _names(folder: Path, classes: Path | None) -> ClassNames | None:
@@ -77,11 +83,10 @@ def _metadata(folder: Path) -> Path | None:
     return next((folder / name for name in METADATA if (folder / name).is_file()), None)
 
 
-def _split_folders(folder: Path) -> dict[str, Path]:
-    """Sub-folders named train, val, test and the like, by name, in that order."""
-    order = list(SPLITS)
-    named = {path.name.lower(): path for path in list_folders(folder) if path.name.lower() in SPLITS}
-    return {name: named[name] for name in sorted(named, key=order.index)}
+def _split_folders(folder: Path) -> list[tuple[str, Path]]:
+    """(split, folder) of the sub-folders named train, val, test and the like, in that order."""
+    named = [(split, path) for path in list_folders(folder) if (split := split_of(path.name))]
+    return sorted(named, key=lambda item: (("train", "val", "test").index(item[0]), item[1].name))
 
 
 def list_manifest(path: Path, columns: Columns) -> Listing:
@@ -92,7 +97,7 @@ def list_manifest(path: Path, columns: Columns) -> Listing:
             f"{path}: its soft labels can't be joined with other sources or read anew",
             "give this manifest alone to `manihot run`",
         )
-    listing = Listing(manifest.root, "a manifest", classes=manifest.classes, ordered=True)
+    listing = Listing(manifest.root, "a manifest", kind="manifest", classes=manifest.classes, ordered=True)
     table, names = manifest.table, [*manifest.classes, None]
     trusted = [False] * len(table)
     if columns.trusted and columns.trusted in table:
@@ -123,102 +128,89 @@ def list_imagefolder(
     top = _metadata(folder)
     if top is not None:
         listing = list_table(top, folder, known(top), names)
-        listing.used &= {option for option, name in vars(asked).items() if name}
+        listing.used &= set(asked.named)
         return listing
-    joined = Listing(folder, "an imagefolder with metadata", ordered=names is not None)
+    joined = Listing(folder, "an imagefolder with metadata", kind="imagefolder", ordered=names is not None)
     classes: set[str] = set()
-    for name, place in _split_folders(folder).items():
+    for split, place in _split_folders(folder):
         table = _metadata(place)
         if table is None:
-            joined.notes.append(f"{place.name}/ has no metadata; its photographs are left out")
+            joined.left_out.append(f"{place.name}/ has no metadata; its photographs are left out")
             continue
-        part = list_table(table, place, known(table), names, SPLITS[name])
-        joined.used |= part.used & {option for option, name in vars(asked).items() if name}
+        part = list_table(table, place, known(table), names, split)
+        joined.used |= part.used & set(asked.named)
         joined.entries += [replace(e, where=f"{place.name}/{e.where}") for e in part.entries]
         joined.details += part.details
         joined.notes += part.notes
+        joined.left_out += part.left_out
         classes |= set(part.classes)
     joined.classes = names.names if names else tuple(sorted(classes))
     joined.numbers = names.by_name if names else {}
     return joined
 
 
-def list_class_folders(folder: Path, classes: Path | None, out: Path | None) -> Listing:
-    """One folder a class, with or without train, val and test above; photographs beside them are unlabelled.
+def list_class_folders(folder: Path, classes: Path | None, out: Path | None, pattern: str | None = None) -> Listing:
+    """Photographs whose folders say what they are, as `pattern` reads them or as their names speak for.
 
-    Class names are the folders' names as they are, sorted.
+    Class names are the folders' names as they are, sorted. Raises DataError.
     """
-    top = _descend(folder)
-    listing = Listing(top, "class folders")
-    splits = _split_folders(top)
-    if (splits and "train" in {SPLITS[name] for name in splits}) or _only_splits(top, splits):
-        listing.layout = f"class folders in {', '.join(f'{path.name}/' for path in splits.values())}"
-        for name, place in splits.items():
-            _list_classes(listing, place, SPLITS[name], out)
-        for other in list_folders(top):
-            if other not in splits.values() and other != out and find_photos(other, Counter()):
-                listing.notes.append(f"{other.name}/ stands beside the splits and is left out")
+    tree = walk(folder, out)
+    if pattern is None:
+        tree = _enter(tree)
+        pattern = choose_pattern(tree)
+        listing = list_by(tree, pattern)
+        if len(listing.classes) == 1 and pattern == "{class}":
+            only = listing.classes[0]
+            listing.otherwise.append(f"photographs without labels, as {only}/ is the only folder: --folders ''")
+        for other, what in other_patterns(tree, pattern):
+            listing.otherwise.append(f"{what}: --folders '{other}'")
     else:
-        _list_classes(listing, top, "train", out)
-    found = sorted({entry.label for entry in listing.entries if entry.label is not None})
-    listing.classes = tuple(found)
-    if not found and listing.entries:
-        listing.layout = "photographs without labels"
-        tables = [path.name for path in list_folder(top)[1] if path.suffix.lower() in TABLE_SUFFIXES]
-        if tables:
-            listing.notes.append(
-                f"the table {tables[0]} is not used; to use its labels scan {top / tables[0]}"
+        listing = list_by(tree, pattern)
+        if tree.photos and not listing.entries:
+            raise DataError(
+                f"{folder}: no photograph lies in folders that fit --folders '{pattern}'; the first lies in "
+                f"{shown('/'.join(tree.photos[0][0])) or 'no folder'}",
+                "write one part for each folder from PHOTOS down",
             )
+    listing.pattern = pattern
     if classes is not None:
         given = load_classes(classes)
-        unknown = [name for name in found if name not in given.names]
+        unknown = [name for name in listing.classes if name not in given.names]
         if unknown:
             raise DataError(
-                f"{top}: folder {unknown[0]!r} is no class of {classes}",
-                f"rename the folder to one of {', '.join(given.names)}, or correct {classes}",
+                f"{listing.base}: folder {unknown[0]!r} is no class of {classes}",
+                f"rename the folder to one of {list_names(given.names)}, or correct {classes}",
             )
         listing.classes, listing.ordered, listing.numbers = given.names, True, given.by_name
     return listing
+
+
+def _enter(tree: Tree) -> Tree:
+    """Into a lone folder of folders, as archives unpack, though folders without photographs lie beside it."""
+    while tree.photos and all(len(own) > 1 for own, _ in tree.photos):
+        first = {own[0] for own, _ in tree.photos}
+        if len(first) > 1 or split_of(min(first)):
+            break
+        tree = replace(tree, top=tree.top / min(first), photos=[(own[1:], path) for own, path in tree.photos], empty=[])
+    return tree
 
 
 def _descend(folder: Path) -> Path:
     """Into a lone folder of folders, as archives unpack: `photos/PlantVillage/rust/1.jpg`."""
     while True:
         folders = list_folders(folder)
-        if (
-            len(folders) != 1
-            or folders[0].name.lower() in SPLITS
-            or find_photos(folder, Counter(), deep=False)
-        ):
+        if len(folders) != 1 or split_of(folders[0].name) or list_photos(folder):
             return folder
-        if find_photos(folders[0], Counter(), deep=False) or not list_folders(folders[0]):
+        below = folders[0]
+        if not _has_table(below) and (list_photos(below) or not list_folders(below)):
             return folder
-        folder = folders[0]
+        folder = below
 
 
-def _only_splits(folder: Path, splits: dict[str, Path]) -> bool:
-    return bool(splits) and set(list_folders(folder)) == set(splits.values())
+def _has_table(folder: Path) -> bool:
+    return any(path.suffix.lower() in TABLE_SUFFIXES for path in list_folder(folder)[1])
 
 
-def _list_classes(listing: Listing, place: Path, split: str, out: Path | None) -> None:
-    """Add the photographs of one split: in folders with the folder's name as label, loose ones without."""
-    known = {entry.label for entry in listing.entries if entry.label is not None}
-    loose = find_photos(place, listing.ignored, deep=False)
-    named: list[Entry] = []
-    for folder in list_folders(place):
-        if folder == out:
-            continue
-        photos = find_photos(folder, listing.ignored, out)
-        label, where = normalise(folder.name), f"folder {folder.relative_to(listing.base).as_posix()}"
-        named += [Entry(path, label, split, where=where) for path in photos]
-        if not photos:
-            listing.notes.append(f"{folder.name}/ holds no photograph and is no class")
-    if split == "test" and known and named and not known & {entry.label for entry in named}:
-        folders = ", ".join(sorted({f"{entry.label}/" for entry in named}))
-        listing.notes.append(
-            f"{place.name}/ holds no class of the training photographs ({folders}): taken as unlabelled"
-        )
-        named = [replace(entry, label=None) for entry in named]
-    elif loose and named:
-        listing.notes.append(f"{len(loose)} photographs in {place.name}/ lie in no class folder: unlabelled")
-    listing.entries += [Entry(path, None, split, where=f"folder {place.name}") for path in loose] + named
+def list_photos(folder: Path) -> list[Path]:
+    """The photographs in a folder itself."""
+    return find_photos(folder, Counter(), deep=False)

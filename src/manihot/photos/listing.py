@@ -38,17 +38,24 @@ class Entry:
 
 @dataclass
 class Listing:
-    """The photographs of one source.
+    """What a place was read as, and the photographs of it.
 
-    base: folder that relative paths start from. layout: what was recognised, in words. ordered: whether the
-    order of `classes` was given by the user. numbers: what stands for each class in the user's tables, where they say
-    so. ignored: other files, counted by extension. faults: rows of the quarantine that are known already. details:
-    lines to say. notes: warnings. used: options that named a column of it.
+    base: folder that relative paths start from. layout: what was recognised, in words; kind: the same for programs.
+    ordered: whether the order of `classes` was given by the user. numbers: what stands for each class in the user's
+    tables, where they say so. ignored: other files, counted by extension. faults: rows of the quarantine that are
+    known already. details: lines to say. notes: warnings. left_out: what was seen and is not used, and why. otherwise:
+    other plausible readings, each with the option that chooses it. used: options that named a column of it. sample: the
+    sample submission beside the photographs. pattern: how the folders were read, as for `--folders`.
     """
 
     base: Path
     layout: str
     entries: list[Entry] = field(default_factory=list)
+    kind: str = "photographs"
+    left_out: list[str] = field(default_factory=list)
+    otherwise: list[str] = field(default_factory=list)
+    sample: Path | None = None
+    pattern: str | None = None
     classes: tuple[str, ...] = ()
     ordered: bool = False
     numbers: dict[str, int] = field(default_factory=dict)

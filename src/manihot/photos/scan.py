@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +28,9 @@ from manihot.records.files import atomic_path, explain_os_error
 from manihot.records.groups import with_name_groups
 from manihot.records.manifest import COLUMNS, UNLABELLED, Manifest
 from manihot.records.quarantine import COLUMNS as QUARANTINE
+from manihot.records.tables import list_names
 
+AUTO = "auto"  # --group auto: bursts, which are found when the photographs are looked at
 TASK = 16  # files a task: few, so that Ctrl-C is answered soon
 
 
@@ -45,9 +48,14 @@ def scan(
     id: str | None = None,
     trusted: str | None = None,
     classes: Path | None = None,
+    folders: str | None = None,
+    keep_na: bool = False,
+    allow_missing: bool = False,
+    merge_case: bool = False,
     workers: int = 2,
     few: int = 0,
     extract: Path | None = None,
+    tables: bool = True,
 ) -> tuple[Manifest, pd.DataFrame]:
     """Find, read and list photographs; returns the manifest and the quarantine.
 
@@ -60,7 +68,11 @@ def scan(
     `leaf/{id}.jpg`; label, source, group, fold, split, id: further columns (label='' for none). group may also be a
     pattern of file names such as '{group}_*': photographs whose names agree in that part belong together.
     trusted: a column that says true, yes or 1 where a label is known to be right, kept in the manifest under its name.
-    classes: names of integer labels. out: run folder; manifest.parquet and quarantine.csv are written there,
+    classes: names of integer labels. folders: what the folders below `photos` are, such as '{split}/{class}' or
+    '{class}/{class}' (`manihot.photos.folders`); '' for nothing. keep_na: words such as 'nan' are labels, not missing
+    ones. allow_missing: most photographs of a table may be missing. merge_case: classes that differ in capitals, spaces
+    or hyphens only are one, under the commonest name. tables: whether a table beside the photographs may name their
+    classes. out: run folder; manifest.parquet and quarantine.csv are written there,
     and photographs that come in TFRecords. workers: processes; the result does not depend on it.
     few: read about so many photographs only, of each class, source and split alike; all of them when 0.
     extract: where photographs that come in TFRecords are written without `out`, in its folder photos.
@@ -79,11 +91,16 @@ def scan(
     aside = None if extract is None else _absolute(Path(extract))
     table = None if csv is None else _absolute(Path(csv))
     pattern = group if group is not None and "{group}" in group else None
-    columns = Columns(image, label, source, None if pattern else group, fold, split, id, trusted)
+    column = None if pattern or group == AUTO else group
+    columns = Columns(image, label, source, column, fold, split, id, trusted, keep_na, allow_missing)
     if trusted in COLUMNS:
         raise DataError(f"--trusted {trusted}: a manifest has a column of that name", "give yours another name")
     several = len(places) > 1
-    listings = [recognise(place, columns, table, classes, run or aside, several) for place in places]
+    listings = [
+        recognise(place, columns, table, classes, run or aside, several, folders, tables) for place in places
+    ]
+    if merge_case:
+        _merge_twins(listings)
     _check_options(places, listings, columns)
     _say_listings(places, listings)
     names = _source_names(places) if len(places) > 1 else [""]
@@ -125,7 +142,7 @@ def _absolute(path: Path) -> Path:
 def _check_options(places: list[Path], listings: list[Listing], columns: Columns) -> None:
     """Columns without a table, and numbers beside names, are mistakes that would pass unseen."""
     used = {name for part in listings for name in part.used}
-    unused = [f"--{name}" for name, value in vars(columns).items() if value and name not in used]
+    unused = [f"--{name}" for name in columns.named if name not in used]
     if unused:
         where = next((k for k, part in enumerate(listings) if not part.used), 0)
         raise DataError(
@@ -197,10 +214,43 @@ def _unite_classes(listings: list[Listing]) -> tuple[str, ...]:
     rest = {name for part in listings if not part.ordered for name in part.classes} - set(ordered)
     whole = all(name.isdecimal() for name in rest)
     united = [*dict.fromkeys(ordered), *sorted(rest, key=int if whole else str)]
-    alike = [names for names in _group_by(united, str.casefold).values() if len(names) > 1]
-    for group in alike:
-        say(f"warning: classes {' and '.join(map(repr, group))} differ in capitals only and count as two")
+    counts = Counter(entry.label for part in listings for entry in part.entries)
+    for group in _twins(united):
+        names = " and ".join(f"{name!r} ({counts[name]})" for name in group)
+        say(
+            f"warning: classes {names} differ in capitals, spaces or hyphens only and count as {len(group)}; "
+            "if they are one: --merge-case"
+        )
     return tuple(united)
+
+
+def _twins(names: Sequence[str]) -> list[list[str]]:
+    """Names that differ in capitals, spaces, hyphens or underscores only."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"[\s_-]+", " ", name.casefold()), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _merge_twins(listings: list[Listing]) -> None:
+    """One name for classes that differ in capitals, spaces or hyphens only: the commonest, else the first."""
+    counts = Counter(entry.label for part in listings for entry in part.entries if entry.label is not None)
+    names = sorted({name for part in listings for name in part.classes})
+    one = {}
+    for group in _twins(names):
+        best = max(group, key=lambda name: (counts[name], -names.index(name)))
+        say(f"{' and '.join(map(repr, group))} are one class, {best!r}")
+        one |= dict.fromkeys(group, best)
+    for part in listings:
+        if part.numbers and any(name in one for name in part.classes):
+            raise DataError(
+                "--merge-case: the class map gives names that differ in capitals only numbers of their own",
+                "correct the map, or leave the option out",
+            )
+        part.classes = tuple(dict.fromkeys(one.get(name, name) for name in part.classes))
+        part.entries = [
+            entry if entry.label not in one else replace(entry, label=one[entry.label]) for entry in part.entries
+        ]
 
 
 def _unite_numbers(listings: list[Listing], classes: tuple[str, ...]) -> tuple[int, ...] | None:
@@ -218,13 +268,6 @@ def _unite_numbers(listings: list[Listing], classes: tuple[str, ...]) -> tuple[i
         say("warning: the classes of all sources have no numbers of their own; submissions count them from 0")
         return None
     return found
-
-
-def _group_by(names: list[str], key) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(key(name), []).append(name)
-    return groups
 
 
 def _unique_ids(entries: list[Entry], root: Path) -> list[str]:
@@ -325,7 +368,8 @@ def _to_quarantine(
     for entry, image_id, fact in zip(entries, ids, facts):
         if isinstance(fact, PhotoFault):
             file = _relative(entry.file, root)
-            detail = f"{fact.detail} ({entry.where})" if fact.kind == "missing" else fact.detail
+            listed = fact.kind == "missing" or ", line " in entry.where
+            detail = f"{fact.detail} ({entry.where})" if listed else fact.detail
             known = (file, fact.kind, detail, fact.remedy, entry.label or "", entry.split, image_id)
             rows.append(dict(zip(QUARANTINE, known)))
     return pd.DataFrame(rows, columns=list(QUARANTINE)).fillna("")
@@ -342,13 +386,21 @@ def _nothing_found(places: list[Path], listings: list[Listing]) -> DataError:
 
 
 def _say_listings(places: list[Path], listings: list[Listing]) -> None:
+    """What each place was read as, what was left out, and what it could be otherwise."""
     for place, part in zip(places, listings):
-        say(f"{place}: {part.layout}, {len(part.entries)} photographs")
+        at = "" if part.base in (place, place.parent) else f" (in {part.base})"
+        say(f"{place}: {part.layout}{at}, {len(part.entries)} photographs")
+        if part.classes:
+            say(f"  {len(part.classes)} class{'es' * (len(part.classes) > 1)}: {list_names(part.classes, 10)}")
+        for line in part.details:
+            say(f"  {line}")
         if part.ignored:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in part.ignored.most_common(8))
             say(f"  ignored files that are no photographs: {kinds}")
-        for line in part.details:
-            say(f"  {line}")
+        for line in part.left_out:
+            say(f"  left out: {line}")
+        for line in part.otherwise:
+            say(f"  another reading: {line}")
         for note in part.notes:
             say(f"warning: {note}")
 

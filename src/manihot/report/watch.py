@@ -129,7 +129,7 @@ def _find_new(photos: Path | Sequence[Path], options: dict[str, Any]) -> tuple[M
     else:
         from manihot.photos.scan import scan
 
-        new, nothing = scan(photos, **options)
+        new, nothing = scan(photos, **{"tables": False, **options})
     if not len(new):
         raise DataError(f"{photos}: no new photograph can be read", "name a folder with photographs")
     return new, nothing
