@@ -201,8 +201,8 @@ def test_optuna_search_gives_weights_on_the_simplex() -> None:
     ("probs", "labels", "words"),
     [
         (np.ones((3, 4)), np.zeros(4, int), "shape"),
-        (np.full((2, 3, 2), np.nan), np.zeros(3, int), "not finite"),
-        (np.full((2, 3, 2), 0.5), np.array([0, 1, 2]), "no label"),
+        (np.full((2, 3, 2), np.nan), np.zeros(3, int), "member 0: 3 rows are not finite, .* row 0: column 0 holds nan"),
+        (np.full((2, 3, 2), 0.5), np.array([0, 1, 2]), "row 2 has label 2"),
         (np.full((2, 3, 2), 0.5), np.array([0, 1, -1]), "no label"),
         (np.full((21, 3, 2), 0.5), np.zeros(3, int), "too many"),
     ],

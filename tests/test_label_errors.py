@@ -339,10 +339,10 @@ def test_errors_name_what_is_wrong() -> None:
         label_issues(predictions, manifest, pd.DataFrame({"image_id": [], "epoch": []}))
     labels, probs = arrays(0, n=20)
     for bad, text in (
-        ({"labels": labels[:5]}, "don't fit pred_probs"),
-        ({"labels": labels + 1}, "don't fit 4 classes"),
-        ({"labels": labels.astype(float)}, "whole numbers"),
-        ({"pred_probs": probs * 2}, "no probabilities, first row 0"),
+        ({"labels": labels[:5]}, "don't fit 20 photographs"),
+        ({"labels": labels + 1}, "has label 4, but there are 4 classes"),
+        ({"labels": labels + 0.5}, "row 0 has label .*5"),
+        ({"pred_probs": probs * 2}, "20 rows are not probabilities, first in row 0: .* sum to 2"),
         ({"embeddings": np.zeros((3, 2))}, "embeddings of shape"),
         ({"embeddings": np.full((20, 2), np.nan)}, "not finite"),
         ({"history": np.zeros((2, 19))}, "history of shape"),

@@ -23,7 +23,8 @@ from hypothesis.extra import numpy as hnp
 from manihot.errors import DataError, DiskFullError, RunFolderError
 from manihot.records.files import atomic_path, digest_file, digest_value, load_json, save_json, write_atomic
 from manihot.records.manifest import ALWAYS_TRAIN, COLUMNS, UNLABELLED, Manifest
-from manihot.records.predictions import TINY, Predictions
+from manihot.records.predictions import Predictions
+from manihot.records.probabilities import TINY
 from manihot.records.run_folder import RunFolder
 
 CLASSES = ("healthy", "mosaic", "blight")

@@ -169,10 +169,10 @@ def test_real_calibration_error_falls_from_five_hundredths_below_one_point_two()
     ("probs", "labels", "words"),
     [
         (np.full((3, 2), 0.9), np.zeros(3, int), "sum to 1"),
-        (np.full((3, 2), np.nan), np.zeros(3, int), "not usable"),
+        (np.full((3, 2), np.nan), np.zeros(3, int), "row 0: column 0 holds nan"),
         (np.full((3, 2), 0.5), np.full(3, -1), "no photograph has a label"),
-        (np.full((3, 2), 0.5), np.array([0, 1, 2]), "no photograph has a label among"),
-        (np.full((3, 2), 0.5), np.zeros(2, int), "labels have shape"),
+        (np.full((3, 2), 0.5), np.array([0, 1, 2]), "row 2 has label 2, but there are 2 classes"),
+        (np.full((3, 2), 0.5), np.zeros(2, int), "labels of shape"),
     ],
 )
 def test_what_can_t_be_calibrated_is_named(probs: np.ndarray, labels: np.ndarray, words: str) -> None:

@@ -18,8 +18,8 @@ import numpy as np
 from scipy.special import betaincinv
 
 from manihot.errors import DataError
+from manihot.records.probabilities import check_labels, check_probs, log_probs
 
-TINY = 1e-12  # floor of a probability before its logarithm
 ECE_BINS = 15
 REPEATS = 1000
 LEVEL = 0.95
@@ -53,7 +53,7 @@ def roc_auc(labels: np.ndarray, pred_probs: np.ndarray, weights: np.ndarray | No
 def log_loss(labels: np.ndarray, pred_probs: np.ndarray, weights: np.ndarray | None = None) -> Value:
     """Mean of -log of the label's probability, in nats; probabilities are floored at 1e-12."""
     y, p, w = _labelled(labels, pred_probs, weights)
-    return _like(weights, _ratio(w @ -np.log(np.maximum(p[np.arange(len(y)), y], TINY)), w.sum(1)))
+    return _like(weights, _ratio(w @ -log_probs(p[np.arange(len(y)), y]), w.sum(1)))
 
 
 def ece(labels: np.ndarray, pred_probs: np.ndarray, weights: np.ndarray | None = None) -> Value:
@@ -246,16 +246,10 @@ def _labelled(
     labels: np.ndarray, pred_probs: np.ndarray, weights: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The labelled rows, checked: labels (n,), float64 probabilities (n, K), weights (R, n)."""
-    y, p = np.asarray(labels), np.asarray(pred_probs)
-    if p.ndim != 2 or y.shape != p.shape[:1] or p.shape[1] == 0:
-        raise DataError(f"labels of shape {y.shape} for probabilities of shape {p.shape}", "one label a row")
+    p = check_probs(pred_probs)
+    y = check_labels(labels, *p.shape)
     keep = y >= 0
-    y, p = y[keep].astype(np.int64), p[keep].astype(np.float64)
-    if len(y) and y.max() >= p.shape[1]:
-        raise DataError(f"label {y.max()} for {p.shape[1]} classes", "labels number the columns from 0")
-    # written so that NaN fails too
-    if not ((p >= -1e-6) & (p <= 1 + 1e-3)).all() or not (np.abs(p.sum(1) - 1) <= 1e-3).all():
-        raise DataError("probabilities must be non-negative and sum to 1 a row", "softmax logits first")
+    y, p = y[keep], p[keep]
     if weights is None:
         return y, p, np.ones((1, len(y)))
     w = np.asarray(weights, dtype=np.float64)

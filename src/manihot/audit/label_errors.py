@@ -31,6 +31,7 @@ from manihot.progress import say
 from manihot.records.groups import group_numbers
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.records.probabilities import check_labels, check_probs
 
 NEIGHBOURS = 20  # photographs that vote; 10 and 40 gave the same within a hundredth
 MARGINS_COUNT = 0.5  # of training margins against all other evidence
@@ -318,27 +319,8 @@ def _margins(history: pd.DataFrame, image_id: np.ndarray) -> np.ndarray:
 def _check(labels: np.ndarray, pred_probs: np.ndarray, combine: str) -> tuple[np.ndarray, np.ndarray]:
     if combine not in COMBINATIONS:
         raise DataError(f"combine={combine!r} is unknown", f"one of {', '.join(COMBINATIONS)}")
-    labels, probs = np.asarray(labels), np.asarray(pred_probs, dtype=np.float64)
-    if probs.ndim != 2 or labels.shape != (len(probs),):
-        raise DataError(
-            f"labels of shape {labels.shape} don't fit pred_probs of shape {probs.shape}",
-            "labels (N,), pred_probs (N, K)",
-        )
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"labels are {labels.dtype}, not whole numbers", "class numbers from 0, -1 for none")
-    if len(labels) and (labels.max() >= probs.shape[1] or labels.min() < -1):
-        raise DataError(
-            f"labels from {labels.min()} to {labels.max()} don't fit {probs.shape[1]} classes",
-            "class numbers from 0, -1 for none",
-        )
-    wrong = ~(np.isfinite(probs).all(axis=1) & (probs >= 0).all(axis=1) & (abs(probs.sum(axis=1) - 1) < 0.01))
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise DataError(
-            f"{int(wrong.sum())} rows of pred_probs are no probabilities, first row {row}: {probs[row]}",
-            "apply the softmax to logits first",
-        )
-    return labels.astype(np.int64), normalise(probs)
+    probs = check_probs(pred_probs)
+    return check_labels(labels, *probs.shape), normalise(probs)
 
 
 def _check_embeddings(embeddings: np.ndarray, n: int) -> np.ndarray:

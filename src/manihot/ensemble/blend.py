@@ -16,9 +16,8 @@ from scipy.stats import rankdata
 
 from manihot.ensemble.members import check_members, check_weights, row_blocks
 from manihot.errors import DataError, SettingsError
+from manihot.records.probabilities import TINY, log_probs
 from manihot.settings import suggest
-
-TINY = 1e-12  # floor of a probability before its logarithm
 
 
 def mean_arithmetic(pred_probs: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -37,7 +36,7 @@ def mean_geometric(pred_probs: np.ndarray, weights: np.ndarray) -> np.ndarray:
     out = np.zeros(pred_probs.shape[1:])
     for weight, probs in zip(weights, pred_probs):
         if weight:
-            out += weight * np.log(np.maximum(probs, TINY, dtype=np.float64))
+            out += weight * log_probs(probs)
     return np.exp(out - out.max(axis=1, keepdims=True))
 
 

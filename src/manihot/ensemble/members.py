@@ -14,13 +14,14 @@ import numpy as np
 
 from manihot.errors import DataError
 from manihot.records.predictions import Predictions
+from manihot.records.probabilities import check_labels, check_probs
 
 ROW_BLOCK = 65_536  # photographs handled at a time, so that a million rows need no second copy
 
 
 def check_members(pred_probs: np.ndarray, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Members (M, N, K) and labels (N,) as arrays, checked: shapes, finite numbers, labels in 0..K-1
-    (DataError).
+    """Members (M, N, K) and labels (N,) as arrays, checked: shapes, finite numbers, labels in
+    0..K-1 (DataError).
     """
     pred_probs = np.asarray(pred_probs)
     if pred_probs.ndim != 3 or 0 in pred_probs.shape or pred_probs.shape[2] < 2:
@@ -31,27 +32,10 @@ def check_members(pred_probs: np.ndarray, labels: np.ndarray | None = None) -> t
     if not np.issubdtype(pred_probs.dtype, np.floating):
         pred_probs = pred_probs.astype(np.float64)
     for member, probs in enumerate(pred_probs):
-        if not np.isfinite(probs).all():
-            raise DataError(
-                f"member {member} has predictions that are not finite", "predict again, or leave it out"
-            )
+        check_probs(probs, any_scale=True, what=f"member {member}")
     if labels is None:
         return pred_probs, np.empty(0, dtype=np.int64)
-    return pred_probs, check_labels(labels, *pred_probs.shape[1:])
-
-
-def check_labels(labels: np.ndarray, n: int, k: int) -> np.ndarray:
-    """Labels as int64 (N,); a wrong length, an unknown or an impossible class is a DataError."""
-    labels = np.asarray(labels)
-    if labels.shape != (n,):
-        raise DataError(f"{n} photographs have predictions, but labels have shape {labels.shape}")
-    if ((labels < 0) | (labels >= k)).any():
-        wrong = int(((labels < 0) | (labels >= k)).sum())
-        raise DataError(
-            f"{wrong} of {n} photographs have no label among the {k} classes",
-            "leave photographs without a label out before fitting or scoring",
-        )
-    return labels.astype(np.int64)
+    return pred_probs, check_labels(labels, *pred_probs.shape[1:], all_known=True)
 
 
 def check_weights(weights: np.ndarray | Sequence[float] | None, m: int) -> np.ndarray:

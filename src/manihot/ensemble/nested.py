@@ -33,6 +33,7 @@ from manihot.ensemble.stack import STACKERS, Predictor, Without, check_folds
 from manihot.errors import SettingsError
 from manihot.progress import track
 from manihot.records.groups import group_numbers
+from manihot.records.probabilities import log_probs
 from manihot.settings import suggest
 from manihot.trust.calibrate import fit_temperature, scale_temperature
 from manihot.trust.holdout import make_folds
@@ -40,7 +41,6 @@ from manihot.trust.holdout import make_folds
 FAMILY_ERROR = 0.001  # chance that any method is called a gain where none is
 DRAWS = 20_000  # bootstrap draws where few distinct values make them cheap
 DRAWS_CONTINUOUS = 4_000
-TINY = 1e-12
 DEFAULT_METHODS = ("geometric", "best_subset", "greedy", "simplex", "nelder_mead", "differential_evolution")
 
 
@@ -177,7 +177,7 @@ def _score_rows(probs: np.ndarray, labels: np.ndarray, metric: str) -> np.ndarra
     """Right or wrong, or log p(label): larger is better, (N,)."""
     if metric == "accuracy":
         return (probs.argmax(axis=1) == labels).astype(np.float64)
-    return np.log(np.maximum(probs[np.arange(len(labels)), labels], TINY))
+    return log_probs(probs[np.arange(len(labels)), labels])
 
 
 def _compare(

@@ -25,11 +25,11 @@ from scipy import optimize
 
 from manihot.ensemble.members import check_members, row_blocks
 from manihot.errors import DataError, MissingExtraError
+from manihot.records.probabilities import TINY, log_probs
 
 MAX_SUBSET_MEMBERS = 20  # 2^20 subsets; above that the counts alone take minutes
 SUBSET_ROWS = 8192  # photographs a block: margins of five classes then fit a core's own cache
 WEIGHT_ROWS = 1024
-TINY = 1e-12
 TIE = 1e-7  # a tie is lost to a class of lower index, as argmax would have it
 
 
@@ -194,7 +194,7 @@ def fit_greedy(
     best: tuple[float, float] = (-np.inf, -np.inf)
     best_weights = np.full(m, 1.0 / m)
     for step in range(1, steps + 1):
-        losses = -np.array([np.log(np.maximum((total + row) / step, TINY)).mean() for row in true])
+        losses = -np.array([log_probs((total + row) / step).mean() for row in true])
         right = np.zeros(m) if open_part is None else open_part.count_right(chosen + np.eye(m))
         pick = int(np.lexsort((losses, -right))[0])
         chosen[pick] += 1
@@ -259,7 +259,7 @@ def fit_nelder_mead(
         weights = _to_simplex(x)
         if open_part is not None:
             return -float(open_part.count_right(weights)[0])
-        return -float(np.log(np.maximum(weights @ true, TINY)).mean())
+        return -float(log_probs(weights @ true).mean())
 
     start = np.full(m, 1.0 / m)
     corners = np.vstack([start, start + np.eye(m) * (0.5 if metric == "accuracy" else 0.1)])

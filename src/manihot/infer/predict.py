@@ -23,7 +23,8 @@ from manihot.photos.preprocess import Preprocess, Unresized
 from manihot.photos.store import load_photo, load_unresized
 from manihot.progress import say, track
 from manihot.records.manifest import Manifest
-from manihot.records.predictions import TINY, Predictions
+from manihot.records.predictions import Predictions
+from manihot.records.probabilities import TINY
 from manihot.settings import View
 from manihot.train.networks.checkpoint import WHOLE, TrainedModel, load_model, load_network
 from manihot.trust.out_of_distribution import NOT_OF_THIS_KIND, SHARED, Strangers, flag_unknown

@@ -20,10 +20,10 @@ from scipy.special import log_softmax, softmax
 
 from manihot.errors import DataError
 from manihot.records.files import atomic_path
+from manihot.records.probabilities import check_labels, log_probs
 from manihot.records.readers import ClassNames, matrix_of, metadata_record, read_parquet, reading
 
 NOT_A_CLASS = ("image_id", "label", "unknown")  # columns of a CSV
-TINY = 1e-12  # floor of a probability before its logarithm
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,8 @@ class Predictions:
         if not np.isfinite(self.logits).all():
             bad = self.image_id[~np.isfinite(self.logits).all(axis=1)]
             raise DataError(f"{len(bad)} photographs have predictions that are not finite, first {bad[0]!r}")
-        if n and ((self.labels >= k) | (self.labels < -1)).any():
-            row = int(np.flatnonzero((self.labels >= k) | (self.labels < -1))[0])
-            raise DataError(
-                f"photograph {self.image_id[row]!r} has label {self.labels[row]}, but there are {k} classes",
-                "labels are class numbers from 0, -1 where none is known",
-            )
+        labels = check_labels(self.labels, n, k, row=lambda row: f"photograph {self.image_id[row]!r}")
+        object.__setattr__(self, "labels", labels)
 
     def __len__(self) -> int:
         return len(self.image_id)
@@ -86,12 +82,12 @@ class Predictions:
     ) -> Predictions:
         """From probabilities (N, K): logits are their logarithms, so the softmax gives them back."""
         n = len(image_id)
-        logits = np.log(np.maximum(np.asarray(pred_probs, dtype=np.float64), TINY)).astype(np.float32)
+        logits = log_probs(pred_probs).astype(np.float32)
         return cls(
             np.asarray(image_id, dtype=object),
             logits,
             tuple(classes),
-            np.full(n, -1) if labels is None else np.asarray(labels, dtype=np.int64),
+            np.full(n, -1) if labels is None else np.asarray(labels),
             np.full(n, -1) if fold is None else np.asarray(fold, dtype=np.int64),
             embeddings,
             None if unknown is None else np.asarray(unknown, dtype=np.float32),

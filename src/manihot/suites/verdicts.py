@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from manihot.audit.what_if import paired_interval
-from manihot.metrics import TINY
 from manihot.records.groups import group_numbers
 from manihot.records.predictions import Predictions
+from manihot.records.probabilities import log_probs
 
 REPEATS = 10_000
 LEVEL = 0.95
@@ -72,7 +72,7 @@ def compare_pairs(
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     probs = {name: predictions[name].pred_probs[known] for name in names}
     right = {name: (p.argmax(1) == y).astype(np.float64) for name, p in probs.items()}
-    price = {name: -np.log(np.maximum(p[rows, y].astype(np.float64), TINY)) for name, p in probs.items()}
+    price = {name: -log_probs(p[rows, y]) for name, p in probs.items()}
     found = []
     for a, b in pairs:
         gains = right[a] - right[b]

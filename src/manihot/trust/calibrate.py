@@ -25,42 +25,26 @@ from sklearn.isotonic import IsotonicRegression
 from manihot.errors import DataError, SettingsError
 from manihot.metrics import ece, reliability
 from manihot.records.files import atomic_path, save_json
+from manihot.records.probabilities import TINY, check_labels, check_probs, log_probs
 from manihot.records.readers import read_json, reading
 from manihot.settings import suggest
 
-TINY = 1e-12  # floor of a probability before its logarithm
 LOG_T = (np.log(0.02), np.log(50.0))
 
 
-def check_probs(pred_probs: np.ndarray, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities float64 (N, K) and labels int64 (N,) of the labelled photographs, checked (DataError)."""
-    probs = np.asarray(pred_probs, dtype=np.float64)
-    if probs.ndim != 2 or probs.shape[1] < 2 or not np.isfinite(probs).all() or (probs < 0).any():
-        raise DataError(
-            f"probabilities of shape {probs.shape} are not usable", "an array (N, K), finite and not negative"
-        )
-    if len(probs) and not (np.abs(probs.sum(axis=1) - 1) < 1e-2).all():
-        raise DataError("rows of probabilities don't sum to 1", "apply the softmax to logits first")
-    if labels is None:
-        return probs, np.empty(0, dtype=np.int64)
-    y = np.asarray(labels)
-    if y.shape != probs.shape[:1]:
-        raise DataError(f"{len(probs)} photographs have predictions, but labels have shape {y.shape}")
+def labelled(pred_probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities float64 (N, K) and labels int64 (N,) of the labelled photographs; none at all is a DataError."""
+    probs = check_probs(pred_probs, least=2)
+    y = check_labels(labels, *probs.shape)
     known = y >= 0
-    if not known.any() or y.max() >= probs.shape[1]:
-        raise DataError(
-            "no photograph has a label among the classes", "give out-of-fold predictions with labels"
-        )
-    return (probs, y.astype(np.int64)) if known.all() else (probs[known], y[known].astype(np.int64))
-
-
-def _logs(probs: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(probs, TINY))
+    if not known.any():
+        raise DataError("no photograph has a label", "give out-of-fold predictions with labels")
+    return probs[known], y[known]
 
 
 def scale_temperature(pred_probs: np.ndarray, temperature: float) -> np.ndarray:
     """softmax(log p / T): T above 1 makes probabilities (N, K) more modest, below 1 bolder."""
-    return np.asarray(softmax(_logs(np.asarray(pred_probs, dtype=np.float64)) / temperature, axis=1))
+    return np.asarray(softmax(log_probs(pred_probs) / temperature, axis=1))
 
 
 def fit_temperature(pred_probs: np.ndarray, labels: np.ndarray) -> float:
@@ -68,8 +52,8 @@ def fit_temperature(pred_probs: np.ndarray, labels: np.ndarray) -> float:
 
     pred_probs: (N, K). labels: int (N,), -1 left out. Raises DataError for what doesn't fit.
     """
-    probs, y = check_probs(pred_probs, labels)
-    z = _logs(probs)
+    probs, y = labelled(pred_probs, labels)
+    z = log_probs(probs)
     z -= z.max(axis=1, keepdims=True)
     true = z[np.arange(len(y)), y]
 
@@ -87,8 +71,8 @@ def fit_vector(pred_probs: np.ndarray, labels: np.ndarray, l2: float = 1e-3) -> 
 
     l2 draws w to 1 and b to 0, so that a class with few photographs keeps its probabilities.
     """
-    probs, y = check_probs(pred_probs, labels)
-    z, k = _logs(probs), probs.shape[1]
+    probs, y = labelled(pred_probs, labels)
+    z, k = log_probs(probs), probs.shape[1]
     onehot = np.eye(k)[y]
 
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -109,7 +93,7 @@ def fit_isotonic(pred_probs: np.ndarray, labels: np.ndarray) -> list[dict[str, l
 
     Values stay within half a photograph of 0 and 1, so that no class is declared impossible.
     """
-    probs, y = check_probs(pred_probs, labels)
+    probs, y = labelled(pred_probs, labels)
     edge = 0.5 / (len(y) + 1)
     curves = []
     for k in range(probs.shape[1]):
@@ -120,7 +104,7 @@ def fit_isotonic(pred_probs: np.ndarray, labels: np.ndarray) -> list[dict[str, l
 
 def fit_confidence(pred_probs: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
     """A rising staircase from the top probability to the share of right answers: {"x": [...], "y": [...]}."""
-    probs, y = check_probs(pred_probs, labels)
+    probs, y = labelled(pred_probs, labels)
     edge = 0.5 / (len(y) + 1)
     fitted = IsotonicRegression(y_min=edge, y_max=1 - edge, out_of_bounds="clip")
     fitted.fit(probs.max(axis=1), probs.argmax(axis=1) == y)
@@ -217,7 +201,7 @@ class Calibrator:
 
     def __call__(self, pred_probs: np.ndarray) -> np.ndarray:
         """Calibrated probabilities float64 (N, K); rows sum to 1."""
-        probs, _ = check_probs(pred_probs)
+        probs = check_probs(pred_probs, least=2)
         if self.kind == "none":
             return probs / probs.sum(axis=1, keepdims=True)
         if self.kind == "temperature":
@@ -225,7 +209,7 @@ class Calibrator:
         if self.kind == "vector":
             w, b = (np.asarray(self.params[name]) for name in ("weights", "bias"))
             self._check_classes(probs, len(w))
-            return np.asarray(softmax(_logs(probs) * w + b, axis=1))
+            return np.asarray(softmax(log_probs(probs) * w + b, axis=1))
         if self.kind == "confidence":
             return _apply_confidence(probs, self.params["curve"])
         curves = self.params["curves"]

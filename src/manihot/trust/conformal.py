@@ -27,9 +27,10 @@ from scipy.stats import beta
 
 from manihot.errors import DataError, SettingsError
 from manihot.records.files import save_json
+from manihot.records.probabilities import check_probs
 from manihot.records.readers import read_json, reading
 from manihot.settings import suggest
-from manihot.trust.calibrate import check_probs
+from manihot.trust.calibrate import labelled
 
 DECIMALS = 9  # scores that agree so far are a tie: the rest is the noise of writing and reading files
 
@@ -115,7 +116,7 @@ class ConformalSets:
         uniforms: (N,) in [0, 1), for ties and for APS and RAPS, as from `uniforms_from_ids`; from the seed
         when None, and then a photograph's place in the array matters.
         """
-        probs, _ = check_probs(pred_probs)
+        probs = check_probs(pred_probs, least=2)
         if probs.shape[1] != len(self.thresholds):
             raise DataError(
                 f"sets fitted on {len(self.thresholds)} classes can't be used on {probs.shape[1]}"
@@ -185,7 +186,7 @@ def fit_sets(
         raise SettingsError(f"coverage {coverage} is no share", "a number between 0 and 1, for example 0.9")
     if ties not in ("random", "all"):
         raise SettingsError(f"ties can't be broken by {ties!r}", suggest(ties, ["random", "all"]))
-    probs, y = check_probs(pred_probs, labels)
+    probs, y = labelled(pred_probs, labels)
     if kind == "raps":
         settings = {"penalty": 0.1, "free": 1, **settings}
     k = probs.shape[1]
@@ -307,7 +308,7 @@ def measure_abstention(
     accuracy, low, high (exact binomial), wrong_answered (errors that still reach the farmer). Photographs
     tied on the threshold count with the mean of their tie.
     """
-    probs, y = check_probs(pred_probs, labels)
+    probs, y = labelled(pred_probs, labels)
     confidence, right = probs.max(axis=1), probs.argmax(axis=1) == y
     order = np.argsort(-confidence, kind="stable")
     confidence, right = confidence[order], right[order].astype(float)

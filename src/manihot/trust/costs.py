@@ -23,8 +23,9 @@ from manihot.progress import say
 from manihot.records.files import atomic_path, save_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.records.probabilities import check_probs
 from manihot.settings import read_text, read_yaml, suggest
-from manihot.trust.calibrate import Calibrator, check_probs
+from manihot.trust.calibrate import Calibrator
 from manihot.trust.decide import check_costs, cost_sensitive_accuracy, mean_cost
 
 ASK = "ask an expert"
@@ -42,7 +43,7 @@ class Costs:
 
     def decide(self, pred_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The answer of least expected cost, int (N,), K for asking, and that cost, float64 (N,)."""
-        probs, _ = check_probs(pred_probs)
+        probs = check_probs(pred_probs, least=2)
         expected = probs @ (self.matrix if self.ask is None else self.with_ask())
         answer = expected.argmin(axis=1)
         return answer, expected[np.arange(len(probs)), answer]

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from manihot.errors import DataError, SettingsError
-from manihot.trust.calibrate import check_probs
+from manihot.records.probabilities import check_probs
+from manihot.trust.calibrate import labelled
 from manihot.trust.conformal import binomial_interval
 
 
@@ -51,7 +52,7 @@ def make_costs(classes: Sequence[str], missed: dict[str, float]) -> np.ndarray:
 
 def decide_by_cost(pred_probs: np.ndarray, costs: np.ndarray) -> np.ndarray:
     """The answer of least expected cost, int (N,), from calibrated probabilities (N, K)."""
-    probs, _ = check_probs(pred_probs)
+    probs = check_probs(pred_probs, least=2)
     return (probs @ check_costs(costs, probs.shape[1])).argmin(axis=1)
 
 
@@ -84,7 +85,7 @@ def fit_class_thresholds(
     of the class is good enough), answered (share of its answers kept), precision, low, high (exact binomial;
     the threshold was chosen on the same photographs, so expect a little less on new ones).
     """
-    probs, y = check_probs(pred_probs, labels)
+    probs, y = labelled(pred_probs, labels)
     if not 0 < precision <= 1:
         raise SettingsError(f"a precision of {precision} is no share", "above 0, at most 1")
     top, answer = probs.max(axis=1), probs.argmax(axis=1)
@@ -114,7 +115,7 @@ def fit_class_thresholds(
 
 def decide_by_thresholds(pred_probs: np.ndarray, thresholds: np.ndarray | Sequence[float]) -> np.ndarray:
     """The top class where its probability reaches its threshold (K,), else -1 ("cannot say"); int (N,)."""
-    probs, _ = check_probs(pred_probs)
+    probs = check_probs(pred_probs, least=2)
     limits = np.asarray(thresholds, dtype=np.float64)
     if limits.shape != (probs.shape[1],):
         raise DataError(f"{limits.size} thresholds for {probs.shape[1]} classes", "one a class")

@@ -18,9 +18,8 @@ from scipy.stats import norm
 
 from manihot.errors import DataError
 from manihot.metrics import confusion
-from manihot.trust.calibrate import check_probs, fit_calibrator
-
-TINY = 1e-12
+from manihot.records.probabilities import TINY, check_probs
+from manihot.trust.calibrate import fit_calibrator, labelled
 
 
 def check_prior(prior: Sequence[float] | np.ndarray, k: int, what: str = "class shares") -> np.ndarray:
@@ -98,7 +97,7 @@ def probe_shares(
 
 def reweight(pred_probs: np.ndarray, train_prior: np.ndarray, new_prior: np.ndarray) -> np.ndarray:
     """Probabilities (N, K) for a place with other class shares: p * new / train, rows scaled to sum to 1."""
-    probs, _ = check_probs(pred_probs)
+    probs = check_probs(pred_probs, least=2)
     k = probs.shape[1]
     old, new = check_prior(train_prior, k), check_prior(new_prior, k)
     if (new[old == 0] > 0).any():
@@ -127,7 +126,7 @@ def fit_prior_em(
     pred_probs: calibrated (N, K). train_prior: (K,) shares of the labels that the probabilities were fitted
     on.
     """
-    probs, _ = check_probs(pred_probs)
+    probs = check_probs(pred_probs, least=2)
     old = check_prior(train_prior, probs.shape[1])
     ratio = np.where(old > 0, probs / np.where(old > 0, old, 1.0), 0.0)
     prior = old
@@ -150,8 +149,8 @@ def fit_prior_bbse(
     with sum 1. soft: predictions are probabilities; otherwise argmax counts. Raises DataError for a class
     without labels.
     """
-    probs, y = check_probs(oof_probs, oof_labels)
-    new, _ = check_probs(new_probs)
+    probs, y = labelled(oof_probs, oof_labels)
+    new = check_probs(new_probs, least=2)
     k = probs.shape[1]
     counts = np.bincount(y, minlength=k)
     if (counts == 0).any() or new.shape[1] != k:
@@ -183,8 +182,8 @@ def estimate_prior(
 
     For 'em' the probabilities are first calibrated on the out-of-fold ones (N, K), by vector scaling.
     """
-    probs, y = check_probs(oof_probs, oof_labels)
-    new, _ = check_probs(new_probs)
+    probs, y = labelled(oof_probs, oof_labels)
+    new = check_probs(new_probs, least=2)
     if method not in ("em", "bbse"):
         raise DataError(f"class shares can't be estimated by {method!r}", "one of: em, bbse")
     old = count_prior(y, probs.shape[1])
