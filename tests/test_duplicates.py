@@ -22,7 +22,7 @@ from manihot.audit.duplicates import (
     find_duplicates,
     with_groups,
 )
-from manihot.audit.folds import make_folds
+from manihot.audit.folds import assign_folds
 from manihot.audit.hashes import SIDE, Looks, look_at_photos
 from manihot.audit.neighbours import components_within, pairs_within
 from manihot.demo.make import make_demo
@@ -401,7 +401,7 @@ def test_no_fold_tears_a_group() -> None:
     )
     duplicates = pd.DataFrame({"image_id": names[1:80], "group": [f"d{k // 3}" for k in range(1, 80)]})
     grouped = with_groups(manifest, duplicates)
-    fold = make_folds(grouped, Folds(n=3))[0]
+    fold = assign_folds(grouped, Folds(n=3))[0]
     for groups in (grouped.table["group"], manifest.table["group"], pd.Series(names).map(dict(duplicates.to_numpy()))):
         named = groups.fillna("").to_numpy() != ""
         assert pd.Series(fold[named]).groupby(groups.to_numpy()[named]).nunique().max() == 1

@@ -33,11 +33,11 @@ from manihot.ensemble.second_level import Combination, member_features
 from manihot.ensemble.stack import FITTED_BY_TORCH, STACKERS, fit_stack, mean_of_stacks
 from manihot.ensemble.stages import check_blend
 from manihot.errors import DataError, SettingsError
+from manihot.records.folds import make_folds
 from manihot.records.groups import group_numbers
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.settings import load_recipe
-from manihot.trust.holdout import make_folds
 from test_ensemble_search import make_members
 
 CLASSES = ("a", "b", "c", "d")

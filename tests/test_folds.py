@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from manihot.audit.folds import make_folds
+from manihot.audit.folds import assign_folds
 from manihot.errors import DataError
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.settings import Folds
@@ -38,7 +38,7 @@ def test_no_group_straddles_folds(seed, n, photographs, groups, kind, share):
     rng = np.random.default_rng(seed)
     group = np.array([f"g{g}" if g else "" for g in rng.integers(0, groups, photographs)], dtype=object)
     manifest = manifest_of(rng.integers(0, 3, photographs), group=group)
-    fold, _ = make_folds(manifest, Folds(kind=kind, n=n, share=share), seed % 1000)
+    fold, _ = assign_folds(manifest, Folds(kind=kind, n=n, share=share), seed % 1000)
     by_group = pd.Series(fold[group != ""]).groupby(group[group != ""]).nunique()
     assert (by_group == 1).all()
     if kind == "stratified":
@@ -52,7 +52,7 @@ def test_no_group_straddles_folds(seed, n, photographs, groups, kind, share):
 def test_each_fold_has_each_class_in_the_same_share(grouped):
     labels = random_labels(1000)
     group = [f"g{i // 2}" for i in range(1000)] if grouped else [""] * 1000
-    fold, said = make_folds(manifest_of(labels, group=group), Folds(n=5))
+    fold, said = assign_folds(manifest_of(labels, group=group), Folds(n=5))
     assert said == []
     table = pd.crosstab(fold, labels)
     expected = np.bincount(labels) / 5
@@ -62,8 +62,8 @@ def test_each_fold_has_each_class_in_the_same_share(grouped):
 
 def test_groups_of_one_leave_plain_stratification_as_it_is():
     labels = random_labels(200)
-    plain, _ = make_folds(manifest_of(labels), Folds())
-    named, _ = make_folds(manifest_of(labels, group=[f"g{i}" for i in range(200)]), Folds())
+    plain, _ = assign_folds(manifest_of(labels), Folds())
+    named, _ = assign_folds(manifest_of(labels, group=[f"g{i}" for i in range(200)]), Folds())
     np.testing.assert_array_equal(plain, named)
 
 
@@ -75,7 +75,7 @@ def test_folds_follow_the_seed_alone(kind, grouped):
 
     def fold(seed: int, own: int | None = None) -> list[int]:
         np.random.seed(seed + 1)  # global state must not matter
-        return make_folds(manifest, Folds(kind=kind, seed=own), seed)[0].tolist()
+        return assign_folds(manifest, Folds(kind=kind, seed=own), seed)[0].tolist()
 
     assert fold(1) == fold(1)
     assert fold(1) != fold(2)
@@ -87,7 +87,7 @@ def test_folds_follow_the_seed_alone(kind, grouped):
 def test_holdout_takes_its_share(share, grouped):
     labels = random_labels(600)
     group = [f"g{i // 2}" for i in range(600)] if grouped else [""] * 600
-    fold, said = make_folds(manifest_of(labels, group=group), Folds(kind="holdout", share=share))
+    fold, said = assign_folds(manifest_of(labels, group=group), Folds(kind="holdout", share=share))
     assert said == []
     assert (fold == 0).mean() == pytest.approx(share, abs=0.04)
     if not grouped:
@@ -100,12 +100,12 @@ def test_test_and_unlabelled_photographs_are_never_held_out():
     labels[:10] = -1
     split = np.array(["train"] * 80 + ["test"] * 20, dtype=object)
     for kind in ("stratified", "holdout"):
-        fold, _ = make_folds(manifest_of(labels, split=split), Folds(kind=kind))
+        fold, _ = assign_folds(manifest_of(labels, split=split), Folds(kind=kind))
         assert (fold[:10] == ALWAYS_TRAIN).all()
         assert (fold[80:] == ALWAYS_TRAIN).all()
         assert (fold[10:80] >= 0).any()
-    assert (make_folds(manifest_of(labels, split=split), Folds(kind="stratified"))[0][10:80] >= 0).all()
-    assert (make_folds(manifest_of(labels), Folds(kind="none"))[0] == ALWAYS_TRAIN).all()
+    assert (assign_folds(manifest_of(labels, split=split), Folds(kind="stratified"))[0][10:80] >= 0).all()
+    assert (assign_folds(manifest_of(labels), Folds(kind="none"))[0] == ALWAYS_TRAIN).all()
 
 
 def test_the_users_fold_column_is_kept():
@@ -113,10 +113,10 @@ def test_the_users_fold_column_is_kept():
     own[:5] = -1
     manifest = manifest_of(labels, fold=own)
     for kind in ("auto", "column"):
-        fold, said = make_folds(manifest, Folds(kind=kind))
+        fold, said = assign_folds(manifest, Folds(kind=kind))
         np.testing.assert_array_equal(fold, own)
         assert said == []
-    other, _ = make_folds(manifest, Folds(kind="stratified", n=3))
+    other, _ = assign_folds(manifest, Folds(kind="stratified", n=3))
     assert set(other) == {0, 1, 2}
 
 
@@ -124,9 +124,9 @@ def test_the_users_val_split_is_one_fold():
     labels = random_labels(60)
     split = np.array(["train"] * 40 + ["val"] * 10 + ["test"] * 10, dtype=object)
     manifest = manifest_of(labels, split=split)
-    fold, _ = make_folds(manifest, Folds())
+    fold, _ = assign_folds(manifest, Folds())
     np.testing.assert_array_equal(fold, np.where(split == "val", 0, ALWAYS_TRAIN))
-    pooled, _ = make_folds(manifest, Folds(kind="stratified"))  # asked for: the val split joins in
+    pooled, _ = assign_folds(manifest, Folds(kind="stratified"))  # asked for: the val split joins in
     assert (pooled[:50] >= 0).all()
     assert (pooled[50:] == ALWAYS_TRAIN).all()
 
@@ -135,34 +135,34 @@ def test_a_val_split_without_labels_is_no_val_split():
     labels = random_labels(60)
     labels[50:] = -1
     split = np.array(["train"] * 50 + ["val"] * 10, dtype=object)
-    fold, _ = make_folds(manifest_of(labels, split=split), Folds())
+    fold, _ = assign_folds(manifest_of(labels, split=split), Folds())
     assert set(fold[:50]) == {0, 1, 2, 3, 4}
 
 
 def test_groups_torn_by_the_users_folds_are_counted():
     group = ["a", "a", "b", "b", "", "", "c", "c"]
     manifest = manifest_of([0, 1] * 4, group=group, fold=[0, 1, 0, 0, 0, 1, 1, 0])
-    _, said = make_folds(manifest, Folds())
+    _, said = assign_folds(manifest, Folds())
     assert said == ["2 groups stand in more than one of the given folds: scores may be too good"]
 
 
 def test_a_rare_class_is_a_warning_that_names_it():
     labels = [0] * 20 + [1] * 20 + [2] * 3
-    fold, said = make_folds(manifest_of(labels), Folds(n=5))
+    fold, said = assign_folds(manifest_of(labels), Folds(n=5))
     assert len(said) == 1
     assert "'class2' has 3 photographs, fewer than 5 folds" in said[0]
     assert sorted(np.bincount(fold)) == [8, 8, 9, 9, 9]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        make_folds(manifest_of(labels, group=[f"g{i // 2}" for i in range(43)]), Folds(n=5))
-        make_folds(manifest_of(labels), Folds(n=5))
+        assign_folds(manifest_of(labels, group=[f"g{i // 2}" for i in range(43)]), Folds(n=5))
+        assign_folds(manifest_of(labels), Folds(n=5))
     assert caught == []
 
 
 def test_a_fold_that_stays_empty_is_a_warning():
     group = ["a"] * 5 + ["b"] + ["c"] * 3 + ["d"] + ["e"] * 2
     labels = [0] * 5 + [1] + [0] * 3 + [1] + [0] * 2
-    fold, said = make_folds(manifest_of(labels, group=group), Folds(n=5))
+    fold, said = assign_folds(manifest_of(labels, group=group), Folds(n=5))
     assert len(set(fold)) == 4
     assert any("1 of 5 folds hold no photograph" in text for text in said)
 
@@ -171,7 +171,7 @@ def test_a_fold_that_stays_empty_is_a_warning():
 def test_one_class_can_not_be_learned(kind):
     manifest = manifest_of([1] * 20, fold=np.arange(20) % 2 if kind == "column" else -1)
     with pytest.raises(DataError, match="of one class, 'class1'"):
-        make_folds(manifest, Folds(kind=kind))
+        assign_folds(manifest, Folds(kind=kind))
 
 
 @pytest.mark.parametrize(
@@ -191,14 +191,14 @@ def test_one_class_can_not_be_learned(kind):
 )
 def test_what_can_not_be_split_is_explained(manifest, folds, words):
     with pytest.raises(DataError, match=words) as caught:
-        make_folds(manifest, folds)
+        assign_folds(manifest, folds)
     assert caught.value.remedy
 
 
 @pytest.mark.parametrize(("labels", "n"), [([0, 1, 2], 2), ([0, 0, 1, 1], 3)])
 def test_folds_are_lowered_only_to_what_can_be(labels, n):
     with pytest.raises(DataError, match="no class has as many") as caught:
-        make_folds(manifest_of(labels), Folds(n=n), 0)
+        assign_folds(manifest_of(labels), Folds(n=n), 0)
     assert ("folds.n=2 or lower" in caught.value.remedy) == (n == 3)
     assert "folds.kind=none" in caught.value.remedy
 
@@ -206,5 +206,5 @@ def test_folds_are_lowered_only_to_what_can_be(labels, n):
 def test_twenty_thousand_groups_take_no_time():
     group = [f"g{i // 2}" for i in range(40_000)]
     manifest = manifest_of(np.arange(40_000) % 3, group=group, fold=np.arange(40_000) // 2 % 5)
-    _, said = make_folds(manifest, Folds())
+    _, said = assign_folds(manifest, Folds())
     assert said == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from manihot.members.label_noise import trust_labels
+from manihot.audit.label_posterior import trust_labels
 
 
 def blobs(n: int, classes: int, spread: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

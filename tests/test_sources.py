@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from manihot.audit.folds import make_folds
+from manihot.audit.folds import assign_folds
 from manihot.audit.sources import use_sources
 from manihot.errors import SettingsError
 from manihot.records.manifest import Manifest
@@ -33,7 +33,7 @@ def manifest() -> Manifest:
 
 def test_a_source_for_training_is_never_held_out(manifest: Manifest):
     used, said = use_sources(manifest, {"2019": Source(use="train")})
-    fold, _ = make_folds(used, Folds(n=3), 0)
+    fold, _ = assign_folds(used, Folds(n=3), 0)
     assert len(used) == 60 and said == ["source '2019': trained on only, 30 of 30 photographs"]
     assert (fold[30:] == -1).all() and (fold[:30] >= 0).all()
     assert (used.labels == manifest.labels).all()
@@ -49,7 +49,7 @@ def test_some_classes_of_a_source(manifest: Manifest):
 
 def test_labels_that_are_not_looked_at_and_sources_left_out(manifest: Manifest):
     blind, _ = use_sources(manifest, {"2019": Source(use="unlabelled")})
-    assert (blind.labels[30:] == -1).all() and (make_folds(blind, Folds(n=3), 0)[0][30:] == -1).all()
+    assert (blind.labels[30:] == -1).all() and (assign_folds(blind, Folds(n=3), 0)[0][30:] == -1).all()
     gone, _ = use_sources(manifest, {"2019": Source(use="ignore")})
     assert len(gone) == 30
     assert len(manifest) == 60 and (manifest.labels >= 0).all()  # the given manifest is as it was

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from manihot.audit.folds import make_folds
+from manihot.audit.folds import assign_folds
 from manihot.audit.sources import TRAIN_ONLY, use_sources
 from manihot.cli import app
 from manihot.errors import DataError, RunFolderError, SettingsError, WeightsError
@@ -368,7 +368,7 @@ def test_a_fold_never_trains_on_a_picture_of_what_it_holds_out(sources: dict[str
     manifest = manifest_of()
     joined = join_made(manifest, made_of(manifest, np.arange(0, 40, 2)))
     used, _ = use_sources(joined, sources)
-    fold, _ = make_folds(used, Folds(kind="stratified", n=4))
+    fold, _ = assign_folds(used, Folds(kind="stratified", n=4))
     used = used.with_columns(fold=fold)
     member = Member("main", Recipe(), used, None, None, CPU, None)  # type: ignore[arg-type]
     original = used.table[ORIGINAL].to_numpy()

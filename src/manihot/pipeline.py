@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from manihot.audit.cleaning import carry_counts
-from manihot.audit.folds import make_folds
+from manihot.audit.folds import assign_folds
 from manihot.audit.sources import use_sources
 from manihot.audit.stages import audit_labels, audit_lookalikes, audit_what_if, group_duplicates, tell_folds
 from manihot.audit.trusted import check_features, read_trusted
@@ -293,7 +293,7 @@ def _folds(folder: RunFolder, recipe: Recipe, manifest: Manifest) -> Manifest:
     path = folder / "folds.parquet"
 
     def work() -> None:
-        fold, warnings = make_folds(manifest, recipe.folds, recipe.seed)
+        fold, warnings = assign_folds(manifest, recipe.folds, recipe.seed)
         for warning in warnings:
             say(f"Warning: {warning}")
         manifest.with_columns(fold=fold).save(path)

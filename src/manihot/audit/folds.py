@@ -6,9 +6,6 @@ straddles two folds.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,11 +19,12 @@ from sklearn.model_selection import (
 
 from manihot.audit.sources import TRAIN_ONLY
 from manihot.errors import DataError
+from manihot.records.folds import split_groups, without_rare_class_warning
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.settings import Folds
 
 
-def make_folds(manifest: Manifest, settings: Folds, seed: int = 0) -> tuple[np.ndarray, list[str]]:
+def assign_folds(manifest: Manifest, settings: Folds, seed: int = 0) -> tuple[np.ndarray, list[str]]:
     """The fold that holds each photograph out, int64 (N,), ALWAYS_TRAIN (-1) where none does, and warnings.
 
     Only labelled photographs of the splits 'train' and 'val' are held out; test photographs, unlabelled ones and
@@ -64,7 +62,7 @@ def make_folds(manifest: Manifest, settings: Folds, seed: int = 0) -> tuple[np.n
     groups = _whole_groups(table["group"].to_numpy()[rows])
     grouped = len(np.unique(groups)) < len(groups)
     said = _check_counts(manifest, labels, groups, settings.n if kind == "stratified" else 2)
-    with _without_rare_class_warning():
+    with without_rare_class_warning():
         if kind == "holdout":
             fold[rows[_holdout(labels, groups, grouped, settings.share, seed)]] = 0
         else:
@@ -75,21 +73,11 @@ def make_folds(manifest: Manifest, settings: Folds, seed: int = 0) -> tuple[np.n
     return fold, said
 
 
-@contextmanager
-def _without_rare_class_warning() -> Iterator[None]:
-    """Our own warning names the class and says what it means."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The least populated class in y has only")
-        yield
-
-
 def _stratified(labels: np.ndarray, groups: np.ndarray, grouped: bool, n: int, seed: int) -> np.ndarray:
     if grouped:
-        parts = StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(labels, labels, groups)
-    else:
-        parts = StratifiedKFold(n, shuffle=True, random_state=seed).split(labels, labels)
+        return split_groups(labels, groups, n, seed)
     fold = np.empty(len(labels), dtype=np.int64)
-    for k, (_, held) in enumerate(parts):
+    for k, (_, held) in enumerate(StratifiedKFold(n, shuffle=True, random_state=seed).split(labels, labels)):
         fold[held] = k
     return fold
 

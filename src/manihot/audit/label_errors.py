@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from scipy.special import expit, logit
 
 from manihot.audit import label_scores
@@ -28,7 +26,7 @@ from manihot.audit.label_posterior import count_errors, pool_predictions, pool_w
 from manihot.audit.label_scores import best_other, noise_channel, normalise, self_confidence
 from manihot.errors import DataError
 from manihot.progress import say
-from manihot.records.groups import group_numbers
+from manihot.records.groups import group_numbers, join_labels, same_group
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.probabilities import check_labels, check_probs
@@ -90,7 +88,7 @@ def find_label_errors(
     known = np.flatnonzero(labels >= 0)
     together = _numbers(groups, n_all)
     same_picture = together if copies is None else _numbers(copies, n_all)
-    together = together if copies is None else _join(together, same_picture)
+    together = together if copies is None else join_labels(together, *same_group(same_picture))
     history = _check_history(history, n_all, pred_probs.shape[1])
     if embeddings is not None:
         embeddings = _check_embeddings(embeddings, n_all)[known]
@@ -267,7 +265,8 @@ def label_issues(
     if duplicates is not None and len(duplicates):
         named = duplicates.drop_duplicates("image_id").set_index("image_id")["group"]
         copies = named.reindex(predictions.image_id).map(lambda g: "" if pd.isna(g) else str(g)).to_numpy(dtype=object)
-    _warn_torn(predictions.fold, _join(_numbers(groups, len(groups)), _numbers(copies, len(copies))))
+    together = join_labels(_numbers(groups, len(groups)), *same_group(_numbers(copies, len(copies))))
+    _warn_torn(predictions.fold, together)
     table = find_label_errors(
         labels, predictions.pred_probs, embeddings=predictions.embeddings if embeddings is None else embeddings,
         groups=groups, copies=copies, history=None if history is None else _margins(history, predictions.image_id),
@@ -355,15 +354,3 @@ def _numbers(groups: np.ndarray | None, n: int) -> np.ndarray:
     number = np.issubdtype(values.dtype, np.number)
     alone = values < 0 if number else pd.isna(values) | (values == "")
     return group_numbers(np.where(alone, "", values.astype(str)), n)
-
-
-def _join(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Numbers (N,) of the connected components of two groupings."""
-    n = len(first)
-    _, a = np.unique(first, return_inverse=True)
-    _, b = np.unique(second, return_inverse=True)
-    size = n + a.max(initial=0) + b.max(initial=0) + 2
-    rows = np.concatenate([np.arange(n), np.arange(n)])
-    to = np.concatenate([n + a, n + a.max(initial=0) + 1 + b])
-    graph = coo_matrix((np.ones(2 * n, dtype=np.int8), (rows, to)), shape=(size, size))
-    return connected_components(graph, directed=False)[1][:n]

@@ -13,11 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import softmax
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import expit, logit, softmax
+from sklearn.linear_model import LogisticRegression
 
 from manihot.audit.label_neighbours import neighbour_probs
-from manihot.audit.label_scores import descend, noise_channel, normalise, self_confidence, shrink_channel
+from manihot.audit.label_scores import (
+    descend,
+    even_channel,
+    noise_channel,
+    normalise,
+    self_confidence,
+    shrink_channel,
+)
+from manihot.records.folds import split_groups
 
 FOLDS = 5  # heads that each leave out a part of the photographs
 PASSES = 2  # heads and neighbours learn the given labels first, then what was made of them
@@ -26,6 +35,9 @@ RIDGE = 1.0  # photographs' worth of belief in equal weights and no bias
 BELIEF = 0.5  # in the confusions found: classes that look alike are confused by opinions, not by annotators alone
 BLUR = 0.05  # of the first guess of the channel
 LOWEST = 1e-6  # no opinion rules a class out
+NO_NOISE = -9.0  # logit of a rate of all but 0
+ENOUGH_EVIDENCE = 1.92  # nats: the likelihood-ratio test of one parameter at 5 %
+STRENGTHS = (0.001, 0.003)  # of the first round, which must not believe wrong labels, and of the second
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,12 @@ class Pool:
 
     def posterior(self, labels: np.ndarray) -> np.ndarray:
         """P(true class | photograph, given label), (N, K)."""
-        return normalise(self.probs * self.channel[labels])
+        return true_class(labels, self.probs, self.channel)
+
+
+def true_class(labels: np.ndarray, probs: np.ndarray, channel: np.ndarray) -> np.ndarray:
+    """P(true class | photograph, given label), (N, K), by Bayes' rule; probs: P(class | photograph)."""
+    return normalise(probs * channel[labels])
 
 
 def pool_opinions(labels: np.ndarray, opinions: Sequence[np.ndarray], channel: np.ndarray) -> Pool:
@@ -63,7 +80,7 @@ def pool_opinions(labels: np.ndarray, opinions: Sequence[np.ndarray], channel: n
         probs = softmax(np.tensordot(found[:count], stack, 1) + found[count:], axis=1)
         if turn < ROUNDS - 1:
             joint = np.zeros((k, k))
-            np.add.at(joint, labels, normalise(probs * channel[labels]))
+            np.add.at(joint, labels, true_class(labels, probs, channel))
             channel = _level(shrink_channel(joint))
     return Pool(probs, channel, found[:count])
 
@@ -83,10 +100,7 @@ def _cost(found: np.ndarray, stack: np.ndarray, labels: np.ndarray, channel: np.
 
 def _level(channel: np.ndarray) -> np.ndarray:
     """A channel (K, K) drawn by 1 - BELIEF towards one of as many errors that confuses all classes alike."""
-    k = len(channel)
-    right = np.trace(channel) / k
-    even = np.full((k, k), (1 - right) / max(k - 1, 1))
-    np.fill_diagonal(even, right)
+    even = even_channel(len(channel), 1 - np.trace(channel) / len(channel))
     return BELIEF * channel + (1 - BELIEF) * even
 
 
@@ -108,7 +122,7 @@ def pool_with_features(
     n, k = pred_probs.shape
     channel = noise_channel(labels, pred_probs)
     share = (np.bincount(labels, minlength=k) + 1) / (n + k)
-    votes, targets = normalise(pred_probs * channel[labels]), np.eye(k)[labels]
+    votes, targets = true_class(labels, pred_probs, channel), np.eye(k)[labels]
     fold = split_by_rank(features, groups)
     for _ in range(PASSES):
         opinions = [
@@ -155,6 +169,70 @@ def count_errors(labels: np.ndarray, posterior: np.ndarray) -> int:
     """
     wrong = 1 - self_confidence(labels, posterior)
     return round(float(wrong.sum() + np.sqrt((wrong * (1 - wrong)).sum())))
+
+
+def trust_labels(
+    features: np.ndarray, labels: np.ndarray, classes: int, groups: np.ndarray, seed: int
+) -> tuple[np.ndarray, float]:
+    """The probability that each label (n,) is right, float64 (n,), and the estimated rate of wrong ones.
+
+    features (n, D) of a frozen network; groups (n,): photographs that must not be torn apart. A linear head learns in
+    five folds (the cross-validation of confident learning, Northcutt et al., arXiv 1911.00068); its out-of-fold answers
+    weigh the labels, and a second round learns with these weights. The second round's answers, sharpened by a
+    temperature, are taken for the probabilities of the true class.
+    """
+    rows = np.arange(len(labels))
+    first = _answers(features, labels, np.ones(len(labels)), classes, groups, STRENGTHS[0], seed)
+    weight = self_confidence(labels, first)
+    second = _answers(features, labels, weight / weight.mean(), classes, groups, STRENGTHS[1], seed + 1)
+    temperature, rate = fit_noise(second, labels)
+    return true_class(labels, _sharpened(second, temperature), even_channel(classes, rate))[rows, labels], rate
+
+
+def fit_noise(probs: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Temperature and rate of wrong labels under which labels (n,) are likeliest, given out-of-fold probs (n, K)."""
+    classes = probs.shape[1]
+    most = 1 - 1 / classes  # more wrong labels than that would be no labels at all
+
+    def cost(at: np.ndarray) -> float:
+        own = self_confidence(labels, _sharpened(probs, float(np.exp(at[0]))))
+        rate = expit(at[1]) * most
+        return -float(np.log((1 - rate) * own + rate / (classes - 1) * (1 - own)).mean())
+
+    starts = [np.array([np.log(t), logit(e / most)]) for t in (0.3, 1.0) for e in (0.02, 0.2)]
+    found = [minimize(cost, start, method="L-BFGS-B", bounds=[(-3.0, 1.5), (NO_NOISE, 4.0)]) for start in starts]
+    best = min(found, key=lambda one: one.fun)
+    plain = minimize_scalar(lambda at: cost(np.array([at, NO_NOISE])), bounds=(-3.0, 1.5), method="bounded")
+    if (plain.fun - best.fun) * len(labels) < ENOUGH_EVIDENCE:  # answers without wrong labels explain it as well
+        return float(np.exp(plain.x)), 0.0
+    return float(np.exp(best.x[0])), float(expit(best.x[1]) * most)
+
+
+def _sharpened(probs: np.ndarray, temperature: float) -> np.ndarray:
+    """softmax(log p / T), kept away from 0 and 1."""
+    return np.clip(softmax(np.log(probs) / temperature, axis=1), LOWEST, 1 - LOWEST)
+
+
+def _answers(
+    features: np.ndarray, labels: np.ndarray, weights: np.ndarray, classes: int, groups: np.ndarray, strength: float,
+    seed: int,
+) -> np.ndarray:  # fmt: skip
+    """Probabilities (n, K) of heads that didn't learn the photograph, never quite 0."""
+    probs = np.full((len(labels), classes), LOWEST)
+    most = int(np.bincount(labels).max())  # of which class the splitter wants one photograph a fold
+    if most < 2:
+        return np.full_like(probs, 1 / classes)
+    folds = split_groups(labels, groups, min(FOLDS, len(np.unique(groups)), most), seed)
+    for fold in np.unique(folds):
+        train, held = folds != fold, np.flatnonzero(folds == fold)
+        if len(np.unique(labels[train])) < 2:
+            probs[np.ix_(held, np.unique(labels[train]))] = 1.0
+            continue
+        centre, scale = features[train].mean(0), features[train].std(0) + 1e-6
+        head = LogisticRegression(C=strength, max_iter=300, tol=1e-3)
+        head.fit((features[train] - centre) / scale, labels[train], sample_weight=weights[train])
+        probs[np.ix_(held, head.classes_)] = head.predict_proba((features[held] - centre) / scale)
+    return probs / probs.sum(1, keepdims=True)
 
 
 def _log(probs: np.ndarray) -> np.ndarray:

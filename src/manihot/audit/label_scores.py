@@ -102,11 +102,15 @@ def noise_channel(labels: np.ndarray, pred_probs: np.ndarray, strength: float = 
 
 def shrink_channel(joint: np.ndarray, strength: float = STRENGTH) -> np.ndarray:
     """P(given | true), (K, K), from expected counts (K, K) of given (row) and true labels; see `noise_channel`."""
-    k = len(joint)
-    errors = 1 - np.trace(joint) / max(joint.sum(), 1)
-    even = np.full((k, k), errors / max(k - 1, 1))
-    np.fill_diagonal(even, 1 - errors)
+    even = even_channel(len(joint), 1 - np.trace(joint) / max(joint.sum(), 1))
     return (joint + strength * even) / (joint.sum(axis=0) + strength)
+
+
+def even_channel(k: int, rate: float) -> np.ndarray:
+    """P(given | true), (K, K), where a share `rate` of the labels is wrong and falls on all other classes alike."""
+    channel = np.full((k, k), rate / max(k - 1, 1))
+    np.fill_diagonal(channel, 1 - rate)
+    return channel
 
 
 def normalise(values: np.ndarray) -> np.ndarray:

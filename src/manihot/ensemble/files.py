@@ -36,11 +36,10 @@ from manihot.ensemble.stack import STACKERS, Without, check_folds, fit_stack, me
 from manihot.errors import DataError, SettingsError
 from manihot.metrics import METRICS, PER_CLASS, evaluate
 from manihot.records.files import atomic_path, save_json
-from manihot.records.groups import group_numbers
-from manihot.records.manifest import Manifest
+from manihot.records.folds import make_folds
+from manihot.records.groups import group_numbers, load_groups
 from manihot.records.predictions import Predictions
 from manihot.settings import suggest
-from manihot.trust.holdout import make_folds
 
 COMBINATION = "combination.npz"  # how members become one answer, for photographs to come
 FEWEST_A_FOLD = 4  # photographs in each fold of a nested cross-validation
@@ -76,7 +75,7 @@ def blend_files(
         method,
         weights,
         mean,
-        load_groups(manifest, members),
+        load_groups(manifest, members.image_id),
         methods,
         metric,
         n_folds,
@@ -95,7 +94,7 @@ def blend_plan(
     manifest = own if manifest is None and own.is_file() else manifest
     members = chosen.load(folder, "oof")
     tests = chosen.load(folder, "test") if chosen.has_files(folder, "test") else None
-    groups = load_groups(manifest, members)
+    groups = load_groups(manifest, members.image_id)
     return blend_members(
         members, out, tests, "fixed", chosen.weights, chosen.mean, groups, seed=seed, plan=chosen.name
     )
@@ -228,7 +227,7 @@ def stack_files(
     """
     members = load_members(oof).labelled()
     tests = load_tests(test, members)
-    return stack_level(members, out, tests, methods, load_groups(manifest, members), n_folds, seed)
+    return stack_level(members, out, tests, methods, load_groups(manifest, members.image_id), n_folds, seed)
 
 
 def stack_level(
@@ -304,21 +303,6 @@ def load_tests(paths: Sequence[Path], members: Members) -> Members | None:
             "give both in the same order",
         )
     return tests
-
-
-def load_groups(manifest: Path | None, members: Members) -> np.ndarray | None:
-    """The manifest's group of each photograph, object (N,); None without a manifest."""
-    if manifest is None:
-        return None
-    table = Manifest.load(manifest).table.set_index("image_id")["group"]
-    where = table.index.get_indexer(pd.Index(members.image_id))
-    if (where < 0).any():
-        missing = members.image_id[where < 0]
-        raise DataError(
-            f"{manifest}: {len(missing)} photographs are not in the manifest, first {missing[0]!r}",
-            "give the manifest that the predictions were made from",
-        )
-    return np.asarray(table.to_numpy()[where], dtype=object)
 
 
 def _write(

@@ -32,11 +32,11 @@ from manihot.ensemble.search import MAX_SUBSET_MEMBERS, SEARCHES
 from manihot.ensemble.stack import STACKERS, Predictor, Without, check_folds
 from manihot.errors import SettingsError
 from manihot.progress import track
+from manihot.records.folds import make_folds
 from manihot.records.groups import group_numbers
 from manihot.records.probabilities import log_probs
 from manihot.settings import suggest
 from manihot.trust.calibrate import fit_temperature, scale_temperature
-from manihot.trust.holdout import make_folds
 
 FAMILY_ERROR = 0.001  # chance that any method is called a gain where none is
 DRAWS = 20_000  # bootstrap draws where few distinct values make them cheap

@@ -26,9 +26,9 @@ from manihot.ensemble.search import SEARCHES
 from manihot.ensemble.second_level import Part, member_features, weighted_mean
 from manihot.errors import DataError, MissingExtraError, SettingsError
 from manihot.progress import track
+from manihot.records.folds import make_folds
 from manihot.records.groups import group_numbers
 from manihot.settings import suggest
-from manihot.trust.holdout import make_folds
 
 Predictor = Callable[[np.ndarray], np.ndarray]  # (M, N, K) -> float64 (N, K)
 # Members that were fitted themselves (groups): which photographs are away, bool (N,), to (M, N, K) that their labels

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from manihot.ensemble.blend import MEANS
-from manihot.ensemble.files import COMBINATION, blend_members, load_groups, load_tests, stack_level
+from manihot.ensemble.files import COMBINATION, blend_members, load_tests, stack_level
 from manihot.ensemble.grouped import group_means, group_members, stackers_of
 from manihot.ensemble.members import check_weights, load_members
 from manihot.ensemble.search import SEARCHES
@@ -25,6 +25,7 @@ from manihot.ensemble.stack import FITTED_BY_TORCH, STACKERS
 from manihot.errors import MissingExtraError, SettingsError
 from manihot.progress import say
 from manihot.records.files import digest_file, save_json
+from manihot.records.groups import load_groups
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import RunFolder
@@ -213,7 +214,7 @@ def _combine(
     members = load_members(oof)
     members = members.labelled() if settings.method == "stack" or settings.groups else members
     test = load_tests(tests, members)
-    groups = load_groups(folder / "folds.parquet", members)
+    groups = load_groups(folder / "folds.parquet", members.image_id)
     grouped = group_members(members, test, parts, settings.groups, groups, seed) if settings.groups else None
     without = None if grouped is None else grouped.without
     if grouped is not None:

@@ -4,7 +4,7 @@
 Pathology's 2nd place: at .95 and more). `oof`: other members' out-of-fold answers change or drop doubtful labels
 (7th and 77th place, the lecture's relabelling). `teacher`: a member's out-of-fold answers as soft labels
 (distillation). `clusters`: k-means clusters of features instead of classes (77th place's pre-training). `checked`: the
-manifest's, weighed by how likely they are right (`manihot.members.label_noise`).
+manifest's, weighed by how likely they are right (`manihot.audit.label_posterior.trust_labels`).
 
 Pseudo-labels come from a network of the same fold, which never learned the photographs that the fold holds out.
 Out-of-fold answers come from models that saw other folds' labels, as in every published use of them; the held-out
@@ -23,11 +23,11 @@ from scipy.special import softmax
 from sklearn.cluster import KMeans
 
 from manihot.audit.label_errors import cleanlab_filter
+from manihot.audit.label_posterior import trust_labels
 from manihot.audit.tables import read_table
 from manihot.errors import DataError, SettingsError
 from manihot.infer.predict import PhotoFiles, Photos, UnknownOutput, forward_views, merge_views
 from manihot.infer.runners import TorchRunner
-from manihot.members.label_noise import trust_labels
 from manihot.members.member import Member
 from manihot.photos.store import PhotoStore
 from manihot.progress import say

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -42,14 +42,35 @@ def join_labels(label: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.
     return connected_components(edges, directed=False)[1].astype(np.int64)[label]
 
 
+def same_group(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of rows for `join_labels`, (N,) each: the first row of every row's group, and the row; groups: (N,)."""
+    _, first, number = np.unique(groups, return_index=True, return_inverse=True)
+    return first[number], np.arange(len(groups))
+
+
+def load_groups(manifest: Path | None, image_id: np.ndarray) -> np.ndarray | None:
+    """A saved manifest's group of each photograph, object (N,), '' where it stands alone; None without a manifest."""
+    if manifest is None:
+        return None
+    table = Manifest.load(Path(manifest)).table.set_index("image_id")["group"]
+    where = table.index.get_indexer(pd.Index(image_id))
+    if (where < 0).any():
+        missing = image_id[where < 0]
+        raise DataError(
+            f"{manifest}: {len(missing)} photographs are not in the manifest, first {missing[0]!r}",
+            "give the manifest that the predictions were made from",
+        )
+    return np.asarray(table.to_numpy()[where], dtype=object)
+
+
 def join_groups(manifest: Manifest, more: np.ndarray) -> Manifest:
     """Union of the `group` column with other group names (N,), '' = alone; existing names are kept."""
     own = manifest.table["group"].to_numpy()
     label = np.arange(len(manifest))
     for names in (own, more):
         rows = np.flatnonzero(names != "")
-        first = pd.Series(rows).groupby(names[rows]).transform("first").to_numpy()
-        label = join_labels(label, first, rows)
+        first, row = same_group(names[rows].astype(str))
+        label = join_labels(label, rows[first], rows[row])
     name = pd.Series(np.where(own != "", own, more)).where((own != "") | (more != ""))
     old = pd.Series(own).where(own != "").groupby(label).transform("first")
     joined = old.fillna(name.groupby(label).transform("first")).fillna("")

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter1d
 
-from manihot.audit.folds import make_folds
+from manihot.audit.folds import assign_folds
 from manihot.audit.sources import use_sources
 from manihot.demo.make import FORMAT, make_demo
 from manihot.errors import DataError, RunFolderError, SettingsError
@@ -79,7 +79,7 @@ def lr_find(
         if "stages" in folder.record:
             raise RunFolderError(f"{folder.path} holds a run", "choose another folder for the sweep with --out")
         manifest, _ = use_sources(_manifest(photos, folder.path, workers, scan_options), whole.sources)
-        fold, _ = make_folds(manifest, whole.folds, whole.seed)
+        fold, _ = assign_folds(manifest, whole.folds, whole.seed)
         one = make_member(folder, name, own, manifest.with_columns(fold=fold), device, workers)
         which = next(iter(whole.folds.only), 0)
         rows, _ = one.rows(which)

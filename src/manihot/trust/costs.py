@@ -21,7 +21,7 @@ from manihot.errors import DataError
 from manihot.metrics import accuracy, ece, paired_difference
 from manihot.progress import say
 from manihot.records.files import atomic_path, save_json
-from manihot.records.manifest import Manifest
+from manihot.records.groups import load_groups
 from manihot.records.predictions import Predictions
 from manihot.records.probabilities import check_probs
 from manihot.settings import read_text, read_yaml, suggest
@@ -207,10 +207,7 @@ def _measure(
             f"Warning: these probabilities are off by {tilt:.1%} on average (ECE), and the expected costs with them; "
             "calibrate first (`manihot calibrate`)"
         )
-    group = None
-    if manifest is not None:
-        table = Manifest.load(Path(manifest)).table.set_index("image_id")["group"]
-        group = table.reindex(made.image_id[known]).fillna("").to_numpy(dtype=object)
+    group = load_groups(manifest, made.image_id[known])
     prices = costs.with_ask()
     chosen, usual = (np.eye(k + 1)[part[known]] for part in (answer, plain))
 

@@ -17,7 +17,8 @@ import pandas as pd
 from manihot.errors import DataError, SettingsError
 from manihot.metrics import accuracy, ece, log_loss
 from manihot.records.files import atomic_path, save_json
-from manihot.records.manifest import Manifest
+from manihot.records.folds import make_folds
+from manihot.records.groups import load_groups
 from manihot.records.predictions import Predictions
 from manihot.settings import suggest
 from manihot.trust.calibrate import CALIBRATORS, Calibrator, cross_calibrate, draw_reliability, fit_calibrator
@@ -30,7 +31,6 @@ from manihot.trust.conformal import (
 )
 from manihot.trust.decide import fit_class_thresholds
 from manihot.trust.drift import DriftReport, watch_predictions
-from manihot.trust.holdout import make_folds
 from manihot.trust.unknown import UnknownDetector
 
 
@@ -62,10 +62,7 @@ def calibrate_files(
         raise DataError(
             f"{oof}: {len(own)} labelled photographs are too few to calibrate on", "give out-of-fold ones"
         )
-    groups = None
-    if manifest is not None:
-        table = Manifest.load(manifest).table.set_index("image_id")["group"].reindex(own.image_id).fillna("")
-        groups = table.to_numpy(dtype=object)
+    groups = load_groups(manifest, own.image_id)
     folds = make_folds(own.labels, groups, n_folds, seed)
     probs, y = own.pred_probs, own.labels
     tried = {name: cross_calibrate(probs, y, folds, name) for name in CALIBRATORS}
