@@ -224,7 +224,7 @@ def test_a_file_that_is_no_blend_is_told(tmp_path: Path):
     np.savez(tmp_path / "d.npz", about=np.array({"a": 1}, dtype=object))
     np.savez(tmp_path / "e.npz", about=np.array(json.dumps({"members": ["a"], "classes": ["x"], "parts": [["eval"]]})))
     for name in ("c.npz", "d.npz", "e.npz", "none.npz"):
-        with pytest.raises(DataError, match="(not|expected) a saved blend"):
+        with pytest.raises(DataError, match=r"(not|expected) a saved blend"):
             Combination.load(tmp_path / name)
 
 

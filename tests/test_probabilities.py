@@ -15,7 +15,7 @@ from manihot.ensemble.search import score_subsets
 from manihot.errors import DataError
 from manihot.metrics import accuracy
 from manihot.records.predictions import Predictions
-from manihot.records.probabilities import TINY, check_labels, check_probs, log_probs, short
+from manihot.records.probabilities import TINY, check_labels, check_probs, log_probs
 from manihot.trust.calibrate import fit_temperature
 
 IDS = np.array([f"{n}.jpg" for n in range(6)], dtype=object)
@@ -94,8 +94,3 @@ def test_logarithms_have_a_floor(values: list[float]) -> None:
     found = log_probs(np.array(values, dtype=np.float32))
     assert found.dtype == np.float64 and (found >= np.log(TINY)).all()
     assert found == pytest.approx(np.log(np.maximum(np.array(values, dtype=np.float32).astype(float), 1e-12)))
-
-
-def test_long_text_is_cut() -> None:
-    assert short("a" * 60) == "a" * 60
-    assert len(short("9" * 400)) < 80 and "400 characters" in short("9" * 400)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from manihot.errors import DataError
+from manihot.records.tables import shown
 
 TINY = 1e-12  # floor of a probability before its logarithm
 SLACK = 0.01  # by which a row may miss the sum of 1: tables are written with two or three decimals
 ROUNDING = 1e-6  # below 0, of arithmetic in single precision
-SHOWN = 60  # characters of a user's value or name in a message
 
 RowName = Callable[[int], str]
 
@@ -44,9 +44,9 @@ def check_probs(
     first = int(np.flatnonzero(wrong)[0])
     if bad[first].any():
         k = int(np.flatnonzero(bad[first])[0])
-        found = f"column {k if classes is None else short(classes[k])} holds {probs[first, k]:g}"
+        found = f"column {k if classes is None else shown(classes[k])} holds {probs[first, k]:g}"
     else:
-        found = f"{short(', '.join(f'{p:.4g}' for p in probs[first]))} sum to {total[first]:.4g}"
+        found = f"{shown(', '.join(f'{p:.4g}' for p in probs[first]))} sum to {total[first]:.4g}"
     kind, name = "finite" if any_scale else "probabilities", f"row {first}" if row is None else row(first)
     raise DataError(
         f"{what}: {int(wrong.sum())} rows are not {kind}, first in {name}: {found}",
@@ -81,9 +81,3 @@ def check_labels(
             "leave photographs without a label out before fitting or scoring",
         )
     return labels.astype(np.int64)
-
-
-def short(text: str) -> str:
-    """A user's text for a message, cut where it is long."""
-    text = str(text)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 15]}... ({len(text)} characters)"
