@@ -32,6 +32,7 @@ from manihot.photos.scan import scan
 from manihot.records.files import digest_value, save_json
 from manihot.records.predictions import Predictions
 from manihot.settings import load_recipe
+from manihot.settings.options import TableOptions
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "bracol.json"
@@ -60,7 +61,7 @@ def measure(
     run = work / f"{recipe}-{target}-{rotation}"
     manifest_path = work / f"{target}-{rotation}.parquet"
     if not manifest_path.exists():
-        manifest, _ = scan(data / "leaf.csv", image="leaf/{id}.jpg", label=TARGETS[target])
+        manifest, _ = scan(data / "leaf.csv", columns=TableOptions(image="leaf/{id}.jpg", label=TARGETS[target]))
         manifest.with_columns(split=split_of(len(manifest), rotation)).save(manifest_path)
     command = [
         sys.executable,

@@ -32,6 +32,7 @@ from manihot.photos.scan import scan
 from manihot.records.files import save_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.settings.options import TableOptions
 from manihot.suites.format import BASELINE, load_suite
 from manihot.suites.run import run_suite
 from manihot.suites.verdicts import compare_pairs
@@ -66,7 +67,7 @@ def measure(data: Path, work: Path, what: str, rotation: int, rate: float, only:
         true.to_frame("label").to_parquet(work / "truth.parquet")
         sets.append(f"folds.n={DEMO_FOLDS}")
     else:
-        scanned, _ = scan(data / "leaf.csv", image="leaf/{id}.jpg", label=TARGETS["stress"])
+        scanned, _ = scan(data / "leaf.csv", columns=TableOptions(image="leaf/{id}.jpg", label=TARGETS["stress"]))
         manifest = planted(scanned.with_columns(split=split_of(len(scanned), rotation)), rate, rotation)
     if not path.is_file():
         manifest.save(path)

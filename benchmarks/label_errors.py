@@ -52,6 +52,7 @@ from manihot.records.files import save_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.settings import load_recipe
+from manihot.settings.options import TableOptions
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "label_errors.json"
@@ -186,7 +187,7 @@ def photographs(part: str, work: Path, data: Path) -> tuple[np.ndarray, np.ndarr
         if not (data / "bracol" / "leaf.csv").exists():
             raise SystemExit(f"{data / 'bracol'}: no BRACOL photographs here; set MANIHOT_DATA or --data")
         label = "predominant_stress" if part == "bracol" else "severity"
-        manifest, _ = scan(data / "bracol" / "leaf.csv", image="leaf/{id}.jpg", label=label)
+        manifest, _ = scan(data / "bracol" / "leaf.csv", columns=TableOptions(image="leaf/{id}.jpg", label=label))
         true = given = manifest.labels
         group, confusion = np.full(len(true), "", dtype=object), None
     alone = np.array([f"\0{i}" for i in range(len(true))], dtype=object)

@@ -28,6 +28,7 @@ from manihot.pipeline import run
 from manihot.records.files import save_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.settings.options import TableOptions
 
 RESULTS = Path(__file__).resolve().parent / "results" / "robust.json"
 RECIPES = {  # recipe and what is set beside it
@@ -53,7 +54,7 @@ def planted(manifest: Manifest, rate: float, rotation: int) -> Manifest:
 
 def measure(data: Path, work: Path, rotation: int, rates: list[float], recipes: list[str]) -> list[dict[str, object]]:
     """These recipes at every rate on one rotation: accuracy on validation and test."""
-    scanned, _ = scan(data / "leaf.csv", image="leaf/{id}.jpg", label=TARGETS["stress"])
+    scanned, _ = scan(data / "leaf.csv", columns=TableOptions(image="leaf/{id}.jpg", label=TARGETS["stress"]))
     whole = scanned.with_columns(split=split_of(len(scanned), rotation))
     rows = []
     for rate in rates:

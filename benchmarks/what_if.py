@@ -23,6 +23,7 @@ from manihot.audit.what_if import what_if
 from manihot.pipeline import run
 from manihot.records.files import save_json
 from manihot.records.predictions import Predictions
+from manihot.settings.options import TableOptions
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "what_if.json"
@@ -35,7 +36,8 @@ def features(data: Path, work: Path) -> Predictions:
     if not oof.exists():
         if not (data / "leaf.csv").exists():
             raise SystemExit(f"{data}: no BRACOL photographs here; name their folder with --data")
-        run(data / "leaf.csv", work, "quick", image="leaf/{id}.jpg", label=TARGETS["stress"], report=False)
+        columns = TableOptions(image="leaf/{id}.jpg", label=TARGETS["stress"])
+        run(data / "leaf.csv", work, "quick", columns=columns, report=False)
     return Predictions.load(oof)
 
 

@@ -34,6 +34,7 @@ from manihot.records.groups import group_by_name, propose_name_pattern, with_nam
 from manihot.records.manifest import Manifest
 from manihot.records.run_folder import RunFolder
 from manihot.settings import Folds, load_recipe
+from manihot.settings.options import TableOptions
 
 ORIGINALS = 10
 
@@ -487,7 +488,7 @@ def test_another_split_and_the_folds_reach_the_table_of_a_run(tmp_path: Path):
         changed = table.assign(**{name: [values[0], *table[name][1:7], values[1]] for name, values in changes.items()})
         Manifest.from_table(changed, ("sick", "healthy"), tmp_path).save(tmp_path / "all.parquet")
         with RunFolder(tmp_path / "run") as folder:
-            prepare(folder, recipe, tmp_path / "all.parquet", {}, workers=1)
+            prepare(folder, recipe, tmp_path / "all.parquet", TableOptions(), workers=1)
         out = pd.read_csv(tmp_path / "run/audit/duplicates.csv")
         assert out["image_id"].tolist() == ["0.png", "7.png"] and list(out.columns) == list(COLUMNS)
         saved = pd.read_parquet(tmp_path / "run/audit/duplicates.parquet")

@@ -15,6 +15,7 @@ from manihot.photos.labels import find_several
 from manihot.photos.layouts import recognise
 from manihot.photos.scan import scan
 from manihot.photos.tables import Columns
+from manihot.settings.options import TableOptions
 from test_scan import labels_of, photo, table
 
 
@@ -26,7 +27,7 @@ def make(home: Path, *names: str) -> Path:
 
 def read(home: Path, **options) -> dict[str, tuple[str | None, str]]:
     """path below `home` -> (class, split) of every photograph."""
-    manifest, _ = scan(home, **options)
+    manifest, _ = scan(home, columns=TableOptions(**options))
     names = [*manifest.classes, None]
     return {
         path.relative_to(home).as_posix(): (names[label], split)
@@ -133,22 +134,23 @@ def test_two_levels_are_offered(tmp_path: Path, capsys) -> None:
     assert "2 classes: Birds, Insects" in said
     assert "another reading: 5 classes two folders deep: Birds/Sparrow, Birds/Swift" in said
     assert "--folders '{class}/{class}'" in said
-    deeper, _ = scan(tmp_path, folders="{class}/{class}")
+    deeper, _ = scan(tmp_path, columns=TableOptions(folders="{class}/{class}"))
     assert deeper.classes == ("Birds/Sparrow", "Birds/Swift", "Insects/Bee", "Insects/Fly", "Insects/Wasp")
-    assert scan(tmp_path, folders="*/{class}")[0].classes == ("Bee", "Fly", "Sparrow", "Swift", "Wasp")
+    below, _ = scan(tmp_path, columns=TableOptions(folders="*/{class}"))
+    assert below.classes == ("Bee", "Fly", "Sparrow", "Swift", "Wasp")
 
 
 def test_sources_and_plants_as_folders(tmp_path: Path, capsys) -> None:
     make(tmp_path / "years", *(f"{y}/{c}/{y}_{k}.jpg" for y in (2019, 2020) for c in ("rust", "scab") for k in (1, 2)))
     scan(tmp_path / "years")
     assert "2 classes in 2 sources: rust, scab: --folders '{source}/{class}'" in capsys.readouterr().err
-    manifest, _ = scan(tmp_path / "years", folders="{source}/{class}")
+    manifest, _ = scan(tmp_path / "years", columns=TableOptions(folders="{source}/{class}"))
     assert manifest.classes == ("rust", "scab")
     assert manifest.table["source"].value_counts().to_dict() == {"2019": 4, "2020": 4}
     make(tmp_path / "plants", *(f"{c}/plant{p}/{p}{k}.jpg" for c in ("rust", "scab") for p in range(4) for k in (1, 2)))
     scan(tmp_path / "plants")
     assert "--folders '{class}/{group}'" in capsys.readouterr().err
-    manifest, _ = scan(tmp_path / "plants", folders="{class}/{group}")
+    manifest, _ = scan(tmp_path / "plants", columns=TableOptions(folders="{class}/{group}"))
     assert manifest.classes == ("rust", "scab") and manifest.table["group"].nunique() == 8
     assert manifest.table["group"].iloc[0] == "rust/plant0"
 
@@ -159,7 +161,7 @@ def test_options_for_other_readings_are_followed(tmp_path: Path) -> None:
     listing = recognise(tmp_path, Columns(), None, None, None)
     offered = [line.split("--folders '")[1].rstrip("'") for line in listing.otherwise]
     assert offered[:2] == ["{split}/{class}/{class}", "{split}/{source}/{class}"]
-    counts = [len(scan(tmp_path, folders=pattern)[0].classes) for pattern in offered[:2]]
+    counts = [len(scan(tmp_path, columns=TableOptions(folders=pattern))[0].classes) for pattern in offered[:2]]
     assert counts == [6, 3]
 
 
@@ -167,15 +169,15 @@ def test_options_for_other_readings_are_followed(tmp_path: Path) -> None:
 def test_patterns_that_are_wrong(tmp_path: Path, pattern: str) -> None:
     make(tmp_path, "a/1.jpg")
     with pytest.raises(SettingsError, match="--folders"):
-        scan(tmp_path, folders=pattern)
+        scan(tmp_path, columns=TableOptions(folders=pattern))
 
 
 def test_a_pattern_that_fits_nothing(tmp_path: Path) -> None:
     make(tmp_path, "a/1.jpg")
     with pytest.raises(DataError, match=r"no photograph lies in folders that fit --folders 'b/\{class\}'.*lies in a"):
-        scan(tmp_path, folders="b/{class}")
+        scan(tmp_path, columns=TableOptions(folders="b/{class}"))
     with pytest.raises(SettingsError, match="names the photographs itself"):
-        scan(table(tmp_path / "t.csv", "image,label\na/1.jpg,x\n"), folders="{class}")
+        scan(table(tmp_path / "t.csv", "image,label\na/1.jpg,x\n"), columns=TableOptions(folders="{class}"))
 
 
 def test_train_and_Train_are_both_read(tmp_path: Path) -> None:
@@ -189,7 +191,7 @@ def test_twins_in_capitals(tmp_path: Path, capsys) -> None:
     said = capsys.readouterr().err
     assert "'Rust' (1) and 'rust' (2) differ in capitals" in said and "--merge-case" in said
     assert "'leaf spot' (1) and 'leaf_spot' (1)" in said
-    merged, _ = scan(tmp_path, merge_case=True)
+    merged, _ = scan(tmp_path, columns=TableOptions(merge_case=True))
     assert merged.classes == ("leaf spot", "rust") and list(merged.class_counts()) == [2, 3]
 
 
@@ -203,7 +205,7 @@ def test_a_table_beside_a_folder_of_images_is_used(tmp_path: Path, capsys) -> No
     assert manifest.classes == ("x", "y") and list(manifest.class_counts()) == [6, 6]
     said = capsys.readouterr().err
     assert "labels.csv" in said and "images/{filename}" in said and "--folders '{class}'" in said
-    assert scan(tmp_path, folders="{class}")[0].classes == ("images",)
+    assert scan(tmp_path, columns=TableOptions(folders="{class}"))[0].classes == ("images",)
 
 
 def test_a_table_against_folders_stops_with_both_options(tmp_path: Path) -> None:
@@ -214,8 +216,8 @@ def test_a_table_against_folders_stops_with_both_options(tmp_path: Path) -> None
     assert "labels.csv names 12 of 14 photographs" in caught.value.what and "images/, plots/" in caught.value.what
     assert f"{listed} --image 'images/{{filename}}'" in caught.value.remedy
     assert "--folders '{class}'" in caught.value.remedy
-    assert scan(listed, image="images/{filename}")[0].classes == ("x", "y")
-    assert scan(tmp_path, folders="{class}")[0].classes == ("images", "plots")
+    assert scan(listed, columns=TableOptions(image="images/{filename}"))[0].classes == ("x", "y")
+    assert scan(tmp_path, columns=TableOptions(folders="{class}"))[0].classes == ("images", "plots")
 
 
 @pytest.mark.parametrize("places", [["{k}.jpg"], ["photos/{k}.jpg"], ["part1/{k}.jpg", "part2/{k}.jpg"]])
@@ -229,7 +231,7 @@ def test_tables_find_their_photographs(tmp_path: Path, places: list[str], form: 
         with pytest.raises(DataError, match="which column is the class is not obvious") as caught:
             scan(tmp_path)
         assert "--label 'diagnosis'" in caught.value.remedy
-    manifest, _ = scan(tmp_path, label="diagnosis")
+    manifest, _ = scan(tmp_path, columns=TableOptions(label="diagnosis"))
     assert manifest.classes == ("x", "y") and len(manifest) == 10
 
 
@@ -249,7 +251,7 @@ def test_a_table_that_names_a_minority_stops(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"l\.csv names 3 of 20 photographs only") as caught:
         scan(tmp_path)
     assert f"{listed} --image 'images/{{image}}'" in caught.value.remedy
-    assert len(scan(listed, image="images/{image}")[0]) == 3
+    assert len(scan(listed, columns=TableOptions(image="images/{image}"))[0]) == 3
 
 
 def test_two_tables_with_labels_stop(tmp_path: Path) -> None:
@@ -299,26 +301,26 @@ def test_only_a_pattern_that_finds_all_is_advised(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none of the 12 photographs exists") as caught:
         scan(tmp_path)
     assert "--image '{label}/{image_id}.jpg' (it finds all 12)" in caught.value.remedy
-    manifest, _ = scan(tmp_path, image="{label}/{image_id}.jpg")
+    manifest, _ = scan(tmp_path, columns=TableOptions(image="{label}/{image_id}.jpg"))
     assert manifest.classes == ("mite", "rust", "scab") and list(manifest.class_counts()) == [4, 4, 4]
     with pytest.raises(DataError, match="only 4 of the 12 photographs exist, the first that is missing") as caught:
-        scan(tmp_path, image="rust/{image_id}.jpg")
+        scan(tmp_path, columns=TableOptions(image="rust/{image_id}.jpg"))
     assert "--image '{label}/{image_id}.jpg' (it finds all 12)" in caught.value.remedy
-    assert len(scan(tmp_path, image="rust/{image_id}.jpg", allow_missing=True)[0]) == 4
+    assert len(scan(tmp_path, columns=TableOptions(image="rust/{image_id}.jpg", allow_missing=True))[0]) == 4
 
 
 def test_a_star_is_any_folder(tmp_path: Path) -> None:
     make(tmp_path, "part_1/1.jpg", "part_2/2.jpg", "other/3.jpg")
     listed = table(tmp_path / "t.csv", "id,label\n1,a\n2,b\n3,b\n")
     with pytest.raises(DataError) as caught:
-        scan(listed, image="{id}")
+        scan(listed, columns=TableOptions(image="{id}"))
     assert "--image '*/{id}.jpg' (it finds all 3)" in caught.value.remedy
-    assert len(scan(listed, image="*/{id}.jpg")[0]) == 3
-    manifest, quarantine = scan(listed, image="part_*/{id}.jpg")
+    assert len(scan(listed, columns=TableOptions(image="*/{id}.jpg"))[0]) == 3
+    manifest, quarantine = scan(listed, columns=TableOptions(image="part_*/{id}.jpg"))
     assert list(manifest.image_id) == ["1.jpg", "2.jpg"] and list(quarantine["fault"]) == ["missing"]
     photo(tmp_path / "part_1/2.jpg")
     with pytest.raises(DataError, match=r"line 3: 'part_\*/2\.jpg' stands for 2 files: part_1/2\.jpg, part_2/2\.jpg"):
-        scan(listed, image="part_*/{id}.jpg")
+        scan(listed, columns=TableOptions(image="part_*/{id}.jpg"))
 
 
 def test_a_table_most_of_whose_photographs_are_missing(tmp_path: Path) -> None:
@@ -327,7 +329,7 @@ def test_a_table_most_of_whose_photographs_are_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="only 2 of the 8 photographs exist") as caught:
         scan(listed)
     assert "--allow-missing" in caught.value.remedy and "--image" not in caught.value.remedy
-    assert len(scan(listed, allow_missing=True)[0]) == 2
+    assert len(scan(listed, columns=TableOptions(allow_missing=True))[0]) == 2
 
 
 def test_proposals_are_counted_on_all_rows(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from manihot.demo.make import FORMAT
 from manihot.errors import RunFolderError, SettingsError
 from manihot.records.run_folder import RunFolder
 from manihot.settings import load_recipe
+from manihot.settings.options import TableOptions
 from manihot.train.lr_find import draw_curve, lr_find, suggest_rates
 
 
@@ -122,5 +123,5 @@ def test_the_command_needs_a_recipe_only(tiny_recipe: Path, small_photos: Path, 
 
 def test_a_table_without_photographs_is_refused(recipe, tmp_path: Path):
     with pytest.raises(SettingsError, match="--csv without photographs"):
-        lr_find(None, recipe, tmp_path / "out", csv=tmp_path / "train.csv", image=None)
+        lr_find(None, recipe, tmp_path / "out", columns=TableOptions(csv=tmp_path / "train.csv", image=None))
     assert not (tmp_path / "out").exists()

@@ -18,6 +18,7 @@ from manihot.infer.outputs import commonest
 from manihot.pipeline import run
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.settings.options import TableOptions
 
 FEATURES = [
     "method=features", "model.taps=[2]", "model.pooling=avgmax", "model.power=true", "features.c=[0.01, 0.1]",
@@ -142,7 +143,7 @@ def test_a_run_audits_and_shows_it(finished: Path):
 
 
 def test_file_names_can_tell_groups(small_photos: Path):
-    manifest, _ = manihot.scan(small_photos, group="{group}?")
+    manifest, _ = manihot.scan(small_photos, columns=TableOptions(group="{group}?"))
     names = manifest.table["path"].map(lambda path: Path(path).stem[:-1])
     groups = manifest.table["group"].to_numpy()
     for group in np.unique(groups[groups != ""]):
@@ -289,7 +290,8 @@ def test_submissions_speak_in_the_users_numbers(small_photos: Path, tmp_path: Pa
     (tmp_path / "tiny.yaml").write_text(TINY_RECIPE, encoding="utf-8")
     sets = [f"method={method}", "train.epochs=1", "audit.labels=false", *(FEATURES if method == "features" else ())]
     out, csv = tmp_path / "out", tmp_path / "t.csv"
-    run(csv, out, str(tmp_path / "tiny.yaml"), overrides=sets, workers=1, report=False, classes=tmp_path / "map.json")
+    named = TableOptions(classes=tmp_path / "map.json")
+    run(csv, out, str(tmp_path / "tiny.yaml"), overrides=sets, workers=1, report=False, columns=named)
     manifest = Manifest.load(out / "folds.parquet")
     assert dict(zip(manifest.classes, manifest.numbers)) == numbers
     for kind in ("oof", "test"):

@@ -29,6 +29,7 @@ from manihot.photos.tfrecord import crc32c, parse_example, read_records
 from manihot.photos.workers import run_tasks
 from manihot.records.manifest import Manifest
 from manihot.records.quarantine import COLUMNS
+from manihot.settings.options import TableOptions
 
 MAP = {"0": "blight", "1": "streak", "2": "mottle"}
 
@@ -230,9 +231,8 @@ def test_csv_with_pattern_and_columns(tmp_path: Path) -> None:
     listed = table(tmp_path / "leaf.csv", text)
     for k in range(1, 4):
         photo(tmp_path / f"leaf/{k}.jpg")
-    manifest, quarantine = scan(
-        listed, image="leaf/{id}.jpg", label="stress", group="farm", split="part", fold="k", source="farm"
-    )
+    named = {"label": "stress", "group": "farm", "split": "part", "fold": "k", "source": "farm"}
+    manifest, quarantine = scan(listed, columns=TableOptions(image="leaf/{id}.jpg", **named))
     assert manifest.classes == ("miner", "rust") and manifest.root == tmp_path
     rows = (
         manifest.table[["image_id", "path", "label", "group", "source", "split", "fold"]].to_numpy().tolist()
@@ -257,8 +257,8 @@ def test_csv_guesses_columns_and_sorts_numbers(tmp_path: Path, capsys) -> None:
     assert manifest.classes == ("0", "2", "10") and list(manifest.labels) == [0, 1, 2]
     assert list(manifest.table["source"]) == ["s0", "s2", "s10"]
     assert warned(capsys, "image 'Filename'", "label 'Target'", "source 'source'")
-    assert set(scan(listed, source="")[0].table["source"]) == {"main"}
-    assert set(scan(listed, label="")[0].labels) == {-1}
+    assert set(scan(listed, columns=TableOptions(source=""))[0].table["source"]) == {"main"}
+    assert set(scan(listed, columns=TableOptions(label=""))[0].labels) == {-1}
 
 
 def test_table_beside_a_folder_and_parquet(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_table_beside_a_folder_and_parquet(tmp_path: Path) -> None:
     listed.parent.mkdir()
     frame.to_parquet(listed)
     names = table(tmp_path / "names.json", json.dumps(MAP))
-    manifest, _ = scan(tmp_path / "photos", csv=listed, classes=names, id="code")
+    manifest, _ = scan(tmp_path / "photos", columns=TableOptions(csv=listed, classes=names, id="code"))
     assert manifest.classes == ("blight", "streak", "mottle")
     assert labels_of(manifest) == {"5": "streak", "6": None, "7": "blight"}
 
@@ -302,7 +302,7 @@ def test_tables_that_are_wrong(tmp_path: Path, text: str, options: dict, words: 
     if text.startswith("image,label\nz.jpg"):
         (tmp_path / "more/z.jpg").unlink()
     with pytest.raises(DataError) as caught:
-        scan(table(tmp_path / "l.csv", text), **options)
+        scan(table(tmp_path / "l.csv", text), columns=TableOptions(**options))
     assert all(word in str(caught.value) for word in [*words, "l.csv"] if word), str(caught.value)
     assert caught.value.remedy
 
@@ -326,7 +326,7 @@ def test_a_broken_line_of_json_is_named(tmp_path: Path, text: str, words: list[s
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg")
     with pytest.raises(DataError, match=r"none\.csv: there is no such file"):
-        scan(tmp_path, csv=tmp_path / "none.csv")
+        scan(tmp_path, columns=TableOptions(csv=tmp_path / "none.csv"))
 
 
 def test_the_command_offers_the_groups_that_names_tell(tmp_path: Path, capsys) -> None:
@@ -347,7 +347,7 @@ def test_label_outside_the_map_names_value_and_line(tmp_path: Path) -> None:
     listed = table(tmp_path / "l.csv", "image,label\na.jpg,1\nb.jpg,7\n")
     names = table(tmp_path / "map.json", json.dumps(MAP))
     with pytest.raises(DataError, match=r"l\.csv, line 3: label '7' is not in map\.json"):
-        scan(listed, classes=names)
+        scan(listed, columns=TableOptions(classes=names))
 
 
 def test_class_names_in_every_form(tmp_path: Path) -> None:
@@ -436,17 +436,17 @@ def test_a_column_that_a_fixed_layout_lacks_is_another_sources(tmp_path: Path) -
     table(tmp_path / "hub/metadata.csv", "file_name,label\n4.jpg,mottle\n")
     own = table(tmp_path / "own/t.csv", "nr,stress,farm\n5,mottle,F1\n")
     options = {"image": "p{nr}.jpg", "label": "stress", "group": "farm", "id": "nr"}
-    manifest, _ = scan([kaggle, tmp_path / "hub", own], **options)
+    manifest, _ = scan([kaggle, tmp_path / "hub", own], columns=TableOptions(**options))
     assert manifest.table.set_index("image_id")["group"].to_dict() == {
         "11.jpg": "", "12.jpg": "", "13.jpg": "", "21.jpg": "", "4.jpg": "", "5": "F1",
     }  # fmt: skip
     assert labels_of(manifest)["4.jpg"] == labels_of(manifest)["5"] == labels_of(manifest)["12.jpg"] == "mottle"
     with pytest.raises(DataError, match=r"--group names a column, but .*kaggle was read as .*no other source"):
-        scan([kaggle, tmp_path / "hub"], group="farm")
+        scan([kaggle, tmp_path / "hub"], columns=TableOptions(group="farm"))
     with pytest.raises(DataError, match="no column 'farm'"):
-        scan(kaggle, group="farm")
+        scan(kaggle, columns=TableOptions(group="farm"))
     with pytest.raises(DataError, match="no column 'plant'"):
-        scan([kaggle, own], image="p{nr}.jpg", label="stress", group="plant")
+        scan([kaggle, own], columns=TableOptions(image="p{nr}.jpg", label="stress", group="plant"))
 
 
 def test_only_the_trusted_column_is_kept(tmp_path: Path) -> None:
@@ -455,25 +455,25 @@ def test_only_the_trusted_column_is_kept(tmp_path: Path) -> None:
         photo(tmp_path / f"in/{k}.jpg")
     lines = "".join(f"{k}.jpg,x,{word},note\n" for k, word in enumerate(words))
     listed = table(tmp_path / "in/l.csv", "image,label,checked,remark\n" + lines)
-    manifest, _ = scan(listed, trusted="checked", out=tmp_path / "run")
+    manifest, _ = scan(listed, columns=TableOptions(trusted="checked"), out=tmp_path / "run")
     assert list(manifest.table["checked"]) == [True] * 3 + [False] * 4 and manifest.table["checked"].dtype == bool
     assert "remark" not in manifest.table and "checked" not in scan(listed)[0].table
     photo(tmp_path / "more/x/9.jpg")
-    both, _ = scan([tmp_path / "more", tmp_path / "run/manifest.parquet"], trusted="checked")
+    both, _ = scan([tmp_path / "more", tmp_path / "run/manifest.parquet"], columns=TableOptions(trusted="checked"))
     assert list(both.table["checked"]) == [False] + [True] * 3 + [False] * 4
     with pytest.raises(DataError, match="has no column 'chekced'"):
-        scan(listed, trusted="chekced")
+        scan(listed, columns=TableOptions(trusted="chekced"))
     with pytest.raises(DataError, match="--trusted weight"):
-        scan(listed, trusted="weight")
+        scan(listed, columns=TableOptions(trusted="weight"))
     table(listed, "image,label,checked\n0.jpg,x,yes\n1.jpg,x,maybe\n")
     with pytest.raises(DataError, match=r"l\.csv, line 3: 'maybe'"):
-        scan(listed, trusted="checked")
+        scan(listed, columns=TableOptions(trusted="checked"))
 
 
 def test_options_that_nothing_would_use_are_errors(tmp_path: Path) -> None:
     photo(tmp_path / "in/rust/1.jpg")
     with pytest.raises(DataError, match="--label, --fold names a column"):
-        scan(tmp_path / "in", label="x", fold="f")
+        scan(tmp_path / "in", columns=TableOptions(label="x", fold="f"))
     photo(tmp_path / "other/2.jpg")
     listed = table(tmp_path / "other/l.csv", "image,label\n2.jpg,0\n")
     with pytest.raises(DataError, match=r"l\.csv: its classes are numbers") as caught:
@@ -650,7 +650,7 @@ def test_record_names_stay_in_their_folder(tmp_path: Path) -> None:
         frame(example(image=image, image_name=name, target=k % 3)) for k, name in enumerate(names)
     )
     (place / "a.tfrec").write_bytes(data)
-    scan(home, out=tmp_path / "run", allow_missing=True)
+    scan(home, out=tmp_path / "run", columns=TableOptions(allow_missing=True))
     found = sorted(
         path.relative_to(tmp_path / "run/photos").as_posix()
         for path in (tmp_path / "run/photos").rglob("*.jpg")
@@ -718,7 +718,8 @@ def test_ctrl_c_stops_at_once_without_traces_of_workers(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_bracol() -> None:
     home = shared_data("bracol")
-    manifest, quarantine = scan(home / "leaf.csv", image="leaf/{id}.jpg", label="predominant_stress")
+    columns = TableOptions(image="leaf/{id}.jpg", label="predominant_stress")
+    manifest, quarantine = scan(home / "leaf.csv", columns=columns)
     assert len(manifest) == 1685 and len(quarantine) == 0
     assert manifest.class_counts().tolist() == [272, 387, 531, 348, 147]
     manifest, _ = scan(home / "symptom")
@@ -734,14 +735,14 @@ def test_the_users_class_numbers_are_kept(tmp_path: Path, capsys) -> None:
     table(tmp_path / "in/t.csv", f"image,label\n{rows}")
     table(tmp_path / "from5.json", json.dumps({"7": "a", "5": "b"}))
     table(tmp_path / "from0.json", json.dumps({"0": "a", "1": "b"}))
-    listed, _ = scan(tmp_path / "in/t.csv", classes=tmp_path / "from5.json", out=tmp_path / "run")
+    listed, _ = scan(tmp_path / "in/t.csv", columns=TableOptions(classes=tmp_path / "from5.json"), out=tmp_path / "run")
     assert listed.classes == ("b", "a") and listed.numbers == (5, 7)
     assert Manifest.load(tmp_path / "run/manifest.parquet").numbers == (5, 7)
     assert listed.take(np.array([0])).with_columns(weight=2.0).numbers == (5, 7)
-    folders, _ = scan(tmp_path / "in", classes=tmp_path / "from5.json", csv=None)
+    folders, _ = scan(tmp_path / "in", columns=TableOptions(classes=tmp_path / "from5.json", csv=None))
     assert folders.numbers == (5, 7)
     for classes in (tmp_path / "from0.json", None):
-        assert scan(tmp_path / "in", classes=classes)[0].numbers is None
+        assert scan(tmp_path / "in", columns=TableOptions(classes=classes))[0].numbers is None
     photo(tmp_path / "other/c/1.jpg")
     capsys.readouterr()
     table(tmp_path / "in/label_num_to_disease_map.json", json.dumps({"7": "a", "5": "b"}))

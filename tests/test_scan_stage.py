@@ -12,12 +12,13 @@ from manihot.photos import scan as scan_module
 from manihot.pipeline import _scan
 from manihot.records.manifest import Manifest
 from manihot.records.run_folder import RunFolder
+from manihot.settings.options import TableOptions
 from test_scan import photo, table
 
 
 def scanned(photos: Path | list[Path], out: Path, **options: object) -> Manifest:
     with RunFolder(out) as folder:
-        return _scan(folder, photos, 1, options)
+        return _scan(folder, photos, 1, TableOptions(**options))
 
 
 @pytest.fixture
@@ -107,11 +108,12 @@ def test_a_trusted_column_is_asked_for_before_any_training(tmp_path: Path, monke
     csv = table(tmp_path / "in/t.csv", "image,label,checked\na.jpg,x,yes\n")
     monkeypatch.setattr(pipeline, "group_duplicates", lambda *_: pytest.fail("went on without the column"))
     with pytest.raises(DataError, match="no column 'right'"):
-        pipeline.run(csv, tmp_path / "run", "quick", what_if=True, trusted="right")
+        pipeline.run(csv, tmp_path / "run", "quick", what_if=True, columns=TableOptions(trusted="right"))
     manifest = scanned(csv, tmp_path / "scanned", trusted="checked")
     assert list(manifest.table["checked"]) == [True]
     with pytest.raises(DataError, match="no column 'right'"):
-        pipeline.run(tmp_path / "scanned/manifest.parquet", tmp_path / "other", "quick", what_if=True, trusted="right")
+        given, right = tmp_path / "scanned/manifest.parquet", TableOptions(trusted="right")
+        pipeline.run(given, tmp_path / "other", "quick", what_if=True, columns=right)
     assert not (tmp_path / "other").exists()
 
 

@@ -27,6 +27,7 @@ from manihot.photos.scan import scan
 from manihot.records.manifest import UNLABELLED, Manifest
 from manihot.records.predictions import Predictions
 from manihot.settings import Model, Recipe, load_recipe, recipe_names
+from manihot.settings.options import TableOptions
 from manihot.train.networks.backbones import make_model, make_preprocess
 from manihot.train.networks.pretrained import make_backbone, name_weights
 from manihot.train.smoke import (
@@ -372,9 +373,9 @@ def computed() -> float:
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_runs_whole_on_real_photographs(name: str, tmp_path: Path):
     table = shared_data("bracol") / "leaf.csv"
-    options = {"image": "leaf/{id}.jpg", "label": "predominant_stress"}
+    columns = TableOptions(image="leaf/{id}.jpg", label="predominant_stress")
     begun = computed()
-    pipeline.run(table, tmp_path / "run", name, smoke=True, workers=1, **options)
+    pipeline.run(table, tmp_path / "run", name, smoke=True, workers=1, columns=columns)
     # Not by the clock on the wall, which on a busy machine tells of the others: what fits into a minute of computing
     # ends within a minute on one core that is free.
     assert computed() - begun < 60

@@ -14,6 +14,7 @@ from manihot.errors import DataError
 from manihot.photos.labels import LONGEST_CLASS, load_classes, name_labels
 from manihot.photos.scan import scan
 from manihot.records.tables import decode_text, read_table, shown
+from manihot.settings.options import TableOptions
 from test_scan import labels_of, photo, table
 
 TWO = [["a.jpg", "rust"], ["b.jpg", "scab"]]
@@ -166,7 +167,7 @@ def test_missing_labels_are_missing(tmp_path: Path, capsys, word: str) -> None:
     assert "1 rows have no label" in said
     if word.strip():
         assert f"1 {word!r} taken as no label" in said and "--keep-na" in said
-        kept, _ = scan(listed, keep_na=True)
+        kept, _ = scan(listed, columns=TableOptions(keep_na=True))
         assert word in kept.classes and labels_of(kept)["1.jpg"] == word
 
 

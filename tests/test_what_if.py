@@ -19,6 +19,7 @@ from manihot.pipeline import run
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import RunFolder
+from manihot.settings.options import TableOptions
 
 
 def blobs(
@@ -114,12 +115,10 @@ def test_what_can_t_be_asked_is_an_error_before_training(small_photos: Path, tin
     with pytest.raises(SettingsError, match="needs features") as caught:
         run(small_photos, out, str(tiny_recipe), what_if=True)
     assert "--recipe quick" in caught.value.remedy and not out.exists()
-    with pytest.raises(SettingsError, match="--what-if alone"):
-        run(small_photos, out, "quick", trusted="expert")
     with pytest.raises(SettingsError, match="holds none out"):
         run(small_photos, out, "quick", overrides=["folds.kind=none"], what_if=True)
     with pytest.raises(DataError, match="--trusted names a column, but"):
-        run(small_photos, out, "quick", what_if=True, trusted="expert", workers=1)
+        run(small_photos, out, "quick", what_if=True, columns=TableOptions(trusted="expert"), workers=1)
     assert not (out / "predictions").exists() and not (out / "members").exists()
 
 

@@ -22,7 +22,8 @@ from manihot.audit.trusted import check_features, read_trusted
 from manihot.ensemble.files import COMBINATION
 from manihot.ensemble.second_level import Combination
 from manihot.ensemble.stages import blend_stage, needs_torch
-from manihot.errors import DataError, RunFolderError, SettingsError
+from manihot.errors import RunFolderError, SettingsError
+from manihot.photos.sources import check_manifest_options
 from manihot.progress import say
 from manihot.records.files import digest_file, digest_value, save_json, write_atomic
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
@@ -30,6 +31,7 @@ from manihot.records.predictions import Predictions
 from manihot.records.quarantine import COLUMNS as QUARANTINE
 from manihot.records.run_folder import RunFolder
 from manihot.settings import Recipe, load_recipe, merge
+from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.trust.out_of_distribution import FALSE_REJECTION, Strangers, fit_strangers, limit_of_output
 
 ENOUGH_FOR_TRUST = 40  # held-out photographs, below which calibration would be noise
@@ -39,16 +41,16 @@ PACKAGES = ("manihot", "torch", "timm", "numpy", "opencv-python-headless", "scik
 def run(
     photos: Path | Sequence[Path], out: Path, recipe: str | Recipe | None = None, *,
     overrides: Sequence[str] = (), device: str = "auto", workers: int = 2, update: bool = False,
-    report: bool = True, what_if: bool = False, trusted: str | None = None, smoke: bool = False, **scan_options: Any,
+    report: bool = True, what_if: bool = False, smoke: bool = False, columns: TableOptions = EVERYTHING_GUESSED,
 ) -> dict[str, Any]:  # fmt: skip
     """Train and judge a classifier on photographs; returns the content of metrics.json.
 
-    photos, scan_options: see `manihot.scan`; a manifest.parquet is taken as it is. recipe: a name, a path, or
+    photos, columns: see `manihot.scan`; a manifest.parquet is taken as it is. recipe: a name, a path, or
     a Recipe; 'quick' without a GPU and 'standard' with one when left out. update: redo what other settings
     change in an existing run folder, which is an error otherwise. what_if: also learn under cleaned labels, and say
-    whether cleaning is worth it, on photographs that the column `trusted` names too. smoke: try the whole chain of the
-    recipe on a few small photographs (`manihot.train.smoke`). Raises ManihotError; the same call continues a stopped
-    run.
+    whether cleaning is worth it, on photographs that the column `columns.trusted` names too. smoke: try the whole chain
+    of the recipe on a few small photographs (`manihot.train.smoke`). Raises ManihotError; the same call continues a
+    stopped run.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise SettingsError(
@@ -58,16 +60,16 @@ def run(
     resolved = _resolve(recipe, overrides, device)
     if what_if:
         check_features(Path(out), resolved)
-    elif trusted is not None:
-        raise SettingsError("--trusted is looked at by --what-if alone", "add --what-if, or leave it out")
-    scan_options |= _trusted_column(photos, trusted)
+    if (given := _given_manifest(photos, columns)) is not None:
+        check_manifest_options(given, Manifest.load(given), columns)
     if smoke:
         from manihot.train.smoke import prepare_smoke
 
-        resolved, photos = prepare_smoke(resolved, photos, Path(out), workers, **scan_options)
-        scan_options = {}
+        resolved, photos = prepare_smoke(resolved, photos, Path(out), columns, workers)
+        columns = EVERYTHING_GUESSED
     with RunFolder(Path(out)) as folder:
-        manifest = prepare(folder, resolved, photos, scan_options, workers, update)
+        manifest = prepare(folder, resolved, photos, columns, workers, update)
+        trusted = columns.trusted
         if trusted is not None:
             read_trusted(manifest, trusted)  # an unknown column or word is an error before training
         from manihot.infer.outputs import submission_stage
@@ -100,7 +102,8 @@ def run(
 
 def train(
     photos: Path | Sequence[Path], out: Path, recipe: str | Recipe | None = None, *,
-    overrides: Sequence[str] = (), device: str = "auto", workers: int = 2, update: bool = False, **scan_options: Any,
+    overrides: Sequence[str] = (), device: str = "auto", workers: int = 2, update: bool = False,
+    columns: TableOptions = EVERYTHING_GUESSED,
 ) -> list[str]:  # fmt: skip
     """The part of `run` up to the members' predictions, by all processes that torchrun started; the members' names.
 
@@ -113,22 +116,15 @@ def train(
     with processes(device) as place:
         resolved = _resolve(recipe, overrides, device)
         with SharedRun(Path(out)) as folder:
-            manifest = from_first(lambda: prepare(folder, resolved, photos, scan_options, workers, update))
+            manifest = from_first(lambda: prepare(folder, resolved, photos, columns, workers, update))
             folder.update_record(device=describe_device(place), processes=world())
             return train_members(folder, resolved, manifest, str(place), workers)
 
 
-def _trusted_column(photos: Any, trusted: str | None) -> dict[str, str]:
-    """What to scan for the column `trusted`: nothing where a manifest is taken as it is, and must have it already."""
-    given = Manifest.find(Path(photos)) if isinstance(photos, (str, os.PathLike)) else None
-    if trusted is None:
-        return {}
-    if given is None:
-        return {"trusted": trusted}
-    names = Manifest.load(given).table.columns
-    if trusted not in names:
-        raise DataError(f"{given}: has no column {trusted!r}", f"columns: {', '.join(names)}; or scan with --trusted")
-    return {}
+def _given_manifest(photos: Any, columns: TableOptions) -> Path | None:
+    """The manifest that is taken as it is: of one place without a table of its own."""
+    one = isinstance(photos, (str, os.PathLike)) and columns.csv is None
+    return Manifest.find(Path(photos)) if one else None
 
 
 def _resolve(recipe: str | Recipe | None, overrides: Sequence[str], device: str) -> Recipe:
@@ -143,7 +139,7 @@ def _resolve(recipe: str | Recipe | None, overrides: Sequence[str], device: str)
 
 
 def prepare(
-    folder: RunFolder, recipe: Recipe, photos: Any, scan_options: dict[str, Any], workers: int = 2,
+    folder: RunFolder, recipe: Recipe, photos: Any, columns: TableOptions, workers: int = 2,
     update: bool = False, weights: bool = True,
 ) -> Manifest:  # fmt: skip
     """Everything before training: settings kept or refused, weights, scan, sources, duplicates, folds; the manifest.
@@ -151,10 +147,10 @@ def prepare(
     weights: whether those of all members must be there. Raises RunFolderError where the folder holds a run with other
     settings, unless `update`; WeightsError.
     """
-    _open(folder, recipe, photos, scan_options, update)
+    _open(folder, recipe, photos, columns, update)
     if weights:
         _have_weights(folder, recipe)
-    manifest, said = use_sources(_scan(folder, photos, workers, scan_options), recipe.sources)
+    manifest, said = use_sources(_scan(folder, photos, workers, columns), recipe.sources)
     for sentence in said:
         say(sentence)
     if recipe.audit.duplicates:
@@ -176,12 +172,12 @@ def choose_recipe(device: str = "auto") -> str:
     return name
 
 
-def _open(folder: RunFolder, recipe: Recipe, photos: Any, scan_options: dict[str, Any], update: bool) -> None:
+def _open(folder: RunFolder, recipe: Recipe, photos: Any, columns: TableOptions, update: bool) -> None:
     known, wanted = folder.record.get("recipe"), recipe.resolved()
     if known is not None:  # what an older manihot did not know yet was as its default is
         known = merge({**Recipe().resolved(), "name": known.get("name")}, known)
     sources = [str(p) for p in ([photos] if isinstance(photos, (str, os.PathLike)) else photos)]
-    options = {k: str(v) for k, v in scan_options.items() if v is not None}
+    options = columns.given()
     if known is not None and not update:
         changed = sorted(_differences(known, wanted))
         changed += _differences(folder.record.get("photos"), sources, "photos")
@@ -220,9 +216,9 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
     return [] if old == new else [f"{key} ({old} -> {new})"]
 
 
-def _scan(folder: RunFolder, photos: Any, workers: int, options: dict[str, Any]) -> Manifest:
-    first = Manifest.find(Path(photos)) if isinstance(photos, (str, os.PathLike)) else None
-    if first is not None and options.get("csv") is None:
+def _scan(folder: RunFolder, photos: Any, workers: int, columns: TableOptions) -> Manifest:
+    first = _given_manifest(photos, columns)
+    if first is not None:
         inputs: Any = digest_file(first)
 
         def work() -> None:
@@ -232,14 +228,10 @@ def _scan(folder: RunFolder, photos: Any, workers: int, options: dict[str, Any])
     else:
         from manihot.photos.scan import scan
 
-        inputs = [
-            _digest_listing(photos, folder.path),
-            {k: str(v) for k, v in options.items() if v is not None},
-            *_digest_tables(options),
-        ]
+        inputs = [_digest_listing(photos, folder.path), columns.given(), *_digest_tables(columns)]
 
         def work() -> None:
-            scan(photos, out=folder.path, workers=workers, **options)
+            scan(photos, out=folder.path, columns=columns, workers=workers)
 
     folder.stage("scan", inputs, ["manifest.parquet", "quarantine.csv"], work)
     return Manifest.load(folder / "manifest.parquet")
@@ -275,13 +267,13 @@ def _digest_listing(photos: Any, out: Path) -> str:
     return digest_value(seen)
 
 
-def _digest_tables(options: dict[str, Any]) -> list[str]:
+def _digest_tables(columns: TableOptions) -> list[str]:
     """Digests of the files that `csv` and `classes` name, and of a class map beside the table."""
     from manihot.photos.layouts import CLASS_MAPS
 
-    files = [Path(options[name]) for name in ("csv", "classes") if options.get(name) is not None]
-    if options.get("csv") is not None:
-        files += [Path(options["csv"]).parent / name for name in CLASS_MAPS]
+    files = [Path(path) for path in (columns.csv, columns.classes) if path is not None]
+    if columns.csv is not None:
+        files += [Path(columns.csv).parent / name for name in CLASS_MAPS]
     return [digest_file(path) for path in files if path.is_file()]
 
 

@@ -8,31 +8,23 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from manihot.cli.options import (
-    ClassMap,
+    Columns,
     Device,
-    FoldColumn,
-    GroupColumn,
-    IdColumn,
-    ImageColumn,
-    LabelColumn,
     Out,
     Photos,
     RecipeName,
     Sets,
-    SourceColumn,
-    SplitColumn,
-    Table,
     Update,
     Workers,
     one_or_many,
 )
 from manihot.progress import say
+from manihot.settings.options import EVERYTHING_GUESSED
 
 
 def run(
-    photos: Photos, *, out: Out, recipe: RecipeName = None, set_: Sets = None, csv: Table = None,
-    image: ImageColumn = None, label: LabelColumn = None, source: SourceColumn = None, group: GroupColumn = None,
-    fold: FoldColumn = None, split: SplitColumn = None, id: IdColumn = None, classes: ClassMap = None,
+    photos: Photos, *, out: Out, recipe: RecipeName = None, set_: Sets = None,
+    columns: Columns = EVERYTHING_GUESSED,
     device: Device = "auto", workers: Workers = 2, update: Update = False,
     smoke: Annotated[
         bool, Parameter(negative="", help="Try the recipe's whole chain on a few small photographs: under a minute.")
@@ -47,8 +39,7 @@ def run(
 
     pipeline.run(
         one_or_many(photos), out, recipe, overrides=set_ or [], device=device, workers=workers,
-        update=update, smoke=smoke, csv=csv, image=image, label=label, source=source, group=group, fold=fold,
-        split=split, id=id, classes=classes,
+        update=update, smoke=smoke, columns=columns,
     )  # fmt: skip
     if smoke:
         say("It runs. The figures are of a smoke run: they say nothing about the recipe or the photographs.")
@@ -57,9 +48,8 @@ def run(
 
 
 def train(
-    photos: Photos, *, out: Out, recipe: RecipeName = None, set_: Sets = None, csv: Table = None,
-    image: ImageColumn = None, label: LabelColumn = None, source: SourceColumn = None, group: GroupColumn = None,
-    fold: FoldColumn = None, split: SplitColumn = None, classes: ClassMap = None,
+    photos: Photos, *, out: Out, recipe: RecipeName = None, set_: Sets = None,
+    columns: Columns = EVERYTHING_GUESSED,
     device: Device = "auto", workers: Workers = 2,
     update: Update = False,
 ) -> None:  # fmt: skip
@@ -72,8 +62,7 @@ def train(
 
     names = pipeline.train(
         one_or_many(photos), out, recipe, overrides=set_ or [], device=device, workers=workers,
-        update=update, csv=csv, image=image, label=label, source=source, group=group, fold=fold, split=split,
-        classes=classes,
+        update=update, columns=columns,
     )  # fmt: skip
     say(f"Trained: {', '.join(names)}   next: manihot run with the same options")
 
@@ -89,8 +78,7 @@ def predict(
             help=".parquet, .csv of probabilities and names, or a name ending in submission.csv (two columns).",
         ),
     ],
-    image: ImageColumn = None,
-    label: LabelColumn = None,
+    columns: Columns = EVERYTHING_GUESSED,
     tta: Annotated[int | None, Parameter(help="Use only the first so many of the model's views; 1 is fastest.")] = None,
     device: Device = "auto",
     batch: Annotated[int, Parameter(help="Photographs at a time.")] = 32,
@@ -100,7 +88,7 @@ def predict(
     from manihot.infer.predict import predict as predict_with
 
     predictions = predict_with(
-        model, photos, out, tta=tta, device=device, batch=batch, image=image, label=label, workers=workers
+        model, photos, out, tta=tta, device=device, batch=batch, columns=columns, workers=workers
     )
     say(f"{len(predictions)} photographs predicted: {out}")
 
@@ -172,7 +160,8 @@ def lr_find(
     out: Annotated[
         Path | None, Parameter(name=["--out", "-o"], help="Where to write; lr-RECIPE when left out.")
     ] = None,
-    set_: Sets = None, csv: Table = None, image: ImageColumn = None, label: LabelColumn = None,
+    set_: Sets = None,
+    columns: Columns = EVERYTHING_GUESSED,
     member: Annotated[str, Parameter(help="Which member of the recipe; the first when left out.")] = "",
     steps: Annotated[int, Parameter(help="Steps of the sweep, at most.")] = 100,
     device: Device = "auto", workers: Workers = 2,
@@ -185,7 +174,7 @@ def lr_find(
 
     found = sweep(
         one_or_many(photos) if photos else None, recipe, out or Path(f"lr-{Path(recipe).stem}"), overrides=set_ or [],
-        member=member, steps=steps, device=device, workers=workers, csv=csv, image=image, label=label,
+        member=member, steps=steps, device=device, workers=workers, columns=columns,
     )  # fmt: skip
     say(f"Suggested: optimizer.lr={found['suggestion']:.1e} (picture: {found['picture']})")
 
@@ -207,8 +196,7 @@ def translate(
         int | None, Parameter(help="Leave out what this fold of the manifest holds out, for an honest score of it.")
     ] = None,
     name: Annotated[str, Parameter(help="Source of the pictures in the manifest.")] = "translated",
-    csv: Table = None, image: ImageColumn = None, label: LabelColumn = None, source: SourceColumn = None,
-    group: GroupColumn = None, fold: FoldColumn = None, split: SplitColumn = None, classes: ClassMap = None,
+    columns: Columns = EVERYTHING_GUESSED,
     device: Device = "auto", workers: Workers = 2, update: Update = False,
 ) -> None:  # fmt: skip
     """Redraw photographs of one class as another (CycleGAN), to train on where a class is rare.
@@ -237,7 +225,6 @@ def translate(
     redraw(
         one_or_many(photos), out, from_, to, size=size, epochs=epochs, width=width, batch=batch,
         cycle_weight=cycle_weight, identity_weight=identity_weight, lr=lr, seed=seed, pictures=pictures, both=both,
-        without_fold=without_fold, name=name, device=device, workers=workers, update=update, csv=csv, image=image,
-        label=label, source=source, group=group, fold=fold, split=split, classes=classes,
+        without_fold=without_fold, name=name, device=device, workers=workers, update=update, columns=columns,
     )  # fmt: skip
     say(f"Samples: {out / 'samples.png'}")

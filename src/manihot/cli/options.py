@@ -7,23 +7,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from manihot.settings.options import TableOptions
+
 Out = Annotated[Path, Parameter(name=["--out", "-o"], help="Where to write.")]
 Photos = Annotated[list[Path], Parameter(help="Folder(s), a CSV or a manifest.parquet.")]
-Table = Annotated[Path | None, Parameter(help="A table of photographs whose paths start at PHOTOS.")]
-ImageColumn = Annotated[str | None, Parameter(help="Column with the file, or a pattern such as leaf/{id}.jpg.")]
-LabelColumn = Annotated[str | None, Parameter(help="Column with the class.")]
-SourceColumn = Annotated[str | None, Parameter(help="Column that says where a photograph comes from.")]
-GroupColumn = Annotated[
-    str | None,
-    Parameter(help="Column of what must stay together in a fold (a plant, a leaf), or of file names: '{group}_*'."),
-]
-FoldColumn = Annotated[str | None, Parameter(help="Column with your own folds, 0 to K-1.")]
-SplitColumn = Annotated[str | None, Parameter(help="Column with train, val or test.")]
-IdColumn = Annotated[str | None, Parameter(help="Column with an id of its own for each photograph.")]
-TrustedColumn = Annotated[
-    str | None, Parameter(help="Column that says true where a label is known to be right; the manifest keeps it.")
-]
-ClassMap = Annotated[Path | None, Parameter(help="JSON file that maps label numbers to class names.")]
+Columns = Annotated[TableOptions, Parameter(name="*")]
 RecipeName = Annotated[
     str | None, Parameter(name=["--recipe", "-r"], help="A name (see `manihot recipes`) or a .yaml file.")
 ]

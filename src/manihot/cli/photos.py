@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from manihot.cli.options import (
-    ClassMap,
+    Columns,
     Device,
-    FoldColumn,
-    GroupColumn,
-    IdColumn,
-    ImageColumn,
-    LabelColumn,
     Out,
     Photos,
     RecipeName,
     Sets,
-    SourceColumn,
-    SplitColumn,
-    Table,
-    TrustedColumn,
     Update,
     Workers,
     one_or_many,
 )
 from manihot.errors import SettingsError
 from manihot.progress import console, say
+from manihot.settings.options import EVERYTHING_GUESSED
 
 
 def scan(
-    photos: Photos, *, out: Out, csv: Table = None, image: ImageColumn = None, label: LabelColumn = None,
-    source: SourceColumn = None, group: GroupColumn = None, fold: FoldColumn = None,
-    split: SplitColumn = None, id: IdColumn = None, trusted: TrustedColumn = None, classes: ClassMap = None,
-    workers: Workers = 2,
+    photos: Photos, *, out: Out, columns: Columns = EVERYTHING_GUESSED, workers: Workers = 2,
 ) -> None:  # fmt: skip
     """Read every photograph once and write OUT/manifest.parquet and OUT/quarantine.csv.
 
@@ -47,10 +37,7 @@ def scan(
     from manihot.photos.scan import scan as scan_photos
     from manihot.records.groups import offer_name_pattern
 
-    manifest, _ = scan_photos(
-        one_or_many(photos), out=out, csv=csv, image=image, label=label, source=source, group=group, fold=fold,
-        split=split, id=id, trusted=trusted, classes=classes, workers=workers,
-    )  # fmt: skip
+    manifest, _ = scan_photos(one_or_many(photos), out=out, columns=columns, workers=workers)
     offer_name_pattern(manifest)
     say(f"Manifest: {out / 'manifest.parquet'}")
 
@@ -79,10 +66,8 @@ def audit(
         Parameter(help="Out-of-fold predictions made anywhere: parquet, or CSV image_id,label,c0,c1,..."),
     ] = None,
     what_if: Annotated[bool, Parameter(negative="", help="Also learn under cleaned labels: is it worth it?")] = False,
-    trusted: Annotated[str | None, Parameter(help="Column that is true where a label is known to be right.")] = None,
-    recipe: RecipeName = None, set_: Sets = None, csv: Table = None,
-    image: ImageColumn = None, label: LabelColumn = None, source: SourceColumn = None, group: GroupColumn = None,
-    fold: FoldColumn = None, split: SplitColumn = None, classes: ClassMap = None, device: Device = "auto",
+    recipe: RecipeName = None, set_: Sets = None,
+    columns: Columns = EVERYTHING_GUESSED, device: Device = "auto",
     workers: Workers = 2, update: Update = False,
 ) -> None:  # fmt: skip
     """Find what is wrong with photographs and labels: duplicates, wrong labels, sources that differ.
@@ -96,16 +81,17 @@ def audit(
     if photos is None:
         if predictions is None:
             raise SettingsError("nothing to audit", "give PHOTOS, or --predictions OOF.csv")
-        columns = {"--csv": csv, "--image": image, "--label": label, "--source": source, "--group": group}
-        reading = {"--fold": fold, "--split": split, "--device": device != "auto", "--workers": workers != 2}
-        training = {"--what-if": what_if, "--trusted": trusted, "--recipe": recipe, "--set": set_, "--update": update}
-        idle = [name for name, value in {**training, **columns, **reading}.items() if value]
+        given = {
+            "--what-if": what_if, "--recipe": recipe, "--set": set_, "--update": update, "--device": device != "auto",
+            "--workers": workers != 2, replace(columns, classes=None).named(): True,
+        }  # fmt: skip
+        idle = ", ".join(name for name, value in given.items() if name and value)
         if idle:
-            raise SettingsError(f"{', '.join(idle)}: nothing is read or trained with --predictions", "leave it out")
+            raise SettingsError(f"{idle}: nothing is read or trained with --predictions", "leave it out")
         from manihot.audit.stages import audit_predictions
         from manihot.report.audit_page import make_audit_page
 
-        found = audit_predictions(predictions, out, classes)
+        found = audit_predictions(predictions, out, columns.classes)
         make_audit_page(out)
         say(f"{found['label_issues']} of {found['judged']} labels look wrong: {out / 'audit.html'}")
         return
@@ -113,8 +99,7 @@ def audit(
         raise SettingsError("--predictions go without photographs", "leave one of them out")
     pipeline.run(
         one_or_many(photos), out, recipe or "quick", overrides=set_ or [], device=device, workers=workers,
-        update=update, what_if=what_if, trusted=trusted, csv=csv, image=image, label=label, source=source, group=group,
-        fold=fold, split=split, classes=classes,
+        update=update, what_if=what_if, columns=columns,
     )  # fmt: skip
 
 

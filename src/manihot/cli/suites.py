@@ -9,22 +9,16 @@ from cyclopts import Parameter
 from rich.text import Text  # names and settings are no markup
 
 from manihot.cli.options import (
-    ClassMap,
+    Columns,
     Device,
-    FoldColumn,
-    GroupColumn,
-    ImageColumn,
-    LabelColumn,
     Sets,
-    SourceColumn,
-    SplitColumn,
-    Table,
     Update,
     Workers,
     one_or_many,
 )
 from manihot.errors import SettingsError
 from manihot.progress import console, say
+from manihot.settings.options import EVERYTHING_GUESSED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,8 +44,7 @@ def suite(
         list[str] | None,
         Parameter(negative="", consume_multiple=True, help="Classes of it that the arm with a part of it leaves out."),
     ] = None,
-    csv: Table = None, image: ImageColumn = None, label: LabelColumn = None, source: SourceColumn = None,
-    group: GroupColumn = None, fold: FoldColumn = None, split: SplitColumn = None, classes: ClassMap = None,
+    columns: Columns = EVERYTHING_GUESSED,
     device: Device = "auto", workers: Workers = 2, update: Update = False,
 ) -> None:  # fmt: skip
     """Train a baseline and single changes of it alike, and say which reported verdicts your photographs confirm.
@@ -72,8 +65,7 @@ def suite(
 
     table = run_suite(
         name, one_or_many(photos), out, only=only or [], overrides=set_ or [], second=second,
-        second_but=second_but or [], device=device, workers=workers, update=update, csv=csv, image=image, label=label,
-        source=source, group=group, fold=fold, split=split, classes=classes,
+        second_but=second_but or [], device=device, workers=workers, update=update, columns=columns,
     )  # fmt: skip
     print_results(table)
     for sentence in summary(table):

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.special import softmax
 
@@ -20,12 +21,14 @@ from manihot.infer.outputs import SUBMISSION, answer_unread, beside, check_outpu
 from manihot.infer.runners import Outputs, Runner, TorchRunner, choose_device, make_runners
 from manihot.photos.decode import PhotoFault
 from manihot.photos.preprocess import Preprocess, Unresized
+from manihot.photos.sources import read_photos
 from manihot.photos.store import load_photo, load_unresized
 from manihot.progress import say, track
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.probabilities import TINY
 from manihot.settings import View
+from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.train.networks.checkpoint import WHOLE, TrainedModel, load_model, load_network
 from manihot.trust.out_of_distribution import NOT_OF_THIS_KIND, SHARED, Strangers, flag_unknown
 
@@ -237,7 +240,7 @@ def _match(manifest: Manifest, classes: tuple[str, ...]) -> np.ndarray:
 
 def predict(
     model: Path, photos: Path, out: Path | None = None, *, tta: int | None = None, device: str = "auto",
-    batch: int = 32, **scan_options: object,
+    batch: int = 32, workers: int = 2, columns: TableOptions = EVERYTHING_GUESSED,
 ) -> Predictions:  # fmt: skip
     """Predict the photographs of a folder, CSV or manifest with a run, a member or a model file.
 
@@ -246,7 +249,7 @@ def predict(
     `image_id,label`. Unreadable photographs are named in `<out>.quarantine.csv` and left out, but for a submission,
     where they get the class most common in training. Where `model` is a run folder that holds its calibration,
     `<out>.answers.csv` says which classes a photograph could be, and which photographs are not of the kind that the run
-    knows. Photographs in TFRecords lie in a temporary folder meanwhile ($TMPDIR). See `scan` for `scan_options`. Raises
+    knows. Photographs in TFRecords lie in a temporary folder meanwhile ($TMPDIR). See `scan` for `columns`. Raises
     SettingsError for an `out` or a `tta` that can't be.
     """
     if out is not None:
@@ -255,32 +258,28 @@ def predict(
     if tta is not None:
         first_views(models, tta)
     with TemporaryDirectory(prefix="manihot-", ignore_cleanup_errors=True) as extract:
-        options = {"extract": Path(extract), **scan_options}
-        return _predict_with(models, Path(model), photos, out, tta, device, batch, options)
+        manifest, quarantine = read_photos(
+            Path(photos), columns, workers=workers, extract=Path(extract), tables=False
+        )
+        return _predict_with(models, Path(model), manifest, quarantine, out, choose_device(device), batch)
 
 
 def _predict_with(
-    models: list[TrainedModel], model: Path, photos: Path, out: Path | None, tta: int | None, device: str, batch: int,
-    scan_options: dict[str, object],
+    models: list[TrainedModel], model: Path, manifest: Manifest, quarantine: pd.DataFrame, out: Path | None,
+    device: torch.device, batch: int,
 ) -> Predictions:  # fmt: skip
-    from manihot.photos.scan import scan
-
-    if Manifest.is_file(Path(photos)):
-        manifest, quarantine = Manifest.load(Path(photos)), None
-    else:
-        manifest, quarantine = scan(Path(photos), **{"tables": False, **scan_options})  # type: ignore[arg-type]
     trust = Path(model) / "trust"
     asked = out is not None and (trust / "sets.json").is_file() and not Path(out).name.endswith(SUBMISSION)
     strangers = Strangers.load(trust) if asked and (trust / "unknown.json").is_file() else None
     first = FirstViews(strangers.member, len(manifest)) if strangers is not None and strangers.detectors else None
     say_who_answers(models)
-    predictions = predict_photos(models, manifest, choose_device(device), batch, first)
+    predictions = predict_photos(models, manifest, device, batch, first)
     if strangers is not None and first is not None:
-        strangers = look_as_fitted(strangers, first, Path(model), manifest, choose_device(device), batch)
+        strangers = look_as_fitted(strangers, first, model, manifest, device, batch)
     if out is not None:
         also: dict[str, int] = {}
-        if quarantine is not None and len(quarantine):
-            also = answer_unread(quarantine, predictions, Path(out), models, Path(model))
+        if len(quarantine):
+            also = answer_unread(quarantine, predictions, Path(out), models, model)
         save_predictions(predictions, Path(out), also)
         if asked:
             _save_answers(predictions, trust, beside(Path(out), "answers"), strangers, first)

@@ -29,6 +29,7 @@ from manihot.records.groups import with_name_groups
 from manihot.records.manifest import COLUMNS, UNLABELLED, Manifest
 from manihot.records.quarantine import COLUMNS as QUARANTINE
 from manihot.records.tables import list_names
+from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 
 AUTO = "auto"  # --group auto: bursts, which are found when the photographs are looked at
 TASK = 16  # files a task: few, so that Ctrl-C is answered soon
@@ -38,20 +39,7 @@ def scan(
     photos: Path | Sequence[Path],
     *,
     out: Path | None = None,
-    csv: Path | None = None,
-    image: str | None = None,
-    label: str | None = None,
-    source: str | None = None,
-    group: str | None = None,
-    fold: str | None = None,
-    split: str | None = None,
-    id: str | None = None,
-    trusted: str | None = None,
-    classes: Path | None = None,
-    folders: str | None = None,
-    keep_na: bool = False,
-    allow_missing: bool = False,
-    merge_case: bool = False,
+    columns: TableOptions = EVERYTHING_GUESSED,
     workers: int = 2,
     few: int = 0,
     extract: Path | None = None,
@@ -64,16 +52,10 @@ def scan(
 
     photos: a folder (class folders, imagefolder metadata, Kaggle's layout), a table, a manifest, a run folder (its
     manifest), or several of them. With several, a column that Kaggle's or imagefolder's layout lacks is another's.
-    csv: a table whose image paths start at the folder `photos`. image: its column, or a pattern such as
-    `leaf/{id}.jpg`; label, source, group, fold, split, id: further columns (label='' for none). group may also be a
-    pattern of file names such as '{group}_*': photographs whose names agree in that part belong together.
-    trusted: a column that says true, yes or 1 where a label is known to be right, kept in the manifest under its name.
-    classes: names of integer labels. folders: what the folders below `photos` are, such as '{split}/{class}' or
-    '{class}/{class}' (`manihot.photos.folders`); '' for nothing. keep_na: words such as 'nan' are labels, not missing
-    ones. allow_missing: most photographs of a table may be missing. merge_case: classes that differ in capitals, spaces
-    or hyphens only are one, under the commonest name. tables: whether a table beside the photographs may name their
-    classes. out: run folder; manifest.parquet and quarantine.csv are written there,
-    and photographs that come in TFRecords. workers: processes; the result does not depend on it.
+    columns: the table, what its columns say, and what folders and labels mean. Where its `group` is a pattern of file
+    names such as '{group}_*', photographs whose names agree in that part belong together. out: run folder;
+    manifest.parquet and quarantine.csv are written there, and photographs that come in TFRecords. workers: processes;
+    the result does not depend on it. tables: whether a table beside the photographs may name their classes.
     few: read about so many photographs only, of each class, source and split alike; all of them when 0.
     extract: where photographs that come in TFRecords are written without `out`, in its folder photos.
     Raises DataError where there is nothing to read or the labels contradict themselves.
@@ -83,25 +65,30 @@ def scan(
     )
     if not places:
         raise DataError("no photographs were given", "name a folder or a table")
-    if csv is not None and len(places) > 1:
+    if columns.csv is not None and len(places) > 1:
         raise DataError("a table given with --csv belongs to one folder", "give each source as its own table")
     run = None if out is None else _absolute(Path(out))
     if run is not None and any(part.is_file() for part in (run, *run.parents)):  # before hours of reading
         raise explain_os_error(NotADirectoryError(errno.ENOTDIR, "not a folder"), run)
     aside = None if extract is None else _absolute(Path(extract))
-    table = None if csv is None else _absolute(Path(csv))
+    table = None if columns.csv is None else _absolute(Path(columns.csv))
+    group, trusted = columns.group, columns.trusted
     pattern = group if group is not None and "{group}" in group else None
     column = None if pattern or group == AUTO else group
-    columns = Columns(image, label, source, column, fold, split, id, trusted, keep_na, allow_missing)
+    asked = Columns(
+        columns.image, columns.label, columns.source, column, columns.fold, columns.split, columns.id, trusted,
+        columns.keep_na, columns.allow_missing,
+    )  # fmt: skip
     if trusted in COLUMNS:
         raise DataError(f"--trusted {trusted}: a manifest has a column of that name", "give yours another name")
     several = len(places) > 1
     listings = [
-        recognise(place, columns, table, classes, run or aside, several, folders, tables) for place in places
+        recognise(place, asked, table, columns.classes, run or aside, several, columns.folders, tables)
+        for place in places
     ]
-    if merge_case:
+    if columns.merge_case:
         _merge_twins(listings)
-    _check_options(places, listings, columns)
+    _check_options(places, listings, asked)
     _say_listings(places, listings)
     names = _source_names(places) if len(places) > 1 else [""]
     entries = [

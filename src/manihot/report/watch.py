@@ -26,12 +26,14 @@ from manihot.infer.reference import (
     nearest_known,
     with_reference,
 )
+from manihot.photos.sources import read_photos
 from manihot.progress import say, track
 from manihot.records.files import save_json, write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.report import pictures
 from manihot.report.words import count_of, number, percent
+from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.trust.drift import DriftReport, watch_predictions
 from manihot.trust.unknown import fit_unknown
 
@@ -70,11 +72,11 @@ ADVICE = {
 
 def watch(
     model: Path, photos: Path | Sequence[Path], out: Path, *, device: str = "auto", batch: int = 32, seed: int = 0,
-    most: int = MOST, **scan_options: Any,
+    most: int = MOST, workers: int = 2, columns: TableOptions = EVERYTHING_GUESSED,
 ) -> DriftReport:  # fmt: skip
     """Compare new photographs with what a model was fitted on; writes OUT/WATCH.html, watch.json and new.parquet.
 
-    model: a run folder, RUN/members/NAME or one of its .safetensors. photos, scan_options: see `manihot.scan`; a
+    model: a run folder, RUN/members/NAME or one of its .safetensors. photos, columns: see `manihot.scan`; a
     manifest.parquet is taken as it is. most: new photographs looked at, drawn with `seed` where there are more; once
     each, in the model's first view, as the reference is.
     `exit_code` of the result is 0 where nothing moved, 10 where something has, 11 where too few photographs are
@@ -83,7 +85,9 @@ def watch(
     from manihot.infer.runners import choose_device
 
     fitted = find_fitted(Path(model))
-    new, left_out = _find_new(photos, {"extract": Path(out), **scan_options})
+    new, left_out = read_photos(photos, columns, workers=workers, extract=Path(out), tables=False)
+    if not len(new):
+        raise DataError(f"{photos}: no new photograph can be read", "name a folder with photographs")
     found = len(new)
     if found > most:
         say(f"{most} of {count_of(found)} are looked at")
@@ -120,19 +124,6 @@ def watch(
     save_json(out / "watch.json", record)
     write_atomic(out / "WATCH.html", _page().render(**_contents(record, report, fitted, made, new, out, left_out)))
     return report
-
-
-def _find_new(photos: Path | Sequence[Path], options: dict[str, Any]) -> tuple[Manifest, pd.DataFrame]:
-    nothing = pd.DataFrame(columns=["file", "fault", "detail", "remedy", "label"])
-    if isinstance(photos, (str, Path)) and Manifest.is_file(Path(photos)):
-        new = Manifest.load(Path(photos))
-    else:
-        from manihot.photos.scan import scan
-
-        new, nothing = scan(photos, **{"tables": False, **options})
-    if not len(new):
-        raise DataError(f"{photos}: no new photograph can be read", "name a folder with photographs")
-    return new, nothing
 
 
 def _without_embeddings(made: Predictions) -> Predictions:

@@ -24,6 +24,7 @@ from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import RunFolder
 from manihot.settings import Recipe
+from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.suites.format import BASELINE, Suite, load_suite
 from manihot.suites.verdicts import AGREES, CANNOT_TELL, CONTRADICTS, LEVEL, Effect, compare_pairs, judge
 
@@ -37,12 +38,12 @@ COLUMNS = [
 def run_suite(
     name: str | Path, photos: Path | Sequence[Path], out: Path, *, only: Sequence[str] = (),
     overrides: Sequence[str] = (), second: str = "", second_but: Sequence[str] = (), device: str = "auto",
-    workers: int = 2, update: bool = False, **scan_options: Any,
+    workers: int = 2, update: bool = False, columns: TableOptions = EVERYTHING_GUESSED,
 ) -> pd.DataFrame:  # fmt: skip
     """Train a suite's arms on photographs and compare them; one row an arm with the columns of COLUMNS.
 
     name: a suite of the package or a path. only: these arms and those that they need. overrides: `key=value`, settings
-    of the baseline and so of every arm. second, second_but: see `load_suite`. photos, update, scan_options: see
+    of the baseline and so of every arm. second, second_but: see `load_suite`. photos, update, columns: see
     `manihot.run`. An arm that ends with an error is named with it, and the others go on. Raises ManihotError; the same
     call continues a stopped suite, and other `only` add to it.
     """
@@ -53,7 +54,7 @@ def run_suite(
     chosen, skipped = suite.choose(only)
     with RunFolder(Path(out)) as folder:
         # an arm without its weights is named with that error, and the others go on
-        manifest = prepare(folder, suite.recipe, photos, scan_options, workers, update, weights=False)
+        manifest = prepare(folder, suite.recipe, photos, columns, workers, update, weights=False)
         folds = folds_of(manifest, suite.recipe)
         for arm in chosen:
             if _needs_all_folds(suite, arm, manifest, folds):

@@ -26,12 +26,12 @@ from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.members.check import check_recipe
 from manihot.members.member import make_member
 from manihot.members.training_labels import LabelRequest, make_training_labels
-from manihot.photos.scan import scan
+from manihot.photos.sources import read_photos
 from manihot.progress import say, track
 from manihot.records.files import atomic_path
-from manihot.records.manifest import Manifest
 from manihot.records.run_folder import RunFolder
 from manihot.settings import Recipe, load_recipe, suggest
+from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.train.loop import gradient, grouped, sharpness_gradient
 from manihot.train.networks.backbones import set_training
 from manihot.train.optim.optimizers import make_optimizer
@@ -49,11 +49,11 @@ BLUR = 0.03  # of all steps: spread of the Gaussian that smooths the finished cu
 def lr_find(
     photos: Path | Sequence[Path] | None, recipe: str | Recipe, out: Path, *, overrides: Sequence[str] = (),
     member: str = "", lowest: float = 1e-7, highest: float = 10.0, steps: int = 100, device: str = "auto",
-    workers: int = 2, **scan_options: Any,
+    workers: int = 2, columns: TableOptions = EVERYTHING_GUESSED,
 ) -> dict[str, Any]:  # fmt: skip
     """Sweep the rate of a recipe on the training part of its first fold; writes lr.csv and lr.png to `out`.
 
-    photos, scan_options: see `manihot.scan`; a manifest.parquet is taken as it is; None draws demo photographs into
+    photos, columns: see `manihot.scan`; a manifest.parquet is taken as it is; None draws demo photographs into
     the user's cache folder and says so. member: which one; the first
     when left out. lowest, highest: of the sweep, `steps` steps at most. Returns `suggestion` (the lower of the
     next two), `steepest`, `tenth_of_minimum`, and the paths `table` and `picture`. Raises ManihotError.
@@ -74,11 +74,12 @@ def lr_find(
             f"the method {own.method!r} has no learning rate", "use a recipe with method: finetune, as standard"
         )
     if photos is None:
-        photos, scan_options = _demo(recipe, scan_options, workers), {}
+        photos, columns = _demo(recipe, columns, workers), EVERYTHING_GUESSED
     with RunFolder(Path(out)) as folder:
         if "stages" in folder.record:
             raise RunFolderError(f"{folder.path} holds a run", "choose another folder for the sweep with --out")
-        manifest, _ = use_sources(_manifest(photos, folder.path, workers, scan_options), whole.sources)
+        manifest, _ = read_photos(photos, columns, out=folder.path, workers=workers)
+        manifest, _ = use_sources(manifest, whole.sources)
         fold, _ = assign_folds(manifest, whole.folds, whole.seed)
         one = make_member(folder, name, own, manifest.with_columns(fold=fold), device, workers)
         which = next(iter(whole.folds.only), 0)
@@ -95,23 +96,16 @@ def lr_find(
     return {**found, "table": folder / "lr.csv", "picture": folder / "lr.png"}
 
 
-def _demo(recipe: str | Recipe, options: dict[str, Any], workers: int) -> Path:
+def _demo(recipe: str | Recipe, columns: TableOptions, workers: int) -> Path:
     """Demo photographs, drawn once: what a rate is looked for on where the user has named no photographs."""
-    named = [f"--{key}" for key, value in options.items() if value is not None]
-    if named:
-        raise SettingsError(f"{', '.join(named)} without photographs", "name their folder or table after the recipe")
+    if columns.given():
+        raise SettingsError(f"{columns.named()} without photographs", "name their folder or table after the recipe")
     folder = cache_folder() / f"demo-{DEMO}-{FORMAT}"
     words = recipe if isinstance(recipe, str) else "RECIPE"
     say(f"No photographs are named: {DEMO} drawn ones stand in ({folder}). The rate for yours may be another: "
         f"manihot lr-find {words} PHOTOS")  # fmt: skip
     make_demo(folder, photos=DEMO, workers=workers)
     return folder
-
-
-def _manifest(photos: Any, out: Path, workers: int, options: dict[str, Any]) -> Manifest:
-    if isinstance(photos, str | Path) and Manifest.is_file(Path(photos)):
-        return Manifest.load(Path(photos))
-    return scan(photos, out=out, workers=workers, **options)[0]
 
 
 def find_lr(

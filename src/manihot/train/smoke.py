@@ -8,7 +8,6 @@ once. The figures that come out mean nothing.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
@@ -22,10 +21,11 @@ from timm.models import group_parameters
 
 from manihot.members.check import check_recipe
 from manihot.photos.listing import choose_few
-from manihot.photos.scan import scan
+from manihot.photos.sources import read_photos
 from manihot.progress import say
 from manihot.records.manifest import UNLABELLED, Manifest
 from manihot.settings import IN_STAGES, NOT_OF_MEMBERS, OF_MODEL_IN_STAGES, Recipe
+from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 
 FEW = 40  # photographs
 EDGE = 64  # pixels of the longest edge
@@ -36,18 +36,15 @@ DOUBTED = 2  # labels that out-of-fold answers may change
 
 
 def prepare_smoke(
-    recipe: Recipe, photos: Path | Sequence[Path], out: Path, workers: int = 2, **scan_options: Any
-) -> tuple[Recipe, Path]:
+    recipe: Recipe, photos: Path | Sequence[Path], out: Path, columns: TableOptions = EVERYTHING_GUESSED,
+    workers: int = 2,
+) -> tuple[Recipe, Path]:  # fmt: skip
     """A recipe made small, and OUT/smoke/manifest.parquet with the few photographs that it is tried on.
 
     Says what stands for what. Raises DataError and SettingsError as a scan and a check of the recipe do.
     """
     place = Path(out) / "smoke"
-    first = Path(photos) if isinstance(photos, (str, os.PathLike)) else None
-    if first is not None and Manifest.is_file(first):
-        manifest = Manifest.load(first)
-    else:
-        manifest, _ = scan(photos, out=place, workers=workers, few=FEW, **scan_options)
+    manifest, _ = read_photos(photos, columns, out=place, workers=workers, few=FEW)
     few, roles = smoke_manifest(manifest, recipe)
     made, backbones = smoke_recipe(recipe)
     made, classes = smoke_classes(made, few.classes)

@@ -17,13 +17,14 @@ import pandas as pd
 from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.infer.runners import choose_device, describe_device
 from manihot.photos.preprocess import Preprocess
-from manihot.photos.scan import scan
+from manihot.photos.sources import read_photos
 from manihot.photos.store import PhotoStore, make_store
 from manihot.progress import say
 from manihot.records.files import digest_file, digest_value
 from manihot.records.manifest import Manifest
 from manihot.records.run_folder import RunFolder
 from manihot.settings import suggest
+from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.train.cyclegan import CUT, WAYS, Translation, fit_cyclegan
 from manihot.train.networks.translators import MULTIPLE, load_translator, save_translator
 from manihot.train.translated import ORIGINAL, file_names, join_made, made_manifest, write_pictures
@@ -38,11 +39,12 @@ def translate(
     photos: Path | Sequence[Path], out: Path, from_class: str, to_class: str, *, size: int = 256, epochs: int = 200,
     width: int = 64, batch: int = 1, cycle_weight: float = 10.0, identity_weight: float = 0.5, lr: float = 2e-4,
     seed: int = 0, pictures: int | None = None, both: bool = False, without_fold: int | None = None,
-    name: str = "translated", device: str = "auto", workers: int = 2, update: bool = False, **scan_options: Any,
+    name: str = "translated", device: str = "auto", workers: int = 2, update: bool = False,
+    columns: TableOptions = EVERYTHING_GUESSED,
 ) -> dict[str, Any]:  # fmt: skip
     """Train translators between two classes and redraw the training photographs of the first as the second.
 
-    photos, scan_options: see `manihot.scan`; a manifest.parquet is taken as it is. from_class, to_class: names, or
+    photos, columns: see `manihot.scan`; a manifest.parquet is taken as it is. from_class, to_class: names, or
     parts of names that fit one class. size to lr: see `manihot.train.cyclegan.Translation`. pictures: of so many
     photographs, drawn by the seed; of all when left out. both: also redraw the second class as the first.
     without_fold: leave out what this fold of the manifest holds out, with all of its groups. name: source of the
@@ -57,11 +59,11 @@ def translate(
     wanted = asdict(settings) | {
         "from": from_class, "to": to_class, "pictures": pictures, "both": both, "without_fold": without_fold,
         "name": name, "photos": [str(p) for p in ([photos] if isinstance(photos, str | Path) else photos)],
-        "scan_options": {key: str(value) for key, value in scan_options.items() if value is not None},
+        "scan_options": columns.given(),
     }  # fmt: skip
     with RunFolder(Path(out).absolute()) as folder:
         _open(folder, wanted, update)
-        originals = _originals(folder, photos, workers, scan_options)
+        originals = _originals(folder, photos, workers, columns)
         names = find_class(from_class, originals.classes), find_class(to_class, originals.classes)
         first, second = choose_photographs(originals, *names, without_fold)
         _check_names(originals, name)
@@ -196,16 +198,13 @@ def _open(folder: RunFolder, wanted: dict[str, Any], update: bool) -> None:
     folder.update_record(translate=wanted)  # before the scan, which leaves folders with run.json out
 
 
-def _originals(folder: RunFolder, photos: Any, workers: int, options: dict[str, Any]) -> Manifest:
+def _originals(folder: RunFolder, photos: Any, workers: int, columns: TableOptions) -> Manifest:
     """The photographs' manifest, kept in the folder, so that a continued call doesn't read them all again."""
     path = folder / "originals/manifest.parquet"
     given = Path(photos) if isinstance(photos, str | Path) and Manifest.is_file(Path(photos)) else None
 
     def work() -> None:
-        if given is None:
-            scan(photos, out=path.parent, workers=workers, **options)
-        else:
-            Manifest.load(given).save(path)
+        read_photos(photos, columns, out=path.parent, workers=workers)[0].save(path)
 
     inputs = digest_file(given) if given is not None else folder.record["translate"]["photos"]
     folder.stage("scan", [inputs, folder.record["translate"]["scan_options"]], ["originals/manifest.parquet"], work)
