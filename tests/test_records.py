@@ -219,16 +219,16 @@ def test_predictions_refuse_what_does_not_fit():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "not readable as CSV"),
+        ("", "the table is empty"),
         ("id,c0,c1\na,1,0\n", "expected columns image_id"),
         ("image_id,c0,c2\na,1,0\n", "expected columns image_id"),
         ("image_id,a,b\na,1,0\n", "expected columns image_id"),
         ("image_id,c0,c1\na,1,0\nb,2,3\n", "1 rows are not probabilities, first in line 3"),
         ("image_id,c0,c1\na,-0.5,1.5\n", "not probabilities"),
-        ("image_id,c0,c1\na,,1\n", "not probabilities"),
-        ("image_id,c0,c1\na,x,1\n", "not probabilities"),
+        ("image_id,c0,c1\na,,1\n", "line 2, column 'c0': the cell is empty"),
+        ("image_id,c0,c1\na,x,1\n", "line 2, column 'c0': 'x' is not a number"),
         ("image_id,c0,c1\n,0,1\n", "line 2 has no image_id"),
-        ("image_id,label,c0,c1\na,5,0,1\n", "label 5, but there are 2 classes"),
+        ("image_id,label,c0,c1\na,5,0,1\n", "label '5' in line 2 was read as .* but there are 2 classes"),
         ("image_id,label,c0,c1\na,0.5,0,1\n", "label '0.5' in line 2"),
         ("image_id,label,c0,c1\na,0,0,1\nb,rust,0,1\n", "label 'rust' in line 3"),
     ],
@@ -264,7 +264,7 @@ def test_csv_with_a_column_named_as_each_class(tmp_path):
     with pytest.raises(DataError, match="label 'mosaic' in line 2"):
         Predictions.load(path)
     path.write_text("image_id,label,rust,healthy,note\na,rust,0.25,0.75,x\n", encoding="utf-8")
-    with pytest.raises(DataError, match="expected columns image_id"):
+    with pytest.raises(DataError, match="rust, healthy, note: line 2, column 'note': 'x' is not"):
         Predictions.load(path)
 
 

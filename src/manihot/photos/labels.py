@@ -13,13 +13,19 @@ from pathlib import Path
 from manihot.errors import DataError
 from manihot.photos.listing import normalise
 from manihot.records.readers import check_file, parse_json
-from manihot.records.tables import decode_text, list_names, shown
+from manihot.records.tables import (
+    MOST_DIGITS,
+    WHOLE,
+    decode_text,
+    is_missing,
+    is_whole,
+    list_names,
+    shown,
+    to_number,
+)
 
-WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
-MOST_DIGITS = 15  # of a class number: all that a float holds exactly, as tables pass through spreadsheets
 LONGEST_CLASS = 255  # characters: what a folder can be called
 MOST_MAP = 16 << 20  # bytes of a file of class names
-MISSING = {"nan", "none", "null", "n/a", "na", "<na>", "#n/a", "-nan", "nil"}  # what pandas, R, Excel, SQL write
 STRONG = re.compile(r"\s*[|;,+&]\s*")  # between labels of one cell
 WEAK = re.compile(r"\s+and\s+|[\s/]+")  # only where each part is a label of its own
 SHOWN = 3  # examples in a remark
@@ -77,16 +83,6 @@ def load_classes(path: Path) -> ClassNames:
     return ClassNames(names, number, path)
 
 
-def is_whole(cell: str) -> bool:
-    """Whether a cell holds a whole number that a table can hold exactly: 3, -1, 3.0."""
-    return WHOLE.fullmatch(cell) is not None and len(cell.split(".")[0].lstrip("+-").lstrip("0")) <= MOST_DIGITS
-
-
-def to_number(cell: str) -> int:
-    """The number that `is_whole` found."""
-    return int(cell.split(".")[0])
-
-
 def _is_number(key: object) -> bool:
     return not isinstance(key, bool) and isinstance(key, (str, int, float)) and is_whole(str(key))
 
@@ -104,11 +100,6 @@ def _checked(name: str, where: str) -> str:
     if not name:
         raise DataError(f"{where}: an empty class name", "name each class")
     return name
-
-
-def is_missing(cell: str, known: Sequence[str] = ()) -> bool:
-    """Whether a cell says in words that nothing is known; not where a class has that very name."""
-    return cell.casefold() in MISSING and cell not in known
 
 
 def name_labels(

@@ -10,10 +10,19 @@ import pandas as pd
 from manihot.errors import DataError
 from manihot.photos.decode import SUFFIXES
 from manihot.photos.image_paths import IN_BRACES, find_images, guess_image_column
-from manihot.photos.labels import ClassNames, Labels, is_missing, is_whole, name_labels, to_number
+from manihot.photos.labels import ClassNames, Labels, name_labels
 from manihot.photos.listing import Entry, Listing
 from manihot.records.manifest import ALWAYS_TRAIN
-from manihot.records.tables import NESTED, list_names, read_table, shown, unnamed
+from manihot.records.tables import (
+    NESTED,
+    is_missing,
+    is_whole,
+    list_names,
+    read_table,
+    shown,
+    to_number,
+    unnamed,
+)
 
 LABEL_NAMES = ("label", "class", "target", "labels", "class_name")
 OPTIONAL = ("source", "group", "fold", "split", "id", "trusted")

@@ -7,7 +7,6 @@ where predictions come from.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +19,9 @@ from scipy.special import log_softmax, softmax
 
 from manihot.errors import DataError
 from manihot.records.files import atomic_path
+from manihot.records.prediction_tables import read_predictions
 from manihot.records.probabilities import check_labels, log_probs
 from manihot.records.readers import ClassNames, matrix_of, metadata_record, read_parquet, reading
-
-NOT_A_CLASS = ("image_id", "label", "unknown")  # columns of a CSV
 
 
 @dataclass(frozen=True)
@@ -182,10 +180,12 @@ class Predictions:
         A CSV with labels, or read with `classes`, may have columns of probabilities named as the classes instead.
         """
         path = Path(path)
-        if not path.exists():
-            raise DataError(f"{path}: there are no predictions here", "check the path, or run the training first")
+        with reading(path, "readable", "check the path", DataError):
+            if not path.exists():
+                raise DataError(f"{path}: there are no predictions here", "check the path, or run the training first")
         if path.suffix.lower() == ".csv":
-            return cls._from_csv(path, classes)
+            found = read_predictions(path, classes)
+            return cls.from_probs(found.image_id, found.probs, found.classes, found.labels, unknown=found.unknown)
         what = "a manihot predictions file"
         remedy = "parquet from manihot, or a CSV with columns image_id,label,c0,c1,..."
         columns = {"image_id": "text", "label": "whole", "fold": "whole", "unknown": "number?"}
@@ -199,71 +199,6 @@ class Predictions:
             if embeddings is not None and not np.isfinite(embeddings).all():
                 raise ValueError("its embeddings are not finite")
             return cls(image_id, logits, about.classes, label, fold, embeddings, unknown, about.numbers)
-
-    @classmethod
-    def _from_csv(cls, path: Path, classes: tuple[str, ...] | None) -> Predictions:
-        try:
-            # an image may be named NA: empty cells alone are missing
-            frame = pd.read_csv(path, dtype={"image_id": str, "label": str}, keep_default_na=False, na_values=[""])
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: not readable as CSV ({error})") from error
-        numbered = [(int(m[1]), name) for name in frame.columns if (m := re.fullmatch(r"c(\d+)", name))]
-        columns = [name for _, name in sorted(numbered)]
-        if "image_id" in frame and not columns and ("label" in frame or classes is not None):
-            columns = _named_columns(frame, classes, path)
-            classes, numbered = tuple(columns), [(k, name) for k, name in enumerate(columns)]
-        if "image_id" not in frame or not columns or [k for k, _ in sorted(numbered)] != list(range(len(columns))):
-            raise DataError(
-                f"{path}: expected columns image_id, c0, c1, ... (and label), found {', '.join(frame.columns[:8])}",
-                "one column of probabilities a class, named c0 to cK-1 or all named as the classes",
-            )
-        if frame["image_id"].isna().any():
-            row = int(np.flatnonzero(frame["image_id"].isna())[0])
-            raise DataError(f"{path}: line {row + 2} has no image_id", "name the photograph of each row")
-        probs = frame[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-        wrong = ~(np.isfinite(probs).all(axis=1) & (probs >= 0).all(axis=1) & (abs(probs.sum(axis=1) - 1) < 0.01))
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            raise DataError(
-                f"{path}: {int(wrong.sum())} rows are not probabilities, first in line {row + 2}: {probs[row]}",
-                "each row must be non-negative and sum to 1; apply the softmax to logits first",
-            )
-        probs = probs / probs.sum(axis=1, keepdims=True)
-        names = classes or tuple(columns)
-        labels = _read_labels(frame["label"], names, path) if "label" in frame else None
-        unknown = None
-        if "unknown" in frame:
-            unknown = pd.to_numeric(frame["unknown"], errors="coerce").to_numpy(np.float32)
-            if not ((unknown >= 0) & (unknown <= 1)).all():
-                raise DataError(
-                    f"{path}: the column 'unknown' holds something else than probabilities", "correct it"
-                )
-        return cls.from_probs(frame["image_id"].to_numpy(), probs, names, labels, unknown=unknown)
-
-
-def _named_columns(frame: pd.DataFrame, classes: tuple[str, ...] | None, path: Path) -> list[str]:
-    """Columns of probabilities named as classes, in the order of `classes` or of the file; [] where there are none."""
-    others = [name for name in frame.columns if name not in NOT_A_CLASS]
-    if classes is not None and set(others) != set(classes):
-        raise DataError(
-            f"{path}: columns {', '.join(others)} are not the classes {', '.join(classes)}",
-            "one column of probabilities a class, named c0 to cK-1 or as the classes",
-        )
-    numeric = all(pd.api.types.is_numeric_dtype(frame[name]) for name in others)
-    return list(classes or others) if numeric and len(others) > 1 else []
-
-
-def _read_labels(cells: pd.Series, classes: tuple[str, ...], path: Path) -> np.ndarray:
-    """Class numbers from cells of text that hold a number, one of `classes`, or nothing (-1)."""
-    by_name = cells.map({name: float(k) for k, name in enumerate(classes)})
-    numbers = pd.to_numeric(cells, errors="coerce").fillna(by_name).where(cells.notna(), -1).to_numpy(np.float64)
-    bad = np.flatnonzero(~np.isfinite(numbers) | (numbers % 1 != 0))
-    if len(bad):
-        raise DataError(
-            f"{path}: label {cells.iloc[bad[0]]!r} in line {bad[0] + 2} is no class number or name",
-            f"numbers from 0, or one of: {', '.join(classes)}",
-        )
-    return numbers.astype(np.int64)
 
 
 def _fixed_list(matrix: np.ndarray) -> pa.Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,9 @@ OTHER_KINDS = {
     b"SQLite format 3": "an SQLite database",
 }  # fmt: skip
 AS_UTF8 = "save it as UTF-8; in Excel: File, Save As, CSV UTF-8"
+WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
+MOST_DIGITS = 15  # of a class number: all that a float holds exactly, as tables pass through spreadsheets
+MISSING = {"nan", "none", "null", "n/a", "na", "<na>", "#n/a", "-nan", "nil"}  # what pandas, R, Excel, SQL write
 NESTED = "nested"  # in DataFrame.attrs: column -> (line, what was found) of columns with lists, objects or bytes
 
 
@@ -69,6 +73,21 @@ def list_names(names: Sequence[str], most: int = 12) -> str:
     """Names for a message: the first so many, each shortened."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(shown(str(name), 40) for name in names[:most]) + more
+
+
+def is_whole(cell: str) -> bool:
+    """Whether a cell holds a whole number that a table can hold exactly: 3, -1, 3.0."""
+    return WHOLE.fullmatch(cell) is not None and len(cell.split(".")[0].lstrip("+-").lstrip("0")) <= MOST_DIGITS
+
+
+def to_number(cell: str) -> int:
+    """The number that `is_whole` found."""
+    return int(cell.split(".")[0])
+
+
+def is_missing(cell: str, known: Sequence[str] = ()) -> bool:
+    """Whether a cell says in words that nothing is known; not where a class has that very name."""
+    return cell.casefold() in MISSING and cell not in known
 
 
 def _not_utf8(text: str) -> bool:
