@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from manihot.errors import SettingsError
-from manihot.members.check import check_classes, check_recipe
 from manihot.members.training_labels import TrainingLabels
 from manihot.settings import load_recipe
+from manihot.train.check import check_classes, check_recipe
 from manihot.train.networks.backbones import gives_maps
 from manihot.train.training import make_mixer, make_training
 from tiny_member import CLASSES, tiny_member

@@ -23,11 +23,12 @@ from manihot.augment.canvas import Op
 from manihot.augment.views import VIEWS
 from manihot.cli import app
 from manihot.errors import SettingsError
-from manihot.members.check import check_recipe
 from manihot.members.sampling import SAMPLINGS
 from manihot.members.training_labels import LABELS
 from manihot.metrics import METRICS, PER_CLASS
 from manihot.settings import Choice, load_recipe
+from manihot.settings.techniques import TECHNIQUES
+from manihot.train.check import check_recipe
 from manihot.train.data.mixing import MIXES, NEEDS
 from manihot.train.data.negatives import NEGATIVES
 from manihot.train.networks.heads import POOLING, TILE_ATTENTION
@@ -189,6 +190,9 @@ def add_row(heading: str, registry: dict[str, Any], monkeypatch: pytest.MonkeyPa
     monkeypatch.delitem(sys.modules, module)
     ((name, value),) = eval("{" + row + "}", names).items()
     monkeypatch.setitem(registry, name, value)
+    kind = re.search(r"its name under `(\w+)` in `settings/techniques.py`", section(read("docs/adding.md"), heading))
+    assert kind is not None
+    monkeypatch.setitem(TECHNIQUES, kind[1], (*TECHNIQUES[kind[1]], name))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(blocks(heading, "yaml")[0], encoding="utf-8")
     check_recipe(load_recipe(recipe))

@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 from manihot.augment.augmenter import Augmenter
 from manihot.errors import SettingsError
 from manihot.infer.runners import Normalise
-from manihot.members.check import check_recipe
 from manihot.members.training_labels import LabelRequest, make_training_labels
 from manihot.settings import Choice, load_recipe
+from manihot.train.check import check_recipe
 from manihot.train.data.dataset import EpochBatches, TrainingPhotos, make_loader
 from manihot.train.data.unlabelled import STRONG, UnlabelledPhotos
 from manihot.train.finetune import finetune

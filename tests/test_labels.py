@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from manihot.errors import DataError, SettingsError
 from manihot.members import training_labels as labels_module
-from manihot.members.check import check_recipe
 from manihot.members.crossval import in_order
 from manihot.members.member import Member
 from manihot.members.training_labels import LABELS, LabelRequest, TrainingLabels, make_training_labels, members_asked
@@ -22,6 +21,7 @@ from manihot.photos.preprocess import Preprocess
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.settings import View, load_recipe
+from manihot.train.check import check_recipe
 from manihot.train.networks.checkpoint import TrainedModel
 from tiny_member import CLASSES, draw_photos, tiny_member
 

@@ -12,7 +12,7 @@ import manihot
 
 SOURCE = Path(manihot.__file__).parent
 LEVELS = {
-    "errors": 0, "progress": 0, "settings": 0,
+    "errors": 0, "extras": 0, "progress": 0, "settings": 0,
     "records": 1, "metrics": 1,
     "photos": 2, "audit": 2, "ensemble": 2, "trust": 2, "demo": 2,
     "augment": 3,
@@ -30,7 +30,7 @@ STILL_IMPORT_TORCH = {
     "report.explain",
 }  # fmt: skip
 STILL_IMPORT_TRAIN = {
-    "infer.explain", "infer.outputs", "infer.predict", "infer.reference", "infer.runners", "members.check",
+    "infer.explain", "infer.outputs", "infer.predict", "infer.reference", "infer.runners",
     "members.crossval", "members.member", "members.other_views", "members.training_labels", "quick.audit_embeddings",
     "report.explain",
 }  # fmt: skip

@@ -11,8 +11,8 @@ import torch
 from manihot.augment.augmenter import Augmenter
 from manihot.errors import DataError, SettingsError
 from manihot.infer.runners import Normalise
-from manihot.members.check import check_recipe
 from manihot.settings import Choice, Recipe, load_recipe
+from manihot.train.check import check_recipe
 from manihot.train.data.dataset import EpochBatches, TrainingPhotos, make_loader
 from manihot.train.loop import fit
 from manihot.train.networks.backbones import make_model, make_preprocess
@@ -190,7 +190,7 @@ def test_a_plateau_watches_its_own_score(recipe: Recipe, tmp_path: Path, watch, 
         (["optimizer.name=ranger", "optimizer.lookahead=5"], "optimizer: ranger has its own Lookahead"),
         (["model.tiles=[2, 2]", "mixing=[{name: snapmix}]"], "mixing: SnapMix needs"),
         (["model.tiles=[2, 2]", "method=features"], "model: the method 'features'"),
-        (["model.tile_attention=tan"], "model: unknown 'tan'"),
+        (["model.tile_attention=tan"], "model.tile_attention: there is no tile attention 'tan'"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(tiny_recipe: Path, sets, words):

@@ -14,13 +14,13 @@ from manihot.demo.scenes import Shot, draw_photograph
 from manihot.errors import DataError, SettingsError
 from manihot.infer.predict import UnknownOutput, predict_photos
 from manihot.infer.runners import TorchRunner
-from manihot.members.check import check_recipe
 from manihot.members.crossval import collect
 from manihot.members.training_labels import LabelRequest, TrainingLabels, make_training_labels
 from manihot.records.files import load_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.settings import Choice, View, load_recipe
+from manihot.train.check import check_recipe
 from manihot.train.data.negatives import NEGATIVES, Extended, Material, check_negatives, make_negatives, write_negatives
 from manihot.train.finetune import finetune
 from manihot.train.networks.backbones import make_model, make_preprocess

@@ -13,7 +13,6 @@ import torch
 import manihot
 from manihot.errors import SettingsError
 from manihot.infer.predict import predict_photos
-from manihot.members.check import check_recipe
 from manihot.members.crossval import train_fold, train_members
 from manihot.members.member import Member
 from manihot.records.files import digest_file
@@ -23,6 +22,7 @@ from manihot.records.run_folder import RunFolder
 from manihot.report.words import judgement
 from manihot.settings import load_recipe
 from manihot.train import loop
+from manihot.train.check import check_recipe
 from manihot.train.finetune import kept_epochs
 from manihot.train.networks.checkpoint import WHOLE, load_model, load_network
 from tiny_member import draw_photos, tiny_member

@@ -13,13 +13,13 @@ from scipy.stats import binomtest
 from conftest import TINY_RECIPE
 from manihot.cli import app
 from manihot.errors import DataError, SettingsError
-from manihot.members.check import check_recipe
 from manihot.members.training_labels import find_doubtful
 from manihot.records.predictions import Predictions
 from manihot.report.suite_page import draw_suite, make_suite_page
 from manihot.suites.format import Arm, Head, load_suite, suite_names
 from manihot.suites.run import COLUMNS, run_suite, summary
 from manihot.suites.verdicts import Effect, bootstrap, compare_pairs, holm, judge, sign_flip
+from manihot.train.check import check_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = """description: a few arms

@@ -19,7 +19,6 @@ from manihot import pipeline
 from manihot.augment.views import make_view
 from manihot.cli import app
 from manihot.errors import SettingsError
-from manihot.members.check import check_recipe
 from manihot.members.training_labels import one_a_group
 from manihot.photos.listing import choose_few
 from manihot.photos.preprocess import Preprocess
@@ -28,6 +27,7 @@ from manihot.records.manifest import UNLABELLED, Manifest
 from manihot.records.predictions import Predictions
 from manihot.settings import Model, Recipe, load_recipe, recipe_names
 from manihot.settings.options import TableOptions
+from manihot.train.check import check_recipe
 from manihot.train.networks.backbones import make_model, make_preprocess
 from manihot.train.networks.pretrained import make_backbone, name_weights
 from manihot.train.smoke import (

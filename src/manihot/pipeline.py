@@ -23,6 +23,7 @@ from manihot.ensemble.files import COMBINATION
 from manihot.ensemble.second_level import Combination
 from manihot.ensemble.stages import blend_stage, needs_torch
 from manihot.errors import RunFolderError, SettingsError
+from manihot.extras import need_train
 from manihot.photos.sources import check_manifest_options
 from manihot.progress import say
 from manihot.records.files import digest_file, digest_value, save_json, write_atomic
@@ -66,9 +67,11 @@ def run(
         from manihot.train.smoke import prepare_smoke
 
         resolved, photos = prepare_smoke(resolved, photos, Path(out), columns, workers)
+        check_settings(resolved)
         columns = EVERYTHING_GUESSED
     with RunFolder(Path(out)) as folder:
         manifest = prepare(folder, resolved, photos, columns, workers, update)
+        check_settings(resolved, manifest.classes)
         trusted = columns.trusted
         if trusted is not None:
             read_trusted(manifest, trusted)  # an unknown column or word is an error before training
@@ -117,6 +120,7 @@ def train(
         resolved = _resolve(recipe, overrides, device)
         with SharedRun(Path(out)) as folder:
             manifest = from_first(lambda: prepare(folder, resolved, photos, columns, workers, update))
+            check_settings(resolved, manifest.classes)
             folder.update_record(device=describe_device(place), processes=world())
             return train_members(folder, resolved, manifest, str(place), workers)
 
@@ -132,10 +136,31 @@ def _resolve(recipe: str | Recipe | None, overrides: Sequence[str], device: str)
     if recipe is None:
         recipe = choose_recipe(device)
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
-    from manihot.members.check import check_recipe
-
-    check_recipe(resolved)
+    check_settings(resolved)
     return resolved
+
+
+def check_settings(recipe: Recipe, classes: Sequence[str] | None = None) -> None:
+    """SettingsError for a recipe that can't be run, with torch's part of it where the recipe trains networks.
+
+    classes: the photographs', once they are known; then what depends on them is checked. Raises MissingExtraError
+    where the recipe needs torch and it isn't installed.
+    """
+    from manihot.members import check
+
+    if classes is None:
+        check.check_recipe(recipe)
+    else:
+        check.check_classes(recipe, classes)
+    why = check.needs_train(recipe)
+    if why:
+        need_train(why)
+        from manihot.train import check as check_with_torch
+
+        if classes is None:
+            check_with_torch.check_recipe(recipe)
+        else:
+            check_with_torch.check_classes(recipe, classes)
 
 
 def prepare(

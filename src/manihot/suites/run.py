@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from manihot.errors import DataError, ManihotError, RunFolderError
-from manihot.pipeline import prepare
+from manihot.pipeline import check_settings, prepare
 from manihot.progress import say
 from manihot.records.files import atomic_path, digest_file, digest_value, save_json
 from manihot.records.manifest import Manifest
@@ -48,9 +48,7 @@ def run_suite(
     call continues a stopped suite, and other `only` add to it.
     """
     suite = load_suite(name, overrides, second=second, second_but=second_but)
-    from manihot.members.check import check_recipe
-
-    check_recipe(suite.recipe)
+    check_settings(suite.recipe)
     chosen, skipped = suite.choose(only)
     with RunFolder(Path(out)) as folder:
         # an arm without its weights is named with that error, and the others go on

@@ -23,7 +23,6 @@ from manihot.audit.folds import assign_folds
 from manihot.audit.sources import use_sources
 from manihot.demo.make import FORMAT, make_demo
 from manihot.errors import DataError, RunFolderError, SettingsError
-from manihot.members.check import check_recipe
 from manihot.members.member import make_member
 from manihot.members.training_labels import LabelRequest, make_training_labels
 from manihot.photos.sources import read_photos
@@ -32,6 +31,7 @@ from manihot.records.files import atomic_path
 from manihot.records.run_folder import RunFolder
 from manihot.settings import Recipe, load_recipe, suggest
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
+from manihot.train.check import check_recipe
 from manihot.train.loop import gradient, grouped, sharpness_gradient
 from manihot.train.networks.backbones import set_training
 from manihot.train.optim.optimizers import make_optimizer

@@ -20,6 +20,8 @@ from torch.optim import Optimizer as TorchOptimizer
 
 from manihot.errors import SettingsError
 from manihot.settings import Optimizer, suggest
+from manihot.settings.techniques import OPTIMIZER_PACKAGE as PACKAGE
+from manihot.settings.techniques import check_optimizer
 from manihot.train.networks.backbones import stages_of
 from manihot.train.networks.heads import Classifier
 
@@ -142,13 +144,8 @@ def find_optimizer(name: str, where: str = "optimizer.name") -> Make:
     """A row of the registry, or `pytorch_optimizer:NAME` from that package; SettingsError for what is neither."""
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
-    if name.casefold() in SET_OTHERWISE:
-        raise SettingsError(
-            f"{where}: {name!r} is no optimiser but goes with any", f"set {SET_OTHERWISE[name.casefold()]}"
-        )
-    package, colon, other = name.partition(":")
-    if not colon or package != PACKAGE:
-        raise SettingsError(f"{where}: unknown {name!r}", suggest(name, list(OPTIMIZERS)))
+    check_optimizer(name, where)
+    other = name.partition(":")[2]
     if find_spec(PACKAGE) is None:
         raise SettingsError(
             f"{where}: {name!r} needs the package {PACKAGE}, which is not installed",
@@ -181,12 +178,6 @@ def _from_package(name: str, where: str) -> Make:
 
 
 Make = Callable[[list[dict[str, Any]], float], TorchOptimizer]
-PACKAGE = "pytorch_optimizer"
-SET_OTHERWISE = {
-    "sam": "optimizer.sam: 0.05 beside the name of an optimiser",
-    "asam": "optimizer.sam: 0.5 and optimizer.sam_adaptive: true beside the name of an optimiser",
-    "lookahead": "optimizer.lookahead: 6 beside the name of an optimiser",
-}
 OPTIMIZERS: dict[str, Make] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,

@@ -1,0 +1,18 @@
+"""Whether the optional parts of manihot are installed; nothing is imported to find out."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from manihot.errors import MissingExtraError
+
+
+def has_train() -> bool:
+    """Whether the extra `train` is installed, which brings torch and timm."""
+    return all(find_spec(name) is not None for name in ("torch", "timm"))
+
+
+def need_train(what: str) -> None:
+    """MissingExtraError where the extra `train` isn't installed; `what` needs it, in words."""
+    if not has_train():
+        raise MissingExtraError(what)
