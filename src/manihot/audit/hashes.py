@@ -65,6 +65,8 @@ class Looks:
         thumbnails = read_array(folder / "thumbnails.npy", what, "uint8", shape, mapped=True, remedy=remedy)
         with reading(folder / "looks.parquet", what, remedy):
             phash = table.pop("phash").to_numpy(np.uint64)
+            if not table["image_id"].is_unique:
+                raise ValueError("photographs that stand twice")
         return cls(table["image_id"].to_numpy(object), thumbnails, phash, table)
 
     def rows(self, image_id: np.ndarray) -> np.ndarray:

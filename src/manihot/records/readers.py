@@ -106,8 +106,11 @@ def check_file(path: Path, most: int) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON of a sane depth; ValueError or RecursionError for anything else."""
+    """JSON of a sane depth, its texts proper Unicode; ValueError or RecursionError for anything else."""
+    text = text if isinstance(text, str) else text.decode("utf-8")
     value = json.loads(text)
+    if "\\ud" in text.lower():  # half a character, alone, can't be written again
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
     layer = [value]
     for _ in range(DEEPEST):
         layer = [

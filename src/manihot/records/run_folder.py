@@ -87,11 +87,11 @@ class RunFolder(RunPlaces):
     def is_done(self, name: str, inputs: Any) -> bool:
         """Whether stage `name` ran to its end with these inputs and its outputs are still as it left them."""
         entry = self.record.get("stages", {}).get(name)
-        if not entry or entry["status"] != "done" or entry["inputs"] != digest_value(inputs):
+        if not entry or entry["status"] != "done" or entry.get("inputs") != digest_value(inputs):
             return False
         return all(
             (self.path / file).is_file() and digest_file(self.path / file) == digest
-            for file, digest in entry["outputs"].items()
+            for file, digest in entry.get("outputs", {}).items()
         )
 
     def stage(self, name: str, inputs: Any, outputs: Sequence[str | Path], work: Callable[[], object]) -> bool:

@@ -26,7 +26,7 @@ def _inside(name: str) -> str:
 class Open(BaseModel):
     """Fields beyond those named are allowed, as another version may have more."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
 
 class StageEntry(Open):
@@ -62,7 +62,7 @@ class RunRecord(Open):
     command: list[str] = []
     system: str | None = None
     device: str | None = None
-    weights: list[tuple[str, str | bool]] | None = None
+    weights: list[list[str | bool]] | None = None
     stages: dict[str, StageEntry] = {}
     arms: dict[str, str] = {}
     finished: FiniteFloat | None = None

@@ -153,8 +153,8 @@ class Temperature(BaseModel):
 class Vector(BaseModel):
     """Of vector scaling."""
 
-    weights: list[FiniteFloat]
-    bias: list[FiniteFloat]
+    weights: list[Annotated[float, Field(ge=-1e6, le=1e6)]]
+    bias: list[Annotated[float, Field(ge=-1e6, le=1e6)]]
 
     @model_validator(mode="after")
     def _fit(self) -> Vector:

@@ -27,6 +27,7 @@ from manihot.records.readers import about_of, read_arrays, reading
 from manihot.settings import suggest
 
 BLOCK = 1024  # photographs whose distances are held at once
+LARGEST = 1e18  # of a saved value, so that squares of single precision stay finite
 KNOWN_LIMIT = 20_000  # training photographs kept as neighbours
 
 
@@ -155,8 +156,8 @@ def _table(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
     array = arrays[name]
     if array.dtype.kind != "f" or array.ndim != 2 or not array.size:
         raise TypeError(f"the array {name} is {array.dtype} {array.shape}, expected numbers (N, D)")
-    if not np.isfinite(array).all():
-        raise ValueError(f"the array {name} is not finite")
+    if not (np.abs(array) < LARGEST).all():
+        raise ValueError(f"the array {name} holds values that are not finite or beyond {LARGEST}")
     return array
 
 
