@@ -27,7 +27,8 @@ class Raw:
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 7, 2**31, 2**63, -(2**70), 0.5, 1e308, -1e-320, float("nan"), float("inf"), "", "x",
     "rust", "../../etc/passwd", "/etc/passwd", "x" * 5000, "\x00\ud800", "1.5", [], {}, [[]], [None], ["a", "a"],
-    [1, 2, 3], {"a": 1}, {"": None}, Raw("[" * DEEP + "]" * DEEP), Raw('{"a":' * DEEP + "1" + "}" * DEEP), Raw("9" * 5000),
+    [1, 2, 3], {"a": 1}, {"": None}, Raw("[" * DEEP + "]" * DEEP),
+    Raw('{"a":' * DEEP + "1" + "}" * DEEP), Raw("9" * 5000),
     Raw("1e999"), Raw("-1e999"), Raw('"\\ud800"'), Raw("[1,"),
 )  # fmt: skip
 
