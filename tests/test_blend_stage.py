@@ -327,8 +327,9 @@ def test_a_submission_has_a_row_for_each_unreadable_test_photograph(
     readable = Predictions.load(out / f"predictions/{best}.test.parquet")
     assert len(said) == len(readable) + 1 == (table["split"] == "test").sum()
     unread = load_quarantine(out / "quarantine.csv").set_index("split")
-    assert unread["file"].to_dict() == broken and said[unread.loc["test", "image_id"]] == commonest
-    assert said[readable.image_id].tolist() == readable.logits.argmax(axis=1).tolist()
+    assert unread["file"].to_dict() == broken and said[unread.loc["test", "image_id"]] == manifest.classes[commonest]
+    best_names = [readable.classes[k] for k in readable.logits.argmax(axis=1)]
+    assert said[readable.image_id].tolist() == best_names
 
 
 # plans on the command line
@@ -359,7 +360,7 @@ def test_the_lecture_s_final_ensembles_on_the_command_line(plan: str, members: i
     found = Predictions.load(tmp_path / "out/blend.test.parquet").pred_probs
     assert found == pytest.approx(mean, abs=1e-5)
     submission = pd.read_csv(tmp_path / "out/submission.csv")
-    assert submission["label"].tolist() == mean.argmax(axis=1).tolist()
+    assert submission["label"].tolist() == ["abcd"[k] for k in mean.argmax(axis=1)]
 
 
 def test_a_plan_that_cannot_be_followed_says_why(tmp_path: Path):

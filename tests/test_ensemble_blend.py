@@ -453,7 +453,7 @@ def test_blend_files_end_to_end(tmp_path: Path) -> None:
     )
     submission = pd.read_csv(out / "submission.csv")
     assert submission.columns.tolist() == ["image_id", "label"]
-    assert submission["label"].tolist() == test.mean(axis=0).argmax(axis=1).tolist()
+    assert submission["label"].tolist() == ["abcdefgh"[k] for k in test.mean(axis=0).argmax(axis=1)]
     table = pd.read_csv(out / "members.csv", index_col="member")
     assert table.index.tolist() == [*names, "blend"]
     vit = (probs[1].argmax(axis=1) == labels).mean()

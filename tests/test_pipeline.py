@@ -228,7 +228,7 @@ def test_a_submission_has_a_row_for_every_photograph(finished: Path, small_photo
     assert sorted(answers.index) == sorted(path.name for path in photos.iterdir())
     manifest = Manifest.load(finished / "manifest.parquet")
     common = int(manifest.class_counts().argmax())
-    assert (answers[["r00.jpg", "empty.jpg"]] == common).all()
+    assert (answers[["r00.jpg", "empty.jpg"]] == manifest.classes[common]).all()
     aside = pd.read_csv(tmp_path / "my submission.quarantine.csv").set_index("file")
     assert set(aside.index) == {"r00.jpg", "empty.jpg"}
     assert (aside["submitted"] == manifest.classes[common]).all()

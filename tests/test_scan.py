@@ -741,14 +741,14 @@ def test_the_users_class_numbers_are_kept(tmp_path: Path, capsys) -> None:
     assert listed.take(np.array([0])).with_columns(weight=2.0).numbers == (5, 7)
     folders, _ = scan(tmp_path / "in", columns=TableOptions(classes=tmp_path / "from5.json", csv=None))
     assert folders.numbers == (5, 7)
-    for classes in (tmp_path / "from0.json", None):
-        assert scan(tmp_path / "in", columns=TableOptions(classes=classes))[0].numbers is None
+    from0, _ = scan(tmp_path / "in", columns=TableOptions(classes=tmp_path / "from0.json"))
+    assert from0.numbers == (0, 1) and scan(tmp_path / "in")[0].numbers is None
     photo(tmp_path / "other/c/1.jpg")
     capsys.readouterr()
     table(tmp_path / "in/label_num_to_disease_map.json", json.dumps({"7": "a", "5": "b"}))
     joined, _ = scan([tmp_path / "in/t.csv", tmp_path / "other"])
     assert joined.classes == ("b", "a", "c") and joined.numbers is None
-    assert "count them from 0" in capsys.readouterr().err
+    assert "submissions hold names" in capsys.readouterr().err
 
 
 def test_the_quarantine_knows_the_ids(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.quarantine import COLUMNS as QUARANTINE
 from manihot.records.run_folder import RunFolder
+from manihot.records.run_places import SAMPLE
 from manihot.settings import Recipe, load_recipe, merge
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.trust.out_of_distribution import FALSE_REJECTION, Strangers, fit_strangers, limit_of_output
@@ -249,6 +250,9 @@ def _scan(folder: RunFolder, photos: Any, workers: int, columns: TableOptions) -
         def work() -> None:
             Manifest.load(first).save(folder / "manifest.parquet")
             carry_counts(first, folder.path)
+            if (sample := RunFolder(first.parent).sample_submission).is_file():
+                write_atomic(folder.sample_submission, sample.read_bytes())
+                outputs.append(SAMPLE)
             write_atomic(folder / "quarantine.csv", ",".join(QUARANTINE) + "\n")
     else:
         from manihot.photos.scan import scan
@@ -257,8 +261,11 @@ def _scan(folder: RunFolder, photos: Any, workers: int, columns: TableOptions) -
 
         def work() -> None:
             scan(photos, out=folder.path, columns=columns, workers=workers)
+            if folder.sample_submission.is_file():
+                outputs.append(SAMPLE)
 
-    folder.stage("scan", inputs, ["manifest.parquet", "quarantine.csv"], work)
+    outputs: list[str | Path] = ["manifest.parquet", "quarantine.csv"]
+    folder.stage("scan", inputs, outputs, work)
     return Manifest.load(folder / "manifest.parquet")
 
 

@@ -39,6 +39,7 @@ from manihot.records.files import atomic_path, save_json
 from manihot.records.folds import make_folds
 from manihot.records.groups import group_numbers, load_groups
 from manihot.records.predictions import Predictions
+from manihot.records.submissions import save_submission
 from manihot.settings import suggest
 
 COMBINATION = "combination.npz"  # how members become one answer, for photographs to come
@@ -327,7 +328,7 @@ def _write(
             tests.image_id, test_probs, members.classes, tests.labels, unknown=tests.unknown, numbers=tests.numbers
         )
         test.save(out / f"{stem}.test.parquet")
-        test.save_submission(out / "submission.csv")
+        save_submission(test, out / "submission.csv")
     known = members.labels >= 0
     if known.any():
         y = members.labels[known]

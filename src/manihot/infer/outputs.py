@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from manihot.errors import ManihotError, SettingsError
+from manihot.errors import DataError, ManihotError, SettingsError
+from manihot.photos.kaggle import find_sample as find_sample_file
 from manihot.progress import say
 from manihot.records.files import atomic_path, digest_file, explain_os_error, remove_leftovers, temporary_name
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.quarantine import load_quarantine
 from manihot.records.run_folder import RunFolder
+from manihot.records.submissions import Sample, asks_for, save_submission
 from manihot.train.networks.checkpoint import TrainedModel
 
 SUBMISSION = "submission.csv"  # how the name of a file with Kaggle's two columns ends
@@ -50,13 +52,18 @@ def first_views(models: Sequence[TrainedModel], tta: int) -> None:
         model.views = model.views[:tta]
 
 
-def save_predictions(predictions: Predictions, out: Path, also: dict[str, int] | None = None) -> None:
-    """Parquet, CSV of probabilities, or, where the name ends in submission.csv, Kaggle's two columns.
+def save_predictions(
+    predictions: Predictions, out: Path, also: dict[str, int] | None = None, paths: Mapping[str, str] | None = None,
+    sample: Sample | None = None,
+) -> None:  # fmt: skip
+    """Parquet, CSV of probabilities, or, where the name ends in submission.csv, a submission as `sample` has it.
 
-    Beside a CSV of probabilities `<out>.classes.csv` says which class each column is of. also: see `save_submission`.
+    Beside a CSV of probabilities `<out>.classes.csv` says which class each column is of. also, paths: see
+    `save_submission`.
     """
     if out.name.endswith(SUBMISSION):
-        predictions.save_submission(out, also)
+        for remark in save_submission(predictions, out, also, paths, sample):
+            say(f"warning: {remark}")
         return
     predictions.save(out, named=True)
     if out.suffix.lower() == ".csv":
@@ -103,19 +110,51 @@ def submission_stage(folder: RunFolder, name: str) -> None:
     quarantine = load_quarantine(folder / "quarantine.csv")
     unread = quarantine[(quarantine["split"] == "test") & (quarantine["image_id"] != "")]["image_id"].tolist()
 
+    written: list[str | Path] = []
+
     def work() -> None:
-        predictions, also = Predictions.load(test), {}
+        predictions = Predictions.load(test)
+        place, why = commonest(predictions, [], folder.path)
+        also = dict.fromkeys(unread, place)
         if unread:
-            place, why = commonest(predictions, [], folder.path)
-            also = dict.fromkeys(unread, place)
             say(
                 f"{len(unread)} test photographs can't be read (quarantine.csv). A submission needs a row for each: "
                 f"they get {predictions.classes[place]!r}, {why}"
             )
-        predictions.save_submission(out, also)
-        say(f"Submission: {out}")
+        paths = {**dict(zip(quarantine["image_id"], quarantine["file"])), **paths_of(Manifest.load(folder.folds))}
+        try:
+            sample = Sample.load(folder.sample_submission) if folder.sample_submission.is_file() else None
+            remarks = save_submission(predictions, out, also, paths, sample, place)
+        except DataError as error:  # the run is worth keeping without a submission
+            out.unlink(missing_ok=True)
+            say(f"warning: no submission was written: {error}")
+            return
+        for remark in remarks:
+            say(f"warning: {remark}")
+        written.append(SUBMISSION)
+        say(f"Submission: {out}" + (f", as {sample.path.name} has it" if sample else ""))
 
-    folder.stage("submission", [digest_file(test), digest_file(folder / "folds.parquet"), unread], [SUBMISSION], work)
+    inputs = [digest_file(file) for file in (test, folder.folds, folder.sample_submission) if file.is_file()]
+    folder.stage("submission", [*inputs, unread], written, work)
+
+
+def paths_of(manifest: Manifest) -> dict[str, str]:
+    """The file of each id, as a submission may call it."""
+    return dict(zip(manifest.image_id, manifest.table["path"]))
+
+
+def find_sample(photos: Path, model: Path, manifest: Manifest) -> Sample | None:
+    """The sample submission in the folder of the photographs, above it, or in the run, that asks for most of them."""
+    asked = manifest.table["path"].tolist()
+    for folder in (Path(photos), Path(photos).absolute().parent, Path(model)):
+        file = find_sample_file(folder) if folder.is_dir() else None
+        if file is None:
+            continue
+        sample = Sample.load(file)
+        if 2 * asks_for(sample, asked) >= max(1, len(asked)):
+            say(f"The submission follows {file}")
+            return sample
+    return None
 
 
 def commonest(predictions: Predictions, models: Sequence[TrainedModel], model: Path) -> tuple[int, str]:

@@ -17,7 +17,16 @@ from scipy.special import softmax
 
 from manihot.augment.views import make_view
 from manihot.errors import DataError, WeightsError
-from manihot.infer.outputs import SUBMISSION, answer_unread, beside, check_output, first_views, save_predictions
+from manihot.infer.outputs import (
+    SUBMISSION,
+    answer_unread,
+    beside,
+    check_output,
+    find_sample,
+    first_views,
+    paths_of,
+    save_predictions,
+)
 from manihot.infer.runners import Outputs, Runner, TorchRunner, choose_device, make_runners
 from manihot.photos.decode import PhotoFault
 from manihot.photos.preprocess import Preprocess, Unresized
@@ -280,7 +289,8 @@ def _predict_with(
         also: dict[str, int] = {}
         if len(quarantine):
             also = answer_unread(quarantine, predictions, Path(out), models, model)
-        save_predictions(predictions, Path(out), also)
+        sample = find_sample(Path(photos), model, manifest) if Path(out).name.endswith(SUBMISSION) else None
+        save_predictions(predictions, Path(out), also, paths_of(manifest), sample)
         if asked:
             _save_answers(predictions, trust, beside(Path(out), "answers"), strangers, first)
     return predictions

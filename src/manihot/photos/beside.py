@@ -13,6 +13,7 @@ import pandas as pd
 from manihot.errors import DataError
 from manihot.photos.folders import FILLERS, split_of
 from manihot.photos.image_paths import IN_BRACES, Files, fill, guess_image_column
+from manihot.photos.kaggle import SAMPLE
 from manihot.photos.labels import ClassNames
 from manihot.photos.listing import Entry, Listing, list_folder, normalise
 from manihot.photos.tables import Columns, label_column, list_table
@@ -96,7 +97,8 @@ def _or_folders(listing: Listing) -> str:
 def _tables_of(top: Path) -> list[Path]:
     return [
         path for path in list_folder(top)[1]
-        if path.suffix.lower() in TABLE_SUFFIXES and not OWN.fullmatch(path.stem) and path.stat().st_size <= LARGEST
+        if path.suffix.lower() in TABLE_SUFFIXES and not OWN.fullmatch(path.stem)
+        and not SAMPLE.fullmatch(path.name) and path.stat().st_size <= LARGEST
     ]  # fmt: skip
 
 
@@ -118,7 +120,8 @@ def examine(table: Path, files: Files, columns: Columns, classes: Sequence[str] 
     if "c0" in frame or "predicted" in frame:
         return f"{table.name} is not used: it holds predictions"
     image = columns.image or guess_image_column(frame)
-    tried = [image] if image in frame else [name for name in frame if _names_files(frame[name], files)]
+    likely = [name for name in frame if _names_files(frame[name], files)]
+    tried = [image] if image is not None and image in frame else likely
     if columns.image and "{" in columns.image:
         best = [(columns.image, files.count(columns.image, frame))]
     else:

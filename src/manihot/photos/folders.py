@@ -44,7 +44,7 @@ class Tree:
 def walk(top: Path, out: Path | None) -> Tree:
     """All photographs below a folder, sorted; the run folder `out` is left out."""
     ignored: Counter[str] = Counter()
-    found = [((), path) for path in find_photos(top, ignored, deep=False)]
+    found: list[tuple[Dirs, Path]] = [((), path) for path in find_photos(top, ignored, deep=False)]
     empty = []
     for folder in list_folders(top):
         if folder == out:

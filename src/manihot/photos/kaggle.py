@@ -12,14 +12,14 @@ from pathlib import Path
 
 from manihot.errors import DataError
 from manihot.photos.labels import ClassNames, name_labels
-from manihot.photos.listing import Entry, Listing, find_photos
+from manihot.photos.listing import Entry, Listing, find_photos, list_folder
 from manihot.photos.tables import Columns, list_table
 from manihot.photos.tfrecord import Record, read_records
 from manihot.progress import track
 from manihot.records.files import explain_os_error, temporary_name
 from manihot.records.tables import read_table
 
-SAMPLE = "sample_submission.csv"
+SAMPLE = re.compile(r"sample[ _-]?sub(mission)?\.csv", re.IGNORECASE)
 RECORD_SUFFIXES = {".tfrec", ".tfrecord", ".tfrecords"}
 
 
@@ -29,6 +29,11 @@ def find_records(folder: Path, split: str) -> list[Path]:
     if not place.is_dir():
         return []
     return sorted(path for path in place.iterdir() if path.suffix.lower() in RECORD_SUFFIXES)
+
+
+def find_sample(folder: Path) -> Path | None:
+    """The sample submission in a folder, however it is written; None without one."""
+    return next((path for path in list_folder(folder)[1] if SAMPLE.fullmatch(path.name)), None)
 
 
 def is_competition(folder: Path) -> bool:
@@ -82,21 +87,20 @@ def _name_unlisted(listing: Listing, images: Path) -> None:
 
 def _add_test(listing: Listing, folder: Path, out: Path | None) -> None:
     images, records = folder / "test_images", find_records(folder, "test")
-    sample = folder / SAMPLE
-    listing.sample = sample if sample.is_file() else None
+    sample = find_sample(folder)
     if images.is_dir() and (photos := find_photos(images, listing.ignored)):
         listing.entries += [Entry(path, None, "test", where="folder test_images") for path in photos]
-        if sample.is_file():
+        if sample is not None:
             there = {name for path in photos for name in (path.name, path.stem, path.relative_to(images).as_posix())}
-            where = f"asked for by {SAMPLE}"
+            where = f"asked for by {sample.name}"
             missing = [name for name in dict.fromkeys(read_table(sample).iloc[:, 0]) if name and name not in there]
             listing.entries += [Entry(images / name, None, "test", where=where) for name in missing]
     elif records:
         found, faults = extract_photos(records, _target(out, records), "test")
         listing.faults += faults
         listing.entries += [Entry(path, None, "test", where=where) for path, _, where in found.values()]
-    elif sample.is_file():
-        listing.notes.append(f"{SAMPLE} stands there without test_images/: no photographs to predict")
+    elif sample is not None:
+        listing.notes.append(f"{sample.name} stands there without test_images/: no photographs to predict")
 
 
 def _list_from_records(folder: Path, columns: Columns, names: ClassNames | None, out: Path | None) -> Listing:

@@ -16,7 +16,7 @@ from manihot.errors import DataError, SettingsError
 from manihot.photos.beside import weigh_tables
 from manihot.photos.decode import SUFFIXES
 from manihot.photos.folders import Tree, choose_pattern, list_by, other_patterns, split_of, walk
-from manihot.photos.kaggle import find_records, is_competition, list_competition
+from manihot.photos.kaggle import find_records, find_sample, is_competition, list_competition
 from manihot.photos.labels import ClassNames, load_classes
 from manihot.photos.listing import Entry, Listing, find_photos, list_folder, list_folders
 from manihot.photos.tables import Columns, list_table, to_trusted
@@ -59,10 +59,19 @@ def recognise(
         raise DataError(f"{place}: there is no such folder or table", "check the path")
     if csv is not None:
         return list_table(csv, place, columns, _names(place, classes) or _names(csv.parent, None))
-    if folders is not None:
-        return list_class_folders(place, classes, out, folders)
-    top = _descend(place)
+    top = place if folders is not None else _descend(place)
     names = _names(top, classes) or _names(place, None)
+    listing = _read_folder(top, columns, names, classes, out, several, folders, tables)
+    listing.sample = find_sample(top)
+    return listing
+
+
+def _read_folder(
+    top: Path, columns: Columns, names: ClassNames | None, classes: Path | None, out: Path | None, several: bool,
+    folders: str | None, tables: bool,
+) -> Listing:  # fmt: skip
+    if folders is not None:
+        return list_class_folders(top, classes, out, folders)
     if (top / "train.csv").is_file() and ((top / "train_images").is_dir() or find_records(top, "train")):
         return list_competition(top, columns, names, out, several)
     if _metadata(top) or any(_metadata(path) for _, path in _split_folders(top)):

@@ -24,10 +24,11 @@ from manihot.photos.listing import Entry, Listing, choose_few
 from manihot.photos.tables import Columns
 from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import say, track
-from manihot.records.files import atomic_path, explain_os_error
+from manihot.records.files import atomic_path, explain_os_error, write_atomic
 from manihot.records.groups import with_name_groups
 from manihot.records.manifest import COLUMNS, UNLABELLED, Manifest
 from manihot.records.quarantine import COLUMNS as QUARANTINE
+from manihot.records.run_places import SAMPLE
 from manihot.records.tables import list_names
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 
@@ -113,6 +114,7 @@ def scan(
         with atomic_path(run / "quarantine.csv") as temporary:
             quarantine.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
         manifest.save(run / "manifest.parquet")
+        _keep_sample(listings, run)
     if not len(manifest):
         at = f"see {run / 'quarantine.csv'}" if run else f"the first is {quarantine.iloc[0]['file']}"
         raise DataError(
@@ -120,6 +122,15 @@ def scan(
             f"{quarantine.iloc[0]['remedy']}; {at}",
         )
     return manifest, quarantine
+
+
+def _keep_sample(listings: list[Listing], run: Path) -> None:
+    """A copy of the one sample submission beside the photographs, for the run's own submission."""
+    samples = [part.sample for part in listings if part.sample is not None]
+    if len(samples) == 1:
+        write_atomic(run / SAMPLE, samples[0].read_bytes())
+    else:
+        (run / SAMPLE).unlink(missing_ok=True)
 
 
 def _absolute(path: Path) -> Path:
@@ -223,7 +234,7 @@ def _merge_twins(listings: list[Listing]) -> None:
     """One name for classes that differ in capitals, spaces or hyphens only: the commonest, else the first."""
     counts = Counter(entry.label for part in listings for entry in part.entries if entry.label is not None)
     names = sorted({name for part in listings for name in part.classes})
-    one = {}
+    one: dict[str, str] = {}
     for group in _twins(names):
         best = max(group, key=lambda name: (counts[name], -names.index(name)))
         say(f"{' and '.join(map(repr, group))} are one class, {best!r}")
@@ -241,18 +252,18 @@ def _merge_twins(listings: list[Listing]) -> None:
 
 
 def _unite_numbers(listings: list[Listing], classes: tuple[str, ...]) -> tuple[int, ...] | None:
-    """The user's number of each class; None where they number from 0 in the classes' order, or not all alike."""
+    """The user's number of each class; None where classes go by their names, or not all are numbered alike."""
     numbers: dict[str, int] = {}
     for part in listings:
         for name, number in part.numbers.items():
             if numbers.setdefault(name, number) != number:
-                say(f"warning: class {name!r} has the numbers {numbers[name]} and {number}; submissions count from 0")
+                say(f"warning: class {name!r} has the numbers {numbers[name]} and {number}; submissions hold names")
                 return None
     found = tuple(numbers.get(name, -1) for name in classes)
-    if not numbers or found == tuple(range(len(classes))):
+    if not numbers:
         return None
     if -1 in found or len(set(found)) < len(found):
-        say("warning: the classes of all sources have no numbers of their own; submissions count them from 0")
+        say("warning: the classes of all sources have no numbers of their own; submissions hold names")
         return None
     return found
 

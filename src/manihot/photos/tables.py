@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -69,7 +70,8 @@ class Columns:
         """Without the options whose columns the table at `path` lacks: one of several sources, of a fixed layout."""
         frame = read_table(path)
         parts = {option: IN_BRACES.findall(name) or [name] for option, name in self.named.items()}
-        return replace(self, **{option: None for option in parts if not set(parts[option]) <= set(frame.columns)})
+        absent: dict[str, Any] = {o: None for o in parts if not set(parts[o]) <= set(frame.columns)}
+        return replace(self, **absent)
 
 
 def list_table(

@@ -51,7 +51,7 @@ class Manifest:
     """A table of photographs with the columns of COLUMNS (and any more), class names, and a root folder.
 
     soft_labels: optional float32 (N, K), rows sum to 1; where a row is NaN the hard label holds. numbers: what stands
-    for each class in the user's tables and in submissions; None where that is its place in `classes`.
+    for each class in the user's tables and in submissions; None where that is its name.
     """
 
     table: pd.DataFrame

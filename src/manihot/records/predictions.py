@@ -7,7 +7,6 @@ where predictions come from.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +31,7 @@ class Predictions:
     model that predicted the row, -1 where several models were averaged. embeddings: float32 (N, D) or None. unknown:
     float32 (N,), the probability that a photograph shows none of the classes, from models with that output, or None;
     the classes' probabilities sum to 1 beside it. numbers: what stands for each class in submissions, None for its
-    place in `classes`.
+    name.
     """
 
     image_id: np.ndarray
@@ -160,18 +159,6 @@ class Predictions:
             return self.numbers
         whole = all(name.isdigit() for name in self.classes)
         return tuple(int(name) if whole else k for k, name in enumerate(self.classes))
-
-    def save_submission(self, path: Path, also: Mapping[str, int] | None = None) -> None:
-        """Write Kaggle's CSV `image_id,label`, atomic: the best class's number (`class_numbers`).
-
-        also: the place in `classes` of what is said of further photographs, which have no prediction, by their ids.
-        """
-        also = also or {}
-        best = np.concatenate([self.logits.argmax(axis=1), np.array(list(also.values()), dtype=np.int64)])
-        ids = [*self.image_id, *also]
-        with atomic_path(path) as temporary:
-            frame = pd.DataFrame({"image_id": ids, "label": np.array(self.class_numbers)[best]})
-            frame.to_csv(temporary, index=False)
 
     @classmethod
     def load(cls, path: Path, classes: tuple[str, ...] | None = None) -> Predictions:

@@ -13,7 +13,7 @@ HEAD = "head.safetensors"  # a fold's linear head
 NETWORK = "network.onnx"  # a fold's fine-tuned network
 TORCH_NETWORK = "best.safetensors"  # the same as torch keeps it
 RECORD, MANIFEST, FOLDS, QUARANTINE = "run.json", "manifest.parquet", "folds.parquet", "quarantine.csv"
-SUBMISSION = "submission.csv"
+SUBMISSION, SAMPLE = "submission.csv", "sample_submission.csv"
 OOF, TEST = ".oof.parquet", ".test.parquet"  # how the names of a member's predictions end
 ENSEMBLE = "ensemble"  # stands for a member's name where all of them answer
 
@@ -359,6 +359,11 @@ class RunPlaces:
     def watch(self, member: str, digest: str) -> Path:
         """The reference that `manihot watch` compares with."""
         return self.path / "watch" / f"{member}-{digest}.parquet"
+
+    @property
+    def sample_submission(self) -> Path:
+        """The competition's sample submission, where it lay beside the photographs."""
+        return self.path / SAMPLE
 
     @property
     def submission(self) -> Path:

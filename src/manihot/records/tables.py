@@ -256,7 +256,8 @@ def unnamed(number: int) -> str:
 
 def _from_json(path: Path) -> pd.DataFrame:
     text = decode_text(path, path.read_bytes())
-    rows, nested = {}, {}
+    rows: dict[int, dict[str, str]] = {}
+    nested: dict[str, tuple[int, str]] = {}
     for line, part in enumerate(text.split("\n"), 1):
         if not part.strip():
             continue
@@ -300,7 +301,8 @@ def _from_parquet(path: Path) -> pd.DataFrame:
     table = read_parquet(path, "readable as a table", remedy=remedy)
     names = [str(name).strip() for name in table.column_names]
     _name_columns(path, 1, list(names))
-    columns, nested = {}, {}
+    columns: dict[str, list[str]] = {}
+    nested: dict[str, tuple[int, str]] = {}
     for name, column in zip(names, table.columns):
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         if pa.types.is_nested(kind) or _is_binary(kind):
