@@ -202,3 +202,17 @@ def test_a_sample_of_another_spelling_is_found(tmp_path: Path) -> None:
 def test_classes_known_by_columns_alone_are_numbers(tmp_path: Path) -> None:
     save_submission(answers(["a", "b"], [1, 0], classes=("c0", "c1")), tmp_path / "s.csv")
     assert lines(tmp_path / "s.csv") == ["image_id,label", "a,1", "b,0"]
+
+
+def test_the_command_checks_a_submission(tmp_path: Path, capsys) -> None:
+    from manihot.cli import app
+
+    sample = table(tmp_path / "sample.csv", SAMPLE)
+    for text, code, words in ((SAMPLE, None, "as "), (SAMPLE.replace("a.jpg", "x.jpg"), 3, "not in the sample: x.jpg")):
+        given = table(tmp_path / "s.csv", text)
+        try:
+            app(["check-submission", str(given), str(sample)], exit_on_error=False, result_action="return_value")
+            assert code is None
+        except SystemExit as stop:
+            assert stop.code == code
+        assert words in capsys.readouterr().out

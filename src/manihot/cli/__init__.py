@@ -27,7 +27,8 @@ recipes.command(recipe_commands.show)
 for verb in (
     photos.scan, photos.demo_data, models.run, models.train, photos.audit, photos.clean, models.predict, models.explain,
     photos.watch, models.compare, models.report, predictions.blend, predictions.stack, predictions.calibrate,
-    predictions.decide, models.share, models.show_augment, models.lr_find, models.translate, suites.suite,
+    predictions.decide, predictions.check_submission, models.share, models.show_augment, models.lr_find,
+    models.translate, suites.suite,
 ):  # fmt: skip
     app.command(verb, name=verb.__name__.replace("_", "-"))
 app.command(recipes)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from manihot.cli.options import Out
-from manihot.errors import SettingsError
+from manihot.errors import DataError, SettingsError
 from manihot.progress import say
 
 Oof = Annotated[
@@ -85,6 +86,24 @@ def stack(
     verdict = "a gain over plain averaging" if found["gain"] else "no gain over plain averaging beyond chance"
     scores = f"right {found['accuracy']:.2%}, plain average {found['plain_accuracy']:.2%}"
     say(f"Stack: {scores}: {verdict}; written to {out}")
+
+
+def check_submission(
+    file: Annotated[Path, Parameter(help="A submission.")],
+    sample: Annotated[Path, Parameter(help="The competition's sample submission.")],
+) -> None:
+    """Report what differs between a submission and the sample: header, ids, their order, names or numbers.
+
+    The exit code is 0 where nothing differs, 3 where something does.
+    """
+    from manihot.records.submissions import check_submission as compare
+
+    found = compare(file, sample)
+    for sentence in found:
+        print(f"{file}: {sentence}")
+    if found:
+        sys.exit(DataError.exit_code)
+    print(f"{file}: as {sample} has it")
 
 
 def calibrate(

@@ -143,10 +143,10 @@ def paths_of(manifest: Manifest) -> dict[str, str]:
     return dict(zip(manifest.image_id, manifest.table["path"]))
 
 
-def find_sample(photos: Path, model: Path, manifest: Manifest) -> Sample | None:
+def find_sample(model: Path, manifest: Manifest) -> Sample | None:
     """The sample submission in the folder of the photographs, above it, or in the run, that asks for most of them."""
     asked = manifest.table["path"].tolist()
-    for folder in (Path(photos), Path(photos).absolute().parent, Path(model)):
+    for folder in (manifest.root, manifest.root.parent, Path(model)):
         file = find_sample_file(folder) if folder.is_dir() else None
         if file is None:
             continue

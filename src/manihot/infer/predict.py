@@ -289,7 +289,7 @@ def _predict_with(
         also: dict[str, int] = {}
         if len(quarantine):
             also = answer_unread(quarantine, predictions, Path(out), models, model)
-        sample = find_sample(Path(photos), model, manifest) if Path(out).name.endswith(SUBMISSION) else None
+        sample = find_sample(model, manifest) if Path(out).name.endswith(SUBMISSION) else None
         save_predictions(predictions, Path(out), also, paths_of(manifest), sample)
         if asked:
             _save_answers(predictions, trust, beside(Path(out), "answers"), strangers, first)
