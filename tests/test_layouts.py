@@ -339,6 +339,43 @@ def test_proposals_are_counted_on_all_rows(tmp_path: Path) -> None:
     assert found == {"*/{n}.jpg": 7, "a/{n}.jpg": 5, "b/{n}.jpg": 2}
 
 
+def test_file_names_that_begin_with_the_class_are_no_groups(tmp_path: Path, capsys) -> None:
+    from manihot.records.groups import propose_name_pattern
+
+    birds = ["sparrow", "swift", "robin", "crow"]
+    make(tmp_path, *(f"{bird}/{bird}_{k:03d}.jpg" for bird in birds for k in range(8)))
+    manifest, _ = scan(tmp_path)
+    assert propose_name_pattern(manifest) is None
+    with pytest.raises(DataError, match=r"4 of 4 classes lie in one group each, such as 'crow'") as caught:
+        scan(tmp_path, columns=TableOptions(group="{group}_*"))
+    assert "--group {group}_*" in caught.value.what and "--group ''" in caught.value.remedy
+
+
+def test_a_column_of_groups_that_is_the_classes_again_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{k}.jpg" for k in range(20)))
+    near = [f"P{k % 2}" if k < 18 else "P9" for k in range(20)]  # nearly: one of ten in each class stands apart
+    rows = "".join(f"{k}.jpg,{'xy'[k % 2]},{near[k]}\n" for k in range(20))
+    listed = table(tmp_path / "t.csv", f"image,label,plot\n{rows}")
+    assert len(scan(listed)[0]) == 20
+    with pytest.raises(DataError, match="2 of 2 classes lie in one group each"):
+        scan(listed, columns=TableOptions(group="plot"))
+
+
+def test_one_class_of_one_plant_is_a_warning(tmp_path: Path, capsys) -> None:
+    make(tmp_path, *(f"{k}.jpg" for k in range(24)))
+    rows = "".join(f"{k}.jpg,{'xyz'[k % 3]},{'P' if k % 3 == 2 else f'Q{k}'}\n" for k in range(24))
+    listed = table(tmp_path / "t.csv", f"image,label,plant\n{rows}")
+    manifest, _ = scan(listed, columns=TableOptions(group="plant"))
+    assert manifest.table["group"].nunique() == 17
+    assert "1 of 3 classes lie in one group each, such as 'z' in 'P' (8 of 8" in capsys.readouterr().err
+
+
+def test_groups_of_several_plants_a_class_are_taken(tmp_path: Path, capsys) -> None:
+    make(tmp_path, *(f"{c}/plant{p}{c}_{k}.jpg" for c in "ab" for p in range(3) for k in range(4)))
+    manifest, _ = scan(tmp_path, columns=TableOptions(group="{group}_*"))
+    assert manifest.table["group"].nunique() == 6 and "in one group" not in capsys.readouterr().err
+
+
 # --------------------------------------------------------------------------------------- labels
 
 

@@ -25,7 +25,7 @@ from manihot.photos.tables import Columns
 from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import say, track
 from manihot.records.files import atomic_path, explain_os_error, write_atomic
-from manihot.records.groups import with_name_groups
+from manihot.records.groups import check_groups, with_name_groups
 from manihot.records.manifest import COLUMNS, UNLABELLED, Manifest
 from manihot.records.quarantine import COLUMNS as QUARANTINE
 from manihot.records.run_places import SAMPLE
@@ -108,6 +108,8 @@ def scan(
     facts = _inspect([entry.file for entry in entries], workers)
     manifest = _to_manifest(entries, ids, facts, class_names, root, _unite_numbers(listings, class_names), trusted)
     manifest = manifest if pattern is None or not len(manifest) else with_name_groups(manifest, pattern)
+    if (warning := check_groups(manifest, f"--group {group}" if group else "the groups")) is not None:
+        say(f"warning: {warning}")
     quarantine = _to_quarantine(entries, ids, facts, listings, root)
     _say_result(manifest, quarantine)
     if run is not None:

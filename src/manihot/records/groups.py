@@ -16,6 +16,8 @@ from manihot.records.manifest import Manifest
 
 SEPARATORS = "_-. "
 LEAST_SHARE = 0.2  # of the photographs that a proposal must put into groups of two or more
+FEWEST = 4  # photographs of a class, from which its groups are judged
+NEARLY = 0.8  # share of a class's photographs in one group, and of the group's in the class
 LARGEST_SHARE = 0.05  # of the photographs in one group: more is a prefix like IMG, and no plant
 
 
@@ -77,11 +79,55 @@ def join_groups(manifest: Manifest, more: np.ndarray) -> Manifest:
     return manifest.with_columns(group=joined.to_numpy(object))
 
 
+def classes_in_one_group(groups: np.ndarray, labels: np.ndarray) -> list[int]:
+    """Classes of which nearly all photographs lie in one group that holds nearly nothing else.
+
+    groups: (N,), '' stands alone. labels: (N,), -1 unknown. Where such a group is held out, nobody learns the class.
+    Classes of fewer than FEWEST photographs are passed over.
+    """
+    known = labels >= 0
+    table = pd.crosstab(pd.Series(labels[known]), pd.Series(groups[known].astype(str)))
+    if not len(table):
+        return []
+    largest = table.drop(columns="", errors="ignore")
+    if not len(largest.columns):
+        return []
+    of_class = largest.max(axis=1) / table.sum(axis=1)
+    of_group = largest.max(axis=1) / largest.sum(axis=0)[largest.idxmax(axis=1)].to_numpy()
+    found = (table.sum(axis=1) >= FEWEST) & (of_class >= NEARLY) & (of_group >= NEARLY)
+    return [int(k) for k in table.index[found]]
+
+
+def check_groups(manifest: Manifest, option: str) -> str | None:
+    """A warning where some classes lie in one group each; DataError where more than half of them do.
+
+    option: what made the groups, as in `--group plant`.
+    """
+    known = (manifest.labels >= 0) & (manifest.table["split"] != "test").to_numpy()
+    labels, groups = manifest.labels[known], manifest.table["group"].to_numpy()[known]
+    counted = int((np.bincount(labels, minlength=1) >= FEWEST).sum())
+    found = classes_in_one_group(groups, labels)
+    if not found:
+        return None
+    first = manifest.classes[found[0]]
+    own = pd.Series(groups[labels == found[0]]).value_counts()
+    what = (
+        f"{option}: {len(found)} of {counted} classes lie in one group each, such as {first!r} in {own.index[0]!r} "
+        f"({own.iloc[0]} of {int((labels == found[0]).sum())} photographs)"
+    )
+    if 2 * len(found) <= counted:
+        return f"{what}: no fold can both learn and judge them"
+    raise DataError(
+        f"{what}; a fold that holds a group out would have nothing to learn its class from",
+        "group by plant, leaf or place, several a class; or leave the option out (--group '')",
+    )
+
+
 def propose_name_pattern(manifest: Manifest) -> str | None:
     """A pattern such as '{group}_*' under which file names seem to tell which plant they show; None if they don't.
 
     The first part of the name up to a separator, where at least a fifth of the photographs share theirs with a few
-    others and nobody with many. It is a proposal: a person should look at it.
+    others and nobody with many, and where no class lies in one group. It is a proposal: a person should look at it.
     """
     stems = _stems(manifest)
     best, best_share = None, LEAST_SHARE
@@ -92,7 +138,7 @@ def propose_name_pattern(manifest: Manifest) -> str | None:
         if not len(size) or size.iloc[0] > max(10, LARGEST_SHARE * len(stems)):
             continue
         share = size[size > 1].sum() / len(stems)
-        if share > best_share:
+        if share > best_share and not classes_in_one_group(names, manifest.labels):
             best, best_share = pattern, share
     return best
 
