@@ -14,7 +14,6 @@ from manihot.metrics import accuracy
 from manihot.records.predictions import Predictions
 from manihot.trust.calibrate import make_temperature
 from manihot.trust.costs import ASK, Costs, decide_files, load_costs
-from manihot.trust.decide import decide_by_cost, make_costs
 
 CLASSES = ("healthy", "mosaic", "no")  # `no` is false in careless YAML
 
@@ -40,7 +39,7 @@ def test_decisions_are_the_cheapest_of_all_answers():
         assert every[chosen] == pytest.approx(min(every)) and price[row] == pytest.approx(min(every))
     assert set(answer) == {0, 1, 2, 3}
     without, _ = Costs(costs.matrix).decide(made.pred_probs)
-    assert np.array_equal(without, decide_by_cost(made.pred_probs, costs.matrix))
+    assert np.array_equal(without, (made.pred_probs.astype(float) @ costs.matrix).argmin(axis=1))
     assert (Costs(costs.matrix, 0.0).decide(made.pred_probs)[0] == 3).all()
     assert np.array_equal(Costs(costs.matrix, 99.0).decide(made.pred_probs)[0], without)
 
@@ -74,7 +73,7 @@ def test_costs_save_what_they_promise_on_calibrated_probabilities(tmp_path: Path
 def test_files_of_costs_say_the_same(tmp_path: Path):
     by_rows = "costs:\n  mosaic: {healthy: 10, 'no': 10}\nask: 0.5\n"
     table = "true,no,healthy,mosaic,ask\nhealthy,1,0,1,0.5\nmosaic,10,10,0,0.5\nno,0,1,1,0.5\n"
-    expected = make_costs(CLASSES, {"mosaic": 10.0})
+    expected = np.array([[0, 1, 1], [10, 0, 10], [1, 1, 0.0]])
     for name, text in (("a.yaml", "missed: {mosaic: 10}\nask: 0.5"), ("b.yaml", by_rows), ("c.csv", table)):
         found = load_costs(write(tmp_path / name, text), CLASSES)
         assert np.array_equal(found.matrix, expected) and found.ask == 0.5, name
@@ -91,7 +90,11 @@ def test_files_of_costs_say_the_same(tmp_path: Path):
         ("f.yaml", "ask: -1", "asking an expert is -1; costs cannot be negative"),
         ("g.yaml", "ask: 1\nmissed: [", "g.yaml:2: not valid YAML"),
         ("h.csv", "true,healthy,mosaic\nhealthy,0,1\nmosaic,1,0\n", "'no' is missing"),
-        ("i.csv", "true,healthy,mosaic,no\nhealthy,1,1,1\nmosaic,1,0,1\nno,1,1,0\n", "cost matrix"),
+        ("i.csv", "true,healthy,mosaic,no\nhealthy,1,1,1\nmosaic,1,0,1\nno,1,1,0\n", "'healthy': '1' is the"),
+        ("k.csv", "true,healthy,mosaic,no\nhealthy,0,1,1\nmosaic,-2,0,1\nno,1,1,0\n", "line 3.*'healthy': '-2' can't"),
+        ("l.csv", "true,healthy,mosaic,no\nhealthy,0,1,much\nmosaic,2,0,1\nno,1,1,0\n", "line 2.*'no': 'much'"),
+        ("m.csv", "true,healthy,mosaic,no\nhealthy,0,1,1,1\n", "line 2: 5 fields under 4 columns"),
+        ("n.csv", "true,healthy,mosaic,no\nno,0,1,1\nno,0,1,1\n", "'no' is there twice"),
         ("j.csv", "true,healthy,mosaic,no,ask\nhealthy,0,1,1,1\nmosaic,1,0,1,2\nno,1,1,0,1\n", "several prices"),
     ],
 )

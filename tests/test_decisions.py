@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from manihot.audit.decision_files import read_decisions, save_decisions
+from manihot.audit.decision_files import read_decisions
 from manihot.audit.decisions import (
     ACTIONS,
     RULES,
@@ -203,7 +203,10 @@ def test_decisions_come_back_as_they_were(tmp_path: Path, suffix: str) -> None:
         decide(make_issues(), rule="cleanlab", action="down_weight", weight=0.3),
     )
     path = tmp_path / f"decisions.{suffix}"
-    save_decisions(decisions, path)
+    if suffix == "parquet":
+        decisions.to_parquet(path, index=False)
+    else:
+        decisions.to_csv(path, index=False)
     back = read_decisions(path, make_manifest())
     pd.testing.assert_frame_equal(back[decisions.columns[:6]], decisions[decisions.columns[:6]], check_dtype=False)
     for one, other in zip(apply_decisions(make_manifest(), decisions), apply_decisions(make_manifest(), back)):

@@ -17,7 +17,7 @@ from scipy.special import softmax
 from scipy.stats import gmean
 
 from conftest import shared_data
-from manihot.ensemble.blend import MEANS, blend, blend_plain_and_views, blend_two_levels, blend_views
+from manihot.ensemble.blend import MEANS, blend, blend_views
 from manihot.ensemble.diversity import (
     draw_diversity,
     find_pareto_front,
@@ -108,12 +108,11 @@ def test_probabilities_of_zero_stay_finite() -> None:
 
 def test_views_first_members_second() -> None:
     views, _ = make_members(2, 5, 30, 4)
-    two = blend_two_levels([views[:3], views[3:]], [[1, 1, 2], None], [3, 1])
+    two = blend(np.stack([blend_views(views[:3], [1, 1, 2]), blend_views(views[3:])]), [3, 1])
     by_hand = 0.75 * np.average(views[:3], axis=0, weights=[1, 1, 2]) + 0.25 * views[3:].mean(axis=0)
     assert two == pytest.approx(by_hand)
-    assert blend_plain_and_views(views[0], views[1:], 0.4) == pytest.approx(
-        0.4 * views[0] + 0.6 * views[1:].mean(axis=0)
-    )
+    # the untouched photograph against its views (28th place: 4 to 6)
+    assert blend_views(views, [0.4, *[0.15] * 4]) == pytest.approx(0.4 * views[0] + 0.6 * views[1:].mean(axis=0))
     assert blend_views(views, [1, 0, 0, 0, 0]) == pytest.approx(views[0])
 
 

@@ -13,9 +13,11 @@ from sklearn.cluster import DBSCAN
 
 from manihot.audit import hashes, lookalikes
 from manihot.audit.cleaning import clean
+from manihot.audit.duplicates import find_duplicates
 from manihot.audit.evidence import EMBEDDINGS, save_embeddings
 from manihot.audit.hashes import SIDE, Looks
 from manihot.audit.lookalikes import COLUMNS, EPS, find_lookalikes, unit_embeddings, with_lookalikes
+from manihot.audit.measurements import MEASUREMENTS
 from manihot.audit.stages import audit_lookalikes, audit_predictions, save_table
 from manihot.errors import DataError
 from manihot.records.manifest import Manifest
@@ -53,7 +55,8 @@ def _looks() -> Looks:
     pictures[COPY[1]] = cv2.GaussianBlur(pictures[COPY[0]], (0, 0), 0.6)
     pictures[TURNED[1]] = pictures[TURNED[0]].T[::-1]
     ids = _manifest().image_id
-    return Looks(ids, pictures, hashes.pack_hashes(hashes.transform(pictures, 8)), pd.DataFrame({"image_id": ids}))
+    table = pd.DataFrame({"image_id": ids}).assign(**dict.fromkeys(MEASUREMENTS, 0.5))
+    return Looks(ids, pictures, hashes.pack_hashes(hashes.transform(pictures, 8)), table)
 
 
 def _groups(found: pd.DataFrame) -> set[frozenset[str]]:
@@ -160,7 +163,7 @@ def test_a_run_tells_its_lookalikes(tmp_path: Path, where: str, capsys: pytest.C
         for name in ("manifest", "folds"):
             manifest.save(folder / f"{name}.parquet")
         _looks().save(folder / "audit/looks")
-        nothing = pd.DataFrame(columns=["image_id", "group", "kind", "label", "label_conflict", "crosses_splits"])
+        nothing = find_duplicates(manifest.with_columns(sha256=[f"{k}" for k in range(len(manifest))]))
         save_table(nothing, run, "duplicates")
         save_table(pd.DataFrame({"image_id": manifest.image_id}), run, "composition")
         if where == "file":

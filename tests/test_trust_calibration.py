@@ -28,19 +28,17 @@ from manihot.trust.calibrate import (
 from manihot.trust.conformal import (
     SCORES,
     ConformalSets,
-    answer_or_expert,
     binomial_interval,
     fit_sets,
     measure_abstention,
     measure_coverage,
     uniforms_from_ids,
 )
+from manihot.trust.costs import Costs
 from manihot.trust.decide import (
+    check_costs,
     cost_sensitive_accuracy,
-    decide_by_cost,
-    decide_by_thresholds,
     fit_class_thresholds,
-    make_costs,
     mean_cost,
 )
 from manihot.trust.files import apply_trust, calibrate_files
@@ -322,7 +320,6 @@ def test_coverage_table_and_intervals() -> None:
     assert table["class"].tolist() == ["sick", "healthy", "all"]
     assert table["coverage"].tolist() == pytest.approx([2 / 3, 1.0, 0.75])
     assert table["mean_size"].tolist() == pytest.approx([1.0, 1.0, 1.0])
-    assert answer_or_expert(sets).tolist() == [0, -1, -1, 1]
     for hits, n in ((0, 10), (3, 10), (10, 10), (57, 60)):
         oracle = binomtest(hits, n).proportion_ci(0.95, "exact")
         low, high = binomial_interval(np.array(hits), np.array(n))
@@ -344,16 +341,20 @@ def test_price_of_abstention() -> None:
 
 
 def test_least_cost_decisions() -> None:
-    costs = make_costs(("mosaic", "healthy"), {"mosaic": 9.0})
-    assert costs.tolist() == [[0, 9], [1, 0]]
+    costs = np.array([[0.0, 9.0], [1.0, 0.0]])  # a missed mosaic, and a false alarm
     probs = np.array([[0.2, 0.8], [0.05, 0.95]])
-    assert decide_by_cost(probs, costs).tolist() == [0, 1]  # above a tenth, the alarm is cheaper
+    assert Costs(costs).decide(probs)[0].tolist() == [0, 1]  # above a tenth, the alarm is cheaper
     assert mean_cost(np.array([0, 1]), np.array([1, 0]), costs) == 5.0
     assert cost_sensitive_accuracy(
-        np.array([0, 1, 1]), np.array([0, 1, 0]), make_costs("ab", {})
+        np.array([0, 1, 1]), np.array([0, 1, 0]), 1.0 - np.eye(2)
     ) == pytest.approx(2 / 3)
-    with pytest.raises(SettingsError, match="msaic"):
-        make_costs(("mosaic", "healthy"), {"msaic": 2})
+    for wrong, words in ((-2.0, "answer 1 to the true class 0 is -2"), (np.nan, "is nan")):
+        with pytest.raises(DataError, match=words):
+            check_costs(np.array([[0.0, wrong], [1.0, 0.0]]), 2)
+    with pytest.raises(DataError, match=r"shape \(2, 2\) doesn't fit 3 classes"):
+        check_costs(costs, 3)
+    with pytest.raises(DataError, match=r"answer 1 to the true class 1 is 0\.5"):
+        check_costs(np.array([[0.0, 1.0], [1.0, 0.5]]), 2)
 
 
 @given(seed=st.integers(0, 200))
@@ -363,7 +364,7 @@ def test_no_decision_is_cheaper_on_calibrated_probabilities(seed: int) -> None:
     costs = np.random.default_rng(seed).uniform(0, 5, (4, 4))
     np.fill_diagonal(costs, 0)
     expected = probs @ costs
-    chosen = decide_by_cost(probs, costs)
+    chosen, _ = Costs(costs).decide(probs)
     assert (
         expected[np.arange(200), chosen].sum() <= expected[np.arange(200), probs.argmax(axis=1)].sum() + 1e-12
     )
@@ -371,24 +372,23 @@ def test_no_decision_is_cheaper_on_calibrated_probabilities(seed: int) -> None:
 
 def test_costs_pay_on_real_predictions() -> None:
     probs, labels, new, new_labels = next(real_halves(1))
-    costs = make_costs(("cbb", "cbsd", "cgm", "cmd", "healthy"), {"cbb": 10, "cbsd": 10})
+    costs = 1.0 - np.eye(5)  # cbb, cbsd, cgm, cmd, healthy
+    costs[:2] *= 10
     calibrated = fit_calibrator(probs, labels, "vector")(new)
-    plain, careful = new.argmax(axis=1), decide_by_cost(calibrated, costs)
+    plain, careful = new.argmax(axis=1), Costs(costs).decide(calibrated)[0]
     assert mean_cost(new_labels, careful, costs) < 0.9 * mean_cost(new_labels, plain, costs)
 
 
 def test_a_threshold_a_class() -> None:
     probs, labels = make_probs(0, 4000)
     table = fit_class_thresholds(probs, labels, precision=0.85, classes=list("abcd"))
-    answers = decide_by_thresholds(probs, table["threshold"].to_numpy())
+    top = probs.argmax(axis=1)
+    answers = np.where(probs.max(axis=1) >= table["threshold"].to_numpy()[top], top, -1)
     for c in range(4):
         assert (labels[answers == c] == c).mean() >= 0.85
         assert (labels[answers == c] == c).mean() == pytest.approx(table.loc[c, "precision"])
     impossible = fit_class_thresholds(np.tile([0.6, 0.4], (50, 1)), np.arange(50) % 2, precision=0.9)
     assert np.isinf(impossible.loc[0, "threshold"])
-    assert (
-        decide_by_thresholds(probs[:, :2] / probs[:, :2].sum(axis=1, keepdims=True), [np.inf, np.inf]) == -1
-    ).all()
 
 
 # files

@@ -15,7 +15,6 @@ from conftest import shared_data
 from manihot.errors import DataError, SettingsError
 from manihot.records.predictions import Predictions
 from manihot.trust.drift import EXIT_MOVED, EXIT_SAME, EXIT_TOO_FEW, compare_embeddings, watch_predictions
-from manihot.trust.files import watch_files
 from manihot.trust.priors import (
     count_prior,
     estimate_prior,
@@ -301,12 +300,10 @@ def test_two_sample_test_keeps_its_promise() -> None:
     assert compare_embeddings(rng.normal(size=(80, 6)), 1 + rng.normal(size=(80, 6)))[0] > 0.9
 
 
-def test_watch_files_writes_its_page_s_numbers(tmp_path: Path) -> None:
-    make_predictions(0, 400).save(tmp_path / "oof.parquet")
-    make_predictions(1, 200, shift=0.5).save(tmp_path / "new.parquet")
-    report = watch_files(tmp_path / "oof.parquet", tmp_path / "new.parquet", tmp_path / "watch")
-    assert report.exit_code == EXIT_MOVED
-    assert {p.name for p in (tmp_path / "watch").iterdir()} == {"drift.csv", "shares.csv", "drift.json"}
+def test_what_can_t_be_compared_is_refused() -> None:
+    assert watch_predictions(make_predictions(0, 400), make_predictions(1, 200, shift=0.5)).exit_code == EXIT_MOVED
+    with pytest.raises(DataError, match="this model was fitted on 24 photographs; watch needs at least 30"):
+        watch_predictions(make_predictions(0, 24), make_predictions(1, 200))
     other = make_predictions(2, 100)
     renamed = Predictions(other.image_id, other.logits, tuple("abd"), other.labels, other.fold)
     with pytest.raises(DataError, match="not the model's a, b, c"):

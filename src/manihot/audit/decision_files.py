@@ -1,4 +1,4 @@
-"""Decisions on disk: written atomically, and read back with every line checked, as people edit them by hand."""
+"""Decisions on disk: read with every line checked, as people edit them by hand."""
 
 from __future__ import annotations
 
@@ -9,22 +9,12 @@ import pandas as pd
 
 from manihot.audit.decisions import ACTIONS, COLUMNS, SOFT, check_decisions, soft_columns
 from manihot.errors import DataError
-from manihot.records.files import atomic_path
 from manihot.records.manifest import Manifest
 from manihot.records.readers import MOST_JSON, check_file, read_frame, reading
 
 
-def save_decisions(decisions: pd.DataFrame, path: Path) -> None:
-    """Write the table as CSV, or as parquet where the name ends so; atomic."""
-    with atomic_path(Path(path)) as temporary:
-        if Path(path).suffix.lower() == ".parquet":
-            decisions.to_parquet(temporary, index=False)
-        else:
-            decisions.to_csv(temporary, index=False, lineterminator="\n")
-
-
 def read_decisions(path: Path, manifest: Manifest | None = None) -> pd.DataFrame:
-    """Read a decisions file (CSV, or parquet from `save_decisions`), checked line by line; see the module.
+    """Read a decisions file (CSV or parquet), checked line by line; see the module.
 
     Needs the columns image_id and action; new_label where a row relabels, weight where one down-weights, soft_<class>
     where one has a soft label. With a manifest, its classes and photographs are checked too. Raises DataError that

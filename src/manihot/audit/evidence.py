@@ -21,7 +21,6 @@ from manihot.records.files import atomic_path
 from manihot.records.readers import matrix_of, read_frame, read_parquet, reading
 
 EMBEDDINGS = "audit/embeddings.parquet"
-OF_PREDICTIONS = SCORES[:3]
 OF_FEATURES = ("knn_score", "anomaly_score")
 OF_TRAINING = "trajectory_score"
 

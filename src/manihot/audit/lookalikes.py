@@ -32,11 +32,6 @@ COLUMNS = (
     "image_id", "group", "evidence", "distance", "nearest", "correlation", "label", "source", "split", "fold",
     "label_conflict", "crosses_folds", "crosses_splits",
 )  # fmt: skip
-EVIDENCE = {
-    "pixels": "the pictures agree where they are laid over each other, and no group held both before",
-    "known": "a group held both before",
-    "features": "nothing but the features says so",
-}
 
 
 def find_lookalikes(
@@ -48,7 +43,8 @@ def find_lookalikes(
     `hashes.look_at_photos`; without them nothing is checked on pixels. eps: distance of vectors that join by
     themselves; with looks, pairs up to `reach` that pixels confirm or that are known join too. `distance`: to the
     `nearest` of the group. `correlation`: of the fine structure with the best partner checked, NaN where none was.
-    `evidence`: EVIDENCE. Flags as those of `find_duplicates`. Raises DataError.
+    `evidence`: `pixels` where the pictures agree laid over each other, `known` where a group held both before,
+    `features` where nothing but the features says so. Flags as those of `find_duplicates`. Raises DataError.
     """
     if len(embeddings) != len(manifest):
         raise DataError(

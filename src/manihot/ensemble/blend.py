@@ -110,40 +110,6 @@ def blend_views(
     return blend(pred_probs, weights, mean)
 
 
-def blend_plain_and_views(
-    plain: np.ndarray, views: np.ndarray, plain_weight: float = 0.4, mean: str = "arithmetic"
-) -> np.ndarray:
-    """The untouched photograph (N, K) against the mean of its views (V, N, K), (N, K).
-
-    plain_weight: share of the untouched one, in [0, 1] (28th place: 4 to 6 with six views, 9 to 9 with nine).
-    """
-    if not 0 <= plain_weight <= 1:
-        raise SettingsError(
-            f"plain_weight {plain_weight} is no share", "a number from 0 to 1, for example 0.4"
-        )
-    pair = np.stack([np.asarray(plain, dtype=np.float64), blend_views(views, None, mean)])
-    return blend(pair, [plain_weight, 1.0 - plain_weight], mean)
-
-
-def blend_two_levels(
-    members: Sequence[np.ndarray],
-    view_weights: Sequence[Sequence[float] | None] | None = None,
-    member_weights: Sequence[float] | None = None,
-    mean: str = "arithmetic",
-) -> np.ndarray:
-    """Views first, members second: M arrays (V_m, N, K) into (N, K), a weight a view and a weight a
-    member.
-    """
-    weights = [None] * len(members) if view_weights is None else list(view_weights)
-    if len(weights) != len(members):
-        raise DataError(
-            f"{len(weights)} lists of view weights for {len(members)} members", "one list a member"
-        )
-    return blend(
-        np.stack([blend_views(views, w, mean) for views, w in zip(members, weights)]), member_weights, mean
-    )
-
-
 Mean = Callable[..., np.ndarray]  # (pred_probs (M, N, K), weights (M,)) -> (N, K), rows not yet scaled
 MEANS: dict[str, Mean] = {
     "arithmetic": mean_arithmetic,

@@ -335,15 +335,5 @@ def measure_abstention(
     return pd.DataFrame(rows)
 
 
-def answer_or_expert(sets: np.ndarray) -> np.ndarray:
-    """The answer a set allows: its class where it holds one, -1 ("cannot say, show an expert") otherwise; int
-    (N,).
-    """
-    sets = np.asarray(sets, dtype=bool)
-    return np.where(sets.sum(axis=1) == 1, sets.argmax(axis=1), -1)
-
-
-Score = Callable[
-    ..., np.ndarray
-]  # (probs (N, K), uniforms (N,), penalty, free) -> (N, K), larger is stranger
+Score = Callable[..., np.ndarray]  # (probs (N, K), uniforms (N,), penalty, free) -> (N, K), larger is stranger
 SCORES: dict[str, Score] = {"lac": score_lac, "aps": score_aps, "raps": score_raps}

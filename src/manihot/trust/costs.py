@@ -8,8 +8,7 @@ are as right as the probabilities: calibrate them first.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from manihot.records.files import atomic_path, save_json
 from manihot.records.groups import load_groups
 from manihot.records.predictions import Predictions
 from manihot.records.probabilities import check_probs
+from manihot.records.tables import list_names, read_table, shown
 from manihot.settings import read_text, read_yaml, suggest
 from manihot.trust.calibrate import Calibrator
 from manihot.trust.decide import check_costs, cost_sensitive_accuracy, mean_cost
@@ -62,15 +62,9 @@ def load_costs(path: Path, classes: Sequence[str]) -> Costs:
     column an answer, and a column `ask` (one number) where an expert can be asked.
     """
     path = Path(path)
-    text = read_text(path)
-    if path.suffix.lower() != ".csv":
-        return _from_yaml(str(path), text, classes)
-    try:
-        return _from_csv(text, classes)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path}: not a file of costs ({' '.join(str(error).split())})", FORM) from error
-    except DataError as error:
-        raise DataError(f"{path}: {error.what}", error.remedy or FORM) from error
+    if path.suffix.lower() == ".csv":
+        return _from_csv(path, classes)
+    return _from_yaml(str(path), read_text(path), classes)
 
 
 FORM = "for example `missed: {mosaic: 10}` and `ask: 0.5` in a .yaml; see the page on trust"
@@ -117,34 +111,34 @@ def _from_yaml(path: str, text: str, classes: Sequence[str]) -> Costs:
     return Costs(check_costs(matrix, len(classes)), None if asked is None else price(asked, "asking an expert", "ask"))
 
 
-def _from_csv(text: str, classes: Sequence[str]) -> Costs:
-    table = pd.read_csv(io.StringIO(text), index_col=0, dtype=str, keep_default_na=False)
-    table.index, table.columns = table.index.map(str), table.columns.map(str)
-    ask = None
-    if "ask" in table and "ask" not in classes:
-        prices = set(table.pop("ask"))
-        if len(prices) > 1:
-            raise DataError("column `ask` holds several prices", "an expert costs the same whatever the class")
-        ask = prices.pop()
-    for names in (table.index, table.columns):
-        _check_names(dict.fromkeys(names), classes)
-        missing = [name for name in classes if name not in names]
-        if missing:
-            raise DataError(f"class {missing[0]!r} is missing", f"a row and a column each for {', '.join(classes)}")
-    return _checked(table.loc[list(classes), list(classes)].astype(float).to_numpy(), ask, classes)
-
-
-def _check_names(found: Mapping[str, Any], classes: Sequence[str]) -> None:
-    for name in found:
-        if name not in classes:
-            raise DataError(f"there is no class {name!r}", suggest(name, list(classes)))
-
-
-def _checked(matrix: np.ndarray, ask: Any, classes: Sequence[str]) -> Costs:
-    price = None if ask is None else float(ask)
-    if price is not None and not (np.isfinite(price) and price >= 0):
-        raise DataError(f"asking an expert can't cost {ask}", "a number from 0")
-    return Costs(check_costs(matrix, len(classes)), price)
+def _from_csv(path: Path, classes: Sequence[str]) -> Costs:
+    table = read_table(path)
+    first, *answers = table.columns
+    asked = [name for name in answers if name == "ask" and name not in classes]
+    for names in (table[first], [name for name in answers if name not in asked]):
+        for name in (*names, *classes):
+            if name not in classes:
+                raise DataError(f"{path}: there is no class {shown(name)!r}", suggest(name, list(classes)))
+            if list(names).count(name) != 1:
+                found = "missing" if name not in list(names) else "there twice"
+                remedy = f"a row and a column for each of {list_names(classes)}"
+                raise DataError(f"{path}: class {name!r} is {found}", remedy)
+    prices: dict[tuple[str, str], float] = {}
+    for line, row in table.iterrows():
+        for name in answers:
+            said = f"{path}: line {line}, column {name!r}: {shown(row[name])!r}"
+            try:
+                price = prices[row[first], name] = float(row[name])
+            except ValueError as error:
+                raise DataError(f"{said} is no number", "a number from 0") from error
+            if not 0 <= price < np.inf:
+                raise DataError(f"{said} can't be a cost", "a number from 0; costs cannot be negative")
+            if name == row[first] and price:
+                raise DataError(f"{said} is the cost of a right answer", "a right answer costs 0")
+    if len({prices[name, "ask"] for name in classes} if asked else ()) > 1:
+        raise DataError(f"{path}: column `ask` holds several prices", "an expert costs the same whatever the class")
+    matrix = np.array([[prices[true, answer] for answer in classes] for true in classes])
+    return Costs(check_costs(matrix, len(classes)), prices[classes[0], "ask"] if asked else None)
 
 
 def decide_files(

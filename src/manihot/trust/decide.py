@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from manihot.errors import DataError, SettingsError
-from manihot.records.probabilities import check_probs
 from manihot.trust.calibrate import labelled
 from manihot.trust.conformal import binomial_interval
 
@@ -23,37 +22,19 @@ def check_costs(costs: np.ndarray | Sequence[Sequence[float]], k: int) -> np.nda
     (DataError).
     """
     matrix = np.asarray(costs, dtype=np.float64)
-    if (
-        matrix.shape != (k, k)
-        or not np.isfinite(matrix).all()
-        or (matrix < 0).any()
-        or np.diagonal(matrix).any()
-    ):
+    if matrix.shape != (k, k):
         raise DataError(
             f"a cost matrix of shape {matrix.shape} doesn't fit {k} classes",
-            "K rows (true class) of K costs (answer), none negative, 0 for a right answer",
+            "a row per true class, a column per answer",
+        )
+    wrong = ~np.isfinite(matrix) | (matrix < 0) | ((matrix != 0) & np.eye(k, dtype=bool))
+    if wrong.any():
+        true, answer = np.argwhere(wrong)[0]
+        raise DataError(
+            f"the cost of the answer {answer} to the true class {true} is {matrix[true, answer]:g}",
+            "costs cannot be negative, and a right answer costs 0",
         )
     return matrix
-
-
-def make_costs(classes: Sequence[str], missed: dict[str, float]) -> np.ndarray:
-    """A cost matrix (K, K) in which any mistake costs 1, and missing a class named in `missed` its own
-    price.
-    """
-    unknown = set(missed) - set(classes)
-    if unknown:
-        raise SettingsError(f"there is no class {sorted(unknown)[0]!r}", f"one of: {', '.join(classes)}")
-    matrix = np.ones((len(classes), len(classes)))
-    for name, price in missed.items():
-        matrix[list(classes).index(name)] = price
-    np.fill_diagonal(matrix, 0.0)
-    return check_costs(matrix, len(classes))
-
-
-def decide_by_cost(pred_probs: np.ndarray, costs: np.ndarray) -> np.ndarray:
-    """The answer of least expected cost, int (N,), from calibrated probabilities (N, K)."""
-    probs = check_probs(pred_probs, least=2)
-    return (probs @ check_costs(costs, probs.shape[1])).argmin(axis=1)
 
 
 def mean_cost(labels: np.ndarray, answers: np.ndarray, costs: np.ndarray) -> float:
@@ -111,13 +92,3 @@ def fit_class_thresholds(
             }
         )
     return pd.DataFrame(rows)
-
-
-def decide_by_thresholds(pred_probs: np.ndarray, thresholds: np.ndarray | Sequence[float]) -> np.ndarray:
-    """The top class where its probability reaches its threshold (K,), else -1 ("cannot say"); int (N,)."""
-    probs = check_probs(pred_probs, least=2)
-    limits = np.asarray(thresholds, dtype=np.float64)
-    if limits.shape != (probs.shape[1],):
-        raise DataError(f"{limits.size} thresholds for {probs.shape[1]} classes", "one a class")
-    answer = probs.argmax(axis=1)
-    return np.where(probs.max(axis=1) >= limits[answer], answer, -1)

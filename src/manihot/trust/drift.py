@@ -93,7 +93,8 @@ def watch_predictions(
         )
     if len(reference) < FEWEST:
         raise DataError(
-            f"{len(reference)} reference predictions are too few to compare with", "give all out-of-fold ones"
+            f"this model was fitted on {len(reference)} photographs; watch needs at least {FEWEST}",
+            "train on more photographs; or, of saved predictions, give all out-of-fold ones",
         )
     if len(new) == 0:
         raise DataError(

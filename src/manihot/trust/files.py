@@ -30,8 +30,6 @@ from manihot.trust.conformal import (
     uniforms_from_ids,
 )
 from manihot.trust.decide import fit_class_thresholds
-from manihot.trust.drift import DriftReport, watch_predictions
-from manihot.trust.unknown import UnknownDetector
 
 
 def calibrate_files(
@@ -155,25 +153,6 @@ def apply_trust(predictions: Predictions, folder: Path) -> pd.DataFrame:
             "could_be": [", ".join(names[row]) for row in held],
         }
     )
-
-
-def watch_files(
-    reference: Path, new: Path, out: Path, detector: Path | None = None, seed: int = 0
-) -> DriftReport:
-    """Compare new predictions with the out-of-fold ones of the model; writes drift.json, drift.csv,
-    shares.csv.
-    """
-    found = watch_predictions(
-        Predictions.load(Path(reference)),
-        Predictions.load(Path(new)),
-        None if detector is None else UnknownDetector.load(detector),
-        seed,
-    )
-    for name, table in (("drift", found.table), ("shares", found.shares)):
-        with atomic_path(Path(out) / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False)
-    save_json(Path(out) / "drift.json", found.to_json())
-    return found
 
 
 def _plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
