@@ -189,10 +189,10 @@ def make_network(manifest: Manifest, folder: Path) -> tuple[Any, ...]:
     """The quick recipe's preprocessing, network, its runner on both cores, and its views."""
     import torch
 
-    from manihot.infer.runners import OnnxRunner
     from manihot.members.member import input_size
     from manihot.settings import load_recipe
     from manihot.train.networks.backbones import make_model, make_preprocess
+    from manihot.train.runners import OnnxRunner
 
     recipe = load_recipe("quick")
     torch.set_num_threads(CORES)
@@ -205,8 +205,8 @@ def part_embed(folder: Path, n: int) -> dict[str, Any]:
     """The quick recipe's backbone, one view, on n photographs, decoding included; and the bare network's rates."""
     import torch
 
-    from manihot.infer.predict import PhotoFiles, forward_views
-    from manihot.infer.runners import TorchRunner
+    from manihot.infer.forward import PhotoFiles, forward_views
+    from manihot.train.runners import TorchRunner
 
     manifest = Manifest.load(folder / f"{n}/manifest.parquet")
     preprocess, network, runner, views = make_network(manifest, folder / str(n))

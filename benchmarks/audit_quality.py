@@ -126,7 +126,7 @@ def measure_bracol(leaves: Path) -> dict[str, Any]:
 
 def measure_lookalikes(photos: Path) -> dict[str, Any]:
     """Groups by the quick recipe's embeddings: alone, and checked on pixels; against the truth, where there is one."""
-    from manihot.infer.predict import PhotoFiles, forward_views
+    from manihot.infer.forward import PhotoFiles, forward_views
 
     manifest, _ = scan(photos, workers=1)
     looks = look_at_photos(manifest, 1)

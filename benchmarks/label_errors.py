@@ -67,11 +67,11 @@ LISTS = ("riron_consensus_noise", "25th_outliers", "monofo_invalid")  # two cons
 
 def features_of(manifest: Manifest, work: Path) -> np.ndarray:
     """Mean of the quick recipe's views, (N, D), kept in `work`."""
-    from manihot.infer.runners import OnnxRunner
     from manihot.members.member import input_size
     from manihot.photos.store import make_store
     from manihot.quick.heads import CHUNK, make_features
     from manihot.train.networks.backbones import make_model, make_preprocess
+    from manihot.train.runners import OnnxRunner
 
     recipe = load_recipe("quick")
     folder = work / "features"

@@ -40,8 +40,7 @@ from torch.utils.data import DataLoader, Dataset
 from bracol import commit, machine
 from manihot.augment.augmenter import Augmenter, as_input
 from manihot.demo.backgrounds import draw_background
-from manihot.infer.predict import PhotoFiles, UnresizedFiles
-from manihot.infer.runners import Normalise
+from manihot.infer.forward import PhotoFiles, UnresizedFiles
 from manihot.photos.preprocess import Preprocess
 from manihot.records.files import save_json
 from manihot.settings import Choice, Recipe, load_recipe
@@ -51,6 +50,7 @@ from manihot.train.loop import fit
 from manihot.train.networks.backbones import make_model, make_preprocess, set_training
 from manihot.train.optim.losses import make_loss
 from manihot.train.optim.optimizers import make_optimizer
+from manihot.train.runners import Normalise
 from manihot.train.steps import STEPS, StepState
 from manihot.train.training import make_mixer
 

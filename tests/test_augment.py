@@ -17,9 +17,9 @@ from manihot.augment.canvas import Canvas, Op
 from manihot.augment.erase import grid_mask
 from manihot.augment.filters import find_superpixels
 from manihot.errors import DataError, SettingsError
-from manihot.infer.runners import Normalise
 from manihot.photos.preprocess import Preprocess, Unresized, resize
 from manihot.settings import Choice, load_recipe
+from manihot.train.runners import Normalise
 
 NESTED: dict[str, dict[str, Any]] = {
     "one_of": {"choices": [{"name": "rotate"}, {"name": "rgb_shift"}]},

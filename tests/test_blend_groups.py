@@ -209,7 +209,7 @@ def test_a_run_blends_groups_and_new_photographs_get_the_same_answers(
     manifest, _ = manihot.scan(small_photos, workers=1)
     split = np.where(np.arange(len(manifest)) % 5 == 0, "test", "train")
     manifest.with_columns(split=split).save(tmp_path / "split.parquet")
-    small = "model: {pooling: avgmax}, method: features, features: {c: [0.1], runtime: torch}"
+    small = "model: {pooling: avgmax}, method: features, features: {c: [0.1]}"
     members = f"members={{a: {{{small}}}, b: {{{small}, seed: 1}}, c: {{{small}, seed: 2}}}}"
     groups = "blend={method: uniform, groups: {ab: {members: [a, b], method: stack}}}"
     out = tmp_path / "out"

@@ -277,7 +277,7 @@ def test_a_run_stacks_and_new_photographs_get_the_stack_too(small_photos: Path, 
     manifest, _ = manihot.scan(small_photos, workers=1)
     split = np.where(np.arange(len(manifest)) % 5 == 0, "test", "train")
     manifest.with_columns(split=split).save(tmp_path / "split.parquet")
-    small = "model: {pooling: avgmax}, method: features, features: {c: [0.1], runtime: torch}"
+    small = "model: {pooling: avgmax}, method: features, features: {c: [0.1]}"
     members = f"members={{a: {{{small}}}, b: {{{small}, seed: 1}}, left: {{{small}, seed: 2}}}}"
     out = tmp_path / "out"
     overrides = [members, "blend={method: stack, members: [a, b]}"]
@@ -317,7 +317,7 @@ def test_a_submission_has_a_row_for_each_unreadable_test_photograph(
     commonest = int(np.argmax([(kept["class"] == name).sum() for name in manifest.classes]))
     for name in broken.values():
         (tmp_path / "in" / name).write_bytes(b"")
-    small = "model: {pooling: avgmax}, method: features, features: {c: [0.1], runtime: torch}"
+    small = "model: {pooling: avgmax}, method: features, features: {c: [0.1]}"
     members = f"members={{{', '.join(f'{name}: {{{small}, seed: {k}}}' for k, name in enumerate(names))}}}"
     out = tmp_path / "out"
     manihot.run(tmp_path / "in/all.csv", out, str(tiny_recipe), overrides=[members], workers=1, report=False)

@@ -19,7 +19,6 @@ import torch
 
 from manihot.augment.augmenter import Augmenter
 from manihot.errors import DataError, ManihotError, RunFolderError, SettingsError
-from manihot.infer.runners import Normalise
 from manihot.settings import Recipe
 from manihot.train import distributed
 from manihot.train.data.dataset import EpochBatches, TrainingPhotos, make_loader
@@ -28,6 +27,7 @@ from manihot.train.loop import fit
 from manihot.train.margins import Margins
 from manihot.train.networks.backbones import make_model, make_preprocess
 from manihot.train.optim.losses import LOSSES, make_loss
+from manihot.train.runners import Normalise
 from manihot.train.steps import NEEDS_UNLABELLED, STEPS, StepState, make_step, unlabelled_settings
 from manihot.train.training import make_mixer
 

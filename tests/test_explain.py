@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,13 @@ from PIL import Image
 from torch import nn
 
 from manihot.cli import app
+from manihot.engines import explain_torch
 from manihot.errors import DataError, SettingsError
-from manihot.infer.explain import (
-    METHODS,
-    attention_rollout,
-    choose_method,
-    count_flops,
-    explain_photos,
-    grad_cam,
-    scale_maps,
-)
+from manihot.infer.explain import Explanation, explain_photos, scale_maps
+from manihot.infer.models import Engine, TrainedModel
 from manihot.infer.placement import merge_maps, place_map
 from manihot.infer.predict import predict_photos
+from manihot.networks.card import ModelCard
 from manihot.photos.preprocess import Preprocess
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
@@ -34,9 +30,18 @@ from manihot.report import explain as pages
 from manihot.report.explain import explain, overlay
 from manihot.report.report import make_report
 from manihot.settings import Model, View
+from manihot.train.explain import (
+    METHODS,
+    TorchExplainer,
+    attention_rollout,
+    choose_method,
+    count_flops,
+    grad_cam,
+)
 from manihot.train.networks.backbones import make_model
-from manihot.train.networks.checkpoint import TrainedModel, save_model
+from manihot.train.networks.checkpoint import save_network
 from manihot.train.networks.heads import POOLING, Classifier
+from manihot.train.toolbox import open_torch
 from test_report import CLASSES, Page, make_run
 
 SIZE = (64, 96)
@@ -198,14 +203,26 @@ class RedCells(nn.Module):
         return nn.functional.avg_pool2d((x[:, :1] - x[:, 1:2]).relu(), 8)
 
 
-def red_finder(fit: str, views: tuple[View, ...] = (View(),), stored: float = 1.0, **settings: Any) -> TrainedModel:
+@dataclass(frozen=True)
+class Whole:
+    """Networks in memory, and how they are fed."""
+
+    networks: list[Classifier]
+    card: ModelCard
+
+    def explain(self, *photos: Any, **settings: Any) -> list[Explanation]:
+        explainers = [TorchExplainer(network, self.card) for network in self.networks]
+        return list(explain_photos(explainers, self.card, *photos, **settings))
+
+
+def red_finder(fit: str, views: tuple[View, ...] = (View(),), stored: float = 1.0, **settings: Any) -> Whole:
     model = Classifier(RedCells(), 2, "avg", 0.0, size=(96, 96), **settings).eval()
     with torch.no_grad():
         model.head.weight.copy_(torch.tensor([[1.0], [-1.0]]))
         if model.attention is not None:
             model.attention.weight.zero_()
     size = (round(96 * stored), round(96 * stored))
-    return TrainedModel([model], ("red", "other"), Preprocess((96, 96), fit, stored=size), views, {})
+    return Whole([model], ModelCard(("red", "other"), Preprocess((96, 96), fit, stored=size), views, Model(), {}))
 
 
 def spot(shape: tuple[int, int], down: float, right: float) -> np.ndarray:
@@ -240,7 +257,7 @@ def test_the_map_lies_over_what_was_found(fit: str, look: str):
     for shape in SHAPES:
         for place in PLACES:
             model = red_finder(fit, LOOKS[look], 1.6)
-            (found,) = explain_photos(model, [spot(shape, *place)], np.array([[0]]))
+            (found,) = model.explain([spot(shape, *place)], np.array([[0]]))
             assert found.maps.shape == (1, *shape) and found.maps.max() == 1
             y, x = centre(found.maps[0])
             assert abs(y - place[0]) * shape[0] < 6 and abs(x - place[1]) * shape[1] < 6, (shape, place, y, x)
@@ -250,17 +267,17 @@ def test_the_map_lies_over_what_was_found(fit: str, look: str):
 
 def test_what_a_crop_never_sees_stays_dark_and_is_told():
     wide = spot((100, 200), 0.5, 0.1)  # left of the square in the middle
-    (found,) = explain_photos(red_finder("crop"), [wide], np.array([[0]]))
+    (found,) = red_finder("crop").explain([wide], np.array([[0]]))
     assert not found.maps.any()
     assert np.array_equal(found.seen.any(axis=0), (np.arange(200) >= 50) & (np.arange(200) < 150))
-    (padded,) = explain_photos(red_finder("pad"), [wide], np.array([[0]]))
+    (padded,) = red_finder("pad").explain([wide], np.array([[0]]))
     assert padded.seen.all() and abs(centre(padded.maps[0])[1] - 0.1) < 0.03
 
 
 def test_tiles_are_joined():
     place = (0.3, 0.7)
     for tiles in ((2, 2), (3, 1)):
-        (found,) = explain_photos(red_finder("squash", tiles=tiles), [spot((192, 192), *place)], np.array([[0]]))
+        (found,) = red_finder("squash", tiles=tiles).explain([spot((192, 192), *place)], np.array([[0]]))
         assert np.abs(np.array(centre(found.maps[0])) - place).max() < 0.02, tiles
 
 
@@ -279,30 +296,36 @@ def test_a_map_is_bilinear_between_the_centres_of_its_cells():
 # Whole models
 
 
-def trained(folds: int = 1, views: tuple[View, ...] = (View(), View(flip="h"))) -> TrainedModel:
+SETTINGS = Model(backbone="test_efficientnet", pretrained=False)
+
+
+def trained(folds: int = 1, views: tuple[View, ...] = (View(), View(flip="h"))) -> Whole:
     networks = [network(classes=len(CLASSES), seed=k) for k in range(folds)]
-    return TrainedModel(networks, CLASSES, Preprocess(SIZE, stored=(80, 112)), views, {"member": "main", "fold": 0})
+    about = {"member": "main", "fold": 0}
+    return Whole(networks, ModelCard(CLASSES, Preprocess(SIZE, stored=(80, 112)), views, SETTINGS, about))
 
 
-def test_probabilities_are_those_of_a_prediction(small_photos: Path):
+def test_probabilities_are_those_of_a_prediction(small_photos: Path, tmp_path: Path):
     files = sorted((small_photos / "red").glob("r*.jpg"))[:6]
     table = {"image_id": [p.name for p in files], "path": [str(p) for p in files]}
     manifest = Manifest.from_table(pd.DataFrame(table), CLASSES, small_photos)
     for folds in (1, 2):
         model = trained(folds)
-        found = list(explain_photos(model, files, every_fold=True))
-        expected = predict_photos([model], manifest).pred_probs
+        found = model.explain(files)
+        paths = [tmp_path / f"fold{k}/best.safetensors" for k in range(folds)]
+        for path, one in zip(paths, model.networks, strict=True):
+            save_network(path, one, model.card)
+        expected = predict_photos([TrainedModel(paths, model.card)], manifest, Engine(opener=open_torch)).pred_probs
         np.testing.assert_allclose([result.pred_probs for result in found], expected, atol=1e-5)
         assert [tuple(r.classes) for r in found] == [tuple(np.argsort(-p, kind="stable")[:2]) for p in expected]
 
 
 def test_several_folds_give_the_mean_of_their_maps():
     model, photo = trained(2, (View(),)), np.random.default_rng(0).integers(0, 255, (80, 112, 3), dtype=np.uint8)
-    (mean,) = explain_photos(model, [photo], np.array([[1]]), every_fold=True)
+    (mean,) = model.explain([photo], np.array([[1]]))
     alone = []
     for one in model.networks:
-        part = TrainedModel([one], model.classes, model.preprocess, model.views, {})
-        alone.append(next(explain_photos(part, [photo], np.array([[1]]))).maps)
+        alone.append(Whole([one], model.card).explain([photo], np.array([[1]]))[0].maps)
     expected = np.mean(alone, axis=0)
     np.testing.assert_allclose(mean.maps, expected / expected.max(), atol=1e-6)
     assert not np.allclose(alone[0], alone[1], atol=0.1)
@@ -311,10 +334,10 @@ def test_several_folds_give_the_mean_of_their_maps():
 def test_wrong_classes_and_broken_files_are_told(tmp_path: Path):
     photo = np.zeros((20, 20, 3), np.uint8)
     with pytest.raises(DataError, match="class numbers from 0 to 2"):
-        list(explain_photos(trained(), [photo], np.array([[3]])))
+        trained().explain([photo], np.array([[3]]))
     (tmp_path / "page.jpg").write_text("<html>", encoding="utf-8")
     with pytest.raises(DataError, match=r"page\.jpg"):
-        list(explain_photos(trained(), [tmp_path / "page.jpg"]))
+        trained().explain([tmp_path / "page.jpg"])
 
 
 def test_flops_are_counted_without_computing():
@@ -330,15 +353,15 @@ def test_flops_are_counted_without_computing():
 
 @pytest.fixture
 def model_file(tmp_path: Path) -> Path:
-    model, settings = trained(), Model(backbone="test_efficientnet", pretrained=False)
+    model = trained()
     path = tmp_path / "run" / "members" / "main" / "fold0" / "best.safetensors"
-    save_model(path, model.networks[0], settings, CLASSES, model.preprocess, model.views, model.about)
+    save_network(path, model.networks[0], model.card)
     return path
 
 
 def test_a_page_with_heat_maps(model_file: Path, small_photos: Path, tmp_path: Path):
     photos = [small_photos / "red" / "r00.jpg", small_photos / "green"]  # one of green's files is broken
-    out = explain(model_file.parents[3], photos, tmp_path / "out")
+    out = explain(model_file.parents[3], photos, tmp_path / "out", other=explain_torch)
     html = out.read_text(encoding="utf-8")
     page = Page(html)
     assert not page.wrong and "Grad-CAM" in page.text and "does not say that the answer is right" in page.text
@@ -350,7 +373,7 @@ def test_a_page_with_heat_maps(model_file: Path, small_photos: Path, tmp_path: P
     assert len(pngs) == 2 * 16
     with Image.open(pngs[0]) as picture:
         assert picture.size == (64, 48)
-    again = explain(model_file, photos, tmp_path / "alone.html")
+    again = explain(model_file, photos, tmp_path / "alone.html", other=explain_torch)
     assert again.is_file() and len(list(tmp_path.glob("*.png"))) == 0
     assert all((tmp_path / href).is_file() for href in Page(again.read_text(encoding="utf-8")).all("a", "href"))
 
@@ -396,34 +419,32 @@ def with_networks(run: Path, fail: str = "") -> Path:
             path.write_text(fail, encoding="utf-8")
             continue
         model = network(classes=len(CLASSES), seed=int(fold))
-        save_model(
-            path, model, Model(backbone="test_efficientnet", pretrained=False), CLASSES, Preprocess(SIZE), (View(),)
-        )
+        save_network(path, model, ModelCard(CLASSES, Preprocess(SIZE), (View(),), SETTINGS, {}))
     return run
 
 
 def test_the_report_shows_heat_beside_mistakes_and_stays_the_same(tmp_path: Path):
     run = make_run(tmp_path)
-    without = Page(make_report(run).read_text(encoding="utf-8"))
+    without = Page(make_report(run, explain_torch).read_text(encoding="utf-8"))
     assert not [alt for alt in without.all("img", "alt") if "where the network found" in alt]
     with_networks(run)
-    first = make_report(run).read_bytes()
+    first = make_report(run, explain_torch).read_bytes()
     page = Page(first.decode("utf-8"))
     hot = [alt for alt in page.all("img", "alt") if "where the network found" in alt]
     assert 0 < len(hot) <= pages.MISTAKES and "Grad-CAM" in page.text and not page.wrong
-    assert make_report(run).read_bytes() == first
+    assert make_report(run, explain_torch).read_bytes() == first
 
 
 def test_a_broken_network_never_stops_the_report(tmp_path: Path):
     run = with_networks(make_run(tmp_path), fail="not weights")
-    text = Page(make_report(run).read_text(encoding="utf-8")).text
-    assert "heat maps: not drawn" in text and "not a manihot model" in text
+    text = Page(make_report(run, explain_torch).read_text(encoding="utf-8")).text
+    assert "heat maps: not drawn" in text and "no network of manihot" in text
     shutil.rmtree(run / "members")
-    assert "heat maps" not in Page(make_report(run).read_text(encoding="utf-8")).text
+    assert "heat maps" not in Page(make_report(run, explain_torch).read_text(encoding="utf-8")).text
 
 
 def test_dear_networks_get_fewer_heat_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = with_networks(make_run(tmp_path))
     monkeypatch.setattr(pages, "FLOPS", 1.0)
-    page = Page(make_report(run).read_text(encoding="utf-8"))
+    page = Page(make_report(run, explain_torch).read_text(encoding="utf-8"))
     assert len([alt for alt in page.all("img", "alt") if "where the network found" in alt]) <= 2

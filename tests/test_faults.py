@@ -96,7 +96,7 @@ def test_after_kill_9_the_same_command_ends_with_the_same_numbers(
 
 # A frozen backbone with linear heads, as the recipe `quick` has it.
 FROZEN = [
-    "--set", "method=features", "--set", "features.runtime=torch", "--set", "features.c=[0.01, 0.1]",
+    "--set", "method=features", "--set", "features.c=[0.01, 0.1]",
     "--set", "tta=[{name: full}]",
 ]  # fmt: skip
 

@@ -14,7 +14,6 @@ from torch.nn.functional import cross_entropy
 
 from manihot.augment.augmenter import Augmenter
 from manihot.errors import SettingsError
-from manihot.infer.runners import Normalise
 from manihot.members.training_labels import LabelRequest, make_training_labels
 from manihot.settings import Choice, load_recipe
 from manihot.train.check import check_recipe
@@ -23,6 +22,7 @@ from manihot.train.data.unlabelled import STRONG, UnlabelledPhotos
 from manihot.train.finetune import finetune
 from manihot.train.networks.backbones import make_model, make_preprocess, set_training
 from manihot.train.optim.losses import LOSSES, make_loss
+from manihot.train.runners import Normalise
 from manihot.train.steps import STEPS, StepState, make_step, unlabelled_settings
 from manihot.train.training import make_training
 from tiny_member import draw_photos, tiny_member

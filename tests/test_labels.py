@@ -16,13 +16,20 @@ from manihot.errors import DataError, SettingsError
 from manihot.members import training_labels as labels_module
 from manihot.members.crossval import in_order
 from manihot.members.member import Member
-from manihot.members.training_labels import LABELS, LabelRequest, TrainingLabels, make_training_labels, members_asked
+from manihot.members.training_labels import (
+    LABELS,
+    LabelRequest,
+    StageBefore,
+    TrainingLabels,
+    make_training_labels,
+    members_asked,
+)
 from manihot.photos.preprocess import Preprocess
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.settings import View, load_recipe
+from manihot.settings import load_recipe
 from manihot.train.check import check_recipe
-from manihot.train.networks.checkpoint import TrainedModel
+from manihot.train.runners import TorchRunner
 from tiny_member import CLASSES, draw_photos, tiny_member
 
 
@@ -41,9 +48,13 @@ class Colours(nn.Module):
         return torch.cat([logits, 3 - logits.amax(1, keepdim=True)], 1) if self.unknown else logits
 
 
-def model(member: Member, unknown: bool = False) -> TrainedModel:
+def model(member: Member, unknown: bool = False) -> StageBefore:
     """The stage before's, of the member's size; grey is grey to it."""
-    return TrainedModel([Colours(unknown)], CLASSES, plain(member), (View(),), {})  # type: ignore[list-item]
+    return before_of(Colours(unknown), plain(member))
+
+
+def before_of(network: nn.Module, preprocess: Preprocess) -> StageBefore:
+    return StageBefore(TorchRunner(network, preprocess, torch.device("cpu")), preprocess)  # type: ignore[arg-type]
 
 
 def plain(member: Member) -> Preprocess:
@@ -128,7 +139,7 @@ def test_the_model_before_is_asked_in_its_own_size(tmp_path: Path, tiny_recipe: 
             return super().embed(images)
 
     smaller = tiny_member(tmp_path, tiny_recipe, ("photo.size=[24, 16]",), question.member.manifest)
-    before = TrainedModel([Sized()], CLASSES, plain(smaller), (View(),), {})  # type: ignore[list-item]
+    before = before_of(Sized(), plain(smaller))
     lesson = make_training_labels(replace(question, before=before))
     np.testing.assert_array_equal(lesson.rows[len(question.train) :], [26, 27, 28, 29])
     assert set(sizes) == {(24, 16)}

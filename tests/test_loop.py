@@ -10,13 +10,13 @@ import torch
 
 from manihot.augment.augmenter import Augmenter
 from manihot.errors import DataError, SettingsError
-from manihot.infer.runners import Normalise
 from manihot.settings import Choice, Recipe, load_recipe
 from manihot.train.check import check_recipe
 from manihot.train.data.dataset import EpochBatches, TrainingPhotos, make_loader
 from manihot.train.loop import fit
 from manihot.train.networks.backbones import make_model, make_preprocess
 from manihot.train.optim.losses import make_loss
+from manihot.train.runners import Normalise
 from manihot.train.steps import STEPS, StepState
 
 PHOTOS = np.random.default_rng(0).integers(0, 256, (22, 40, 40, 3), dtype=np.uint8)

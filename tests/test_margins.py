@@ -83,7 +83,7 @@ def test_noting_them_changes_nothing(tmp_path: Path, tiny_recipe: Path, monkeypa
     monkeypatch.setattr(module, "make_margins", lambda *arguments: None)
     finetune(without, 0, *without.rows(0))
     assert not (without.folder(0) / MARGINS).exists()
-    own, other = (load_network(one.folder(0) / "best.safetensors").networks[0] for one in (with_them, without))
+    own, other = (load_network(one.folder(0) / "best.safetensors")[0] for one in (with_them, without))
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in own.state_dict().items())
     answers = [Predictions.load(one.folder(0) / "oof.parquet").logits for one in (with_them, without)]
     assert np.array_equal(*answers)

@@ -12,8 +12,9 @@ import torch
 
 from manihot.demo.scenes import Shot, draw_photograph
 from manihot.errors import DataError, SettingsError
-from manihot.infer.predict import UnknownOutput, predict_photos
-from manihot.infer.runners import TorchRunner
+from manihot.infer.forward import UnknownOutput
+from manihot.infer.models import Engine, load_model
+from manihot.infer.predict import predict_photos
 from manihot.members.crossval import collect
 from manihot.members.training_labels import LabelRequest, TrainingLabels, make_training_labels
 from manihot.records.files import load_json
@@ -26,6 +27,7 @@ from manihot.train.finetune import finetune
 from manihot.train.networks.backbones import make_model, make_preprocess
 from manihot.train.networks.checkpoint import load_network
 from manihot.train.optim.losses import make_loss
+from manihot.train.runners import TorchRunner
 from manihot.train.training import make_training, one_more_class, with_negatives
 from manihot.trust.out_of_distribution import Strangers
 from manihot.trust.unknown import auroc
@@ -223,11 +225,12 @@ def test_a_member_with_the_output_trains_and_predicts(tmp_path: Path, tiny_recip
     oof = Predictions.load(member.run / "predictions/main.oof.parquet")
     assert oof.logits.shape == (24, 3) and oof.unknown.shape == (24,)
     test = Predictions.load(member.run / "predictions/main.test.parquet")
-    models = [load_network(member.folder(fold) / "best.safetensors") for fold in (0, 1)]
-    assert models[0].classes == ("red", "green", "blue") and models[0].networks[0].unknown
-    models[0].networks += models[1].networks
+    assert load_network(member.folder(0) / "best.safetensors")[0].unknown
+    (model,) = load_model(member.run / "members/main")
+    assert model.classes == ("red", "green", "blue") and model.folds == [0, 1]
+    assert {file.name for file in model.files} == {"network.onnx"}
     rows = member.test_rows
-    new = predict_photos(models[:1], member.manifest.take(rows), torch.device("cpu"))
+    new = predict_photos([model], member.manifest.take(rows), Engine())
     np.testing.assert_allclose(new.unknown, test.unknown, atol=1e-4)
     np.testing.assert_allclose(new.pred_probs, test.pred_probs, atol=1e-4)
 
@@ -269,13 +272,13 @@ def test_what_is_not_taught_is_hardly_told(tmp_path: Path, tiny_recipe: Path, ta
     train, held = member.rows(0)
     finetune(member, 0, train, held)
     leaves = Predictions.load(member.folder(0) / "oof.parquet").unknown
-    network = load_network(member.folder(0) / "best.safetensors")
-    runner = TorchRunner(network.networks[0], network.preprocess, torch.device("cpu"))
+    network, card = load_network(member.folder(0) / "best.safetensors")
+    runner = TorchRunner(network, card.preprocess, torch.device("cpu"))
     found = {}
     for kind in (taught, asked):
-        material = Material(member.photos, network.preprocess.stored, held)
+        material = Material(member.photos, card.preprocess.stored, held)
         draw = make_negatives(Choice(name=kind), material).draw
-        pictures = [network.preprocess(draw(np.random.default_rng([9, n]), n)) for n in range(60)]
+        pictures = [card.preprocess(draw(np.random.default_rng([9, n]), n)) for n in range(60)]
         found[kind] = auroc(leaves, runner(np.stack(pictures))["unknown"])
     print({"taught": taught, **{kind: round(value, 3) for kind, value in found.items()}})
     assert found[taught] > 0.85

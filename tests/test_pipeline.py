@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import manihot
 from manihot.ensemble.files import blend_files
 from manihot.errors import RunFolderError, SettingsError
+from manihot.infer.models import Engine
 from manihot.infer.outputs import commonest
 from manihot.pipeline import run
 from manihot.records.manifest import Manifest
@@ -22,7 +22,6 @@ from manihot.settings.options import TableOptions
 
 FEATURES = [
     "method=features", "model.taps=[2]", "model.pooling=avgmax", "model.power=true", "features.c=[0.01, 0.1]",
-    "features.runtime=torch",
 ]  # fmt: skip
 
 
@@ -40,7 +39,7 @@ def finished(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_a_run_leaves_every_file_of_the_run_folder(finished: Path):
     for name in (
         "run.json", "manifest.parquet", "quarantine.csv", "folds.parquet", "metrics.json", "report.html",
-        "predictions/main.oof.parquet", "members/main/fold0/best.safetensors", "members/main/fold1/history.jsonl",
+        "predictions/main.oof.parquet", "members/main/fold0/network.onnx", "members/main/fold1/history.jsonl",
     ):  # fmt: skip
         assert (finished / name).is_file(), name
     assert not list(finished.rglob("*.part*"))
@@ -85,7 +84,7 @@ def test_a_shared_run_answers_elsewhere_and_holds_no_photograph(finished: Path, 
         assert archive.namelist() == [f"out/{name}" for name in names]
         archive.extractall(tmp_path)
     kept = {Path(name).suffix for name in names}
-    assert kept <= {".json", ".parquet", ".safetensors", ".jsonl", ".npz", ".csv", ".png"}
+    assert kept <= {".json", ".parquet", ".safetensors", ".onnx", ".jsonl", ".npz", ".csv", ".png"}
     assert {Path(name).parent.name for name in names if name.endswith(".png")} <= {"trust", "blend"}  # diagrams
     assert not [name for name in names if "part" in name or name.startswith(("store", "audit", "features"))]
     there = tmp_path / "out"
@@ -93,7 +92,7 @@ def test_a_shared_run_answers_elsewhere_and_holds_no_photograph(finished: Path, 
     mine = manihot.predict(finished, photo, tmp_path / "mine.csv", workers=1)
     theirs = manihot.predict(there, photo, tmp_path / "theirs.csv", workers=1)
     np.testing.assert_array_equal(mine.pred_probs, theirs.pred_probs)
-    one = manihot.predict(there / "members/main/fold0/best.safetensors", photo, tmp_path / "one.csv", workers=1)
+    one = manihot.predict(there / "members/main/fold0/network.onnx", photo, tmp_path / "one.csv", workers=1)
     assert one.pred_probs.shape == mine.pred_probs.shape
     board = leaderboard([finished, there])
     assert board["accuracy"].nunique() == 1 and set(board["status"]) == {"done"}
@@ -116,7 +115,7 @@ def test_what_is_no_finished_run_is_not_shared(finished: Path, tmp_path: Path):
 def test_members_weigh_in_a_prediction_as_in_the_blend(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
     out = tmp_path / "two"
     members = "members={a: {}, b: {seed: 3, method: features}, c: {seed: 4}}"
-    run(small_photos, out, str(tiny_recipe), overrides=[members, "features.runtime=torch"], workers=1, report=False)
+    run(small_photos, out, str(tiny_recipe), overrides=[members], workers=1, report=False)
     blend = json.loads((out / "blend/blend.json").read_text(encoding="utf-8"))
     assert blend["members"] == ["a", "b", "c"] and blend["method"] == "uniform"
     manifest = Manifest.load(out / "manifest.parquet")
@@ -237,7 +236,7 @@ def test_a_submission_has_a_row_for_every_photograph(finished: Path, small_photo
 
 
 def test_the_class_most_common_in_training_is_known_to_the_model_or_its_run(finished: Path, tmp_path: Path):
-    file = finished / "members/main/fold0/best.safetensors"
+    file = finished / "members/main/fold0/network.onnx"
     (model,) = manihot.load_model(file)
     said = Predictions.from_probs(np.array(["a"]), np.array([[0.0, 0.1, 0.9]]), model.classes)
     model.about["class_counts"] = [3, 9, 4]
@@ -247,7 +246,7 @@ def test_the_class_most_common_in_training_is_known_to_the_model_or_its_run(fini
     few = manifest.take(np.flatnonzero(manifest.labels == 2))
     few.save(tmp_path / "folds.parquet")
     assert commonest(said, [model], tmp_path)[0] == 2
-    assert commonest(said, [model], tmp_path / "members/main/fold0/best.safetensors")[0] == 2
+    assert commonest(said, [model], tmp_path / "members/main/fold0/network.onnx")[0] == 2
     place, why = commonest(said, [model], tmp_path.parent / "nowhere/else/there/is/a.safetensors")
     assert place == 2 and "in these predictions" in why
 
@@ -312,7 +311,7 @@ def test_a_photograph_is_predicted_from_its_file_as_it_was_from_the_store(finish
     """Out-of-fold predictions come from the store, new ones from files: the same pixels, so the same numbers."""
     manifest = Manifest.load(finished / "manifest.parquet")
     oof = Predictions.load(finished / "predictions/main.oof.parquet")
-    model = manihot.load_model(finished / "members/main/fold0/best.safetensors")
+    model = manihot.load_model(finished / "members/main/fold0/network.onnx")
     from manihot.infer.predict import predict_photos
 
     held = oof.fold == 0
@@ -333,22 +332,25 @@ def test_features_method_learns_and_its_saved_network_repeats_its_predictions(
 
     held = oof.fold == 1
     found = predict_photos(
-        manihot.load_model(tmp_path / "f/members/main/fold1/best.safetensors"), manifest.take(held)
+        manihot.load_model(tmp_path / "f/members/main/fold1/head.safetensors"), manifest.take(held)
     )
     assert np.abs(found.pred_probs - oof.pred_probs[held]).max() < 1e-3
 
 
-def test_features_in_onnxruntime_equal_those_of_torch(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
-    from manihot.infer.runners import OnnxRunner, TorchRunner, choose_device
+def test_features_in_onnxruntime_equal_those_of_torch(tiny_recipe: Path, tmp_path: Path):
+    from manihot.networks.runner import OnnxRunner
     from manihot.settings import load_recipe
+    from manihot.train.export import export_backbone
     from manihot.train.networks.backbones import make_model, make_preprocess
+    from manihot.train.runners import TorchRunner, choose_device
 
     settings = load_recipe(str(tiny_recipe), FEATURES).model
     preprocess = make_preprocess(settings, (32, 48), "squash")
     model = make_model(settings, 3, (32, 48)).eval()
     photos = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)
     torch_values = TorchRunner(model, preprocess, choose_device("cpu"))(photos)["embeddings"]
-    onnx_values = OnnxRunner(model, preprocess, tmp_path / "b.onnx")(photos)["embeddings"]
+    export_backbone(tmp_path / "b.onnx", model, preprocess)
+    onnx_values = OnnxRunner(tmp_path / "b.onnx")(photos)["embeddings"]
     assert np.abs(torch_values - onnx_values).max() < 1e-3
 
 
@@ -407,37 +409,27 @@ def test_input_size_follows_the_photographs():
     assert input_size(Photo(size=(64, 96)), sized([1], [1])) == (64, 96)
 
 
-def test_folds_with_one_frozen_backbone_run_it_once(small_photos: Path, tmp_path: Path, monkeypatch):
-    """The same numbers, bit by bit, as with a pass a fold; networks that were trained each run their own."""
-    from conftest import TINY_RECIPE
-    from manihot.infer import predict, runners
-    from manihot.train.networks.heads import Classifier
+def test_folds_with_one_frozen_backbone_run_it_once(
+    small_photos: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The same numbers, bit by bit, as with a pass per fold; one backbone and small heads lie in the run folder."""
+    from manihot.infer import models as module
+    from manihot.infer.predict import predict_photos
 
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(TINY_RECIPE, encoding="utf-8")
-    run(small_photos, tmp_path / "out", str(recipe), overrides=FEATURES, workers=1, report=False)
-    passes = []
-    embed = Classifier.embed
-    monkeypatch.setattr(Classifier, "embed", lambda self, images: passes.append(len(images)) or embed(self, images))
-    manifest = Manifest.load(tmp_path / "out/manifest.parquet")
-    models = manihot.load_model(tmp_path / "out")
-    assert len(models[0].networks) == 2
-    found = predict.predict_photos(models, manifest, batch=16)
+    out = tmp_path / "out"
+    run(small_photos, out, str(tiny_recipe), overrides=FEATURES, workers=1, report=False)
+    assert len(list((out / "members").rglob("*.onnx"))) == 1
+    assert {path.name for path in (out / "members").rglob("*.safetensors")} == {"head.safetensors"}
+    passes: list[int] = []
+    forward = module.OnnxRunner.__call__
+    count = lambda self, photos: passes.append(len(photos)) or forward(self, photos)  # noqa: E731
+    monkeypatch.setattr(module.OnnxRunner, "__call__", count)
+    manifest = Manifest.load(out / "manifest.parquet")
+    models = manihot.load_model(out)
+    assert models[0].folds == [0, 1]
+    found = predict_photos(models, manifest, Engine(batch=16))
     assert passes == [16, 16, 16, 16, 13, 13]  # two views
     passes.clear()
-    monkeypatch.setattr(runners, "same_embeddings", lambda one, other: False)
-    each = predict.predict_photos(manihot.load_model(tmp_path / "out"), manifest, batch=16)
+    alone = [predict_photos(manihot.load_model(file), manifest, Engine(batch=16)) for file in models[0].files]
     assert len(passes) == 12
-    assert (found.logits == each.logits).all()
-
-
-def test_a_backbone_is_shared_only_where_it_is_the_same(finished: Path):
-    from manihot.infer.runners import make_runners, same_embeddings
-
-    models = [manihot.load_model(finished / f"members/main/fold{k}/best.safetensors")[0] for k in (0, 1, 0)]
-    networks = [model.networks[0] for model in models]
-    assert not same_embeddings(networks[0], networks[1])
-    made = make_runners(networks, models[0].preprocess, torch.device("cpu"))
-    assert [one.like for one in made] == [None, None, made[0]]
-    networks[2].power = not networks[2].power
-    assert not same_embeddings(networks[0], networks[2])
+    np.testing.assert_allclose(found.pred_probs, np.mean([one.pred_probs for one in alone], axis=0), atol=1e-6)

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from manihot.errors import SettingsError
-from manihot.infer.runners import Normalise
 from manihot.photos.preprocess import Preprocess
 from manihot.settings import Recipe, load_recipe
 from manihot.train import probe
 from manihot.train.networks.backbones import make_model
 from manihot.train.networks.heads import Classifier
 from manihot.train.probe import Way, choose_way, fastest, measure_ways, possible_ways
+from manihot.train.runners import Normalise
 from manihot.train.training import make_training
 from tiny_member import tiny_member
 

@@ -12,30 +12,31 @@ import torch
 
 import manihot
 from manihot.errors import SettingsError
+from manihot.infer.models import load_model
 from manihot.infer.predict import predict_photos
 from manihot.members.crossval import train_fold, train_members
 from manihot.members.member import Member
 from manihot.records.files import digest_file
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.run_folder import RunFolder
+from manihot.records.run_folder import WHOLE, RunFolder
 from manihot.report.words import judgement
 from manihot.settings import load_recipe
 from manihot.train import loop
 from manihot.train.check import check_recipe
 from manihot.train.finetune import kept_epochs
-from manihot.train.networks.checkpoint import WHOLE, load_model, load_network
-from tiny_member import draw_photos, tiny_member
+from manihot.train.networks.checkpoint import load_network
+from tiny_member import TOOLS, draw_photos, tiny_member
 
 QUICK = ("train.epochs=2", "mixing=[]", "averaging={name: none}")
-FEATURES = ("method=features", "features={c: [0.1], runtime: torch}", "model.dropout=0")
+FEATURES = ("method=features", "features={c: [0.1]}", "model.dropout=0")
 
 
 def trained(home: Path, recipe: Path, sets: tuple[str, ...], manifest: Manifest) -> Path:
     """A run folder with the members of the tiny recipe trained."""
     loaded = load_recipe(str(recipe), ["photo.size=[32,32]", *sets])
     with RunFolder(home) as folder:
-        train_members(folder, loaded, manifest, "cpu", 1)
+        train_members(folder, loaded, manifest, TOOLS, 1)
     return home
 
 
@@ -49,12 +50,12 @@ def test_the_folds_judge_and_the_network_of_everything_answers(tmp_path: Path, t
     sets = QUICK if method == "finetune" else FEATURES
     plain = trained(tmp_path / "plain", tiny_recipe, sets, manifest)
     run = trained(tmp_path / "refit", tiny_recipe, (*sets, "refit=true"), manifest)
-    for same in ("members/main/fold*/best.safetensors", "predictions/main.oof.parquet"):
+    for same in ("members/main/fold*/*.safetensors", "predictions/main.oof.parquet"):
         assert digests(run, same) == digests(plain, same)  # the folds are what they were
     assert not (plain / "members/main/refit").exists()
     assert not (run / "members/main/refit/oof.parquet").exists()  # nothing was held out
     (model,) = load_model(run)
-    assert model.folds == [WHOLE] and len(model.networks) == 1
+    assert model.folds == [WHOLE] and len(model.files) == 1
     assert load_model(run / "members/main")[0].folds == [WHOLE]
     assert sorted(load_model(plain)[0].folds) == [0, 1]
     test = Predictions.load(run / "predictions/main.test.parquet")
@@ -62,12 +63,12 @@ def test_the_folds_judge_and_the_network_of_everything_answers(tmp_path: Path, t
     assert again.pred_probs == pytest.approx(test.pred_probs, abs=2e-3)
     assert test.pred_probs != pytest.approx(Predictions.load(plain / "predictions/main.test.parquet").pred_probs)
     # and once more the same: nothing is trained again, and another run gives the same network
-    before = digests(run, "members/main/*/best.safetensors")
-    times = [path.stat().st_mtime_ns for path in sorted(run.glob("members/main/*/best.safetensors"))]
+    before = digests(run, "members/main/*/*.safetensors")
+    times = [path.stat().st_mtime_ns for path in sorted(run.glob("members/main/*/*.safetensors"))]
     trained(run, tiny_recipe, (*sets, "refit=true"), manifest)
-    assert times == [path.stat().st_mtime_ns for path in sorted(run.glob("members/main/*/best.safetensors"))]
+    assert times == [path.stat().st_mtime_ns for path in sorted(run.glob("members/main/*/*.safetensors"))]
     other = trained(tmp_path / "other", tiny_recipe, (*sets, "refit=true"), manifest)
-    assert digests(other, "members/main/*/best.safetensors") == before
+    assert digests(other, "members/main/*/*.safetensors") == before
     # the folds stay when it is left out again, and answer again
     trained(run, tiny_recipe, sets, manifest)
     assert not (run / "members/main/refit").exists()
@@ -151,8 +152,8 @@ def test_stages_are_all_trained_on_everything(tmp_path: Path, tiny_recipe: Path)
     manifest = draw_photos(tmp_path / "photos", each=4)
     run = trained(tmp_path / "run", tiny_recipe, (*QUICK, stages, "refit=true"), manifest)
     first, last = (load_network(run / f"members/main/refit/{at}best.safetensors") for at in ("stage1/", ""))
-    assert first.about["fold"] == last.about["fold"] == WHOLE
-    one, two = first.networks[0].state_dict(), last.networks[0].state_dict()
+    assert first[1].fold == last[1].fold == WHOLE
+    one, two = first[0].state_dict(), last[0].state_dict()
     assert any(not torch.equal(one[key], two[key]) for key in one)
 
 
@@ -205,7 +206,7 @@ def test_a_run_says_who_answers_and_strangers_are_told_by_a_fold(
     with pytest.raises(manihot.errors.RunFolderError, match=r"trust\.false_rejection \(0\.05 -> 0\.3\)"):
         manihot.run(small_photos, out, str(tiny_recipe), overrides=overrides, workers=1)
     # without the folds' networks it still answers, and says what it no longer can
-    for path in out.glob("members/all/fold*/best.safetensors"):
+    for path in [*out.glob("members/all/fold*/*.safetensors"), *out.glob("members/all/fold*/*.onnx")]:
         path.unlink()
     manihot.predict(out, small_photos, tmp_path / "less.parquet")
     assert "is gone, and the network that answers knows them all" in " ".join(capfd.readouterr().err.split())

@@ -13,7 +13,6 @@ from torch import nn
 
 from manihot.augment.augmenter import Augmenter
 from manihot.errors import DataError
-from manihot.infer.runners import Normalise
 from manihot.settings import Choice, Recipe, load_recipe
 from manihot.train import loop
 from manihot.train.data.dataset import TrainingPhotos, make_loader
@@ -23,6 +22,7 @@ from manihot.train.networks.backbones import make_model, make_preprocess
 from manihot.train.optim.losses import make_loss
 from manihot.train.optim.optimizers import OPTIMIZERS, Lookahead
 from manihot.train.optim.sam import Sam, frozen_statistics
+from manihot.train.runners import Normalise
 from manihot.train.steps import STEPS, StepState
 
 PHOTOS = np.random.default_rng(0).integers(0, 256, (22, 40, 40, 3), dtype=np.uint8)

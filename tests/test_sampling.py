@@ -11,11 +11,11 @@ import pytest
 import manihot
 from manihot.errors import SettingsError
 from manihot.members.sampling import SAMPLINGS, check_sampling, draw_epoch, expected_repeats, with_class_numbers
+from manihot.members.smoke import smoke_classes
 from manihot.members.training_labels import LabelRequest, make_training_labels
 from manihot.settings import Choice, load_recipe
 from manihot.train.check import check_recipe
 from manihot.train.data.dataset import EpochBatches
-from manihot.train.smoke import smoke_classes
 from manihot.train.training import make_training
 from tiny_member import tiny_member
 

@@ -11,6 +11,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 
 from manihot.errors import SettingsError
+from manihot.infer.models import read_card
 from manihot.members.crossval import train_members
 from manihot.members.training_labels import LabelRequest, make_training_labels
 from manihot.records.predictions import Predictions
@@ -21,7 +22,7 @@ from manihot.train.networks.backbones import make_model, stages_of
 from manihot.train.networks.checkpoint import load_network
 from manihot.train.networks.heads import Classifier
 from manihot.train.training import make_training, take_over
-from tiny_member import draw_photos, tiny_member
+from tiny_member import TOOLS, draw_photos, tiny_member
 
 ONE = ("train.epochs=1", "mixing=[]", "augment=[]", "averaging={name: none}", "model.dropout=0")
 TOP = max(stages_of(make_model(Model(backbone="test_efficientnet", pretrained=False), 3, (32, 32))).values())
@@ -32,7 +33,7 @@ HEAD_FIRST = (
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    return load_network(path).networks[0].state_dict()
+    return load_network(path)[0].state_dict()
 
 
 def test_head_first_then_all_at_another_size(tmp_path: Path, tiny_recipe: Path):
@@ -42,8 +43,8 @@ def test_head_first_then_all_at_another_size(tmp_path: Path, tiny_recipe: Path):
     folder = member.folder(0)
     fresh = make_model(member.recipe.model, 3, (32, 32), member.seed(0)).state_dict()
     first, second = (weights(folder / f"stage{n}/best.safetensors") for n in (1, 2))
-    last = load_network(folder / "best.safetensors")
-    trained = [name for name, _ in last.networks[0].named_parameters()]
+    last, card = load_network(folder / "best.safetensors")
+    trained = [name for name, _ in last.named_parameters()]
     body = [name for name in trained if name.startswith("backbone")]
     assert all(torch.equal(first[name], fresh[name]) for name in body)  # frozen
     assert not torch.equal(first["head.weight"], fresh["head.weight"])
@@ -52,9 +53,9 @@ def test_head_first_then_all_at_another_size(tmp_path: Path, tiny_recipe: Path):
     gap = max(float((second[name] - first[name]).abs().max()) for name in trained)
     assert gap < 0.05
     assert max(float((second[name] - fresh[name]).abs().max()) for name in ("head.weight",)) > 0
-    assert all(torch.equal(last.networks[0].state_dict()[name], second[name]) for name in second)
-    assert last.preprocess.size == (48, 64)
-    assert load_network(folder / "stage1/best.safetensors").preprocess.size == (32, 32)
+    assert all(torch.equal(last.state_dict()[name], second[name]) for name in second)
+    assert card.preprocess.size == (48, 64) == read_card(folder / "network.onnx").preprocess.size
+    assert load_network(folder / "stage1/best.safetensors")[1].preprocess.size == (32, 32)
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [(row["epoch"], row["stage"]) for row in history] == [(0, 1), (1, 2)]
     assert len(Predictions.load(folder / "oof.parquet")) == len(held)
@@ -152,15 +153,14 @@ def test_clusters_first_then_classes(tmp_path: Path, tiny_recipe: Path, k: int, 
     monkeypatch.setattr(module, "make_training", noted)
     train, held = member.rows(0)
     finetune(member, 0, train, held)
-    first = load_network(member.folder(0) / "stage1/best.safetensors")
-    assert first.classes == tuple(f"cluster {n}" for n in range(k))
-    own, taken = begun[1], first.networks[0].state_dict()
+    first, card = load_network(member.folder(0) / "stage1/best.safetensors")
+    assert card.classes == tuple(f"cluster {n}" for n in range(k))
+    own, taken = begun[1], first.state_dict()
     assert torch.equal(own["backbone.conv_stem.weight"], taken["backbone.conv_stem.weight"])
     assert own["head.weight"].shape != taken["head.weight"].shape or not torch.equal(
         own["head.weight"], taken["head.weight"]
     )
-    last = load_network(member.folder(0) / "best.safetensors")
-    assert last.classes == ("red", "green", "blue")
+    assert load_network(member.folder(0) / "best.safetensors")[1].classes == ("red", "green", "blue")
     history = [json.loads(line) for line in (member.folder(0) / "history.jsonl").read_text().splitlines()]
     assert "val_loss" not in history[0] and "val_loss" in history[1]  # clusters have no held-out labels
 
@@ -171,7 +171,7 @@ def test_pseudo_labels_of_the_stage_before_at_another_size(tmp_path: Path, tiny_
     member = tiny_member(tmp_path, tiny_recipe, (*ONE, "model.backbone=test_vit", stages))
     train, held = member.rows(0)
     finetune(member, 0, train, held)
-    assert load_network(member.folder(0) / "best.safetensors").preprocess.size == (48, 48)
+    assert load_network(member.folder(0) / "best.safetensors")[1].preprocess.size == (48, 48)
 
 
 def test_without_folds_it_trains_on_everything(tmp_path: Path, tiny_recipe: Path):
@@ -181,7 +181,7 @@ def test_without_folds_it_trains_on_everything(tmp_path: Path, tiny_recipe: Path
     member = tiny_member(tmp_path, tiny_recipe, (*ONE, "folds.kind=none"), manifest)
     train, held = member.rows(0)
     assert len(train) == 12 and not len(held)
-    assert train_members(member.run, recipe, manifest, "cpu", 1) == ["main"]
+    assert train_members(member.run, recipe, manifest, TOOLS, 1) == ["main"]
     assert (member.folder(0) / "best.safetensors").is_file()
     assert not (member.run / "predictions/main.oof.parquet").exists()
     assert len(Predictions.load(member.run / "predictions/main.test.parquet")) == 3

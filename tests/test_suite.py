@@ -311,21 +311,21 @@ def test_a_suite_leaves_tables_a_picture_and_a_page(finished):
 
 
 def test_looking_again_is_what_the_network_says_in_those_views(finished):
-    from manihot.infer.predict import forward_views, merge_views
-    from manihot.infer.runners import TorchRunner, choose_device
+    from manihot.infer.forward import forward_views, merge_views
     from manihot.photos.store import PhotoStore
     from manihot.records.manifest import Manifest
     from manihot.settings import View
     from manihot.train.networks.checkpoint import load_network
+    from manihot.train.runners import TorchRunner, choose_device
 
     _, out, _ = finished
     found = Predictions.load(out / "predictions/once.oof.parquet")
     manifest = Manifest.load(out / "folds.parquet")
-    trained = load_network(out / "members/baseline/fold0/best.safetensors")
+    network, card = load_network(out / "members/baseline/fold0/best.safetensors")
     rows = np.flatnonzero(manifest.fold == 0)
     store = PhotoStore.open(next((out / "store").glob("*.npy")))
-    runner = TorchRunner(trained.networks[0], trained.preprocess, choose_device("cpu"))
-    wanted = merge_views(forward_views([runner], store, rows, trained.preprocess, (View(),)), (View(),))
+    runner = TorchRunner(network, card.preprocess, choose_device("cpu"))
+    wanted = merge_views(forward_views([runner], store, rows, card.preprocess, (View(),)), (View(),))
     np.testing.assert_allclose(found.logits[found.fold == 0], wanted, atol=1e-5)
 
 

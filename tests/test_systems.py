@@ -19,18 +19,7 @@ from manihot import pipeline
 from manihot.augment.views import make_view
 from manihot.cli import app
 from manihot.errors import SettingsError
-from manihot.members.training_labels import one_a_group
-from manihot.photos.listing import choose_few
-from manihot.photos.preprocess import Preprocess
-from manihot.photos.scan import scan
-from manihot.records.manifest import UNLABELLED, Manifest
-from manihot.records.predictions import Predictions
-from manihot.settings import Model, Recipe, load_recipe, recipe_names
-from manihot.settings.options import TableOptions
-from manihot.train.check import check_recipe
-from manihot.train.networks.backbones import make_model, make_preprocess
-from manihot.train.networks.pretrained import make_backbone, name_weights
-from manihot.train.smoke import (
+from manihot.members.smoke import (
     BATCH,
     EDGE,
     FEW,
@@ -40,6 +29,17 @@ from manihot.train.smoke import (
     smoke_manifest,
     smoke_recipe,
 )
+from manihot.members.training_labels import one_a_group
+from manihot.photos.listing import choose_few
+from manihot.photos.preprocess import Preprocess
+from manihot.photos.scan import scan
+from manihot.records.manifest import UNLABELLED, Manifest
+from manihot.records.predictions import Predictions
+from manihot.settings import Model, Recipe, load_recipe, recipe_names
+from manihot.settings.options import TableOptions
+from manihot.train.check import check_recipe
+from manihot.train.networks.backbones import count_stages, make_model, make_preprocess
+from manihot.train.networks.pretrained import make_backbone, name_weights
 
 FAMILIES = ("lecture-", "cassava2020-", "cassava2019-", "plantpath2020-", "heroseo")
 SYSTEMS = [name for name in recipe_names() if name.startswith(FAMILIES)]
@@ -199,7 +199,7 @@ def test_choose_few_takes_of_each_kind_alike():
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_smoke_recipe_keeps_the_chain(name: str):
     true = load_recipe(name)
-    made, said = smoke_recipe(true)
+    made, said = smoke_recipe(true, count_stages)
     made, _ = smoke_classes(made, ("healthy", "rust"))
     check_recipe(made)
     assert list(made.members) == list(true.members)
@@ -287,7 +287,7 @@ stages:
 """,
         encoding="utf-8",
     )
-    made, said = smoke_recipe(load_recipe(path))
+    made, said = smoke_recipe(load_recipe(path), count_stages)
     assert said == []  # the embedded backbone stays
     first, second = made.stage_recipes()
     assert first.model.pretrained == "embedded"

@@ -12,7 +12,7 @@ import torch
 from manihot.augment.augmenter import Augmenter
 from manihot.augment.resample import resample, warp
 from manihot.errors import DataError
-from manihot.infer.predict import PhotoFiles, UnresizedFiles
+from manihot.infer.forward import PhotoFiles, UnresizedFiles
 from manihot.members.training_labels import LabelRequest, make_training_labels
 from manihot.photos.preprocess import Preprocess, Unresized
 from manihot.photos.store import load_photo, load_unresized
@@ -185,7 +185,7 @@ def train_fold(member) -> None:
 
 
 def test_features_are_those_of_the_store(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
-    sets = ["method=features", "features.c=[0.1]", "features.runtime=torch", "photo.normalise=measured"]
+    sets = ["method=features", "features.c=[0.1]", "photo.normalise=measured"]
     for name, more in (("files", [NO_STORE]), ("store", [])):
         run(small_photos, tmp_path / name, str(tiny_recipe), overrides=[*sets, *more], workers=1, report=False)
     files, store = (

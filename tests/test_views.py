@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from manihot.augment.views import CHANCE, VIEWS, check_views, make_view
 from manihot.errors import SettingsError
-from manihot.infer.predict import forward_views, merge_views
+from manihot.infer.forward import forward_views, merge_views
 from manihot.photos.preprocess import Preprocess
 from manihot.settings import View
 

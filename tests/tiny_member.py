@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
 from manihot.members.member import Member, make_member
 from manihot.records.manifest import Manifest
 from manihot.records.run_folder import RunFolder
 from manihot.settings import load_recipe
+from manihot.train.toolbox import torch_toolbox
 
 CLASSES = ("red", "green", "blue")
+
+TOOLS = torch_toolbox(torch.device("cpu"))
 
 
 def draw_photos(folder: Path, each: int = 8, unlabelled: int = 6, test: int = 3, seed: int = 0) -> Manifest:
@@ -50,4 +54,4 @@ def tiny_member(
     """A member of a run in `home`, by a recipe file with overrides; its own photographs where none are given."""
     manifest = manifest or draw_photos(home / "photos")
     loaded = load_recipe(str(recipe), ["photo.size=[32,32]", *sets])
-    return make_member(RunFolder(home / "run"), name, loaded.member_recipes()[name], manifest, "cpu", 1)
+    return make_member(RunFolder(home / "run"), name, loaded.member_recipes()[name], manifest, TOOLS, 1)

@@ -20,14 +20,15 @@ _HOMES = {
     "scan": "manihot.photos.scan",
     "make_demo": "manihot.demo.make",
     "run": "manihot.pipeline",
-    "predict": "manihot.infer.predict",
-    "load_model": "manihot.train.networks.checkpoint",
+    "predict": "manihot.engines",
+    "load_model": "manihot.infer.models",
 }
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from manihot.demo.make import make_demo as make_demo
-    from manihot.infer.predict import predict as predict
+    from manihot.engines import predict as predict
+    from manihot.infer.models import load_model as load_model
     from manihot.photos.scan import scan as scan
     from manihot.pipeline import run as run
     from manihot.records.manifest import Manifest as Manifest
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from manihot.records.run_folder import RunFolder as RunFolder
     from manihot.settings import Recipe as Recipe
     from manihot.settings import load_recipe as load_recipe
-    from manihot.train.networks.checkpoint import load_model as load_model
 
 
 def __getattr__(name: str) -> Any:

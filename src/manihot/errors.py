@@ -33,8 +33,8 @@ class MissingExtraError(SettingsError):
     """A part of manihot that isn't installed: an extra such as `train`, which brings torch."""
 
     INSTALL: ClassVar[dict[str, str]] = {
-        "train": 'pip install "manihot[train]"; without an NVIDIA GPU, install torch\'s CPU build first: choose Pip and '
-        'CPU on PyTorch\'s site, or with uv: uv pip install --torch-backend=cpu torch torchvision timm',
+        "train": 'pip install "manihot[train]"; without an NVIDIA GPU, install torch for the CPU first: choose Pip '
+        "and CPU on PyTorch's site, or with uv: uv pip install --torch-backend=cpu torch torchvision timm",
     }
 
     def __init__(self, what: str, extra: str = "train") -> None:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,29 @@ from manihot.audit.folds import assign_folds
 from manihot.audit.sources import use_sources
 from manihot.audit.stages import audit_labels, audit_lookalikes, audit_what_if, group_duplicates, tell_folds
 from manihot.audit.trusted import check_features, read_trusted
+from manihot.engines import (
+    check_weights,
+    choose_recipe,
+    count_stages,
+    describe,
+    explain_torch,
+    make_engine,
+    make_toolbox,
+)
 from manihot.ensemble.files import COMBINATION
 from manihot.ensemble.second_level import Combination
-from manihot.ensemble.stages import blend_stage, needs_torch
+from manihot.ensemble.stages import blend_stage
+from manihot.ensemble.stages import needs_torch as stacks_need_torch
 from manihot.errors import RunFolderError, SettingsError
 from manihot.extras import need_train
+from manihot.infer.models import Engine, networks_by_fold
+from manihot.infer.outputs import submission_stage
+from manihot.infer.reference import find_fitted, with_reference
+from manihot.members.crossval import train_members
+from manihot.members.smoke import prepare_smoke
 from manihot.photos.sources import check_manifest_options
 from manihot.progress import say
+from manihot.quick.audit_embeddings import embed_for_audit
 from manihot.records.files import digest_file, digest_value, save_json, write_atomic
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.records.predictions import Predictions
@@ -37,7 +53,7 @@ from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.trust.out_of_distribution import FALSE_REJECTION, Strangers, fit_strangers, limit_of_output
 
 ENOUGH_FOR_TRUST = 40  # held-out photographs, below which calibration would be noise
-PACKAGES = ("manihot", "torch", "timm", "numpy", "opencv-python-headless", "scikit-learn", "onnxruntime")
+PACKAGES = ("manihot", "numpy", "opencv-python-headless", "scikit-learn", "onnxruntime", "torch", "timm")
 
 
 def run(
@@ -51,7 +67,7 @@ def run(
     a Recipe; 'quick' without a GPU and 'standard' with one when left out. update: redo what other settings
     change in an existing run folder, which is an error otherwise. what_if: also learn under cleaned labels, and say
     whether cleaning is worth it, on photographs that the column `columns.trusted` names too. smoke: try the whole chain
-    of the recipe on a few small photographs (`manihot.train.smoke`). Raises ManihotError; the same call continues a
+    of the recipe on a few small photographs (`manihot.members.smoke`). Raises ManihotError; the same call continues a
     stopped run.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -65,30 +81,25 @@ def run(
     if (given := _given_manifest(photos, columns)) is not None:
         check_manifest_options(given, Manifest.load(given), columns)
     if smoke:
-        from manihot.train.smoke import prepare_smoke
-
-        resolved, photos = prepare_smoke(resolved, photos, Path(out), columns, workers)
+        resolved, photos = prepare_smoke(resolved, photos, Path(out), columns, workers, count_stages)
         check_settings(resolved)
         columns = EVERYTHING_GUESSED
+    tools = make_toolbox(resolved, device)
     with RunFolder(Path(out)) as folder:
         manifest = prepare(folder, resolved, photos, columns, workers, update)
         check_settings(resolved, manifest.classes)
         trusted = columns.trusted
         if trusted is not None:
             read_trusted(manifest, trusted)  # an unknown column or word is an error before training
-        from manihot.infer.outputs import submission_stage
-        from manihot.infer.runners import choose_device, describe_device
-        from manihot.members.crossval import train_members
-
-        folder.update_record(device=describe_device(choose_device(device)))
-        names = train_members(folder, resolved, manifest, device, workers)
-        if needs_torch(resolved.blend):
+        folder.update_record(device=describe(tools))
+        names = train_members(folder, resolved, manifest, tools, workers)
+        if stacks_need_torch(resolved.blend):
             import manihot.train.stackers  # noqa: F401  # fills STACKERS
         best = blend_stage(folder, names, resolved.blend, resolved.seed)
         submission_stage(folder, best)
         trust_stage(folder, best, resolved.seed, resolved.trust.coverage)
-        unknown_stage(folder, best, resolved.seed, device, resolved.trust.false_rejection)
-        audit_stage(folder, manifest, best, resolved, device, smoke)
+        unknown_stage(folder, best, resolved.seed, make_engine(), resolved.trust.false_rejection)
+        audit_stage(folder, manifest, best, resolved, smoke)
         if what_if:
             say(audit_what_if(folder, manifest, best, resolved.seed, trusted))
         scores = score(folder, manifest, names, best, resolved.seed)
@@ -99,7 +110,7 @@ def run(
 
             if (folder / "audit/audit.json").is_file():
                 say(f"Audit: {make_audit_page(folder.path)}")
-            page = make_report(folder.path)
+            page = make_report(folder.path, explain_torch)
             say(f"Report: {page}")
     return scores
 
@@ -113,17 +124,18 @@ def train(
 
     Arguments as for `run`, which goes on from here when it is called with the same ones in one process.
     """
-    from manihot.infer.runners import describe_device
     from manihot.members.crossval import train_members
     from manihot.train.distributed import SharedRun, from_first, processes, world
+    resolved = _resolve(recipe, overrides, device)
+    make_toolbox(resolved, device)  # an error where torch isn't installed
+    from manihot.train.toolbox import torch_toolbox
 
-    with processes(device) as place:
-        resolved = _resolve(recipe, overrides, device)
-        with SharedRun(Path(out)) as folder:
-            manifest = from_first(lambda: prepare(folder, resolved, photos, columns, workers, update))
-            check_settings(resolved, manifest.classes)
-            folder.update_record(device=describe_device(place), processes=world())
-            return train_members(folder, resolved, manifest, str(place), workers)
+    with processes(device) as place, SharedRun(Path(out)) as folder:
+        tools = torch_toolbox(place)
+        manifest = from_first(lambda: prepare(folder, resolved, photos, columns, workers, update))
+        check_settings(resolved, manifest.classes)
+        folder.update_record(device=describe(tools), processes=world())
+        return train_members(folder, resolved, manifest, tools, workers)
 
 
 def _given_manifest(photos: Any, columns: TableOptions) -> Path | None:
@@ -153,6 +165,8 @@ def check_settings(recipe: Recipe, classes: Sequence[str] | None = None) -> None
         check.check_recipe(recipe)
     else:
         check.check_classes(recipe, classes)
+    if stacks_need_torch(recipe.blend):
+        need_train(f"recipe {recipe.name!r} stacks by a CNN, which")
     why = check.needs_train(recipe)
     if why:
         need_train(why)
@@ -187,17 +201,6 @@ def prepare(
     return manifest
 
 
-def choose_recipe(device: str = "auto") -> str:
-    """'standard' where there is a GPU, 'quick' where there is none; says which and why."""
-    from manihot.infer.runners import choose_device
-
-    found = choose_device(device)
-    name = "quick" if found.type == "cpu" else "standard"
-    why = "no GPU here" if name == "quick" else f"training on {found}"
-    say(f"Recipe: {name} ({why}; choose another with --recipe, see `manihot recipes`)")
-    return name
-
-
 def _open(folder: RunFolder, recipe: Recipe, photos: Any, columns: TableOptions, update: bool) -> None:
     known, wanted = folder.record.get("recipe"), recipe.resolved()
     if known is not None:  # what an older manihot did not know yet was as its default is
@@ -213,7 +216,7 @@ def _open(folder: RunFolder, recipe: Recipe, photos: Any, columns: TableOptions,
                 f"{folder.path} holds a run with other settings: {', '.join(changed[:6])}",
                 "choose another folder with --out, or redo what they change in this one with --update",
             )
-    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    versions = {"python": platform.python_version(), **{name: found for name in PACKAGES if (found := _version(name))}}
     folder.update_record(
         recipe_name=recipe.name, recipe=wanted, seed=recipe.seed, photos=sources,
         scan_options=options,
@@ -221,17 +224,23 @@ def _open(folder: RunFolder, recipe: Recipe, photos: Any, columns: TableOptions,
     )  # fmt: skip
 
 
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
 def _have_weights(folder: RunFolder, recipe: Recipe) -> None:
     """WeightsError before hours of work where a member's weights can't be had; a run is asked for them once."""
-    from manihot.train.networks.pretrained import check_weights
-
     had = folder.record.get("weights")
     if had is None and "finished" in folder.record:  # of an older manihot
         return
     wanted = {(one.model.backbone, one.model.pretrained) for one in recipe.member_recipes().values()}
     for name, pretrained in sorted(wanted, key=str):
-        if [name, pretrained] not in (had or []):
-            check_weights(name, pretrained)
+        if [name, pretrained] in (had or []):
+            continue
+        check_weights(name, pretrained)
     folder.update_record(weights=[list(pair) for pair in sorted(wanted, key=str)])
 
 
@@ -346,7 +355,7 @@ def trust_stage(folder: RunFolder, name: str, seed: int, coverage: float = 0.9) 
 
 
 def unknown_stage(
-    folder: RunFolder, name: str, seed: int, device: str = "auto", false_rejection: float = FALSE_REJECTION
+    folder: RunFolder, name: str, seed: int, engine: Engine, false_rejection: float = FALSE_REJECTION
 ) -> None:
     """What tells photographs of another kind, into RUN/trust: fitted on held-out photographs of one of its members."""
     member = members_of(folder, name)[0]
@@ -355,10 +364,7 @@ def unknown_stage(
         return
 
     def work() -> None:
-        from manihot.infer.reference import find_fitted, with_reference
-        from manihot.infer.runners import choose_device
-
-        fitted, why = with_reference(find_fitted(folder / f"members/{member}"), choose_device(device), 32, seed)
+        fitted, why = with_reference(find_fitted(folder / f"members/{member}"), engine, seed)
         if why:
             found = Strangers(member, {}, false_rejection, 0, why)
         else:
@@ -369,15 +375,15 @@ def unknown_stage(
         if found.why:
             say(f"Photographs of another kind are not told apart: {found.why}")
 
-    networks = sorted((folder.path / "members" / member).glob("fold*/best.safetensors"))
-    digests = [digest_file(path) for path in (oof, best, *networks)]
+    networks = networks_by_fold(folder / f"members/{member}")
+    digests = [digest_file(path) for path in (oof, best, *networks.values())]
     inputs = [member, digests, false_rejection, seed]
     outputs = ["trust/unknown.json"]  # and a file a detector, which `work` adds
     folder.stage("unknown", inputs, outputs, work)
 
 
 def audit_stage(
-    folder: RunFolder, manifest: Manifest, name: str, recipe: Recipe, device: str = "auto", smoke: bool = False
+    folder: RunFolder, manifest: Manifest, name: str, recipe: Recipe, smoke: bool = False
 ) -> None:
     """The audit of labels by all evidence there is, and of photographs that look alike by their features.
 
@@ -392,9 +398,7 @@ def audit_stage(
     if smoke or not recipe.audit.embeddings:
         why = "a smoke run doesn't compute features" if smoke else "audit.embeddings is false"
     else:
-        from manihot.quick.audit_embeddings import embed_for_audit
-
-        embeddings = embed_for_audit(folder, manifest, oof, device)
+        embeddings = embed_for_audit(folder, manifest, oof)
     audit_lookalikes(folder, manifest, name, embeddings)
     audit_labels(folder, manifest, name, members_of(folder, name), embeddings, why)
 

@@ -80,16 +80,20 @@ def predict(
     ],
     columns: Columns = EVERYTHING_GUESSED,
     tta: Annotated[int | None, Parameter(help="Use only the first so many of the model's views; 1 is fastest.")] = None,
+    raw: Annotated[bool, Parameter(negative="", help="The networks' own probabilities, not calibrated.")] = False,
     device: Device = "auto",
     batch: Annotated[int, Parameter(help="Photographs at a time.")] = 32,
     workers: Workers = 2,
 ) -> None:
     """Predict photographs with a trained model: every member, fold and view averaged."""
-    from manihot.infer.predict import predict as predict_with
+    from manihot.engines import predict as predict_with
+    from manihot.infer.outputs import scores_in_words
 
     predictions = predict_with(
-        model, photos, out, tta=tta, device=device, batch=batch, columns=columns, workers=workers
+        model, photos, out, tta=tta, raw=raw, device=device, batch=batch, columns=columns, workers=workers
     )
+    if scores := scores_in_words(predictions):
+        print(scores)
     say(f"{len(predictions)} photographs predicted: {out}")
 
 
@@ -102,9 +106,10 @@ def compare(runs: Annotated[list[Path], Parameter(help="Run folders.")]) -> None
 
 def report(run: Annotated[Path, Parameter(help="A run folder.")]) -> None:
     """Write RUN/report.html anew."""
+    from manihot.engines import explain_torch
     from manihot.report.report import make_report
 
-    say(f"Report: {make_report(run)}")
+    say(f"Report: {make_report(run, explain_torch)}")
 
 
 def share(
@@ -146,9 +151,13 @@ def explain(
 
     OUT is a folder (a page and a picture a map) or one .html file.
     """
+    from manihot.engines import explain_torch
+    from manihot.networks.runner import choose_device
     from manihot.report.explain import explain as draw
 
-    say(f"Page: {draw(model, photos, out, every_fold=every_fold, device=device, top=top)}")
+    where = choose_device(device)
+    page = draw(model, photos, out, every_fold=every_fold, device=where, top=top, other=explain_torch)
+    say(f"Page: {page}")
 
 
 def lr_find(

@@ -157,8 +157,9 @@ def watch(
 
     A page in OUT/WATCH.html; the exit code is 0 for the same, 10 for moved, 11 for too few photographs to tell.
     """
+    from manihot.engines import make_engine
     from manihot.report.watch import watch as compare_photos
 
-    found = compare_photos(model, photos, out, device=device, seed=seed, workers=workers)
+    found = compare_photos(model, photos, out, engine=make_engine(device), seed=seed, workers=workers)
     say(f"{found.sentence()} Page: {out / 'WATCH.html'}")
     sys.exit(found.exit_code)

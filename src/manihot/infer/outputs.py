@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from manihot import metrics
 from manihot.errors import DataError, ManihotError, SettingsError
+from manihot.infer.models import TrainedModel
 from manihot.photos.kaggle import find_sample as find_sample_file
 from manihot.progress import say
 from manihot.records.files import atomic_path, digest_file, explain_os_error, remove_leftovers, temporary_name
@@ -17,7 +19,6 @@ from manihot.records.predictions import Predictions
 from manihot.records.quarantine import load_quarantine
 from manihot.records.run_folder import RunFolder
 from manihot.records.submissions import Sample, asks_for, save_submission
-from manihot.train.networks.checkpoint import TrainedModel
 
 SUBMISSION = "submission.csv"  # how the name of a file with Kaggle's two columns ends
 NAMED = 5  # files that a message names
@@ -42,14 +43,13 @@ def check_output(out: Path) -> None:
         raise explain_os_error(error, out) from error
 
 
-def first_views(models: Sequence[TrainedModel], tta: int) -> None:
-    """Leave each model the first `tta` of its views; SettingsError where that is none, or more than there are."""
+def first_views(models: Sequence[TrainedModel], tta: int) -> list[TrainedModel]:
+    """The models with the first `tta` of their views; SettingsError where that is none, or more than there are."""
     most = max(len(model.views) for model in models)
     if not 1 <= tta <= most:
         views = "1 view" if most == 1 else f"{most} views"
         raise SettingsError(f"--tta {tta}: the model has {views}", f"a number from 1 to {most}, or all without it")
-    for model in models:
-        model.views = model.views[:tta]
+    return [model.with_views(tta) for model in models]
 
 
 def save_predictions(
@@ -70,6 +70,18 @@ def save_predictions(
         columns = [f"c{k}" for k in range(len(predictions.classes))]
         table = pd.DataFrame({"column": columns, "class": predictions.classes, "number": predictions.class_numbers})
         _save_csv(table, beside(out, "classes"))
+
+
+def scores_in_words(predictions: Predictions) -> str:
+    """Accuracy, log loss and calibration error of the photographs that carry a label; '' without any."""
+    known = predictions.take(predictions.labels >= 0)
+    if not len(known):
+        return ""
+    labels, probs = known.labels, known.pred_probs
+    return (
+        f"{len(known)} with labels: accuracy {metrics.accuracy(labels, probs):.1%}, log loss "
+        f"{metrics.log_loss(labels, probs):.3f}, calibration error {metrics.ece(labels, probs):.3f}"
+    )
 
 
 def answer_unread(

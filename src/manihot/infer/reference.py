@@ -16,10 +16,15 @@ import numpy as np
 import pandas as pd
 
 from manihot.errors import DataError, ManihotError
+from manihot.infer.forward import PhotoFiles, each_batch, forward_views, merge_views
+from manihot.infer.models import Engine, load_model, networks_by_fold, open_network, read_card
+from manihot.networks.runner import LinearHead, OnnxRunner
+from manihot.photos.store import PhotoStore
 from manihot.progress import say
 from manihot.records.files import digest_file, digest_value
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.records.run_folder import BACKBONE
 
 REFERENCE = 1000  # photographs embedded anew where the training kept no embeddings
 KEPT = 4000  # and those of a frozen backbone, whose embeddings are there
@@ -45,19 +50,17 @@ class Fitted:
 
 
 def find_fitted(model: Path) -> Fitted:
-    """What belongs to a run folder, RUN/members/NAME or one of its .safetensors.
+    """What belongs to a run folder, RUN/members/NAME or one of its networks' files.
 
     Of a run with several members the first. Raises DataError where the run folder isn't around the model or
     holds no out-of-fold predictions, WeightsError where there is no model.
     """
-    from manihot.train.networks.checkpoint import load_model
-
     model = Path(model).absolute()
     only = model if model.is_file() else None
     folder = only.parent.parent if only else model
-    if only is None and not [*folder.glob("members/*/fold*/best.safetensors"), *folder.glob("fold*/best.safetensors")]:
+    names = sorted(member.name for member in folder.glob("members/*/") if networks_by_fold(member))
+    if only is None and not names and not networks_by_fold(folder):
         load_model(model)  # raises what says which models there are
-    names = sorted({path.parents[1].name for path in folder.glob("members/*/fold*/best.safetensors")})
     if names:
         folder = folder / "members" / names[0]
         if len(names) > 1:
@@ -73,10 +76,10 @@ def find_fitted(model: Path) -> Fitted:
             f"{oof.parent}",
             "name the run folder that trained it (RUN or RUN/members/NAME); or compare saved predictions of both",
         )
-    files = {int(p.parent.name[4:]): p for p in folder.glob("fold*/best.safetensors") if p.parent.name[4:].isdigit()}
+    files = networks_by_fold(folder)
     made = Predictions.load(oof)
     if only is not None:
-        files = {fold: path for fold, path in files.items() if path == only}
+        files = {fold: only for fold, path in files.items() if path.parent == only.parent}
     made = made.take(np.isin(made.fold, list(files)))
     if not files or not len(made):
         raise DataError(f"{model}: no network here that held photographs out", "name the whole run folder")
@@ -84,7 +87,7 @@ def find_fitted(model: Path) -> Fitted:
     return Fitted(run, member, files, made, manifest, pd.Series(made.fold, index=made.image_id))
 
 
-def with_reference(fitted: Fitted, device: Any, batch: int, seed: int = 0) -> tuple[Fitted, str]:
+def with_reference(fitted: Fitted, engine: Engine, seed: int = 0) -> tuple[Fitted, str]:
     """The same with its reference photographs looked at once, in the first view, and '' or why that can't be.
 
     One look is what new photographs get too: like is compared with like, at a share of the cost of all views. The
@@ -109,7 +112,7 @@ def with_reference(fitted: Fitted, device: Any, batch: int, seed: int = 0) -> tu
             else:
                 photos, where = _reference_photos(fitted, path, chosen.image_id[own])
                 what = f"Reference photographs, fold {fold}"
-                logits[own], found = judge(path, photos, where, device, batch, False, what)
+                logits[own], found = judge(path, photos, where, engine, False, what)
         except ManihotError as error:
             return fitted, error.what
         embeddings = np.empty((len(chosen), found.shape[1]), np.float32) if embeddings is None else embeddings
@@ -123,22 +126,10 @@ def with_reference(fitted: Fitted, device: Any, batch: int, seed: int = 0) -> tu
 
 
 def _features_of(fitted: Fitted) -> Path | None:
-    """The folder of RUN/features whose mean over views these out-of-fold embeddings are: of the frozen backbone."""
-    if fitted.oof.embeddings is None or not (fitted.run / "folds.parquet").is_file():
-        return None
-    image_id = Manifest.load(fitted.run / "folds.parquet").image_id
-    where = pd.Index(fitted.oof.image_id).get_indexer(pd.Index(image_id))
-    for folder in sorted((fitted.run / "features").glob("*/")):
-        parts = sorted(folder.glob("*.npy"))
-        if not parts or int(parts[-1].stem) >= len(image_id):
-            continue
-        first = np.load(parts[0], mmap_mode="r")
-        rows = where[: len(first)]
-        if first.ndim != 3 or first.shape[2] != fitted.oof.embeddings.shape[1] or not (rows >= 0).any():
-            continue
-        if np.allclose(first[rows >= 0].mean(axis=1), fitted.oof.embeddings[rows[rows >= 0]], atol=1e-5):
-            return folder
-    return None
+    """The folder of RUN/features that the heads of all its networks were fitted on; None for fine-tuned ones."""
+    digest = read_card(next(iter(fitted.networks.values()))).about.get("features")
+    folder = fitted.run / "features" / str(digest)
+    return folder if digest and folder.is_dir() and (fitted.run / "folds.parquet").is_file() else None
 
 
 def _kept_features(fitted: Fitted, image_id: np.ndarray) -> np.ndarray:
@@ -157,22 +148,13 @@ def _kept_features(fitted: Fitted, image_id: np.ndarray) -> np.ndarray:
 
 
 def _classify(network: Path, embeddings: np.ndarray) -> np.ndarray:
-    """Logits (N, K) of embeddings (N, D) by a network's head."""
-    import torch
-
-    from manihot.train.networks.checkpoint import load_network
-
-    with torch.inference_mode():
-        return load_network(network).networks[0].classify(torch.from_numpy(embeddings)).numpy()
+    """Logits (N, K) of embeddings (N, D) by a linear head."""
+    return LinearHead.load(network).logits(embeddings)
 
 
 def _reference_photos(fitted: Fitted, network: Path, image_id: np.ndarray) -> tuple[Any, np.ndarray]:
     """Photographs as training saw them, from the store or from their files, and the rows of `image_id`."""
-    from manihot.infer.predict import PhotoFiles
-    from manihot.photos.store import PhotoStore
-    from manihot.train.networks.checkpoint import load_network
-
-    preprocess = load_network(network).preprocess
+    preprocess = read_card(network).preprocess
     height, width = preprocess.for_store.size
     try:
         store = PhotoStore.open(fitted.run / f"store/{height}x{width}-{preprocess.fit}.npy")
@@ -189,20 +171,17 @@ def _reference_photos(fitted: Fitted, network: Path, image_id: np.ndarray) -> tu
 
 
 def judge(
-    network: Path, photos: Any, rows: np.ndarray, device: Any, batch: int, every_view: bool, what: str
+    network: Path, photos: Any, rows: np.ndarray, engine: Engine, every_view: bool, what: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, K) and embeddings (N, D) by one network, of all views together or of the first.
 
-    photos: a sequence of stored photographs, of which `rows` are looked at.
+    photos: a sequence of stored photographs, of which `rows` are predicted.
     """
-    from manihot.infer.predict import each_batch, merge_views
-    from manihot.train.networks.checkpoint import load_network
-
-    one = load_network(network)
-    runner, views = _runner(one, device), one.views if every_view else one.views[:1]
+    card, runner = read_card(network), open_network(network, engine.device, engine.opener)
+    views = card.views if every_view else card.views[:1]
     parts: list[list[np.ndarray]] = [[] for _ in views]
     seen: list[list[np.ndarray]] = [[] for _ in views]
-    for _, v, images in each_batch(photos, rows, one.preprocess, views, batch, what):
+    for _, v, images in each_batch(photos, rows, card.preprocess, views, engine.batch, what):
         out = runner(images)
         parts[v].append(out["logits"])
         seen[v].append(out["embeddings"])
@@ -210,34 +189,20 @@ def judge(
     return merge_views(logits, views), np.mean([np.concatenate(part) for part in seen], axis=0)
 
 
-def embed(fitted: Fitted, photos: Any, rows: np.ndarray, device: Any, batch: int, what: str) -> np.ndarray:
-    """Embeddings (N, D) of the first view by the frozen backbone, on a CPU in onnxruntime as training did."""
-    from manihot.infer.predict import forward_views
-    from manihot.infer.runners import OnnxRunner
-    from manihot.train.networks.checkpoint import load_network
-
-    one = load_network(next(iter(fitted.networks.values())))
-    assert fitted.features is not None
-    exported = fitted.features / "backbone.onnx"
-    in_onnx = device.type == "cpu" and exported.is_file()
-    runner = OnnxRunner(one.networks[0], one.preprocess, exported) if in_onnx else _runner(one, device)
-    return forward_views([runner], photos, rows, one.preprocess, one.views[:1], batch, "embeddings", what)[:, 0]
+def embed(fitted: Fitted, photos: Any, rows: np.ndarray, engine: Engine, what: str) -> np.ndarray:
+    """Embeddings (N, D) of the first view by the frozen backbone."""
+    network = next(iter(fitted.networks.values()))
+    card, runner = read_card(network), OnnxRunner(network.parents[1] / BACKBONE, device=engine.device)
+    return forward_views([runner], photos, rows, card.preprocess, card.views[:1], engine.batch, "embeddings", what)[
+        :, 0
+    ]
 
 
-def _runner(one: Any, device: Any) -> Any:
-    from manihot.infer.runners import TorchRunner
-
-    return TorchRunner(one.networks[0], one.preprocess, device, str(one.about.get("precision", "fp32")))
-
-
-def judge_new(fitted: Fitted, new: Manifest, device: Any, batch: int, seed: int = 0) -> Predictions:
+def judge_new(fitted: Fitted, new: Manifest, engine: Engine, seed: int = 0) -> Predictions:
     """Predictions with embeddings of new photographs, each by one network, in the views that the reference was seen in.
 
     A photograph that the member was fitted on (the same bytes) is judged by the network that held it out.
     """
-    from manihot.infer.predict import PhotoFiles
-    from manihot.train.networks.checkpoint import load_network
-
     folds, counts = np.unique(fitted.oof.fold, return_counts=True)
     fold = np.random.default_rng(seed).choice(folds, size=len(new), p=counts / counts.sum())
     known = held_out_by(fitted, new)
@@ -245,18 +210,16 @@ def judge_new(fitted: Fitted, new: Manifest, device: Any, batch: int, seed: int 
     logits, embeddings = np.zeros((len(new), len(fitted.oof.classes)), np.float32), None
     once = fitted.shared and not fitted.every_view
     if once:  # the backbone is the same for all of them
-        photos = PhotoFiles(new.paths, load_network(fitted.networks[int(folds[0])]).preprocess)
-        embeddings = embed(fitted, photos, np.arange(len(new)), device, batch, "New photographs")
+        photos = PhotoFiles(new.paths, read_card(fitted.networks[int(folds[0])]).preprocess)
+        embeddings = embed(fitted, photos, np.arange(len(new)), engine, "New photographs")
     for k in np.unique(fold):
         rows = np.flatnonzero(fold == k)
         network = fitted.networks[int(k)]
         if once and embeddings is not None:
             logits[rows] = _classify(network, embeddings[rows])
             continue
-        photos = PhotoFiles(new.paths, load_network(network).preprocess)
-        logits[rows], found = judge(
-            network, photos, rows, device, batch, fitted.every_view, f"New photographs, fold {k}"
-        )
+        photos = PhotoFiles(new.paths, read_card(network).preprocess)
+        logits[rows], found = judge(network, photos, rows, engine, fitted.every_view, f"New photographs, fold {k}")
         embeddings = np.zeros((len(new), found.shape[1]), np.float32) if embeddings is None else embeddings
         embeddings[rows] = found
     index = {name: k for k, name in enumerate(fitted.oof.classes)}

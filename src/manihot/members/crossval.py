@@ -11,30 +11,19 @@ from __future__ import annotations
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from manihot.errors import SettingsError
-from manihot.infer.predict import merge_views
-from manihot.infer.runners import OnnxRunner, Runner, TorchRunner
 from manihot.members.check import check_classes
 from manihot.members.member import Member, make_member
-from manihot.members.sampling import expected_repeats, with_class_numbers
-from manihot.members.training_labels import LabelRequest, duplicate_groups, make_training_labels, members_asked
-from manihot.progress import say
-from manihot.quick.heads import fit_head, make_features
+from manihot.members.toolbox import Toolbox
+from manihot.members.training_labels import duplicate_groups, members_asked
 from manihot.records.files import digest_file, digest_value, write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.run_folder import RunFolder
+from manihot.records.run_folder import HEAD, NETWORK, TORCH_NETWORK, WHOLE, RunFolder
 from manihot.settings import Recipe
-from manihot.train.distributed import from_first, is_first
-from manihot.train.finetune import as_predictions, finetune, kept_epochs, save_network
-from manihot.train.networks.backbones import make_model
-from manihot.train.networks.checkpoint import WHOLE
-from manihot.train.networks.heads import Classifier
 
 DECIDES = (
     "method",
@@ -60,21 +49,21 @@ DECIDES = (
 
 
 def train_members(
-    run: RunFolder, recipe: Recipe, manifest: Manifest, device: str = "auto", workers: int = 2
+    run: RunFolder, recipe: Recipe, manifest: Manifest, tools: Toolbox, workers: int = 2
 ) -> list[str]:
     """Train every member on every fold and write its predictions; returns the members' names."""
     recipes = recipe.member_recipes()
     check_classes(recipe, manifest.classes)
     for name in in_order(recipes):
-        member = make_member(run, name, recipes[name], manifest, device, workers)
+        member = make_member(run, name, recipes[name], manifest, tools, workers)
         folds = member.folds
         for fold in folds or [0]:
             train_fold(member, fold)
         if is_refitted(member):
             train_fold(member, WHOLE)
-        elif is_first():  # of a run that was refitted before `--update`
+        elif tools.is_first():  # of a run that was refitted before `--update`
             shutil.rmtree(member.folder(WHOLE), ignore_errors=True)
-        from_first(partial(collect, member, folds))
+        tools.from_first(partial(collect, member, folds))
     return list(recipes)
 
 
@@ -114,85 +103,23 @@ def train_fold(member: Member, fold: int) -> None:
     if any(stage.labels.settings.get("one_a_group") for stage in member.recipe.stage_recipes()):
         copies = duplicate_groups(member)
         inputs["copies"] = None if copies is None else digest_value(copies.tolist())
-    if fold == WHOLE and member.recipe.method == "finetune":
-        inputs["epochs"] = kept_epochs(member)
-    outputs = [f"{folder}/best.safetensors"]
-    outputs += [f"{folder}/oof.parquet"] if len(held) else []
+    method = member.tools.methods[member.recipe.method]
+    inputs |= method.inputs(member, fold)
+    outputs = [f"{folder}/oof.parquet"] if len(held) else []
     outputs += [f"{folder}/test.parquet"] if len(member.test_rows) else []
 
     def work() -> None:
-        from_first(lambda: _clear_unless_resumable(member.folder(fold), digest_value(inputs)))
-        METHODS[member.recipe.method](member, fold, train, held)
+        member.tools.from_first(lambda: _clear_unless_resumable(member.folder(fold), digest_value(inputs)))
+        method.fit(member, fold, train, held)
+        outputs.extend(_networks(member, fold))
 
     member.run.stage(folder, inputs, outputs, work)
 
 
-def features(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> None:
-    """Fit a linear head on features that the frozen backbone computed once for all folds."""
-    if not is_first():  # of several processes one does it: there are no gradients to share
-        return
-    recipe, manifest = member.recipe, member.manifest
-    # One backbone for all folds, a random one too: the features were computed by it.
-    model = make_model(recipe.model, len(manifest.classes), member.preprocess.size, member.seed(0))
-    computed = features_of(member, model)
-    lesson = make_training_labels(LabelRequest(member, fold, train, features=lambda rows: computed[rows].mean(1)))
-    group = manifest.table["group"].to_numpy()
-    alone = np.where(group == "", [f"\0{i}" for i in range(len(group))], group).astype(str)
-    groups = np.unique(alone[lesson.rows], return_inverse=True)[1]
-    sampling = with_class_numbers(recipe.sampling, manifest.classes)
-    weights = lesson.weights * expected_repeats(sampling, lesson.labels, member.seed(fold))
-    say(f"{member.what(fold)}: fitting the head on {len(lesson.rows)} photographs")
-    strengths, seed = recipe.features.c, member.seed(fold)
-    weight, bias = fit_head(
-        computed[lesson.rows], lesson.labels, len(manifest.classes), weights, groups, strengths, seed
-    )
-    with torch.no_grad():
-        model.head.weight.copy_(torch.from_numpy(weight))
-        model.head.bias.copy_(torch.from_numpy(bias))
-    about = {"recipe": recipe.name, "member": member.name, "fold": fold, "precision": "fp32"}
-    save_network(member, member.folder(fold), model, about)
-    for rows, name in ((held, "oof"), (member.test_rows, "test")):
-        if len(rows):
-            logits = merge_views(computed[rows] @ weight.T + bias, recipe.tta)
-            as_predictions(member, rows, logits, fold, computed[rows].mean(1)).save(
-                member.folder(fold) / f"{name}.parquet"
-            )
-
-
-def features_of(member: Member, model: Classifier) -> np.ndarray:
-    """Features (N, V, D) of all photographs, from the run folder where they were computed before."""
-    recipe = member.recipe
-    backbone = recipe.model.model_dump(
-        mode="json", include={"backbone", "pretrained", "pooling", "taps", "power"}
-    )
-    views = [view.model_dump(mode="json", exclude={"weight"}) for view in recipe.tta]
-    size = member.preprocess.to_json()
-    drawn = None if recipe.model.pretrained else member.seed(0)
-    name = digest_value([backbone, drawn, views, size, _digest_photographs(member.manifest)])[:16]
-    folder = member.run / f"features/{name}"
-    runtime = recipe.features.runtime
-    if runtime == "auto":
-        runtime = "onnx" if member.device.type == "cpu" else "torch"
-    runner: Runner = _Later(
-        lambda: (
-            OnnxRunner(model, member.preprocess, folder / "backbone.onnx")
-            if runtime == "onnx"
-            else TorchRunner(model, member.preprocess, member.device)
-        )
-    )
-    return make_features(folder, runner, member.photos, member.preprocess, recipe.tta, recipe.features.batch)
-
-
-class _Later:
-    """A runner that is made when it is first used: not at all where every feature is already there."""
-
-    def __init__(self, make: Any) -> None:
-        self.make, self.runner = make, None
-
-    def __call__(self, photos: np.ndarray) -> dict[str, np.ndarray]:
-        if self.runner is None:
-            self.runner = self.make()
-        return self.runner(photos)  # type: ignore[misc]
+def _networks(member: Member, fold: int) -> list[str]:
+    """The files of the fold's network, relative to the run folder."""
+    found = [member.folder(fold) / name for name in (NETWORK, HEAD, TORCH_NETWORK)]
+    return [path.relative_to(member.run.path).as_posix() for path in (*found, member.backbone) if path.is_file()]
 
 
 def collect(member: Member, folds: list[int]) -> None:
@@ -239,14 +166,7 @@ def _clear_unless_resumable(folder: Path, digest: str) -> None:
     write_atomic(mark, digest)
 
 
-def _digest_photographs(manifest: Manifest) -> str:
-    return digest_value(manifest.table[["image_id", "sha256"]].to_numpy().tolist())
-
-
 def _digest_rows(manifest: Manifest) -> str:
     columns = ["image_id", "sha256", "label", "split", "fold", "group", "weight"]
     soft = None if manifest.soft_labels is None else manifest.soft_labels.tolist()
     return digest_value([manifest.table[columns].to_numpy().tolist(), list(manifest.classes), soft])
-
-
-METHODS = {"finetune": finetune, "features": features}

@@ -6,19 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from manihot.audit.sources import TRAIN_ONLY, narrow
-from manihot.infer.predict import PhotoFiles, Photos, UnresizedFiles
-from manihot.infer.runners import choose_device
+from manihot.infer.forward import PhotoFiles, Photos, UnresizedFiles
+from manihot.members.toolbox import Toolbox
+from manihot.networks.runner import Runner
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.store import make_store
 from manihot.records.manifest import Manifest
-from manihot.records.run_folder import RunFolder
+from manihot.records.run_folder import BACKBONE, REFITTED, WHOLE, RunFolder
 from manihot.settings import Photo, Recipe
-from manihot.train.distributed import first_alone
-from manihot.train.networks.backbones import make_preprocess
-from manihot.train.networks.checkpoint import REFITTED, WHOLE
 
 Triple = tuple[float, float, float]
 
@@ -35,8 +32,8 @@ class Member:
     manifest: Manifest
     preprocess: Preprocess
     photos: Photos
-    device: torch.device
     run: RunFolder
+    tools: Toolbox
     stage: int = 0  # number of the stage of training
 
     @property
@@ -107,28 +104,37 @@ class Member:
         """Where the fold's files lie."""
         return self.run / f"members/{self.name}" / (REFITTED if fold == WHOLE else f"fold{fold}")
 
+    @property
+    def backbone(self) -> Path:
+        """Where its frozen network lies, as ONNX."""
+        return self.run / f"members/{self.name}" / BACKBONE
+
+    def open_backbone(self) -> Runner:
+        """Its pretrained network, which gives embeddings; the same one for all folds, a random one too."""
+        return self.tools.open_backbone(self.recipe.model, self.preprocess, self.seed(0), self.backbone)
+
     def seed(self, fold: int) -> int:
         """The seed of everything random in a fold."""
         return self.recipe.seed * 1000 + 100 * self.stage + (SEED_OF_WHOLE if fold == WHOLE else fold)
 
 
 def make_member(
-    run: RunFolder, name: str, own: Recipe, manifest: Manifest, device: str = "auto", workers: int = 2
+    run: RunFolder, name: str, own: Recipe, manifest: Manifest, tools: Toolbox, workers: int = 2
 ) -> Member:
     """A member with its photographs, stored or not, ready to be trained; it predicts as its last stage sees."""
     photo = own.stage_recipes()[-1].photo
     size = input_size(photo, manifest)
-    preprocess = make_preprocess(own.model, size, photo.fit)
+    preprocess = tools.make_preprocess(own.model, size, photo.fit)
     stored = (round(size[0] * photo.store_scale), round(size[1] * photo.store_scale))
     preprocess = Preprocess(size, preprocess.fit, preprocess.mean, preprocess.std, stored)
     photos: Photos = PhotoFiles(manifest.paths, preprocess)
     if photo.store == "disk":
         store = run / f"store/{stored[0]}x{stored[1]}-{photo.fit}.npy"
-        photos = first_alone(lambda: make_store(store, manifest, preprocess.for_store, workers))
+        photos = tools.first_alone(lambda: make_store(store, manifest, preprocess.for_store, workers))
     if photo.normalise == "measured":
         mean, std = measure_normalisation(photos, manifest)
         preprocess = replace(preprocess, mean=mean, std=std)
-    return Member(name, own, manifest, preprocess, photos, choose_device(device), run)
+    return Member(name, own, manifest, preprocess, photos, run, tools)
 
 
 def measure_normalisation(photos: Photos, manifest: Manifest) -> tuple[Triple, Triple]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from manihot.errors import DataError
-from manihot.infer.runners import TorchRunner
+from manihot.infer.models import network_of, open_network
 from manihot.members.crossval import collect
 from manihot.members.member import Member
+from manihot.members.outputs import predict_fold
 from manihot.records.files import digest_file
-from manihot.train.finetune import NETWORK, predict_fold
-from manihot.train.networks.checkpoint import load_network
 
 
 def look_again(member: Member, of: str, folds: Sequence[int]) -> None:
@@ -28,9 +27,10 @@ def look_again(member: Member, of: str, folds: Sequence[int]) -> None:
 
 
 def _one_fold(member: Member, of: str, fold: int) -> None:
-    network = member.run / f"members/{of}/fold{fold}" / NETWORK
-    if not network.is_file():
-        raise DataError(f"{member.name}: {of!r} has no network of fold {fold}", f"train {of} first: {network}")
+    place = member.run / f"members/{of}/fold{fold}"
+    network = network_of(place)
+    if network is None:
+        raise DataError(f"{member.name}: {of!r} has no network of fold {fold}", f"train {of} first: {place}")
     _, held = member.rows(fold)
     folder = f"members/{member.name}/fold{fold}"
     wanted = {"oof": held, "test": member.test_rows}
@@ -43,8 +43,6 @@ def _one_fold(member: Member, of: str, fold: int) -> None:
     }
 
     def work() -> None:
-        trained = load_network(network)
-        precision = str(trained.about["precision"])
-        predict_fold(member, fold, held, TorchRunner(trained.networks[0], member.preprocess, member.device, precision))
+        predict_fold(member, fold, held, open_network(network, member.tools.device, member.tools.opener))
 
     member.run.stage(folder, inputs, outputs, work)

@@ -26,16 +26,18 @@ from manihot.audit.label_errors import cleanlab_filter
 from manihot.audit.label_posterior import trust_labels
 from manihot.audit.tables import read_table
 from manihot.errors import DataError, SettingsError
-from manihot.infer.predict import PhotoFiles, Photos, UnknownOutput, forward_views, merge_views
-from manihot.infer.runners import TorchRunner
+from manihot.infer.forward import PhotoFiles, Photos, UnknownOutput, forward_views, merge_views
+from manihot.infer.models import load_model, network_of, open_network, read_card
 from manihot.members.member import Member
+from manihot.networks.runner import Runner
+from manihot.photos.preprocess import Preprocess
 from manihot.photos.store import PhotoStore
 from manihot.progress import say
 from manihot.records.groups import group_numbers
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.records.run_folder import WHOLE
 from manihot.settings import Choice, Recipe, View, suggest
-from manihot.train.networks.checkpoint import WHOLE, TrainedModel, load_model, load_network
 
 ACTIONS = ("drop", "relabel", "soft")
 RULES = ("confident", "cleanlab")
@@ -64,8 +66,16 @@ class TrainingLabels:
 
 
 @dataclass(frozen=True)
+class StageBefore:
+    """The network of the stage before, ready to be fed, and how photographs become its input."""
+
+    runner: Runner
+    preprocess: Preprocess
+
+
+@dataclass(frozen=True)
 class LabelRequest:
-    """Who asks for labels: a member or stage, its fold, the rows it may train on, the model of the stage before.
+    """Who asks for labels: a member or stage, its fold, the rows it may train on, the network of the stage before.
 
     features: rows (n,) of the manifest to their features (n, D), where these were computed already.
     """
@@ -73,7 +83,7 @@ class LabelRequest:
     member: Member
     fold: int
     train: np.ndarray
-    before: TrainedModel | None = None
+    before: StageBefore | None = None
     features: Callable[[np.ndarray], np.ndarray] | None = None
 
 
@@ -221,17 +231,12 @@ def checked(asked: LabelRequest) -> TrainingLabels:
 
 def _features(asked: LabelRequest, rows: np.ndarray, what: str) -> np.ndarray:
     """Pooled features (n, D) by the network of the stage before, or by the pretrained one."""
-    from manihot.train.networks.backbones import make_model
-
-    member = asked.member
-    if asked.before is not None:
-        network, preprocess, photos = asked.before.networks[0], asked.before.preprocess, _stored(asked, asked.before)
-    else:
-        classes = len(member.manifest.classes)
-        network = make_model(member.recipe.model, classes, member.preprocess.size, member.seed(0))
-        preprocess, photos = member.preprocess, member.photos
-    runner, views = TorchRunner(network, preprocess, member.device), (View(),)
-    return forward_views([runner], photos, rows, preprocess, views, want="embeddings", what=what)[:, 0]
+    member, before = asked.member, asked.before
+    if before is None:
+        before = StageBefore(member.open_backbone(), member.preprocess)
+    photos, views = _stored(asked, before.preprocess), (View(),)
+    seen = forward_views([before.runner], photos, rows, before.preprocess, views, want="embeddings", what=what)
+    return seen[:, 0]
 
 
 def _ask(asked: LabelRequest, rows: np.ndarray, by: str, what: str = "pseudo-labels") -> np.ndarray:
@@ -239,34 +244,37 @@ def _ask(asked: LabelRequest, rows: np.ndarray, by: str, what: str = "pseudo-lab
 
     Of a network with the output `unknown` they sum to less than 1: the rest says that it is none of the classes.
     """
-    member, what = asked.member, f"{asked.member.what(asked.fold)}: {what}"
+    what = f"{asked.member.what(asked.fold)}: {what}"
     if by:
-        path = member.run / f"members/{by}/fold{asked.fold}/best.safetensors"
-        if asked.fold == WHOLE:  # nothing is held out, so all that `by` has learned may be asked
-            model = load_model(member.run / f"members/{by}")[0]
-        elif not path.is_file():
-            raise DataError(
-                f"labels: member {by!r} has no network of fold {asked.fold}", f"train {by} first: {path}"
-            )
-        else:
-            model = load_network(path)
-        views = model.views
+        runners, preprocess, views = _others(asked, by)
     else:
         assert asked.before is not None, "check_labels lets no first stage ask for it"
-        model, views = asked.before, (View(),)
-    runners = [TorchRunner(network, model.preprocess, member.device) for network in model.networks]
+        runners, preprocess, views = [asked.before.runner], asked.before.preprocess, (View(),)
     told = UnknownOutput(len(rows), views)
-    seen = forward_views(runners, _stored(asked, model), rows, model.preprocess, views, what=what, also=told)
+    seen = forward_views(runners, _stored(asked, preprocess), rows, preprocess, views, what=what, also=told)
     probs = softmax(merge_views(seen, views).astype(np.float64), axis=1)
     return probs if told.probability is None else probs * (1 - told.probability)[:, None]
 
 
-def _stored(asked: LabelRequest, model: TrainedModel) -> Photos:
-    """The photographs as another model sees them, whose size may be another one's than the stage's."""
-    stored = model.preprocess.stored or model.preprocess.size
-    path = asked.member.run / f"store/{stored[0]}x{stored[1]}-{model.preprocess.fit}.npy"
+def _others(asked: LabelRequest, by: str) -> tuple[list[Runner], Preprocess, tuple[View, ...]]:
+    """Member `by`'s network of the same fold, its input and its views; all of them where nothing is held out."""
+    folder, tools = asked.member.run / f"members/{by}", asked.member.tools
+    if asked.fold == WHOLE:
+        model = load_model(folder)[0]
+        return model.open(tools.device, tools.opener), model.preprocess, model.views
+    path = network_of(folder / f"fold{asked.fold}")
+    if path is None:
+        raise DataError(f"labels: member {by!r} has no network of fold {asked.fold}", f"train {by} first: {folder}")
+    card = read_card(path)
+    return [open_network(path, tools.device, tools.opener)], card.preprocess, card.views
+
+
+def _stored(asked: LabelRequest, preprocess: Preprocess) -> Photos:
+    """The photographs as another network sees them, whose size may be another one's than the stage's."""
+    stored = preprocess.stored or preprocess.size
+    path = asked.member.run / f"store/{stored[0]}x{stored[1]}-{preprocess.fit}.npy"
     if asked.member.recipe.photo.store == "none" or not path.is_file():  # the other may have had no store
-        return PhotoFiles(asked.member.manifest.paths, model.preprocess)
+        return PhotoFiles(asked.member.manifest.paths, preprocess)
     return PhotoStore.open(path)
 
 

@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 
 GREY = 128  # of what 'pad' adds
+FITS = ("squash", "crop", "pad")
+LARGEST = 1 << 14  # pixels of an edge of a network's input; more is a damaged file
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,12 @@ class Preprocess:
     def for_store(self) -> Preprocess:
         """The first step: any photograph to the stored size."""
         return replace(self, size=self.stored or self.size, stored=None)
+
+    def check(self) -> None:
+        """ValueError for sizes, a fit or a normalisation that can't be."""
+        edges = (*self.size, *(self.stored or ()))
+        if self.fit not in FITS or not all(1 <= edge <= LARGEST for edge in edges) or not all(s > 0 for s in self.std):
+            raise ValueError(f"{self} can't be")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a model's metadata."""

@@ -10,24 +10,23 @@ from pathlib import Path
 import numpy as np
 
 from manihot.audit.evidence import EMBEDDINGS, save_embeddings
-from manihot.members.crossval import features_of
 from manihot.members.member import make_member
+from manihot.members.toolbox import Toolbox
 from manihot.progress import say
+from manihot.quick.fold import features_of
 from manihot.records.files import digest_value
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import RunFolder
-from manihot.settings import Features, Model, Photo, Recipe, View
-from manihot.train.networks.backbones import make_model
+from manihot.settings import Model, Photo, Recipe, View
 
-WORTH_AN_EXPORT = 500  # photographs from which onnxruntime saves more than its start costs
 LOOK = Recipe(  # as the recipe `quick` looks, but once, smaller, and straight from the files
     name="audit", method="features", photo=Photo(area=224 * 224, store_scale=1.0, store="none"),
     model=Model(pooling="avgmax", taps=(2, 3), power=True, dropout=0.0), tta=(View(),),
 )  # fmt: skip
 
 
-def embed_for_audit(run: RunFolder, manifest: Manifest, oof: Path, device: str = "auto") -> Path | None:
+def embed_for_audit(run: RunFolder, manifest: Manifest, oof: Path) -> Path | None:
     """RUN/audit/embeddings.parquet of the photographs predicted in `oof`; None where the predictions hold their own.
 
     A stage that is done once; a stopped one goes on after the last 256 photographs (RUN/features).
@@ -43,11 +42,8 @@ def embed_for_audit(run: RunFolder, manifest: Manifest, oof: Path, device: str =
             f"Embeddings for the audit: a frozen network looks at {len(few)} photographs once, for their neighbours "
             "and outliers (audit.embeddings=false leaves it out)"
         )
-        runtime = Features() if len(few) >= WORTH_AN_EXPORT else Features(runtime="torch")
-        look = LOOK.model_copy(update={"features": runtime})
-        member = make_member(run, "audit", look, few, device)
-        model = make_model(LOOK.model, len(few.classes), member.preprocess.size, member.seed(0))
-        save_embeddings(run / EMBEDDINGS, few.image_id, features_of(member, model)[:, 0])
+        member = make_member(run, "audit", LOOK, few, Toolbox())
+        save_embeddings(run / EMBEDDINGS, few.image_id, features_of(member)[1][:, 0])
 
     run.stage("audit embeddings", inputs, [EMBEDDINGS], work)
     return run / EMBEDDINGS

@@ -16,8 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 
-from manihot.infer.predict import Photos, forward_views
-from manihot.infer.runners import Runner
+from manihot.infer.forward import Photos, forward_views
+from manihot.networks.runner import Runner
 from manihot.photos.preprocess import Preprocess
 from manihot.progress import say
 from manihot.records.files import atomic_path

@@ -27,9 +27,9 @@ from manihot.report import pictures
 from manihot.report.words import count_of, percent
 
 if TYPE_CHECKING:
-    from manihot.infer.explain import Explanation
+    from manihot.infer.explain import Explanation, OpenExplainer
+    from manihot.infer.models import TrainedModel
     from manihot.report.material import Material
-    from manihot.train.networks.checkpoint import TrainedModel
 
 EDGE = 420  # pixels of a picture's longer edge on the page
 QUALITY = 82
@@ -64,18 +64,19 @@ LIMITS = (
 
 
 def explain(
-    model: Path, photos: Sequence[Path], out: Path, *, every_fold: bool = False, device: str = "auto", top: int = 2
-) -> Path:
+    model: Path, photos: Sequence[Path], out: Path, *, every_fold: bool = False, device: str = "cpu", top: int = 2,
+    other: OpenExplainer | None = None,
+) -> Path:  # fmt: skip
     """Write a page of photographs with heat maps for the `top` most probable classes; returns the page's path.
 
-    model: a run folder, RUN/members/NAME or a .safetensors; of a run its first member is explained. photos:
+    model: a run folder, RUN/members/NAME or a network's file; of a run its first member is explained. photos:
     files, or folders of them. out: a folder for explain.html and one PNG a map, or a .html file alone. every_fold:
-    the mean over a member's folds; the first otherwise. Photographs that can't be read are named on the page.
+    the mean over a member's folds; the first otherwise. other: opens networks that need torch. Photographs that can't
+    be read are named on the page.
     Raises DataError where none can be read, WeightsError, SettingsError.
     """
-    from manihot.infer.explain import explain_photos
-    from manihot.infer.runners import choose_device
-    from manihot.train.networks.checkpoint import load_model
+    from manihot.infer.explain import explain_photos, open_explainer
+    from manihot.infer.models import load_model
 
     out, found = Path(out), find_photos(photos)
     shown, faults = _read(found)
@@ -88,7 +89,8 @@ def explain(
             "RUN/members/NAME for another.")  # fmt: skip
     as_page = out.suffix.lower() == ".html"
     files, cards = list(shown), []
-    results = explain_photos(one, files, top=top, every_fold=every_fold, edge=EDGE, device=choose_device(device))
+    asked = one.files if every_fold else one.files[:1]
+    results = explain_photos([open_explainer(f, device, other) for f in asked], one.card, files, top=top, edge=EDGE)
     for number, (path, result) in enumerate(zip(files, results, strict=True)):
         drawn = _overlays(shown[path], result)
         cards.append(_card(path, shown[path], result, drawn, one.classes, out.parent if as_page else out))
@@ -197,7 +199,7 @@ def _file_name(number: int, path: Path, answer: str, method: str) -> str:
 def _about(model: TrainedModel, every_fold: bool, method: str) -> dict[str, Any]:
     """What the page says of the model and the method."""
     kinds = method.split(" and ")
-    taps, views, folds = model.networks[0].taps, len(model.views), len(model.networks)
+    taps, views, folds = model.card.model.taps, len(model.views), len(model.files)
     said = [MEANINGS[kind] for kind in kinds]
     if taps and "grad_cam" in kinds:
         said.append(
@@ -227,7 +229,9 @@ def _page() -> Template:
 # Heat maps of the report
 
 
-def explain_mistakes(material: Material, cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def explain_mistakes(
+    material: Material, cards: Sequence[dict[str, Any]], other: OpenExplainer | None = None
+) -> dict[str, Any]:
     """Heat maps for the first of a report's mistakes, for the class that the model answered.
 
     Each photograph is explained by the network that had not seen it. Returns 'pictures', image id -> data URI,
@@ -243,7 +247,7 @@ def explain_mistakes(material: Material, cards: Sequence[dict[str, Any]]) -> dic
     path_of = dict(zip(material.manifest.image_id, material.manifest.paths, strict=True))
     asked = [card for card in cards if path_of.get(card["id"]) is not None and path_of[card["id"]].is_file()]
     try:
-        return _explain_cards(files, asked[:MISTAKES], fold_of, path_of, made.classes)
+        return _explain_cards(files, asked[:MISTAKES], fold_of, path_of, made.classes, other)
     except Exception as error:  # whatever a network of another make raises, a report is written
         what = error.what if isinstance(error, ManihotError) else f"{type(error).__name__}: {error}"
         material.missing.append(f"heat maps: not drawn ({what})".replace(str(material.run), ""))
@@ -252,28 +256,23 @@ def explain_mistakes(material: Material, cards: Sequence[dict[str, Any]]) -> dic
 
 def _networks(material: Material) -> dict[int, Path]:
     """The networks of the member that the report speaks of, by fold; of an ensemble its first member's."""
+    from manihot.infer.models import networks_by_fold
+
     members = [material.name] if material.name != "ensemble" else list(material.members)
-    for name in members:
-        files = sorted(material.run.glob(f"members/{name}/fold*/best.safetensors"))
-        known = {path.parent.name.removeprefix("fold"): path for path in files}
-        if known:
-            return {int(fold): path for fold, path in known.items() if fold.isdigit()}
-    return {}
+    return next((found for name in members if (found := networks_by_fold(material.run / f"members/{name}"))), {})
 
 
 def _explain_cards(
     files: dict[int, Path], cards: Sequence[dict[str, Any]], fold_of: dict[str, int], path_of: dict[str, Path],
-    classes: tuple[str, ...],
+    classes: tuple[str, ...], other: OpenExplainer | None,
 ) -> dict[str, Any]:  # fmt: skip
-    import torch
-
-    from manihot.infer.explain import count_flops, explain_photos
-    from manihot.train.networks.checkpoint import load_network
+    from manihot.infer.explain import explain_photos, open_explainer
+    from manihot.infer.models import read_card
 
     shown: dict[str, np.ndarray] = {}
     by_file: dict[Path, list[dict[str, Any]]] = {}
-    first = load_network(files[min(files)])
-    allowed = max(2, int(FLOPS // max(1, count_flops(first.networks[0], first.preprocess.size))))
+    first = open_explainer(files[min(files)], "cpu", other)
+    allowed = max(2, int(FLOPS // max(1, first.flops)))
     for card in cards[:allowed]:
         fold = fold_of.get(card["id"], -1)
         file = files[min(files)] if fold < 0 else files.get(fold)
@@ -286,14 +285,13 @@ def _explain_cards(
     drawn: dict[str, str] = {}
     method, started = "", time.monotonic()
     for file, own in by_file.items():
-        network = load_network(file)
-        if network.classes != classes:
+        about = read_card(file)
+        if about.classes != classes:
             raise DataError(f"{file}: its classes are not those of the predictions")
         answers = np.array([[classes.index(card["predicted"])] for card in own])
         paths = [path_of[card["id"]] for card in own]
-        found = explain_photos(
-            network, paths, answers, every_view=False, edge=2 * pictures.EDGE, device=torch.device("cpu")
-        )
+        explainer = open_explainer(file, "cpu", other)
+        found = explain_photos([explainer], about, paths, answers, every_view=False, edge=2 * pictures.EDGE)
         for card, result in zip(own, found, strict=True):
             picture = overlay(shown[card["id"]], result.maps[0], result.seen)
             drawn[card["id"]], method = pictures.jpeg_uri(pictures.make_thumbnail(picture)), result.method

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,9 @@ from manihot.report.compare import SCORES, duration, stage_seconds
 from manihot.report.explain import explain_mistakes
 from manihot.report.material import Material, gather
 from manihot.report.words import blend_words, count_of, headline, interval_text, judgement, number, percent
+
+if TYPE_CHECKING:
+    from manihot.infer.explain import OpenExplainer
 
 SAMPLES = 48  # thumbnails of samples in all, and at most
 SAMPLES_A_CLASS = 6
@@ -47,14 +50,14 @@ SCORE_NAMES = {
 }
 
 
-def make_report(run: Path) -> Path:
-    """Write RUN/report.html and return its path.
+def make_report(run: Path, other: OpenExplainer | None = None) -> Path:
+    """Write RUN/report.html and return its path. other: explains networks that need torch.
 
     Reads what the run folder holds (see DESIGN) and names what it lacks; only a folder without any trace of a
     run is a RunFolderError. The same run folder gives the same bytes.
     """
     run = Path(run)
-    write_atomic(run / "report.html", _page().render(**contents(gather(run))))
+    write_atomic(run / "report.html", _page().render(**contents(gather(run), other)))
     return run / "report.html"
 
 
@@ -66,7 +69,7 @@ def _page() -> Template:
     return jinja.from_string((resources.files(__package__) / "report.html.j2").read_text(encoding="utf-8"))
 
 
-def contents(material: Material) -> dict[str, Any]:
+def contents(material: Material, other: OpenExplainer | None = None) -> dict[str, Any]:
     """Everything the template shows, as plain values."""
     thumbs = pictures.Thumbnails(material.manifest, material.run)
     samples = _samples(material)
@@ -92,7 +95,7 @@ def contents(material: Material) -> dict[str, Any]:
         "confusion": _confusion(found),
         "trust": _trust(material, found),
         "mistakes": mistakes,
-        "heat": explain_mistakes(material, mistakes),
+        "heat": explain_mistakes(material, mistakes, other),
         "doubtful": doubtful,
         "about": _about(material),
         "audit": (material.run / "audit.html").is_file(),

@@ -17,6 +17,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined, Template
 
 from manihot.errors import DataError
+from manihot.infer.models import Engine
 from manihot.infer.reference import (
     Fitted,
     describe_sizes,
@@ -71,20 +72,18 @@ ADVICE = {
 
 
 def watch(
-    model: Path, photos: Path | Sequence[Path], out: Path, *, device: str = "auto", batch: int = 32, seed: int = 0,
+    model: Path, photos: Path | Sequence[Path], out: Path, *, engine: Engine | None = None, seed: int = 0,
     most: int = MOST, workers: int = 2, columns: TableOptions = EVERYTHING_GUESSED,
 ) -> DriftReport:  # fmt: skip
     """Compare new photographs with what a model was fitted on; writes OUT/WATCH.html, watch.json and new.parquet.
 
-    model: a run folder, RUN/members/NAME or one of its .safetensors. photos, columns: see `manihot.scan`; a
+    model: a run folder, RUN/members/NAME or a network's file. photos, columns: see `manihot.scan`; a
     manifest.parquet is taken as it is. most: new photographs looked at, drawn with `seed` where there are more; once
     each, in the model's first view, as the reference is.
     `exit_code` of the result is 0 where nothing moved, 10 where something has, 11 where too few photographs are
     new to tell. Raises DataError where the model's run folder is not around it.
     """
-    from manihot.infer.runners import choose_device
-
-    fitted = find_fitted(Path(model))
+    fitted, engine = find_fitted(Path(model)), engine or Engine()
     new, left_out = read_photos(photos, columns, workers=workers, extract=Path(out), tables=False)
     if not len(new):
         raise DataError(f"{photos}: no new photograph can be read", "name a folder with photographs")
@@ -92,9 +91,8 @@ def watch(
     if found > most:
         say(f"{most} of {count_of(found)} are looked at")
         new = new.take(np.sort(np.random.default_rng(seed).permutation(found)[:most]))
-    where = choose_device(device)
-    fitted, why = with_reference(fitted, where, batch, seed)
-    made = judge_new(fitted, new, where, batch, seed)
+    fitted, why = with_reference(fitted, engine, seed)
+    made = judge_new(fitted, new, engine, seed)
     if fitted.oof.embeddings is None:
         made = _without_embeddings(made)
     detector = None

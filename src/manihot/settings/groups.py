@@ -149,9 +149,6 @@ class Features(Group):
         default=(0.001, 0.003, 0.01, 0.03), description="inverse strengths tried within the training part"
     )
     batch: int = Field(default=32, ge=1)
-    runtime: Literal["auto", "torch", "onnx"] = Field(
-        default="auto", description="`auto`: onnxruntime on a CPU, torch on a GPU"
-    )
 
 
 class View(Group):

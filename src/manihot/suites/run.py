@@ -16,7 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from manihot.engines import describe, make_toolbox
 from manihot.errors import DataError, ManihotError, RunFolderError
+from manihot.members.crossval import collect, in_order, train_fold
+from manihot.members.member import make_member
+from manihot.members.other_views import look_again
+from manihot.members.toolbox import Toolbox
 from manihot.pipeline import check_settings, prepare
 from manihot.progress import say
 from manihot.records.files import atomic_path, digest_file, digest_value, save_json
@@ -58,11 +63,10 @@ def run_suite(
             if _needs_all_folds(suite, arm, manifest, folds):
                 skipped[arm] = "needs out-of-fold answers for all photographs (hold out every fold, not folds.only)"
         chosen = [arm for arm in chosen if arm not in skipped]
-        from manihot.infer.runners import choose_device, describe_device
-
-        folder.update_record(suite=suite.name, device=describe_device(choose_device(device)))
+        tools = make_toolbox(suite.recipe, device)
+        folder.update_record(suite=suite.name, device=describe(tools))
         digests = {arm: arm_digest(suite, arm, folder) for arm in suite.arms}
-        failed = _train(folder, suite, chosen, manifest, folds, digests, (device, workers), skipped)
+        failed = _train(folder, suite, chosen, manifest, folds, digests, (tools, workers), skipped)
         table = write_results(folder, suite, digests, {**skipped, **failed}, failed)
         folder.update_record(finished=time.time())
     return table
@@ -70,11 +74,9 @@ def run_suite(
 
 def _train(
     folder: RunFolder, suite: Suite, chosen: list[str], manifest: Manifest, folds: list[int], digests: dict[str, str],
-    how: tuple[str, int], skipped: dict[str, str],
+    how: tuple[Toolbox, int], skipped: dict[str, str],
 ) -> dict[str, str]:  # fmt: skip
     """Train the arms one after another, tables after each; why some could not be."""
-    from manihot.members.crossval import in_order
-
     recipes = suite.recipe.member_recipes()
     trained = [arm for arm in chosen if not suite.arms[arm].of]
     looks = [arm for arm in chosen if suite.arms[arm].of]
@@ -102,16 +104,12 @@ def _train(
 
 
 def train_arm(
-    folder: RunFolder, suite: Suite, arm: str, recipe: Recipe, manifest: Manifest, folds: list[int], device: str,
+    folder: RunFolder, suite: Suite, arm: str, recipe: Recipe, manifest: Manifest, folds: list[int], tools: Toolbox,
     workers: int,
 ) -> None:  # fmt: skip
     """One arm on every fold, each a stage that is done once; an arm with `of` only looks again."""
-    from manihot.members.crossval import collect, train_fold
-    from manihot.members.member import make_member
-    from manihot.members.other_views import look_again
-
     folds_alone = recipe.model_copy(update={"refit": False})
-    member = make_member(folder, arm, folds_alone, manifest, device, workers)
+    member = make_member(folder, arm, folds_alone, manifest, tools, workers)
     if suite.arms[arm].of:
         look_again(member, suite.arms[arm].of, folds)
         return

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from manihot.augment.augmenter import Augmenter
 from manihot.errors import DataError
-from manihot.infer.predict import Photos
+from manihot.infer.forward import Photos
 from manihot.photos.preprocess import resize
 from manihot.progress import say, track
 from manihot.records.files import atomic_path, write_atomic

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from manihot import progress
 from manihot.errors import ManihotError, SettingsError
-from manihot.infer.runners import choose_device
 from manihot.records.run_folder import RunFolder
+from manihot.train.runners import choose_device
 
 T = TypeVar("T")
 BUCKET = 1 << 23  # numbers that are sent at once: 32 MB of float32

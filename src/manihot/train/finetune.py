@@ -17,22 +17,28 @@ import torch
 from scipy.special import softmax
 
 from manihot import metrics
-from manihot.infer.predict import UnknownOutput, forward_views, merge_views
-from manihot.infer.runners import TorchRunner
+from manihot.infer.forward import forward_views, merge_views
 from manihot.members.member import Member, make_member
-from manihot.members.training_labels import LabelRequest, make_training_labels
+from manihot.members.outputs import make_card, predict_fold
+from manihot.members.toolbox import Method
+from manihot.members.training_labels import LabelRequest, StageBefore, make_training_labels
+from manihot.networks.card import ModelCard
 from manihot.progress import say
 from manihot.records.files import write_atomic
-from manihot.records.predictions import Predictions
+from manihot.records.run_folder import NETWORK, TORCH_NETWORK, WHOLE
 from manihot.settings import Recipe, View
 from manihot.train.distributed import by_parts, from_first, is_first
+from manihot.train.export import export_network
 from manihot.train.loop import fit
 from manihot.train.margins import join_margins
-from manihot.train.networks.checkpoint import WHOLE, TrainedModel, load_network, save_model
+from manihot.train.networks.checkpoint import load_network, save_network
+from manihot.train.networks.heads import Classifier
+from manihot.train.runners import TorchRunner, choose_device
 from manihot.train.steps import make_step
 from manihot.train.training import make_training
 
-NETWORK = "best.safetensors"
+Trained = tuple[Classifier, ModelCard]
+
 DONE = "done"  # a stage's mark that its network is the one to keep: `keep: best` writes networks on the way
 
 
@@ -41,7 +47,7 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
     stages, folder = stages_of(member), member.folder(fold)
     epochs = kept_epochs(member) if fold == WHOLE else [stage.recipe.train.epochs for stage in stages]
     places = [folder] if len(stages) == 1 else [folder / f"stage{number}" for number in range(1, len(stages) + 1)]
-    before: TrainedModel | None = None
+    before: Trained | None = None
     for number, (stage, place) in enumerate(zip(stages, places), 1):
         what = member.what(fold) + (f", stage {number} of {len(stages)}" if len(stages) > 1 else "")
         if len(stages) > 1 and (place / DONE).is_file():
@@ -51,16 +57,19 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
             train_stage(stage, fold, rows, held, place, before, what, epochs[number - 1])
             if len(stages) > 1:
                 from_first(partial(write_atomic, place / DONE, ""))
-        before = load_network(place / NETWORK)
+        before = load_network(place / TORCH_NETWORK)
     if len(stages) > 1 and is_first():
         write_atomic(folder / "history.jsonl", "".join(_joined_history(places)))
         join_margins(folder, places, [len(_history(place)) for place in places])
     assert before is not None
-    precision = str(before.about["precision"])
-    about = {"recipe": member.recipe.name, "member": member.name, "fold": fold, "precision": precision}
-    if len(stages) > 1 and is_first():
-        save_network(member, folder, before.networks[0], about)
-    predict_fold(member, fold, held, TorchRunner(before.networks[0], member.preprocess, member.device, precision))
+    network, card = before
+    device, precision = choose_device(member.tools.device), str(card.about["precision"])
+    if is_first():
+        card = make_card(member, fold, precision=precision)
+        rows = held if len(held) else train
+        why = export_network(folder / NETWORK, network, card, member.photos, rows)
+        save_network(folder / TORCH_NETWORK, network, replace(card, about={**card.about, "not_onnx": why}))
+    predict_fold(member, fold, held, TorchRunner(network, member.preprocess, device, precision), by_parts)
 
 
 def stages_of(member: Member) -> list[Member]:
@@ -68,7 +77,7 @@ def stages_of(member: Member) -> list[Member]:
     recipes = member.recipe.stage_recipes()
     if len(recipes) == 1:
         return [replace(member, recipe=recipes[0])]
-    made = [make_member(member.run, member.name, one, member.manifest, str(member.device)) for one in recipes]
+    made = [make_member(member.run, member.name, one, member.manifest, member.tools) for one in recipes]
     return [replace(stage, stage=number) for number, stage in enumerate(made)]
 
 
@@ -104,19 +113,22 @@ def _epochs_of(rows: list[dict[str, Any]], recipe: Recipe) -> int:
 
 
 def train_stage(
-    stage: Member, fold: int, train: np.ndarray, held: np.ndarray, folder: Path, before: TrainedModel | None, what: str,
+    stage: Member, fold: int, train: np.ndarray, held: np.ndarray, folder: Path, before: Trained | None, what: str,
     epochs: int,
 ) -> None:  # fmt: skip
     """Train one stage and save its network into `folder`; a stopped one continues after its last epoch.
 
     epochs: after which it ends, the recipe's or fewer; rates and strengths are those of the recipe's number.
     """
-    recipe, manifest, device = stage.recipe, stage.manifest, stage.device
-    lesson = from_first(lambda: make_training_labels(LabelRequest(stage, fold, train, before)))
+    recipe, manifest, device = stage.recipe, stage.manifest, choose_device(stage.tools.device)
+    ready = None
+    if before is not None:
+        ready = StageBefore(TorchRunner(before[0], before[1].preprocess, device), before[1].preprocess)
+    lesson = from_first(lambda: make_training_labels(LabelRequest(stage, fold, train, ready)))
     of_classes = recipe.labels.name != "clusters"
     names = manifest.classes if of_classes else tuple(f"cluster {k}" for k in range(lesson.classes))
-    network = None if before is None else before.networks[0]
-    training = make_training(stage, fold, lesson, network, before is not None and before.classes == names)
+    network = None if before is None else before[0]
+    training = make_training(stage, fold, lesson, network, before is not None and before[1].classes == names)
     precision = training.precision
 
     def judge(network: torch.nn.Module) -> dict[str, float]:
@@ -134,10 +146,10 @@ def train_stage(
             "accuracy": float(metrics.accuracy(labels, probs)),
         }
 
-    about = {"recipe": recipe.name, "member": stage.name, "fold": fold, "precision": precision}
 
     def save(network: torch.nn.Module) -> None:
-        save_network(stage, folder, network, about, names)
+        card = make_card(stage, fold, names, precision=precision)
+        save_network(folder / TORCH_NETWORK, network, card)  # type: ignore[arg-type]
 
     progress = fit(
         training.model, training.loader, training.batches, make_step(recipe.step), training.state, recipe,
@@ -145,52 +157,6 @@ def train_stage(
     )  # fmt: skip
     if training.state.margins is not None and is_first():
         training.state.margins.save(folder, progress.margins)
-
-
-def save_network(
-    member: Member, folder: Path, network: Any, about: dict[str, Any], classes: tuple[str, ...] | None = None
-) -> None:
-    """Write a network with all that is needed to use it."""
-    recipe, path = member.recipe, folder / NETWORK
-    manifest, numbers = member.manifest, None
-    if classes is None or classes == manifest.classes:
-        labelled = manifest.take((manifest.labels >= 0) & (manifest.table["split"].to_numpy() != "test"))
-        about = {**about, "class_counts": labelled.class_counts().tolist()}
-        numbers = manifest.numbers
-    classes = classes or manifest.classes
-    save_model(path, network, recipe.model, classes, member.preprocess, recipe.tta, about, numbers)
-
-
-def predict_fold(member: Member, fold: int, held: np.ndarray, runner: TorchRunner) -> None:
-    """Predict the photographs that the fold held out, and the test photographs."""
-    views = member.recipe.tta
-    for rows, name in ((held, "oof"), (member.test_rows, "test")):
-        if not len(rows):
-            continue
-        what = f"{member.what(fold)}: {name}"
-
-        def predict(rows: np.ndarray, what: str = what) -> np.ndarray:
-            told = UnknownOutput(len(rows), views)
-            seen = forward_views([runner], member.photos, rows, member.preprocess, views, what=what, also=told)
-            logits = merge_views(seen, views)
-            return logits if told.probability is None else np.column_stack([logits, told.probability])
-
-        logits = by_parts(rows, predict)
-        if is_first():
-            as_predictions(member, rows, logits, fold).save(member.folder(fold) / f"{name}.parquet")
-
-
-def as_predictions(
-    member: Member, rows: np.ndarray, logits: np.ndarray, fold: int, embeddings: np.ndarray | None = None
-) -> Predictions:
-    """Logits (n, K) of rows of the manifest as a record; a column more is the probability of something else."""
-    manifest = member.manifest
-    logits, unknown = logits[:, : len(manifest.classes)], logits[:, len(manifest.classes) :]
-    return Predictions(
-        manifest.image_id[rows], logits.astype(np.float32), manifest.classes, manifest.labels[rows],
-        np.full(len(rows), fold), embeddings, np.clip(unknown[:, 0], 0, 1).astype(np.float32) if unknown.size else None,
-        manifest.numbers,
-    )  # fmt: skip
 
 
 def _joined_history(places: list[Path]) -> list[str]:
@@ -201,3 +167,11 @@ def _joined_history(places: list[Path]) -> list[str]:
         lines += [json.dumps({**row, "stage": number, "epoch": epochs + row["epoch"]}) + "\n" for row in rows]
         epochs += len(rows)
     return lines
+
+
+def _more_inputs(member: Member, fold: int) -> dict[str, Any]:
+    """How long a training on everything lasts depends on the folds."""
+    return {"epochs": kept_epochs(member)} if fold == WHOLE else {}
+
+
+FINETUNE = Method(finetune, _more_inputs)

@@ -37,7 +37,9 @@ from manihot.train.networks.backbones import set_training
 from manihot.train.optim.optimizers import make_optimizer
 from manihot.train.optim.sam import Sam
 from manihot.train.probe import cache_folder
+from manihot.train.runners import choose_device
 from manihot.train.steps import make_step
+from manihot.train.toolbox import torch_toolbox
 from manihot.train.training import Training, make_training
 
 DIVERGED = 4.0  # times the lowest running mean of the loss: no use to go on
@@ -81,7 +83,8 @@ def lr_find(
         manifest, _ = read_photos(photos, columns, out=folder.path, workers=workers)
         manifest, _ = use_sources(manifest, whole.sources)
         fold, _ = assign_folds(manifest, whole.folds, whole.seed)
-        one = make_member(folder, name, own, manifest.with_columns(fold=fold), device, workers)
+        tools = torch_toolbox(choose_device(device))
+        one = make_member(folder, name, own, manifest.with_columns(fold=fold), tools, workers)
         which = next(iter(whole.folds.only), 0)
         rows, _ = one.rows(which)
         if not len(rows):

@@ -17,11 +17,11 @@ from torch.nn.functional import cross_entropy
 
 from manihot.augment.augmenter import build_ops
 from manihot.errors import SettingsError
-from manihot.infer.runners import Normalise
 from manihot.settings import Choice, suggest
 from manihot.train.data.dataset import Batch
 from manihot.train.data.unlabelled import UnlabelledPhotos
 from manihot.train.distributed import whole_batch
+from manihot.train.runners import Normalise
 
 T = TypeVar("T")
 

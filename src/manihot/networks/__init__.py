@@ -1,0 +1,1 @@
+"""Networks without torch: embedded weights, ONNX graphs, the onnxruntime runner, linear heads."""

@@ -1,0 +1,77 @@
+"""A fold of the method `features`: a linear head on what the member's frozen backbone gives.
+
+The backbone looks at every photograph once for all folds; it is written once, and a fold keeps its head alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from manihot.infer.forward import merge_views
+from manihot.members.member import Member
+from manihot.members.outputs import as_predictions, make_card
+from manihot.members.sampling import expected_repeats, with_class_numbers
+from manihot.members.toolbox import Method
+from manihot.members.training_labels import LabelRequest, make_training_labels
+from manihot.networks.runner import LinearHead, Outputs, Runner
+from manihot.progress import say
+from manihot.quick.heads import fit_head, make_features
+from manihot.records.files import digest_value
+from manihot.records.run_folder import HEAD
+
+
+def fit_fold(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> None:
+    """Fit a linear head on features that the frozen backbone computed once for all folds."""
+    if not member.tools.is_first():  # of several processes one does it: there are no gradients to share
+        return
+    recipe, manifest = member.recipe, member.manifest
+    digest, computed = features_of(member)
+    learned = make_training_labels(LabelRequest(member, fold, train, features=lambda rows: computed[rows].mean(1)))
+    group = manifest.table["group"].to_numpy()
+    alone = np.where(group == "", [f"\0{i}" for i in range(len(group))], group).astype(str)
+    groups = np.unique(alone[learned.rows], return_inverse=True)[1]
+    sampling = with_class_numbers(recipe.sampling, manifest.classes)
+    weights = learned.weights * expected_repeats(sampling, learned.labels, member.seed(fold))
+    say(f"{member.what(fold)}: fitting the head on {len(learned.rows)} photographs")
+    weight, bias = fit_head(
+        computed[learned.rows], learned.labels, len(manifest.classes), weights, groups, recipe.features.c,
+        member.seed(fold),
+    )  # fmt: skip
+    if not member.backbone.is_file():  # removed since its features were computed
+        member.open_backbone()
+    head, card = LinearHead(weight, bias), make_card(member, fold, features=digest)
+    head.save(member.folder(fold) / HEAD, card.to_text())
+    for rows, name in ((held, "oof"), (member.test_rows, "test")):
+        if len(rows):
+            logits = merge_views(head.logits(computed[rows]), recipe.tta)
+            made = as_predictions(member, rows, logits, fold, computed[rows].mean(1))
+            made.save(member.folder(fold) / f"{name}.parquet")
+
+
+def features_of(member: Member) -> tuple[str, np.ndarray]:
+    """Name in RUN/features, and features (N, V, D) of all photographs, computed once."""
+    recipe = member.recipe
+    backbone = recipe.model.model_dump(mode="json", include={"backbone", "pretrained", "pooling", "taps", "power"})
+    views = [view.model_dump(mode="json", exclude={"weight"}) for view in recipe.tta]
+    drawn = None if recipe.model.pretrained else member.seed(0)
+    photographs = digest_value(member.manifest.table[["image_id", "sha256"]].to_numpy().tolist())
+    name = digest_value([backbone, drawn, views, member.preprocess.to_json(), photographs])[:16]
+    folder = member.run / f"features/{name}"
+    runner = OpenedLater(member)
+    return name, make_features(folder, runner, member.photos, member.preprocess, recipe.tta, recipe.features.batch)
+
+
+class OpenedLater:
+    """A member's backbone, opened when it is first used: not at all where every feature is already there."""
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.runner: Runner | None = None
+
+    def __call__(self, photos: np.ndarray) -> Outputs:
+        """uint8 (N, H, W, 3) to embeddings (N, D)."""
+        self.runner = self.runner or self.member.open_backbone()
+        return self.runner(photos)
+
+
+FEATURES = Method(fit_fold)
