@@ -291,6 +291,15 @@ def test_where_duplicates_were_sought_only_they_are_thinned(tmp_path: Path, tiny
         ("{name: clusters}", "clusters are no classes to predict"),
         ("{name: clusters, k: 1}", "k = 1"),
         ("{name: given, one_a_group: 1}", "one_a_group = 1"),
+        ("{name: oof, of: 3}", "of = 3"),
+        ("{name: oof, of: []}", r"of = \[\]"),
+        ("{name: oof, of: b, classes: a}", "classes = 'a'"),
+        ("{name: oof, of: b, classes: [-1]}", r"classes = \[-1\]"),
+        ("{name: oof, of: b, do: [drop]}", r"do = \['drop'\]"),
+        ("{name: pseudo, by: [b]}", r"by = \['b'\]"),
+        ("{name: pseudo, by: b, hard: 1}", "hard = 1"),
+        ("{name: pseudo, by: b, weight: much}", "weight = 'much'"),
+        ("{name: pseudo, by: b, weight: -1}", "weight = -1"),
     ],
 )
 def test_wrong_settings_are_refused(tiny_recipe: Path, labels: str, words: str):

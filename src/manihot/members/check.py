@@ -149,4 +149,4 @@ def check_techniques(stage: Recipe, where: Where) -> None:
     try:
         build_ops(stage.augment)
     except SettingsError as error:
-        raise SettingsError(f"{where('augment')}: {error.what}", error.remedy) from error
+        raise SettingsError(f"{where('augment')}: {error.what.removeprefix('augment: ')}", error.remedy) from error

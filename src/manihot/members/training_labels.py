@@ -123,8 +123,8 @@ def pseudo(
 
 
 def oof(
-    asked: LabelRequest, *, of: str, do: str = "relabel", rule: str = "confident", above: float = 0.9, worst: int = 0,
-    classes: tuple[int, ...] = (), among: str = "held_out",
+    asked: LabelRequest, *, of: str | tuple[str, ...], do: str = "relabel", rule: str = "confident",
+    above: float = 0.9, worst: int = 0, classes: tuple[int, ...] = (), among: str = "held_out",
 ) -> TrainingLabels:  # fmt: skip
     """`given` without doubtful labels, which out-of-fold answers contradict.
 
@@ -357,8 +357,10 @@ def check_labels(choice: Choice, where: str, *, first: bool, last: bool, members
     for key in choice.settings:
         if key not in names:
             raise SettingsError(f"{where}: {choice.name} has no setting {key!r}", suggest(key, names))
-    if not isinstance(choice.settings.get("one_a_group", False), bool):
-        raise SettingsError(f"{where}: one_a_group = {choice.settings['one_a_group']!r}", "true or false")
+    for key, value in choice.settings.items():
+        fits, words = TAKES["bool" if key in COMMON else str(known[key].annotation)]
+        if not fits(value):
+            raise SettingsError(f"{where}: {key} = {value!r}", f"{key} takes {words}")
     needed = [key for key, p in known.items() if p.default is p.empty and key != "asked"]
     values: dict[str, Any] = {key: p.default for key, p in known.items() if key != "asked"} | choice.settings
     for key in needed:
@@ -369,10 +371,10 @@ def check_labels(choice: Choice, where: str, *, first: bool, last: bool, members
             if one and one not in members:
                 raise SettingsError(f"{where}: {key}: there is no other member {one!r}", f"one of {members}")
     for key in ("above", "share"):
-        if key in values and not (isinstance(values[key], (int, float)) and 0 <= values[key] <= 1):
+        if key in values and not 0 <= values[key] <= 1:
             raise SettingsError(f"{where}: {key} = {values[key]!r}", "a number from 0 to 1")
     for key, least in (("k", 2), ("worst", 0)):
-        if key in values and (not isinstance(values[key], int) or values[key] < least):
+        if key in values and values[key] < least:
             raise SettingsError(f"{where}: {key} = {values[key]!r}", f"a whole number from {least}")
     if values.get("do", "drop") not in ACTIONS:
         raise SettingsError(f"{where}: do = {values['do']!r}", f"one of {', '.join(ACTIONS)}")
@@ -389,6 +391,22 @@ def check_labels(choice: Choice, where: str, *, first: bool, last: bool, members
         )
     if choice.name == "clusters" and last:
         raise SettingsError(f"{where}: clusters are no classes to predict", "add a stage after it")
+
+
+def _are(value: Any, kind: type) -> bool:
+    return isinstance(value, (list, tuple)) and all(type(one) is kind for one in value)
+
+
+TAKES: dict[str, tuple[Callable[[Any], bool], str]] = {  # by the type of a setting
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "float": (lambda value: type(value) in (int, float) and value >= 0, "a number from 0"),
+    "int": (lambda value: type(value) is int and 0 <= value <= 10**6, "a whole number from 0 to a million"),
+    "tuple[int, ...]": (lambda value: _are(value, int) and min(value, default=0) >= 0, "a list of class numbers"),
+    "str": (lambda value: isinstance(value, str), "one name"),
+    "str | tuple[str, ...]": (
+        lambda value: isinstance(value, str) or (_are(value, str) and len(value) > 0), "a name, or a list of names",
+    ),
+}
 
 
 def check_among(member: Recipe, members: Mapping[str, Recipe], where: str) -> None:
