@@ -28,7 +28,7 @@ from manihot.train.optim.losses import LOSSES
 from manihot.train.optim.schedules import SCHEDULES
 from manihot.train.steps import step_settings
 
-TRIED = int(os.environ.get("MANIHOT_FUZZ", "1000"))
+TRIED = int(os.environ.get("MANIHOT_FUZZ", "1000")) // 3
 LONGEST = 2.0  # seconds of CPU
 CLASSES = ("healthy", "rust", "blight")
 PLAIN: list[Any] = [

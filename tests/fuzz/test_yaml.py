@@ -168,7 +168,7 @@ PIECES = [
     "\ud7ff", "name: ", "members: ", "extends: ", "arms: ", "base: ", "stages: ", "missed: ", "costs: ", "weights: ",
     "null", "true",
 ]  # fmt: skip
-TRIED = int(os.environ.get("MANIHOT_FUZZ", "1000"))  # mutated files a reader
+TRIED = int(os.environ.get("MANIHOT_FUZZ", "800"))  # mutated files a reader
 
 
 def mutated(seed: int) -> str:
