@@ -27,8 +27,15 @@ def shared_data(name: str = "") -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--shard 2/4`: the second quarter of a long selection, for four machines."""
+    """`--shard 2/4`: the second quarter of a long selection. `--fuzz-inputs 500`: a longer campaign of tests/fuzz."""
     parser.addoption("--shard", metavar="I/N", help="every N-th of the chosen tests, from the I-th")
+    parser.addoption("--fuzz-inputs", type=int, default=0, metavar="N", help="damaged inputs of each kind of file")
+
+
+@pytest.fixture
+def fuzz_inputs(request: pytest.FixtureRequest) -> int:
+    """How many damaged inputs of each kind were asked for; 0 for the default: a few, in seconds."""
+    return int(request.config.getoption("--fuzz-inputs"))
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k have chosen

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from manihot.audit.cleaning import RECORD, Cleaned
-from manihot.audit.decision_files import read_decisions, save_decisions
+from manihot.audit.decision_files import read_decisions
 from manihot.audit.evidence import load_embeddings, load_margins, save_embeddings, say_evidence
 from manihot.audit.hashes import Looks
 from manihot.audit.measurements import MEASUREMENTS, SIDE
@@ -226,7 +226,7 @@ def _decisions(path: Path) -> None:
         (IDS[2], "", "down_weight", "", "0.5"),
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["image_id", "given_label", "action", "new_label", "weight"])
-    save_decisions(table.assign(reason="seen, twice"), path)
+    table.assign(reason="seen, twice").to_csv(path, index=False)
 
 
 def _quarantine(path: Path) -> None:
