@@ -14,8 +14,9 @@ from manihot.ensemble.stages import check_blend
 from manihot.errors import SettingsError
 from manihot.members.sampling import check_sampling, named_classes, with_class_numbers
 from manihot.members.training_labels import check_among, check_labels
+from manihot.networks.weights import EMBEDDED
 from manihot.settings import Recipe
-from manihot.settings.techniques import TECHNIQUES, check_name, check_optimizer, named_within
+from manihot.settings.techniques import check_name, check_optimizer, named_within
 
 Where = Callable[[str], str]  # a key to the place in a file that set it, in words
 
@@ -68,7 +69,7 @@ def needs_train(recipe: Recipe) -> str:
         if member.method == "finetune":
             return f"recipe {recipe.name!r} fine-tunes a network, which"
         model = member.model
-        if model.backbone not in TECHNIQUES["embedded backbone"] or model.pretrained not in ("embedded", False):
+        if model.backbone not in EMBEDDED or model.pretrained not in ("embedded", False):
             return f"recipe {recipe.name!r} turns the backbone {model.backbone!r} into ONNX, which"
     return ""
 

@@ -47,7 +47,6 @@ TECHNIQUES: dict[str, tuple[str, ...]] = {
         "subset_evolution", "optuna",
     ),
     "stacker": ("logistic", "lightgbm", "mlp", "cnn1d", "cnn2d"),
-    "embedded backbone": ("tf_efficientnet_lite0",),
 }  # fmt: skip
 SET_OTHERWISE = {  # what is taken for an optimiser and goes with any
     "sam": "optimizer.sam: 0.05 beside the name of an optimiser",
