@@ -28,7 +28,6 @@ from manihot.engines import (
     make_engine,
     make_toolbox,
 )
-from manihot.ensemble.files import COMBINATION
 from manihot.ensemble.second_level import Combination
 from manihot.ensemble.stages import blend_stage
 from manihot.ensemble.stages import needs_torch as stacks_need_torch
@@ -405,7 +404,7 @@ def audit_stage(
 
 def members_of(folder: RunFolder, name: str) -> list[str]:
     """The members behind a run's predictions `name`: of `ensemble`, those that were blended."""
-    return list(Combination.load(folder / f"blend/{COMBINATION}").members) if name == "ensemble" else [name]
+    return list(Combination.load(folder.blend.combination).members) if name == "ensemble" else [name]
 
 
 def score(folder: RunFolder, manifest: Manifest, names: Sequence[str], best: str, seed: int) -> dict[str, Any]:

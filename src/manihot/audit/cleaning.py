@@ -37,12 +37,13 @@ from manihot.records.files import atomic_path, digest_file, save_json, write_ato
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.readers import read_record
+from manihot.records.run_places import ENSEMBLE, MANIFEST, RunPlaces
 
 DEFAULT_RULES = ("flagged=drop", "conflicts=soft", "duplicates=drop")
 RECORD = "clean.json"
 COUNTS = "before_after.csv"
 CARRIED = "cleaned.csv"  # the counts in the folder of a run on the new manifest
-WRITTEN = ("manifest.parquet", "decisions.csv", "dropped.csv", COUNTS)
+WRITTEN = (MANIFEST, "decisions.csv", "dropped.csv", COUNTS)
 
 
 class Cleaned(BaseModel):
@@ -65,7 +66,7 @@ def clean(
     that holds something else; nothing is written then.
     """
     run, out = Path(run), Path(out)
-    path = run / "manifest.parquet" if run.is_dir() else run
+    path = RunPlaces(run).manifest if run.is_dir() else run
     manifest = Manifest.load(path)
     asked = _read_rules(rules or DEFAULT_RULES)
     given = {"--rule": rules, "--predictions": predictions, "--n": n, "--only": classes}
@@ -81,7 +82,7 @@ def clean(
         chosen = _by_rules(path, manifest, asked, predictions, settings)
     cleaned, dropped = apply_decisions(manifest, chosen)
     counts = compare_manifests(manifest, cleaned)
-    lookalikes = _read(path.parent / "audit/lookalikes.parquet", "lookalikes")
+    lookalikes = _read(RunPlaces(path.parent).audit.table("lookalikes"), "lookalikes")
     if lookalikes is not None:
         cleaned = with_lookalikes(cleaned, lookalikes)
     text = chosen.to_csv(index=False, lineterminator="\n")
@@ -93,7 +94,7 @@ def clean(
     for name, table in (("dropped.csv", dropped), (COUNTS, counts)):
         with atomic_path(out / name) as temporary:
             table.to_csv(temporary, index=False, lineterminator="\n")
-    cleaned.save(out / "manifest.parquet")
+    cleaned.save(RunPlaces(out).manifest)
     return counts
 
 
@@ -145,15 +146,15 @@ def _check_options(
 def _check_out(out: Path, manifest: Path, decisions: Path | None, update: bool) -> list[str]:
     """Digests of the decisions.csv that `clean` wrote into `out` before; an error where others' work would be lost."""
     elsewhere = "choose another folder with --out"
-    if (out / "manifest.parquet").resolve() == manifest.resolve():
+    if RunPlaces(out).manifest.resolve() == manifest.resolve():
         raise DataError(f"{out}: holds the manifest that is cleaned", elsewhere)
-    if (out / "run.json").exists():
+    if RunPlaces(out).record_file.exists():
         raise RunFolderError(f"{out}: holds a run, whose manifest would be written over", elsewhere)
     what, remedy = "the record of a cleaning", "choose another folder with --out"
     record = read_record(out / RECORD, Cleaned, what, remedy) if (out / RECORD).is_file() else None
     there = [name for name in WRITTEN if (out / name).exists()]
     if record is not None:
-        there = [name for name in there if name == "manifest.parquet" and not _is_cleaned(out / name)]
+        there = [name for name in there if name == MANIFEST and not _is_cleaned(out / name)]
     if there:
         raise RunFolderError(f"{out}: holds {', '.join(there)}, which `manihot clean` did not write", elsewhere)
     known = [] if record is None else record.written
@@ -173,13 +174,13 @@ def _by_rules(
     for one in settings["classes"] or ():
         if one not in manifest.classes:
             raise SettingsError(f"there is no class {one!r}", f"one of: {', '.join(manifest.classes)}")
-    folder = path.parent
-    duplicates = _read(folder / "audit/duplicates.parquet", "duplicates")
+    folder = RunPlaces(path.parent)
+    duplicates = _read(folder.audit.table("duplicates"), "duplicates")
     if duplicates is not None:  # the audit's table has the classes' numbers
         names = np.array([*manifest.classes, ""], dtype=object)  # the last serves -1
         duplicates = duplicates.assign(label=names[duplicates["label"].to_numpy(dtype=np.int64)])
     if predictions is None:
-        issues, found = _read(folder / "audit/label_issues.parquet", "label_issues"), _run_predictions(folder)
+        issues, found = _read(folder.audit.table("label_issues"), "label_issues"), _run_predictions(folder)
     else:
         found = _of_photographs(Predictions.load(Path(predictions)), manifest, Path(predictions))
         issues = label_issues(found, manifest, duplicates=duplicates, out_of_fold=True)
@@ -206,7 +207,7 @@ def _check_audited(
 ) -> None:
     """DataError where a rule needs what no audit left beside the manifest."""
     first = f"run it first: manihot run {path} --out RUN, then manihot clean RUN"
-    if (path.parent / "run.json").is_file():
+    if RunPlaces(path.parent).record_file.is_file():
         first = f"let the audit or run in {path.parent} come to its end"
     labels, copies = ([rule for rule in rules if rule in named] for named in (LABEL_RULES, COPY_RULES))
     if issues is None and labels:
@@ -225,10 +226,10 @@ def _read(path: Path, name: str) -> pd.DataFrame | None:
     return read_table(path, name) if path.is_file() else None
 
 
-def _run_predictions(folder: Path) -> Predictions | None:
-    for name in ("ensemble", "main"):
-        path = folder / f"predictions/{name}.oof.parquet"
+def _run_predictions(folder: RunPlaces) -> Predictions | None:
+    for name in (ENSEMBLE, "main"):
+        path = folder.oof(name)
         if path.is_file():
             return Predictions.load(path)
-    others = sorted((folder / "predictions").glob("*.oof.parquet"))
-    return Predictions.load(others[0]) if others else None
+    others = folder.predicted()
+    return Predictions.load(folder.oof(others[0])) if others else None

@@ -19,8 +19,8 @@ from manihot.audit.label_errors import SCORES
 from manihot.errors import DataError
 from manihot.records.files import atomic_path
 from manihot.records.readers import matrix_of, read_frame, read_parquet, reading
+from manihot.records.run_places import RunPlaces
 
-EMBEDDINGS = "audit/embeddings.parquet"
 OF_FEATURES = ("knn_score", "anomaly_score")
 OF_TRAINING = "trajectory_score"
 
@@ -28,7 +28,7 @@ OF_TRAINING = "trajectory_score"
 def find_margins(run: Path, members: Sequence[str], fold: np.ndarray) -> list[Path]:
     """The files of margins that the members' trainings left, of the folds (N,) that predictions were made by."""
     folds = np.unique(fold[fold >= 0])
-    paths = [run / f"members/{name}/fold{k}/margins.parquet" for name in members for k in folds]
+    paths = [RunPlaces(run).fold(name, int(k)).margins for name in members for k in folds]
     return [path for path in paths if path.is_file()]
 
 

@@ -36,9 +36,9 @@ from manihot.records.groups import offer_name_pattern
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import RunFolder
+from manihot.records.run_places import RunPlaces
 from manihot.records.summaries import read_what_if
 
-FOUND = "audit/looks/duplicates.parquet"  # as they were found, before there were folds
 
 def group_duplicates(folder: RunFolder, manifest: Manifest, workers: int) -> Manifest:
     """Look at the photographs, find duplicates, and tie them together so that no fold tears them apart."""
@@ -47,21 +47,21 @@ def group_duplicates(folder: RunFolder, manifest: Manifest, workers: int) -> Man
     about = digest_value(manifest.table[[*columns, "split", "fold", "height", "width"]].to_numpy().tolist())
 
     def look() -> None:
-        looks = look_at_photos(manifest, workers, folder / "audit/looks")
+        looks = look_at_photos(manifest, workers, folder.audit.looks)
         save_table(looks.composition, folder.path, "composition")
 
-    names = ["audit/composition.parquet", "audit/looks/looks.parquet", "audit/looks/thumbnails.npy"]
+    names = [folder.audit.table("composition"), folder.audit.looked_at, folder.audit.thumbnails]
     folder.stage("looks", photographs, names, look)
 
     def find() -> None:
-        looks = Looks.load(folder / "audit/looks")
+        looks = Looks.load(folder.audit.looks)
         found = find_duplicates(manifest, looks)
-        with atomic_path(folder / FOUND) as temporary:
+        with atomic_path(folder.audit.duplicates_found) as temporary:
             found.to_parquet(temporary, index=False)
         save_table(found, folder.path, "duplicates")  # until there are folds to name in it
 
-    folder.stage("duplicates", about, [FOUND], find)
-    duplicates = read_table(folder / FOUND, "duplicates")
+    folder.stage("duplicates", about, [folder.audit.duplicates_found], find)
+    duplicates = read_table(folder.audit.duplicates_found, "duplicates")
     if len(duplicates):
         torn = duplicates.groupby("group")["label_conflict"].first()
         say(
@@ -76,10 +76,11 @@ def tell_folds(folder: RunFolder, manifest: Manifest) -> None:
     """Name in the table of duplicates the folds that were made since it was found, and groups that they tear."""
 
     def work() -> None:
-        save_table(with_folds(read_table(folder / FOUND, "duplicates"), manifest), folder.path, "duplicates")
+        found = read_table(folder.audit.duplicates_found, "duplicates")
+        save_table(with_folds(found, manifest), folder.path, "duplicates")
 
-    inputs = [digest_file(folder / FOUND), digest_file(folder / "folds.parquet")]
-    folder.stage("duplicate folds", inputs, ["audit/duplicates.parquet", "audit/duplicates.csv"], work)
+    inputs = [digest_file(folder.audit.duplicates_found), digest_file(folder.folds)]
+    folder.stage("duplicate folds", inputs, folder.audit.both("duplicates"), work)
 
 
 def audit_lookalikes(folder: RunFolder, manifest: Manifest, name: str, embeddings: Path | None = None) -> None:
@@ -88,8 +89,8 @@ def audit_lookalikes(folder: RunFolder, manifest: Manifest, name: str, embedding
     Embeddings: those in the out-of-fold predictions `name`, or those of `embeddings`, a file of
     `manihot.quick.audit_embeddings`.
     """
-    oof = folder / f"predictions/{name}.oof.parquet"
-    if not oof.is_file() or not (folder / "audit/looks/looks.parquet").is_file():
+    oof = folder.oof(name)
+    if not oof.is_file() or not folder.audit.looked_at.is_file():
         return
     predictions = Predictions.load(oof)
     if predictions.embeddings is None and embeddings is None:
@@ -101,14 +102,14 @@ def audit_lookalikes(folder: RunFolder, manifest: Manifest, name: str, embedding
             seen = load_embeddings(embeddings, image_id)
         assert seen is not None
         rows = pd.Index(manifest.image_id).get_indexer(pd.Index(image_id))
-        looks = Looks.load(folder / "audit/looks")
+        looks = Looks.load(folder.audit.looks)
         known = (rows >= 0) & pd.Index(image_id).isin(pd.Index(looks.image_id))
         found = find_lookalikes(manifest.take(rows[known]), seen[known], looks)
         save_table(found, folder.path, "lookalikes")
         say(f"Lookalikes: {describe_lookalikes(count_lookalikes(found))} (audit/lookalikes.csv)")
 
-    digests = [digest_file(path) for path in (oof, folder / "folds.parquet", *([embeddings] if embeddings else []))]
-    folder.stage("lookalikes", digests, ["audit/lookalikes.parquet", "audit/lookalikes.csv"], work)
+    digests = [digest_file(path) for path in (oof, folder.folds, *([embeddings] if embeddings else []))]
+    folder.stage("lookalikes", digests, folder.audit.both("lookalikes"), work)
 
 
 def audit_labels(
@@ -120,24 +121,24 @@ def audit_labels(
     members: whose margins in training are evidence about the labels; `name` alone when left out. embeddings: a file of
     `manihot.quick.audit_embeddings` for predictions without their own; why_no_embeddings: said where there are none.
     """
-    oof = folder / f"predictions/{name}.oof.parquet"
-    if not oof.exists() or not (folder / "audit/duplicates.parquet").exists():
+    oof = folder.oof(name)
+    if not oof.exists() or not folder.audit.table("duplicates").exists():
         return
-    inputs = [digest_file(path) for path in (folder / "folds.parquet", folder / "audit/duplicates.parquet", oof)]
+    inputs = [digest_file(path) for path in (folder.folds, folder.audit.table("duplicates"), oof)]
     predictions = Predictions.load(oof)
     trained = find_margins(folder.path, members or [name], predictions.fold)
     inputs += [digest_file(path) for path in [*trained, *([embeddings] if embeddings else [])]]
-    alike = folder / "audit/lookalikes.parquet"
+    alike = folder.audit.table("lookalikes")
     inputs += [digest_file(alike)] if alike.is_file() else []
 
     def work() -> None:
-        duplicates = read_table(folder / "audit/duplicates.parquet", "duplicates")
+        duplicates = read_table(folder.audit.table("duplicates"), "duplicates")
         margins = load_margins(trained, predictions.image_id)
         seen = None if embeddings is None else load_embeddings(embeddings, predictions.image_id)
         issues = label_issues(predictions, manifest, margins, duplicates=duplicates, embeddings=seen)
         paths = dict(zip(manifest.image_id, manifest.table["path"]))
         save_table(issues.assign(path=issues["image_id"].map(paths)), folder.path, "label_issues")
-        composition = read_table(folder / "audit/composition.parquet", "composition")
+        composition = read_table(folder.audit.table("composition"), "composition")
         try:
             save_table(goes_with_errors(composition, predictions), folder.path, "goes_with_errors")
         except DataError as error:
@@ -149,12 +150,12 @@ def audit_labels(
             margins=margins is not None,
             why_no_margins="it showed none of the judged photographs unmixed" if trained else "",
         )  # fmt: skip
-        save_json(folder / "audit/audit.json", summary)
+        save_json(folder.audit.summary, summary)
         say(f"Labels: {summary['label_issues']} of {summary['judged']} look wrong (audit/label_issues.csv)")
         say(say_evidence(summary["evidence"]))
         _warn_unlearned(summary)
 
-    folder.stage("audit", inputs, ["audit/label_issues.parquet", "audit/label_issues.csv", "audit/audit.json"], work)
+    folder.stage("audit", inputs, [*folder.audit.both("label_issues"), folder.audit.summary], work)
 
 
 def summarise(
@@ -214,11 +215,11 @@ def _audit_sources(run: Path, manifest: Manifest, composition: pd.DataFrame, pre
     save_table(_drift_table(found), run, "drift")
     save_table(_drift_features(found), run, "drift_features")
     save_table(_drift_examples(found, predictions.image_id), run, "drift_examples")
-    looks = Looks.load(run / "audit/looks")
+    looks = Looks.load(RunPlaces(run).audit.looks)
     where = pd.Index(looks.image_id).get_indexer(pd.Index(predictions.image_id))
     means = mean_images(looks.thumbnails[np.sort(where)], source[np.argsort(where)])
     for number, name in enumerate(sorted(means)):
-        write_atomic(run / f"audit/mean_source{number}.png", draw_mean(means[name], name))
+        write_atomic(RunPlaces(run).audit.mean_source(number), draw_mean(means[name], name))
     for drift in found:
         told = "can be told apart" if drift.differ else "can't be told apart"
         within = "" if np.isnan(drift.within_class) else f", {drift.within_class:.2f} within classes"
@@ -250,7 +251,7 @@ def audit_what_if(folder: RunFolder, manifest: Manifest, name: str, seed: int, t
     manifest: with the run's folds. trusted: its column that says which photographs' labels are known to be right.
     """
     predictions, features, source = load_features(folder.path, name)
-    files = (folder / f"predictions/{name}.oof.parquet", folder / "folds.parquet", source)
+    files = (folder.oof(name), folder.folds, source)
     rows = pd.Index(manifest.image_id).get_indexer(pd.Index(predictions.image_id))
     safe = None if trusted is None else read_trusted(manifest, trusted)[rows]
     says = None if safe is None else digest_value(safe.tolist())
@@ -263,10 +264,10 @@ def audit_what_if(folder: RunFolder, manifest: Manifest, name: str, seed: int, t
         )  # fmt: skip
         save_table(found.table, folder.path, "what_if")
         about = {"sentence": found.sentence(), "level": found.level, "run_folds": found.run_folds}
-        save_json(folder / "audit/what_if.json", about)
+        save_json(folder.audit.what_if, about)
 
-    folder.stage("what_if", inputs, ["audit/what_if.parquet", "audit/what_if.csv", "audit/what_if.json"], work)
-    return str(read_what_if(folder / "audit/what_if.json")["sentence"])
+    folder.stage("what_if", inputs, [*folder.audit.both("what_if"), folder.audit.what_if], work)
+    return str(read_what_if(folder.audit.what_if)["sentence"])
 
 
 def audit_predictions(predictions: Path, out: Path, classes: Path | None = None) -> dict[str, Any]:
@@ -291,7 +292,7 @@ def audit_predictions(predictions: Path, out: Path, classes: Path | None = None)
     summary = summarise(None, issues, None, lookalikes)
     summary["evidence"] = describe_evidence(issues, why_no_features="the predictions hold no features")
     say(say_evidence(summary["evidence"]))
-    save_json(Path(out) / "audit/audit.json", summary)
+    save_json(RunPlaces(Path(out)).audit.summary, summary)
     _warn_unlearned(summary)
     return summary
 
@@ -317,9 +318,9 @@ def _name_classes(path: Path, classes: Path | None) -> Predictions:
 
 def save_table(table: pd.DataFrame, run: Path, name: str) -> None:
     """Write RUN/audit/NAME.parquet and NAME.csv, lists as JSON in the latter."""
-    with atomic_path(run / f"audit/{name}.parquet") as temporary:
+    with atomic_path(RunPlaces(run).audit.table(name)) as temporary:
         table.to_parquet(temporary, index=False)
     lists = [c for c in table if len(table) and isinstance(table[c].iloc[0], (list, tuple, np.ndarray))]
     plain = table.assign(**{c: [json.dumps([*map(str, row)], ensure_ascii=False) for row in table[c]] for c in lists})
-    with atomic_path(run / f"audit/{name}.csv") as temporary:
+    with atomic_path(RunPlaces(run).audit.csv(name)) as temporary:
         plain.to_csv(temporary, index=False, lineterminator="\n")

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from manihot.audit.evidence import EMBEDDINGS, load_embeddings
+from manihot.audit.evidence import load_embeddings
 from manihot.errors import DataError, SettingsError
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.records.run_places import RunPlaces
 from manihot.settings import Recipe
 
 WORDS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
@@ -45,7 +46,7 @@ def check_features(run: Path, recipe: Recipe) -> None:
         )
     if any(member.method == "features" for member in recipe.member_recipes().values()):
         return
-    if not (recipe.audit.labels and recipe.audit.embeddings) and not (run / EMBEDDINGS).is_file():
+    if not (recipe.audit.labels and recipe.audit.embeddings) and not RunPlaces(run).audit.embeddings.is_file():
         raise SettingsError(
             f"--what-if needs features of the photographs, and a run by {recipe.name!r} keeps none",
             "leave audit.labels and audit.embeddings on, or ask with --recipe quick",
@@ -55,15 +56,16 @@ def check_features(run: Path, recipe: Recipe) -> None:
 def load_features(run: Path, name: str) -> tuple[Predictions, np.ndarray, Path]:
     """Out-of-fold predictions `name` of a run, features (N, D) of their photographs, and the file that holds these.
 
-    The predictions' own, or those of EMBEDDINGS, or of another member. Raises SettingsError where there are none.
+    The predictions' own, those that the audit made, or another member's. Raises SettingsError where there are none.
     """
-    path = run / f"predictions/{name}.oof.parquet"
+    path = RunPlaces(run).oof(name)
     predictions = Predictions.load(path)
     if predictions.embeddings is not None:
         return predictions, predictions.embeddings, path
-    if (run / EMBEDDINGS).is_file():
-        return predictions, load_embeddings(run / EMBEDDINGS, predictions.image_id), run / EMBEDDINGS
-    for other in sorted((run / "predictions").glob("*.oof.parquet")):
+    kept = RunPlaces(run).audit.embeddings
+    if kept.is_file():
+        return predictions, load_embeddings(kept, predictions.image_id), kept
+    for other in map(RunPlaces(run).oof, RunPlaces(run).predicted()):
         found = Predictions.load(other)
         if found.embeddings is not None:
             aligned = found.align(predictions.image_id).embeddings

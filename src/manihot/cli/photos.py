@@ -22,6 +22,7 @@ from manihot.cli.options import (
 )
 from manihot.errors import SettingsError
 from manihot.progress import console, say
+from manihot.records.run_places import RunPlaces
 from manihot.settings.options import EVERYTHING_GUESSED
 
 
@@ -39,7 +40,7 @@ def scan(
 
     manifest, _ = scan_photos(one_or_many(photos), out=out, columns=columns, workers=workers)
     offer_name_pattern(manifest)
-    say(f"Manifest: {out / 'manifest.parquet'}")
+    say(f"Manifest: {RunPlaces(out).manifest}")
 
 
 def demo_data(
@@ -93,7 +94,7 @@ def audit(
 
         found = audit_predictions(predictions, out, columns.classes)
         make_audit_page(out)
-        say(f"{found['label_issues']} of {found['judged']} labels look wrong: {out / 'audit.html'}")
+        say(f"{found['label_issues']} of {found['judged']} labels look wrong: {RunPlaces(out).audit_page}")
         return
     if predictions is not None:
         raise SettingsError("--predictions go without photographs", "leave one of them out")
@@ -145,7 +146,7 @@ def clean(
     )  # fmt: skip
     console.print(counts_grid(counts), soft_wrap=False)
     say(f"Page: {make_clean_page(out)}")
-    say(f"Decisions: {out / 'decisions.csv'}   next: manihot run {out / 'manifest.parquet'} --out {out / 'run'}")
+    say(f"Decisions: {out / 'decisions.csv'}   next: manihot run {RunPlaces(out).manifest} --out {out / 'run'}")
 
 
 def watch(

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from manihot.cli.options import Out
 from manihot.errors import DataError, SettingsError
 from manihot.progress import say
+from manihot.records.run_places import BlendFolder, TrustFolder
 
 Oof = Annotated[
     list[Path],
@@ -70,7 +71,7 @@ def blend(
         )
     else:
         found = blend_plan(plan, oof[0], out, manifest, seed)
-    say(f"Blend: {found['method']}, written to {out / 'blend.json'}")
+    say(f"Blend: {found['method']}, written to {BlendFolder(out).summary}")
 
 
 def stack(
@@ -118,7 +119,7 @@ def calibrate(
     from manihot.trust.files import calibrate_files
 
     calibrate_files(oof, out, kind, coverage, per_class, sets, manifest=manifest, seed=seed)
-    say(f"Calibration and sets: {out / 'trust.json'}")
+    say(f"Calibration and sets: {TrustFolder(out).summary}")
 
 
 def decide(

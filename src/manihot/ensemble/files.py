@@ -39,10 +39,10 @@ from manihot.records.files import atomic_path, save_json
 from manihot.records.folds import make_folds
 from manihot.records.groups import group_numbers, load_groups
 from manihot.records.predictions import Predictions
+from manihot.records.run_places import BlendFolder, RunPlaces
 from manihot.records.submissions import save_submission
 from manihot.settings import suggest
 
-COMBINATION = "combination.npz"  # how members become one answer, for photographs to come
 FEWEST_A_FOLD = 4  # photographs in each fold of a nested cross-validation
 INTERVALS_UP_TO = 200_000  # photographs; beyond, the intervals are narrower than anything that matters
 
@@ -91,7 +91,7 @@ def blend_plan(
 
     manifest: parquet whose groups keep duplicates together; the run's own folds.parquet when left out and there.
     """
-    chosen, own = load_plan(plan), Path(folder) / "folds.parquet"
+    chosen, own = load_plan(plan), RunPlaces(Path(folder)).folds
     manifest = own if manifest is None and own.is_file() else manifest
     members = chosen.load(folder, "oof")
     tests = chosen.load(folder, "test") if chosen.has_files(folder, "test") else None
@@ -153,7 +153,7 @@ def blend_members(
     probs, test_probs, used = _apply(members, tests, method, weights, mean, groups, n_folds, seed, without)
     kind = method if method in MEANS else mean if method in ("uniform", "fixed") else "arithmetic"
     reference = members.pred_probs if kind == "rank" else None
-    as_weighted(members.names, members.classes, used, kind, reference).save(Path(out) / COMBINATION)
+    as_weighted(members.names, members.classes, used, kind, reference).save(BlendFolder(Path(out)).combination)
     record |= {"method": method, "mean": kind, "weights": dict(zip(members.names, map(float, used)))}
     _write_diversity(members, groups, Path(out), seed)
     return _write(Path(out), "blend", members, probs, tests, test_probs, record, groups)
@@ -265,7 +265,7 @@ def stack_level(
         "gain": all(shows_gain(right[0] - other, units, FAMILY_ERROR, seed) for other in right[1:]),
         "seed": seed,
     }
-    Combination(members.names, members.classes, stacked.fitted).save(Path(out) / COMBINATION)
+    Combination(members.names, members.classes, stacked.fitted).save(BlendFolder(Path(out)).combination)
     _write_diversity(members, groups, Path(out), seed)
     return _write(Path(out), stem, members, stacked.oof, tests, stacked.test, record, groups, folds)
 
@@ -322,13 +322,13 @@ def _write(
     made = Predictions.from_probs(
         members.image_id, probs, members.classes, members.labels, fold, unknown=members.unknown, numbers=members.numbers
     )
-    made.save(out / f"{stem}.oof.parquet")
+    made.save(BlendFolder(out).predictions("oof", stem))
     if tests is not None and test_probs is not None:
         test = Predictions.from_probs(
             tests.image_id, test_probs, members.classes, tests.labels, unknown=tests.unknown, numbers=tests.numbers
         )
-        test.save(out / f"{stem}.test.parquet")
-        save_submission(test, out / "submission.csv")
+        test.save(BlendFolder(out).predictions("test", stem))
+        save_submission(test, BlendFolder(out).submission)
     known = members.labels >= 0
     if known.any():
         y = members.labels[known]

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from manihot.ensemble.blend import MEANS
-from manihot.ensemble.files import COMBINATION, blend_members, load_tests, stack_level
+from manihot.ensemble.files import blend_members, load_tests, stack_level
 from manihot.ensemble.grouped import group_means, group_members, stackers_of
 from manihot.ensemble.members import check_weights, load_members
 from manihot.ensemble.search import SEARCHES
@@ -28,7 +28,7 @@ from manihot.records.files import digest_file, save_json
 from manihot.records.groups import load_groups
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.run_folder import RunFolder
+from manihot.records.run_folder import ENSEMBLE, RunFolder
 from manihot.settings import Blend, Recipe, Way, suggest
 
 Refuse = Callable[..., NoReturn]  # (what, remedy, *key)
@@ -180,7 +180,7 @@ def blend_stage(folder: RunFolder, names: Sequence[str], settings: Blend, seed: 
     if len(blended) == 1:
         _leave_one(folder, blended[0], names)
         return blended[0]
-    oof, test = ([folder / f"predictions/{name}.{kind}.parquet" for name in blended] for kind in ("oof", "test"))
+    oof, test = ([folder.predictions(name, kind) for name in blended] for kind in ("oof", "test"))
     if not all(path.exists() for path in oof):
         oof = []
     tests = test if all(path.exists() for path in test) else []
@@ -190,14 +190,14 @@ def blend_stage(folder: RunFolder, names: Sequence[str], settings: Blend, seed: 
         folder.blend.clear()  # of other members or another method
         found = _combine(folder, parts, oof, tests, settings, seed)
         for kind in kinds:
-            made = Predictions.load(folder / f"blend/blend.{kind}.parquet")
-            made.save(folder / f"predictions/ensemble.{kind}.parquet")
-        (folder / "blend/submission.csv").unlink(missing_ok=True)  # the run's own tells of unreadable photographs too
+            made = Predictions.load(folder.blend.predictions(kind))
+            made.save(folder.predictions(ENSEMBLE, kind))
+        folder.blend.submission.unlink(missing_ok=True)  # the run's own tells of unreadable photographs too
         say(f"Blend of {len(blended)} members: {found['method']}")
 
     asked = settings.model_dump(mode="json", exclude=set() if settings.groups else {"groups"})
-    inputs = [[digest_file(path) for path in (*oof, *tests, folder / "folds.parquet")], blended, asked, seed]
-    outputs = ["blend/blend.json", f"blend/{COMBINATION}"] + [f"predictions/ensemble.{kind}.parquet" for kind in kinds]
+    inputs = [[digest_file(path) for path in (*oof, *tests, folder.folds)], blended, asked, seed]
+    outputs = [folder.blend.summary, folder.blend.combination, *(folder.predictions(ENSEMBLE, kind) for kind in kinds)]
     folder.stage("blend", inputs, outputs, work)
     return "ensemble"
 
@@ -205,16 +205,16 @@ def blend_stage(folder: RunFolder, names: Sequence[str], settings: Blend, seed: 
 def _combine(
     folder: RunFolder, parts: list[str], oof: list[Path], tests: list[Path], settings: Blend, seed: int
 ) -> dict[str, Any]:
-    out = folder / "blend"
+    out = folder.blend.path
     weights = [settings.weights[name] for name in parts] if settings.weights else None
     if not oof:
         found = _without_labels(folder, parts, tests, settings, weights)
-        save_json(out / "blend.json", found)
+        save_json(folder.blend.summary, found)
         return found
     members = load_members(oof)
     members = members.labelled() if settings.method == "stack" or settings.groups else members
     test = load_tests(tests, members)
-    groups = load_groups(folder / "folds.parquet", members.image_id)
+    groups = load_groups(folder.folds, members.image_id)
     grouped = group_members(members, test, parts, settings.groups, groups, seed) if settings.groups else None
     without = None if grouped is None else grouped.without
     if grouped is not None:
@@ -227,9 +227,9 @@ def _combine(
             members, out, test, settings.method, weights, settings.mean, groups, seed=seed, without=without
         )
     if grouped is not None:
-        with_groups(Combination.load(out / COMBINATION), grouped.fitted).save(out / COMBINATION)
+        with_groups(Combination.load(folder.blend.combination), grouped.fitted).save(folder.blend.combination)
         found["groups"] = {name: grouped.about[name] for name in parts if name in grouped.about}
-    save_json(out / "blend.json", found)
+    save_json(folder.blend.summary, found)
     return found
 
 
@@ -237,19 +237,19 @@ def _without_labels(
     folder: RunFolder, parts: list[str], tests: list[Path], settings: Blend, weights: list[float] | None
 ) -> dict[str, Any]:
     """Averaging of the test photographs and of those to come, where nothing was held out to judge or fit by."""
-    out, classes = folder / "blend", Manifest.load(folder / "folds.parquet").classes
+    classes = Manifest.load(folder.folds).classes
     used = check_weights(weights, len(parts))
     groups = group_means(settings.groups, parts, classes)
     fitted = {name: one for name, (one, _) in groups.items()}
     whole = with_groups(as_weighted(parts, classes, used, settings.mean), fitted)
-    whole.save(out / COMBINATION)
+    whole.save(folder.blend.combination)
     if tests:
         members = load_members(tests)
         probs = whole(members.subset(whole.members).pred_probs)
         made = Predictions.from_probs(
             members.image_id, probs, classes, members.labels, unknown=members.unknown, numbers=members.numbers
         )
-        made.save(out / "blend.test.parquet")
+        made.save(folder.blend.predictions("test"))
     about = {"groups": {name: told for name, (_, told) in groups.items()}} if groups else {}
     return {
         "members": parts,
@@ -271,11 +271,11 @@ def _leave_one(folder: RunFolder, name: str, names: Sequence[str]) -> None:
     def work() -> None:
         folder.blend.clear()
         for kind in ("oof", "test"):
-            (folder / f"predictions/ensemble.{kind}.parquet").unlink(missing_ok=True)
-        classes = Manifest.load(folder / "folds.parquet").classes
-        as_weighted([name], classes, np.ones(1)).save(folder / f"blend/{COMBINATION}")
+            folder.predictions(ENSEMBLE, kind).unlink(missing_ok=True)
+        classes = Manifest.load(folder.folds).classes
+        as_weighted([name], classes, np.ones(1)).save(folder.blend.combination)
         about = {"asked": "one member", "method": "one member", "mean": "arithmetic", "weights": {name: 1.0}}
-        save_json(folder / "blend/blend.json", {"members": [name], "classes": list(classes), **about})
+        save_json(folder.blend.summary, {"members": [name], "classes": list(classes), **about})
         say(f"No blend: the run's answers are those of {name}")
 
-    folder.stage("blend", [name, digest_file(folder / "folds.parquet")], ["blend/blend.json"], work)
+    folder.stage("blend", [name, digest_file(folder.folds)], [folder.blend.summary], work)

@@ -12,6 +12,7 @@ from pathlib import Path
 from manihot.errors import DataError
 from manihot.photos.decode import SUFFIXES, looks_like_photo
 from manihot.records.manifest import ALWAYS_TRAIN
+from manihot.records.run_places import RunPlaces
 
 SKIPPED_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"}
 
@@ -102,7 +103,7 @@ def _folders(items: list[os.DirEntry[str]]) -> list[Path]:
         for item in items
         if item.is_dir() and item.name.lower() not in SKIPPED_FOLDERS and not _is_loop(item)
     ]
-    return [path for path in folders if not (path / "run.json").exists()]
+    return [path for path in folders if not RunPlaces(path).record_file.exists()]
 
 
 def choose_few(kinds: Sequence[Hashable], few: int) -> list[int]:

@@ -28,7 +28,7 @@ from manihot.records.files import atomic_path, explain_os_error, write_atomic
 from manihot.records.groups import check_groups, with_name_groups
 from manihot.records.manifest import COLUMNS, UNLABELLED, Manifest
 from manihot.records.quarantine import COLUMNS as QUARANTINE
-from manihot.records.run_places import SAMPLE
+from manihot.records.run_places import MANIFEST, SAMPLE, RunPlaces
 from manihot.records.tables import list_names
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 
@@ -113,12 +113,12 @@ def scan(
     quarantine = _to_quarantine(entries, ids, facts, listings, root)
     _say_result(manifest, quarantine)
     if run is not None:
-        with atomic_path(run / "quarantine.csv") as temporary:
+        with atomic_path(RunPlaces(run).quarantine) as temporary:
             quarantine.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
-        manifest.save(run / "manifest.parquet")
+        manifest.save(RunPlaces(run).manifest)
         _keep_sample(listings, run)
     if not len(manifest):
-        at = f"see {run / 'quarantine.csv'}" if run else f"the first is {quarantine.iloc[0]['file']}"
+        at = f"see {RunPlaces(run).quarantine}" if run else f"the first is {quarantine.iloc[0]['file']}"
         raise DataError(
             f"none of the {len(quarantine)} photographs can be read: {quarantine.iloc[0]['detail']}",
             f"{quarantine.iloc[0]['remedy']}; {at}",
@@ -165,7 +165,7 @@ def _source_names(places: list[Path]) -> list[str]:
     """Each source's name: its folder's or its table's stem, with more of the path where two are alike."""
     if all(place.suffix.lower() in SUFFIXES and place.is_file() for place in places):
         return [""] * len(places)
-    places = [place.parent if place.name == "manifest.parquet" else place for place in places]
+    places = [place.parent if place.name == MANIFEST else place for place in places]
     names = [place.stem if place.is_file() else place.name for place in places]
     parts = 2
     while len(set(names)) < len(names) and parts <= max(len(place.parts) for place in places):

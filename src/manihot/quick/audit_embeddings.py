@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from manihot.audit.evidence import EMBEDDINGS, save_embeddings
+from manihot.audit.evidence import save_embeddings
 from manihot.members.member import make_member
 from manihot.members.toolbox import Toolbox
 from manihot.progress import say
@@ -43,7 +43,7 @@ def embed_for_audit(run: RunFolder, manifest: Manifest, oof: Path) -> Path | Non
             "and outliers (audit.embeddings=false leaves it out)"
         )
         member = make_member(run, "audit", LOOK, few, Toolbox())
-        save_embeddings(run / EMBEDDINGS, few.image_id, features_of(member)[1][:, 0])
+        save_embeddings(run.audit.embeddings, few.image_id, features_of(member)[1][:, 0])
 
-    run.stage("audit embeddings", inputs, [EMBEDDINGS], work)
-    return run / EMBEDDINGS
+    run.stage("audit embeddings", inputs, [run.audit.embeddings], work)
+    return run.audit.embeddings

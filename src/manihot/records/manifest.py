@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from manihot.errors import DataError
 from manihot.records.files import atomic_path
 from manihot.records.readers import ClassNames, metadata_record, read_parquet, reading
+from manihot.records.run_places import RunPlaces
 
 UNLABELLED = -1
 ALWAYS_TRAIN = -1  # fold of a photograph that is never held out
@@ -155,7 +156,8 @@ class Manifest:
     @classmethod
     def find(cls, place: Path) -> Path | None:
         """The manifest that `place` is, or that the run folder `place` holds; None where it is neither."""
-        path = place / "manifest.parquet" if (place / "run.json").is_file() else place
+        places = RunPlaces(place)
+        path = places.manifest if places.record_file.is_file() else place
         return path if path.is_file() and cls.is_file(path) else None
 
     @classmethod

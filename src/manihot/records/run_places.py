@@ -16,6 +16,7 @@ RECORD, MANIFEST, FOLDS, QUARANTINE = "run.json", "manifest.parquet", "folds.par
 SUBMISSION, SAMPLE = "submission.csv", "sample_submission.csv"
 OOF, TEST = ".oof.parquet", ".test.parquet"  # how the names of a member's predictions end
 ENSEMBLE = "ensemble"  # stands for a member's name where all of them answer
+VIEW_PATTERN = "predictions/{{member}}.{{view}}.{part}.parquet"  # of predictions by view, which a plan may blend
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,10 @@ class MemberFolder:
         """The folder of a fold; WHOLE for the network trained on everything."""
         return FoldFolder(self.path / (REFITTED if number == WHOLE else f"fold{number}"))
 
+    def torch_networks(self) -> dict[int, Path]:
+        """The networks as torch keeps them, of the folds that have one."""
+        return {fold: one.torch_network for fold, one in self.folds().items() if one.torch_network.is_file()}
+
     def folds(self) -> dict[int, FoldFolder]:
         """The folds that have a folder, by their numbers in order."""
         found = {
@@ -131,6 +136,16 @@ class AuditFolder:
         return self.path / "looks"
 
     @property
+    def thumbnails(self) -> Path:
+        """The thumbnails of all photographs."""
+        return self.looks / "thumbnails.npy"
+
+    @property
+    def looked_at(self) -> Path:
+        """Hashes and measurements of all photographs."""
+        return self.looks / "looks.parquet"
+
+    @property
     def duplicates_found(self) -> Path:
         """Duplicates as they were found, before there were folds."""
         return self.looks / "duplicates.parquet"
@@ -140,11 +155,6 @@ class AuditFolder:
         """Embeddings by a frozen network, where the predictions hold none."""
         return self.path / "embeddings.parquet"
 
-    @property
-    def carried(self) -> Path:
-        """Photographs before and after cleaning, of a run on a cleaned manifest."""
-        return self.path / "before_after.csv"
-
     def table(self, name: str) -> Path:
         """A table as parquet."""
         return self.path / f"{name}.parquet"
@@ -152,6 +162,10 @@ class AuditFolder:
     def csv(self, name: str) -> Path:
         """The same table as CSV."""
         return self.path / f"{name}.csv"
+
+    def both(self, name: str) -> list[Path]:
+        """A table in both forms."""
+        return [self.table(name), self.csv(name)]
 
     def mean_source(self, number: int) -> Path:
         """The mean photograph of a source."""
@@ -183,9 +197,14 @@ class BlendFolder:
         """How alike the members are, drawn."""
         return self.path / "diversity.png"
 
-    def predictions(self, kind: str) -> Path:
-        """The blend's own; kind: 'oof' or 'test'."""
-        return self.path / f"blend.{kind}.parquet"
+    @property
+    def submission(self) -> Path:
+        """The test photographs' classes by this blend."""
+        return self.path / SUBMISSION
+
+    def predictions(self, kind: str, stem: str = "blend") -> Path:
+        """The blend's own; kind: 'oof' or 'test', stem: 'blend' or 'stack'."""
+        return self.path / f"{stem}.{kind}.parquet"
 
     def clear(self) -> None:
         """Remove what an earlier blend left; other files of the folder stay."""
@@ -341,6 +360,11 @@ class RunPlaces:
     def predictions(self, member: str, kind: str) -> Path:
         """`oof` or `test`, as `kind` says."""
         return {"oof": self.oof, "test": self.test}[kind](member)
+
+    def has_parts(self) -> bool:
+        """Whether anything that a run leaves is there."""
+        parts = (self.record_file, self.manifest, self.metrics, self.prediction_root, self.member_root)
+        return any(part.exists() for part in parts)
 
     def predicted(self) -> list[str]:
         """Who has out-of-fold predictions, by name."""

@@ -29,6 +29,7 @@ from manihot.photos.faults import PhotoFault
 from manihot.progress import track
 from manihot.records.files import write_atomic
 from manihot.records.manifest import Manifest
+from manihot.records.run_places import RunPlaces
 from manihot.records.summaries import read_audited, read_what_if
 from manihot.report import pictures
 from manihot.report.alike import alike_groups
@@ -69,8 +70,8 @@ def make_audit_page(run: Path) -> Path:
     RunFolderError. The same run folder gives the same bytes.
     """
     run = Path(run)
-    write_atomic(run / "audit.html", _page().render(**contents(*gather_audit(run))))
-    return run / "audit.html"
+    write_atomic(RunPlaces(run).audit_page, _page().render(**contents(*gather_audit(run))))
+    return RunPlaces(run).audit_page
 
 
 @lru_cache
@@ -124,7 +125,7 @@ def contents(material: Material, tables: dict[str, pd.DataFrame]) -> dict[str, A
         "evidence": _evidence(material),
         "said": _sentences(manifest, duplicates, lookalikes, composition, sources, what_if),
         "files": list_files(material.run),
-        "report": (material.run / "report.html").is_file(),
+        "report": RunPlaces(material.run).report.is_file(),
         "same": SAME,
         "alike_within": EPS,
         "alike_reach": REACH,
@@ -177,7 +178,7 @@ def _labels(
 
 def _evidence(material: Material) -> str:
     """What the labels were judged by and without what, in a sentence; '' in a run folder of before it was noted."""
-    path = material.run / "audit/audit.json"
+    path = RunPlaces(material.run).audit.summary
     summary = material.attempt(lambda: read_audited(path)) if path.is_file() else None
     return say_evidence(summary["evidence"]) + "." if summary and "evidence" in summary else ""
 
@@ -331,14 +332,14 @@ def _shares(priors: pd.DataFrame | None) -> dict[str, Any]:
 
 def _mean_images(material: Material, priors: pd.DataFrame | None) -> list[tuple[str, str]]:
     """Name of a source and its mean picture, as data URIs; the files are numbered as the sorted sources."""
-    paths = sorted(material.run.glob("audit/mean_source*.png"), key=lambda p: (len(p.name), p.name))
+    paths = RunPlaces(material.run).audit.mean_sources()
     names = [] if priors is None else sorted(priors["source"].astype(str).unique())
     shown = []
     for place, path in enumerate(paths[:SOURCES]):
         try:
             picture = pictures.jpeg_uri(decode_photo(path))
         except PhotoFault as fault:
-            material.missing.append(f"audit/{path.name}: {fault.detail}")
+            material.missing.append(f"{RunPlaces(material.run).relative(path)}: {fault.detail}")
             continue
         shown.append((names[place] if len(names) == len(paths) else "", picture))
     return shown
@@ -347,7 +348,7 @@ def _mean_images(material: Material, priors: pd.DataFrame | None) -> list[tuple[
 def _what_if(material: Material, table: pd.DataFrame | None) -> dict[str, Any] | None:
     if table is None:
         return None
-    record = material.attempt(lambda: read_what_if(material.run / "audit/what_if.json")) or {}
+    record = material.attempt(lambda: read_what_if(RunPlaces(material.run).audit.what_if)) or {}
     reach = max(0.005, float(table[["low", "high"]].abs().max().max()))
     rows = table.to_dict("records")
     for row in rows:

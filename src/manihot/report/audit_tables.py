@@ -11,6 +11,7 @@ import pandas as pd
 from manihot.audit.tables import read_table
 from manihot.errors import RunFolderError
 from manihot.records.manifest import Manifest
+from manihot.records.run_places import RunPlaces
 from manihot.report.material import Material
 from manihot.report.pictures import link_from
 
@@ -51,22 +52,22 @@ OF_SOURCES = ("drift", "drift_features", "drift_examples", "priors")
 
 def gather_audit(run: Path) -> tuple[Material, dict[str, pd.DataFrame]]:
     """What a run folder holds of an audit: manifest and tables by name; `missing` names what can't be read."""
-    if not any((run / f"audit/{name}.parquet").is_file() for name in TABLES):
+    if not any(RunPlaces(run).audit.table(name).is_file() for name in TABLES):
         raise RunFolderError(f"{run}: holds no audit", f"make one: manihot audit PHOTOS --out {run}")
     material = Material(run)
-    alone = not (run / "manifest.parquet").is_file()
+    alone = not RunPlaces(run).manifest.is_file()
     if alone:
         material.missing.append("manifest.parquet: not there, so no photograph is shown")
     else:
-        material.manifest = material.attempt(lambda: Manifest.load(run / "manifest.parquet"))
+        material.manifest = material.attempt(lambda: Manifest.load(RunPlaces(run).manifest))
     manifest = material.manifest
     one_source = manifest is not None and manifest.table["source"].nunique() < 2
     tables = {}
     for name, table in TABLES.items():
-        path = run / f"audit/{name}.parquet"
+        path = RunPlaces(run).audit.table(name)
         if not path.is_file():
             if table.absent and not alone and not (one_source and name in OF_SOURCES):
-                material.missing.append(f"audit/{name}.parquet: not there, {table.absent}")
+                material.missing.append(f"{RunPlaces(run).relative(path)}: not there, {table.absent}")
             continue
         found = material.attempt(lambda p=path, n=name: read_table(p, n))  # type: ignore[misc]
         if found is not None and (len(found) or name == "duplicates"):  # to have found none is a finding
@@ -76,14 +77,15 @@ def gather_audit(run: Path) -> tuple[Material, dict[str, pd.DataFrame]]:
 
 def list_files(run: Path) -> list[dict[str, Any]]:
     """The tables in RUN/audit and what they hold."""
-    names = sorted({path.stem for kind in ("parquet", "csv") for path in run.glob(f"audit/*.{kind}")})
+    audit = RunPlaces(run).audit
+    names = sorted({path.stem for path in audit.path.glob("*") if path.suffix in (".parquet", ".csv")})
     known = [name for name in TABLES if name in names]
     return [
         {
             "name": name, "holds": TABLES[name].holds if name in TABLES else "",
             "links": [
-                (kind, link_from(run, run / f"audit/{name}.{kind}"))
-                for kind in ("csv", "parquet") if (run / f"audit/{name}.{kind}").is_file()
+                (kind, link_from(run, path))
+                for kind, path in (("csv", audit.csv(name)), ("parquet", audit.table(name))) if path.is_file()
             ],
         }
         for name in [*known, *(name for name in names if name not in TABLES)]

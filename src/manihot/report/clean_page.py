@@ -22,6 +22,7 @@ from manihot.errors import DataError
 from manihot.progress import track
 from manihot.records.files import write_atomic
 from manihot.records.manifest import Manifest
+from manihot.records.run_places import MANIFEST, RunPlaces
 from manihot.report import pictures
 from manihot.report.words import count_of, number, percent
 
@@ -61,7 +62,7 @@ def _page() -> Template:
 
 def contents(folder: Path) -> dict[str, Any]:
     """Everything the template shows, as plain values."""
-    cleaned, counts = Manifest.load(folder / "manifest.parquet"), _read(folder / "before_after.csv")
+    cleaned, counts = Manifest.load(RunPlaces(folder).manifest), _read(folder / "before_after.csv")
     decisions, dropped = _read(folder / "decisions.csv"), _read(folder / "dropped.csv")
     photographs = pd.concat([cleaned.table[["image_id", "path"]], dropped[["image_id", "path"]]], ignore_index=True)
     thumbs = pictures.Thumbnails(Manifest.from_table(photographs, cleaned.classes, cleaned.root), folder)
@@ -73,7 +74,7 @@ def contents(folder: Path) -> dict[str, Any]:
             parts.append({"action": action, "title": title, "says": says, "n": len(rows), "cards": cards})
     for image_id in track([card["id"] for part in parts for card in part["cards"]], "Drawing cleaned photographs"):
         thumbs(image_id)
-    files = ("manifest.parquet", "decisions.csv", "dropped.csv", "before_after.csv")
+    files = (MANIFEST, "decisions.csv", "dropped.csv", "before_after.csv")
     return {
         "title": folder.absolute().name, "parts": parts, "thumbs": thumbs, "counts": counts_table(counts),
         "changed": sum(part["n"] for part in parts), "judged": len(photographs), "stay": len(cleaned),

@@ -28,11 +28,11 @@ from manihot.metrics import accuracy, evaluate
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.readers import read_lines
+from manihot.records.run_places import MemberFolder, RunPlaces
 from manihot.records.summaries import read_run_record, read_scores
 
 ENSEMBLE = "(ensemble)"
 SPLITS = ("oof", "test")
-RUN_PARTS = ("run.json", "manifest.parquet", "metrics.json", "predictions", "members")
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss", "ece")
 QUICK_REPEATS = 200  # resamples for a run that is still going on
 COLUMNS = [
@@ -114,8 +114,8 @@ def load_scores(run: Path) -> tuple[dict[str, Any], bool]:
 
     Raises RunFolderError for a folder that is not a run, and for a metrics.json that can't be read.
     """
-    if (Path(run) / "metrics.json").exists():
-        return read_scores(Path(run) / "metrics.json"), True
+    if RunPlaces(Path(run)).metrics.exists():
+        return read_scores(RunPlaces(Path(run)).metrics), True
     return scores_so_far(Path(run)), False
 
 
@@ -124,17 +124,17 @@ def scores_so_far(run: Path) -> dict[str, Any]:
 
     A member without predictions has only "folds". Raises RunFolderError for a folder that is not a run.
     """
-    if not any((run / name).exists() for name in RUN_PARTS):
+    places = RunPlaces(run)
+    if not places.has_parts():
         raise RunFolderError(f"{run}: not a run folder", "give the folder that `manihot run --out` wrote")
-    names = {path.name for path in run.glob("members/*") if path.is_dir()}
-    names |= {path.name.removesuffix(".oof.parquet") for path in run.glob("predictions/*.oof.parquet")}
+    names = {member.name for member in places.members()} | set(places.predicted())
     return {"members": {name: _so_far(run, name) for name in sorted(names - {"ensemble"})}}
 
 
 def load_groups(run: Path, image_id: np.ndarray) -> np.ndarray | None:
     """The manifest's group of each photograph, '' where it has none; None without a manifest or any group."""
     try:
-        table = Manifest.load(run / "manifest.parquet").table
+        table = Manifest.load(RunPlaces(run).manifest).table
     except DataError:
         return None
     groups = table.set_index("image_id")["group"].reindex(image_id).fillna("").to_numpy()
@@ -167,7 +167,7 @@ def duration(seconds: float | None) -> str:
 
 def _rows(run: Path, name: str) -> list[dict[str, Any]]:
     scores, done = load_scores(run)
-    record = read_run_record(run / "run.json") if (run / "run.json").exists() else {}
+    record = read_run_record(RunPlaces(run).record_file) if RunPlaces(run).record_file.exists() else {}
     recipe = record.get("recipe") or {}
     about = {
         "run": name,
@@ -213,9 +213,9 @@ def _scores(found: dict[str, Any] | None) -> dict[str, Any]:
 
 def _so_far(run: Path, member: str) -> dict[str, Any]:
     try:
-        made = Predictions.load(run / "predictions" / f"{member}.oof.parquet")
+        made = Predictions.load(RunPlaces(run).oof(member))
     except DataError:  # not written yet
-        return {"folds": _folds_of_histories(run / "members" / member)}
+        return {"folds": _folds_of_histories(RunPlaces(run).member(member))}
     folds = {}
     for fold in np.unique(made.fold[(made.labels >= 0) & (made.fold >= 0)]):
         rows = (made.fold == fold) & (made.labels >= 0)
@@ -226,13 +226,12 @@ def _so_far(run: Path, member: str) -> dict[str, Any]:
     return {"oof": found, "folds": folds}
 
 
-def _folds_of_histories(member: Path) -> dict[str, Any]:
+def _folds_of_histories(member: MemberFolder) -> dict[str, Any]:
     folds = {}
-    for path in sorted(member.glob("fold*/history.jsonl")):
-        number = path.parent.name.removeprefix("fold")
-        epochs = [row for row in read_history(path) if row.get("val_accuracy") is not None]
-        if epochs and number.isdigit():
-            folds[number] = {"accuracy": float(epochs[-1]["val_accuracy"]), "n": None}
+    for number, fold in member.folds().items():
+        epochs = [row for row in read_history(fold.history) if row.get("val_accuracy") is not None]
+        if epochs:
+            folds[str(number)] = {"accuracy": float(epochs[-1]["val_accuracy"]), "n": None}
     return folds
 
 

@@ -23,6 +23,7 @@ from manihot.photos.faults import PhotoFault
 from manihot.photos.preprocess import resize
 from manihot.progress import say, track
 from manihot.records.files import write_atomic
+from manihot.records.run_places import RunPlaces
 from manihot.report import pictures
 from manihot.report.words import count_of, percent
 
@@ -259,7 +260,8 @@ def _networks(material: Material) -> dict[int, Path]:
     from manihot.infer.models import networks_by_fold
 
     members = [material.name] if material.name != "ensemble" else list(material.members)
-    return next((found for name in members if (found := networks_by_fold(material.run / f"members/{name}"))), {})
+    folders = (RunPlaces(material.run).member(name).path for name in members)
+    return next((found for folder in folders if (found := networks_by_fold(folder))), {})
 
 
 def _explain_cards(

@@ -14,6 +14,7 @@ from manihot.errors import ManihotError
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.quarantine import load_quarantine
+from manihot.records.run_places import RunPlaces
 from manihot.records.summaries import read_run_record
 from manihot.report.compare import load_scores, read_history, scores_so_far
 
@@ -58,35 +59,35 @@ def gather(run: Path) -> Material:
     material = Material(run)
     scores, material.done = _scores(material)
     material.members = scores.get("members", {})
-    if (run / "run.json").is_file():
-        material.record = material.attempt(lambda: read_run_record(run / "run.json")) or {}
+    if RunPlaces(run).record_file.is_file():
+        material.record = material.attempt(lambda: read_run_record(RunPlaces(run).record_file)) or {}
     else:
         material.missing.append("run.json: not there, so settings, versions and times are unknown")
-    material.manifest = material.attempt(lambda: Manifest.load(run / "manifest.parquet"))
-    if material.manifest is not None and (run / "folds.parquet").is_file():
+    material.manifest = material.attempt(lambda: Manifest.load(RunPlaces(run).manifest))
+    if material.manifest is not None and RunPlaces(run).folds.is_file():
         with_folds = material.attempt(lambda m=material.manifest: _with_folds(m, run))  # type: ignore[misc]
         material.manifest = with_folds or material.manifest
-    material.quarantine = material.attempt(lambda: load_quarantine(run / "quarantine.csv"))
+    material.quarantine = material.attempt(lambda: load_quarantine(RunPlaces(run).quarantine))
     material.name, material.scores = _headline_member(scores)
     for split in ("oof", "test"):
         names = [material.name] if material.name != "ensemble" else ["ensemble", *material.members]
-        files = [run / "predictions" / f"{name}.{split}.parquet" for name in names]
+        files = [RunPlaces(run).predictions(name, split) for name in names]
         present = [path for path in files if path.is_file()]
         if present or split == "oof":
             found = material.attempt(lambda p=present or files[:1]: _load_predictions(p))  # type: ignore[misc]
             if found is not None:
                 material.predictions[split] = found
-    for folder in sorted(path for path in run.glob("members/*") if path.is_dir()):
-        folds = {path.parent.name: read_history(path) for path in sorted(folder.glob("fold*/history.jsonl"))}
+    for member in RunPlaces(run).members():
+        folds = {fold.path.name: read_history(fold.history) for fold in member.folds().values()}
         folds = {fold: rows for fold, rows in folds.items() if rows}
         if folds:
-            material.histories[folder.name] = folds
+            material.histories[member.name] = folds
     return material
 
 
 def _scores(material: Material) -> tuple[dict[str, Any], bool]:
     """`compare.load_scores`; a metrics.json that can't be read is noted as missing."""
-    if not (material.run / "metrics.json").is_file():
+    if not RunPlaces(material.run).metrics.is_file():
         material.missing.append("metrics.json: not there; the run has not ended, figures are of what is done")
         return scores_so_far(material.run), False
     return material.attempt(lambda: load_scores(material.run)) or (scores_so_far(material.run), False)
@@ -94,7 +95,7 @@ def _scores(material: Material) -> tuple[dict[str, Any], bool]:
 
 def _with_folds(manifest: Manifest, run: Path) -> Manifest:
     """The manifest with the folds that training used."""
-    path = run / "folds.parquet"
+    path = RunPlaces(run).folds
     folds = Manifest.load(path)
     fold = pd.Series(folds.fold, index=folds.image_id).reindex(manifest.image_id)
     return manifest.with_columns(fold=fold.fillna(ALWAYS_TRAIN).to_numpy(dtype="int64"))

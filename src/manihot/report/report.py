@@ -19,6 +19,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from manihot.progress import track
 from manihot.records.files import write_atomic
 from manihot.records.predictions import Predictions
+from manihot.records.run_places import RunPlaces
 from manihot.records.summaries import read_blended
 from manihot.report import pictures
 from manihot.report.clean_page import cleaned_before
@@ -57,8 +58,8 @@ def make_report(run: Path, other: OpenExplainer | None = None) -> Path:
     run is a RunFolderError. The same run folder gives the same bytes.
     """
     run = Path(run)
-    write_atomic(run / "report.html", _page().render(**contents(gather(run), other)))
-    return run / "report.html"
+    write_atomic(RunPlaces(run).report, _page().render(**contents(gather(run), other)))
+    return RunPlaces(run).report
 
 
 @lru_cache
@@ -98,7 +99,7 @@ def contents(material: Material, other: OpenExplainer | None = None) -> dict[str
         "heat": explain_mistakes(material, mistakes, other),
         "doubtful": doubtful,
         "about": _about(material),
-        "audit": (material.run / "audit.html").is_file(),
+        "audit": RunPlaces(material.run).audit_page.is_file(),
         "cleaned": material.attempt(lambda: cleaned_before(material.manifest, material.run)),
     }
 
@@ -116,11 +117,11 @@ def _members(material: Material) -> list[dict[str, Any]]:
 
 def _blend(material: Material) -> dict[str, Any] | None:
     """How the members became one answer, from RUN/blend."""
-    path = material.run / "blend" / "blend.json"
+    path = RunPlaces(material.run).blend.summary
     about = material.attempt(lambda: read_blended(path)) if path.is_file() else None
     if not about or not about.get("members"):
         return None
-    picture, groups = material.run / "blend" / "diversity.png", about.get("groups") or {}
+    picture, groups = RunPlaces(material.run).blend.diversity, about.get("groups") or {}
     inside = {name: f"{name} ({', '.join(group['members'])})" for name, group in groups.items()}
     weights = [(inside.get(name, name), weight) for name, weight in (about.get("weights") or {}).items()]
     return {

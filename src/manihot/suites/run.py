@@ -140,7 +140,7 @@ def arm_digest(suite: Suite, arm: str, folder: RunFolder) -> str:
     asked = [arm_digest(suite, one, folder) for one in suite.asked(arm) if one != suite.arms[arm].against]
     apart = ("name", "description", "source", "blend", "refit")  # nothing is refitted: only out-of-fold answers count
     about = {key: value for key, value in recipe.items() if key not in apart}
-    return digest_value([about, asked, suite.arms[arm].of, digest_file(folder / "folds.parquet")])
+    return digest_value([about, asked, suite.arms[arm].of, digest_file(folder.folds)])
 
 
 # ------------------------------------------------------------------------------------------------- comparison
@@ -156,7 +156,7 @@ def write_results(
     made = folder.record.get("arms", {})
     done = [arm for arm in suite.arms if made.get(arm) == digests[arm] and _path(folder, arm).is_file()]
     predictions = {arm: Predictions.load(_path(folder, arm)) for arm in done}
-    manifest = Manifest.load(folder / "folds.parquet")
+    manifest = Manifest.load(folder.folds)
     pairs = [(arm, suite.arms[arm].against) for arm in done if arm != BASELINE and suite.arms[arm].against in done]
     ids = next(iter(predictions.values())).image_id if predictions else np.empty(0, dtype=object)
     for arm, found in predictions.items():
@@ -193,7 +193,7 @@ def write_results(
 
 
 def _path(folder: RunFolder, arm: str) -> Path:
-    return folder / f"predictions/{arm}.oof.parquet"
+    return folder.oof(arm)
 
 
 def _beyond_chance(table: pd.DataFrame) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from manihot.records.files import atomic_path, save_json
 from manihot.records.folds import make_folds
 from manihot.records.groups import load_groups
 from manihot.records.predictions import Predictions
+from manihot.records.run_places import TrustFolder
 from manihot.settings import suggest
 from manihot.trust.calibrate import CALIBRATORS, Calibrator, cross_calibrate, draw_reliability, fit_calibrator
 from manihot.trust.conformal import (
@@ -71,9 +72,9 @@ def calibrate_files(
     kinds = pd.DataFrame(rows)
     chosen = _choose(kinds) if kind == "auto" else kind
     calibrator = fit_calibrator(probs, y, chosen, own.classes)
-    calibrator.save(out / "calibrator.json")
+    calibrator.save(TrustFolder(out).calibrator)
     fitted = fit_sets(probs, y, coverage, per_class, sets, seed=seed, classes=own.classes)
-    fitted.save(out / "sets.json")
+    fitted.save(TrustFolder(out).sets)
     held_out = predict_sets_held_out(own, folds, coverage, per_class, sets, seed)
     tables = {
         "calibration": kinds,
@@ -84,11 +85,11 @@ def calibrate_files(
     for name, table in tables.items():
         with atomic_path(out / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False)
-    draw_reliability(y, {"as predicted": probs, chosen: tried[chosen]}, out / "reliability.png")
+    draw_reliability(y, {"as predicted": probs, chosen: tried[chosen]}, TrustFolder(out).reliability)
     calibrated = Predictions.from_probs(
         whole.image_id, _calibrated(whole, calibrator, tried[chosen]), whole.classes, whole.labels, whole.fold
     )
-    calibrated.save(out / "calibrated.oof.parquet")
+    calibrated.save(TrustFolder(out).calibrated)
     record = {
         "predictions": str(oof),
         "photographs": len(own),
@@ -97,7 +98,7 @@ def calibrate_files(
         "sets": {"kind": sets, "coverage": coverage, "per_class": per_class},
         **{name: _plain_rows(table) for name, table in tables.items()},
     }
-    save_json(out / "trust.json", record)
+    save_json(TrustFolder(out).summary, record)
     return record
 
 
@@ -134,7 +135,7 @@ def apply_trust(predictions: Predictions, folder: Path) -> pd.DataFrame:
     Columns: image_id, answer (class of the set that holds one, else 'ask an expert'), top (most probable
     class), probability (calibrated), could_be (the set's classes).
     """
-    calibrator, sets = Calibrator.load(folder / "calibrator.json"), ConformalSets.load(folder / "sets.json")
+    calibrator, sets = Calibrator.load(TrustFolder(folder).calibrator), ConformalSets.load(TrustFolder(folder).sets)
     if sets.classes != predictions.classes:
         raise DataError(
             f"{folder}: fitted on classes {', '.join(sets.classes)}, not {', '.join(predictions.classes)}",

@@ -21,6 +21,7 @@ from manihot.errors import DataError
 from manihot.records.files import save_json
 from manihot.records.predictions import Predictions
 from manihot.records.readers import read_record
+from manihot.records.run_places import TrustFolder
 from manihot.trust.unknown import UnknownDetector, fit_threshold, fit_unknown
 
 FALSE_REJECTION = 0.05  # share of photographs of the known kind that may be refused
@@ -95,12 +96,12 @@ class Strangers:
             "output_limit": self.output_limit,
             "detectors": {str(fold): _file(fold) for fold in self.detectors},
         }
-        save_json(folder / "unknown.json", about)
+        save_json(TrustFolder(folder).unknown, about)
 
     @classmethod
     def load(cls, folder: Path) -> Strangers:
         """Read what `save` wrote; anything else is a DataError."""
-        path, what = folder / "unknown.json", "what tells unknown photographs"
+        path, what = TrustFolder(folder).unknown, "what tells unknown photographs"
         about = read_record(path, Saved, what, "fit it again: the same manihot run", DataError)
         detectors = {fold: UnknownDetector.load(folder / name) for fold, name in about.detectors.items()}
         return cls(
@@ -109,7 +110,7 @@ class Strangers:
 
 
 def _file(fold: int) -> str:
-    return "unknown.npz" if fold == SHARED else f"unknown.fold{fold}.npz"
+    return TrustFolder(Path()).detector(None if fold == SHARED else fold).name
 
 
 def _relative(detector: UnknownDetector, embeddings: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from manihot.ensemble.blend import MEANS, blend_views
 from manihot.ensemble.members import Members, load_members, stack_members
 from manihot.errors import DataError, SettingsError
 from manihot.records.predictions import Predictions
+from manihot.records.run_places import VIEW_PATTERN
 from manihot.settings import Lines, find_yaml, read_yaml, suggest
 
 PARTS = ("oof", "test")
@@ -133,7 +134,7 @@ def _parse(path: str, tree: dict[str, Any], lines: Lines) -> BlendPlan:
     weights = [[member.weight for member in members], *([*member.views.values()] for member in members if member.views)]
     if not all(map(any, weights)):
         raise SettingsError(f"{where('members')}: all weights are 0", "give one a weight above 0")
-    patterns = {part: tree.get(part, f"predictions/{{member}}.{{view}}.{part}.parquet") for part in PARTS}
+    patterns = {part: tree.get(part, VIEW_PATTERN.format(part=part)) for part in PARTS}
     return BlendPlan(tree.get("name", Path(path).stem), mean, members, patterns)
 
 
