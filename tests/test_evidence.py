@@ -13,7 +13,6 @@ from sklearn.metrics import roc_auc_score
 
 from manihot.audit.duplicates import COLUMNS
 from manihot.audit.evidence import (
-    EMBEDDINGS,
     describe_evidence,
     find_margins,
     load_embeddings,
@@ -29,6 +28,7 @@ from manihot.records.files import digest_file
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import RunFolder
+from manihot.records.run_places import RunPlaces
 from manihot.report.audit_page import make_audit_page
 from manihot.settings import Recipe, load_recipe
 
@@ -210,21 +210,21 @@ def test_a_fine_tuned_run_looks_once_with_a_frozen_network(
         run(small_photos, tmp_path, str(tiny_recipe), overrides=sets, workers=1, report=False)
     assert len(looks) == 1
     ids = Predictions.load(tmp_path / "predictions/main.oof.parquet").image_id
-    values = load_embeddings(tmp_path / EMBEDDINGS, ids)
+    values = load_embeddings(RunPlaces(tmp_path).audit.embeddings, ids)
     assert len(values) == 45 and values.std(0).max() > 0
     assert Predictions.load(tmp_path / "predictions/main.oof.parquet").embeddings is None
     issues = pd.read_parquet(tmp_path / "audit/label_issues.parquet")
     assert issues[["knn_score", "anomaly_score"]].notna().all().all() and issues["neighbours"].str.len().min() == 5
     np.testing.assert_allclose(issues["knn_score"], 14 / 20)  # all others of the colour are the nearest
-    assert pq.read_table(tmp_path / EMBEDDINGS).column_names == ["image_id", "embedding"]
+    assert pq.read_table(RunPlaces(tmp_path).audit.embeddings).column_names == ["image_id", "embedding"]
     with pytest.raises(DataError, match="1 photographs have no embedding, first 'other'"):
-        load_embeddings(tmp_path / EMBEDDINGS, np.array(["other", ids[0]], dtype=object))
-    before = digest_file(tmp_path / EMBEDDINGS)
+        load_embeddings(RunPlaces(tmp_path).audit.embeddings, np.array(["other", ids[0]], dtype=object))
+    before = digest_file(RunPlaces(tmp_path).audit.embeddings)
     run(
         small_photos, tmp_path, str(tiny_recipe), overrides=["audit.embeddings=false", "train.epochs=1"], workers=1,
         report=False, update=True,
     )  # fmt: skip
-    assert digest_file(tmp_path / EMBEDDINGS) == before and len(looks) == 1
+    assert digest_file(RunPlaces(tmp_path).audit.embeddings) == before and len(looks) == 1
     assert "knn_score" not in pd.read_parquet(tmp_path / "audit/label_issues.parquet")
     evidence = json.loads((tmp_path / "audit/audit.json").read_text(encoding="utf-8"))["evidence"]
     assert evidence["missing"]["knn_score"] == "audit.embeddings is false"

@@ -14,7 +14,7 @@ from sklearn.cluster import DBSCAN
 from manihot.audit import hashes, lookalikes
 from manihot.audit.cleaning import clean
 from manihot.audit.duplicates import find_duplicates
-from manihot.audit.evidence import EMBEDDINGS, save_embeddings
+from manihot.audit.evidence import save_embeddings
 from manihot.audit.hashes import SIDE, Looks
 from manihot.audit.lookalikes import COLUMNS, EPS, find_lookalikes, unit_embeddings, with_lookalikes
 from manihot.audit.measurements import MEASUREMENTS
@@ -23,6 +23,7 @@ from manihot.errors import DataError
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import RunFolder
+from manihot.records.run_places import RunPlaces
 from manihot.report.audit_page import make_audit_page
 
 N, DIMS = 40, 64
@@ -167,11 +168,11 @@ def test_a_run_tells_its_lookalikes(tmp_path: Path, where: str, capsys: pytest.C
         save_table(nothing, run, "duplicates")
         save_table(pd.DataFrame({"image_id": manifest.image_id}), run, "composition")
         if where == "file":
-            save_embeddings(run / EMBEDDINGS, manifest.image_id[::-1], _embeddings()[::-1])
+            save_embeddings(RunPlaces(run).audit.embeddings, manifest.image_id[::-1], _embeddings()[::-1])
         if where != "predictions":
             oof = Predictions(oof.image_id, oof.logits, oof.classes, oof.labels, oof.fold)
         oof.save(run / "predictions/main.oof.parquet")
-        embeddings = run / EMBEDDINGS if where == "file" else None
+        embeddings = RunPlaces(run).audit.embeddings if where == "file" else None
         audit_lookalikes(folder, manifest, "main", embeddings)
     said = " ".join(capsys.readouterr().err.split())
     if where == "nowhere":

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from manihot.audit import what_if as module
-from manihot.audit.evidence import EMBEDDINGS, save_embeddings
+from manihot.audit.evidence import save_embeddings
 from manihot.audit.stages import audit_what_if
 from manihot.audit.trusted import read_trusted
 from manihot.audit.what_if import ARMS, paired_interval, what_if
@@ -19,6 +19,7 @@ from manihot.pipeline import run
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import RunFolder
+from manihot.records.run_places import RunPlaces
 from manihot.settings.options import TableOptions
 
 
@@ -141,10 +142,10 @@ def test_features_of_the_audit_or_of_another_member_serve_too(tmp_path: Path):
         audit_what_if(folder, manifest, "ensemble", 0)
         one = pd.read_parquet(folder / "audit/what_if.parquet")
         (folder / "predictions/quick.oof.parquet").unlink()
-        save_embeddings(folder / EMBEDDINGS, ids[mixed], x.astype(np.float32)[mixed])
+        save_embeddings(RunPlaces(folder).audit.embeddings, ids[mixed], x.astype(np.float32)[mixed])
         audit_what_if(folder, manifest, "ensemble", 0)
         assert one.equals(pd.read_parquet(folder / "audit/what_if.parquet"))
-        save_embeddings(folder / EMBEDDINGS, ids[:9], x.astype(np.float32)[:9])
+        save_embeddings(RunPlaces(folder).audit.embeddings, ids[:9], x.astype(np.float32)[:9])
         with pytest.raises(DataError, match="111 photographs have no embedding"):
             audit_what_if(folder, manifest, "ensemble", 0)
     assert json.loads((tmp_path / "audit/what_if.json").read_text(encoding="utf-8"))["run_folds"]

@@ -59,7 +59,7 @@ class Looks:
         """Read what `save` wrote; the thumbnails stay on disk. RunFolderError where that is absent or broken."""
         folder = Path(folder)
         what, remedy = "looks of photographs", f"remove the folder {folder} and run the same command again"
-        columns = {"image_id": "text", "phash": "whole", **dict.fromkeys(MEASUREMENTS, "number")}
+        columns = {"image_id": "text", "phash": "whole", **dict.fromkeys(MEASUREMENTS, "number?")}
         table = read_frame(folder / "looks.parquet", what, columns, remedy, RunFolderError)
         shape = (len(table), SIDE, SIDE)
         thumbnails = read_array(folder / "thumbnails.npy", what, "uint8", shape, mapped=True, remedy=remedy)
