@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from manihot.audit.duplicates import find_duplicates, with_groups
-from manihot.audit.hashes import Looks, look_at_photos
+from manihot.audit.hashes import Thumbnails, make_thumbnails
 from manihot.audit.label_errors import find_label_errors
 from manihot.audit.lookalikes import find_lookalikes
 from manihot.audit.measurements import COMMON
@@ -153,13 +153,13 @@ def part_looks(folder: Path, n: int) -> dict[str, Any]:
     manifest = Manifest.load(folder / f"{n}/manifest.parquet")
     took: dict[str, Any] = {}
     with clocked(took):
-        looks = look_at_photos(manifest, CORES)
-    looks.save(folder / f"{n}/looks")
+        thumbnails = make_thumbnails(manifest, CORES)
+    thumbnails.save(folder / f"{n}/thumbnails")
     return took
 
 
 def part_decoding(folder: Path, n: int) -> dict[str, Any]:
-    """Decoding alone, as the looks do it: what no part but the embedding may cost more than."""
+    """Decoding alone, as the thumbnails do it: what no part but the embedding may cost more than."""
     paths = Manifest.load(folder / f"{n}/manifest.parquet").paths
     with ProcessPoolExecutor(CORES, get_context("spawn")) as pool:
         list(pool.map(_decode, paths[: 8 * CORES]))  # starts the processes
@@ -177,10 +177,10 @@ def _decode(path: Path) -> float:
 
 
 def part_duplicates(folder: Path, n: int) -> dict[str, Any]:
-    manifest, looks = Manifest.load(folder / f"{n}/manifest.parquet"), Looks.load(folder / f"{n}/looks")
+    manifest, thumbnails = Manifest.load(folder / f"{n}/manifest.parquet"), Thumbnails.load(folder / f"{n}/thumbnails")
     took: dict[str, Any] = {}
     with clocked(took):
-        found = find_duplicates(manifest, looks)
+        found = find_duplicates(manifest, thumbnails)
     found.to_parquet(folder / f"{n}/duplicates.parquet")
     return {**took, "groups": int(found["group"].nunique()), "planted": n // COPY_EVERY}
 
@@ -248,11 +248,11 @@ def _embeddings(folder: Path, n: int) -> tuple[np.ndarray, bool]:
 
 def part_lookalikes(folder: Path, n: int) -> dict[str, Any]:
     """Copies by embeddings, checked on pixels where the search among pictures did not group them."""
-    manifest, looks = Manifest.load(folder / f"{n}/manifest.parquet"), Looks.load(folder / f"{n}/looks")
+    manifest, thumbnails = Manifest.load(folder / f"{n}/manifest.parquet"), Thumbnails.load(folder / f"{n}/thumbnails")
     manifest = with_groups(manifest, pd.read_parquet(folder / f"{n}/duplicates.parquet"))
     (embeddings, real), took = _embeddings(folder, n), {}
     with clocked(took):
-        found = find_lookalikes(manifest, embeddings, looks)
+        found = find_lookalikes(manifest, embeddings, thumbnails)
     told = found.drop_duplicates("group")["evidence"].value_counts().to_dict()
     return {**took, "real": real, "groups": int(found["group"].nunique()), **{k: int(v) for k, v in told.items()}}
 

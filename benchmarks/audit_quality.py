@@ -16,7 +16,7 @@ import pandas as pd
 
 from audit_parts import make_network
 from manihot.audit.duplicates import find_duplicates, with_groups
-from manihot.audit.hashes import Looks, hash_pairs, look_at_photos
+from manihot.audit.hashes import Thumbnails, hash_pairs, make_thumbnails
 from manihot.audit.lookalikes import count_lookalikes, find_lookalikes
 from manihot.photos.scan import scan
 from manihot.progress import track
@@ -63,7 +63,7 @@ def measure_demo(demo: Path) -> dict[str, Any]:
     truth = pd.read_parquet(demo / "truth.parquet")
     pairs = truth[(truth["duplicate_of"] != "") & truth["image_id"].isin(manifest.image_id)]
     pairs = pairs.rename(columns={"duplicate_kind": "kind"})
-    recall, right, wrong = count_found(find_duplicates(manifest, look_at_photos(manifest, 1)), pairs)
+    recall, right, wrong = count_found(find_duplicates(manifest, make_thumbnails(manifest, 1)), pairs)
     out = {"set": "demo truth", "seed": load_json(demo / "demo.json")["seed"], "right": right, "wrong": wrong}
     out["recall"] = {kind: float(value) for kind, value in recall.items()}
 
@@ -81,7 +81,7 @@ def measure_demo(demo: Path) -> dict[str, Any]:
                 (Path(name) / copy).write_bytes(copy_of(rng, picture, kind))
                 rows.append({"image_id": copy, "duplicate_of": i, "kind": kind})
         manifest, _ = scan(Path(name), workers=1)
-        found = find_duplicates(manifest, look_at_photos(manifest, 1))
+        found = find_duplicates(manifest, make_thumbnails(manifest, 1))
     recall, right, wrong = count_found(found, pd.DataFrame(rows))
     made = {"right": right, "wrong": wrong, "recall": {kind: float(value) for kind, value in recall.items()}}
     return {**out, "made": made, "zoom_auc": measure_zoom(demo, truth)}
@@ -92,7 +92,7 @@ def measure_zoom(demo: Path, truth: pd.DataFrame) -> float:
     from sklearn.metrics import roc_auc_score
 
     manifest, _ = scan(demo, workers=1)
-    zoom = look_at_photos(manifest, 1).composition.set_index("image_id")["zoom"]
+    zoom = make_thumbnails(manifest, 1).composition.set_index("image_id")["zoom"]
     kind = truth.set_index("image_id")["zoom"].loc[zoom.index]
     ends = (kind != "leaf").to_numpy()
     return float(roc_auc_score(kind[ends] == "closeup", zoom[ends]))
@@ -101,7 +101,7 @@ def measure_zoom(demo: Path, truth: pd.DataFrame) -> float:
 def measure_bracol(leaves: Path) -> dict[str, Any]:
     """Pairs that pHash as commonly defined (median, 64 bits) and its 8 orientations call copies, and our groups."""
     manifest, _ = scan(leaves, workers=1)
-    looks = look_at_photos(manifest, 1)
+    thumbnails = make_thumbnails(manifest, 1)
     bits = []
     for path in manifest.paths:
         small = cv2.resize(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), (32, 32), interpolation=cv2.INTER_AREA)
@@ -111,10 +111,10 @@ def measure_bracol(leaves: Path) -> dict[str, Any]:
     apart = (64 - signs @ signs.T) / 2
     upper = np.triu_indices(len(apart), 1)
     turned = pd.concat(
-        pd.DataFrame({"i": i, "j": j}) for i, j, _, _ in hash_pairs(looks.phash, 6)
+        pd.DataFrame({"i": i, "j": j}) for i, j, _, _ in hash_pairs(thumbnails.phash, 6)
     ).drop_duplicates()  # fmt: skip
     start = time.process_time()
-    found = find_duplicates(manifest, looks)
+    found = find_duplicates(manifest, thumbnails)
     return {
         "set": "bracol/leaf", "photographs": len(manifest),
         "phash": {str(most): int((apart[upper] <= most).sum()) for most in (2, 4, 6, 8, 10)},
@@ -129,21 +129,21 @@ def measure_lookalikes(photos: Path) -> dict[str, Any]:
     from manihot.infer.forward import PhotoFiles, forward_views
 
     manifest, _ = scan(photos, workers=1)
-    looks = look_at_photos(manifest, 1)
+    thumbnails = make_thumbnails(manifest, 1)
     with tempfile.TemporaryDirectory() as name:
         preprocess, _, runner, views = make_network(manifest, Path(name))
         files, rows = PhotoFiles(manifest.paths, preprocess), np.arange(len(manifest))
         embeddings = forward_views([runner], files, rows, preprocess, views, want="embeddings").mean(axis=1)
-    grouped = with_groups(manifest, find_duplicates(manifest, looks))
-    return {"photographs": len(manifest), **_judge_lookalikes(photos, manifest, grouped, looks, embeddings)}
+    grouped = with_groups(manifest, find_duplicates(manifest, thumbnails))
+    return {"photographs": len(manifest), **_judge_lookalikes(photos, manifest, grouped, thumbnails, embeddings)}
 
 
 def _judge_lookalikes(
-    photos: Path, manifest: Manifest, grouped: Manifest, looks: Looks, embeddings: np.ndarray
+    photos: Path, manifest: Manifest, grouped: Manifest, thumbnails: Thumbnails, embeddings: np.ndarray
 ) -> dict[str, Any]:
     alone = find_lookalikes(manifest, embeddings)
     out: dict[str, Any] = {"set": f"lookalikes of {photos.name}", "alone": int(alone["group"].nunique())}
-    out["checked"] = count_lookalikes(find_lookalikes(grouped, embeddings, looks))
+    out["checked"] = count_lookalikes(find_lookalikes(grouped, embeddings, thumbnails))
     if (photos / "truth.parquet").exists():
         truth = pd.read_parquet(photos / "truth.parquet")
         pairs = truth[(truth["duplicate_of"] != "") & truth["image_id"].isin(manifest.image_id)]

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from manihot.audit.composition import describe_classes, goes_with_errors, holm, imbalance_ratio
-from manihot.audit.hashes import look_at_photos
+from manihot.audit.hashes import make_thumbnails
 from manihot.audit.measurements import (
     MEASUREMENTS,
     measure_colourfulness,
@@ -75,7 +75,7 @@ def test_zoom_rises_with_the_size_of_structures() -> None:
 
 def test_megapixels_come_from_the_file(small_photos: Path) -> None:
     manifest, _ = scan(small_photos)
-    table = look_at_photos(manifest, 1).composition
+    table = make_thumbnails(manifest, 1).composition
     assert list(table["image_id"]) == list(manifest.image_id)
     assert set(table.columns) == {"image_id", *MEASUREMENTS}
     np.testing.assert_allclose(table["megapixels"], 48 * 64 / 1e6)
@@ -165,7 +165,7 @@ def test_too_few_errors_are_refused() -> None:
 def test_measurements_follow_the_demo_truth(tmp_path: Path) -> None:
     truth = make_demo(tmp_path / "demo", 300, 5, workers=2).set_index("image_id")
     manifest, _ = scan(tmp_path / "demo")
-    table = look_at_photos(manifest).composition
+    table = make_thumbnails(manifest).composition
     truth = truth.loc[table["image_id"]]
     ends = (truth["zoom"] != "leaf").to_numpy()
     assert roc_auc_score(truth["zoom"][ends] == "closeup", table["zoom"][ends]) > 0.85

@@ -81,9 +81,11 @@ def test_every_group_of_settings_is_listed_here():
         kind for _, kind in inspect.getmembers(settings, inspect.isclass)
         if issubclass(kind, BaseModel) and kind.__module__.startswith(settings.__name__)
     }  # fmt: skip
-    own = {settings.Group, settings.Choice, settings.Way, settings.BlendGroup}  # the last two: a part of Blend
+    parts = {settings.BlendSettings, settings.BlendGroup}  # of Blend
+    own = {settings.Group, settings.Choice, *parts}
     assert groups - own == set(GROUPS.values())
-    assert set(settings.BlendGroup.model_fields) == set(settings.Way.model_fields) < set(settings.Blend.model_fields)
+    one, group = settings.BlendSettings, settings.BlendGroup
+    assert set(group.model_fields) == set(one.model_fields) < set(settings.Blend.model_fields)
 
 
 def own_settings(function: Callable[..., Any], skipped: tuple[str, ...]) -> set[str]:

@@ -23,7 +23,7 @@ from manihot.audit.duplicates import (
     with_groups,
 )
 from manihot.audit.folds import assign_folds
-from manihot.audit.hashes import SIDE, Looks, look_at_photos
+from manihot.audit.hashes import SIDE, Thumbnails, make_thumbnails
 from manihot.audit.neighbours import components_within, pairs_within
 from manihot.demo.make import make_demo
 from manihot.errors import DataError, RunFolderError
@@ -75,14 +75,14 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def looked(copied: Path) -> tuple[Manifest, Looks]:
+def looked(copied: Path) -> tuple[Manifest, Thumbnails]:
     manifest, _ = scan(copied)
-    return manifest, look_at_photos(manifest, workers=1)
+    return manifest, make_thumbnails(manifest, workers=1)
 
 
-def test_each_kind_of_copy_is_found_and_named(looked: tuple[Manifest, Looks]) -> None:
-    manifest, looks = looked
-    found = find_duplicates(manifest, looks)
+def test_each_kind_of_copy_is_found_and_named(looked: tuple[Manifest, Thumbnails]) -> None:
+    manifest, thumbnails = looked
+    found = find_duplicates(manifest, thumbnails)
     assert list(found.columns) == list(COLUMNS)
     assert set(found["kind"]) == set(KINDS) - {"again"}
     for name, rows in found.groupby("group"):
@@ -94,32 +94,34 @@ def test_each_kind_of_copy_is_found_and_named(looked: tuple[Manifest, Looks]) ->
     assert (found.loc[exact, "distance"] == 0).all() and found["distance"].between(0, 0.05).all()
 
 
-def test_without_looks_only_exact_copies_are_found(looked: tuple[Manifest, Looks]) -> None:
+def test_without_thumbnails_only_exact_copies_are_found(looked: tuple[Manifest, Thumbnails]) -> None:
     found = find_duplicates(looked[0])
     assert sorted(found["image_id"]) == ["c5_exact.jpg", "o5.jpg"] and (found["phash_distance"] == -1).all()
     assert list(found["nearest"]) == list(found["image_id"])[::-1]
 
 
-def test_order_of_the_photographs_does_not_matter(looked: tuple[Manifest, Looks]) -> None:
-    manifest, looks = looked
-    back = find_duplicates(manifest.take(np.arange(len(manifest))[::-1]), looks)
-    there = find_duplicates(manifest, looks)
+def test_order_of_the_photographs_does_not_matter(looked: tuple[Manifest, Thumbnails]) -> None:
+    manifest, thumbnails = looked
+    back = find_duplicates(manifest.take(np.arange(len(manifest))[::-1]), thumbnails)
+    there = find_duplicates(manifest, thumbnails)
     parts = [{frozenset(rows["image_id"]) for _, rows in table.groupby("group")} for table in (there, back)]
     assert parts[0] == parts[1]
 
 
-def test_embeddings_propose_but_pixels_decide(looked: tuple[Manifest, Looks], monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest, looks = looked
+def test_embeddings_propose_but_pixels_decide(
+    looked: tuple[Manifest, Thumbnails], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, thumbnails = looked
     monkeypatch.setattr("manihot.audit.duplicates.LIKELY", 2.0)  # no other proposal
     monkeypatch.setattr("manihot.audit.duplicates.HASH_LIKELY", 2.0)
-    assert set(find_duplicates(manifest, looks)["kind"]) == {"exact"}
+    assert set(find_duplicates(manifest, thumbnails)["kind"]) == {"exact"}
     all_alike = np.ones((len(manifest), 8), np.float32)
-    found = find_duplicates(manifest, looks, all_alike)
+    found = find_duplicates(manifest, thumbnails, all_alike)
     assert len(found) == 12 and found["group"].nunique() == 6
-    with pytest.raises(DataError, match="pass looks"):
+    with pytest.raises(DataError, match="pass thumbnails"):
         find_duplicates(manifest, embeddings=all_alike)
     with pytest.raises(DataError, match="don't fit"):
-        find_duplicates(manifest, looks, all_alike[1:])
+        find_duplicates(manifest, thumbnails, all_alike[1:])
 
 
 def _leaves(count: int, rng: np.random.Generator) -> np.ndarray:
@@ -134,65 +136,65 @@ def _leaves(count: int, rng: np.random.Generator) -> np.ndarray:
     return out
 
 
-def _looks_of(thumbnails: np.ndarray) -> tuple[Manifest, Looks]:
-    ids = np.array([f"{k}.jpg" for k in range(len(thumbnails))], dtype=object)
+def _thumbnails_of(pictures: np.ndarray) -> tuple[Manifest, Thumbnails]:
+    ids = np.array([f"{k}.jpg" for k in range(len(pictures))], dtype=object)
     table = pd.DataFrame({"image_id": ids, "path": ids, "height": 400, "width": 600})
-    looks = Looks(ids, thumbnails, hashes.pack_hashes(hashes.transform(thumbnails, 8)), table[["image_id"]])
-    return Manifest.from_table(table, ("a", "b"), Path()), looks
+    thumbnails = Thumbnails(ids, pictures, hashes.pack_hashes(hashes.transform(pictures, 8)), table[["image_id"]])
+    return Manifest.from_table(table, ("a", "b"), Path()), thumbnails
 
 
 def test_like_outlines_are_no_duplicates_but_a_crop_of_one_is() -> None:
     leaves = _leaves(40, np.random.default_rng(1))
     crop = cv2.resize(leaves[7][10:112, 20:122], (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
-    manifest, looks = _looks_of(np.concatenate([leaves, crop[None, :, ::-1]]))
-    close = sum(len(i) for i, *_ in hashes.hash_pairs(looks.phash[:40], 6))
+    manifest, thumbnails = _thumbnails_of(np.concatenate([leaves, crop[None, :, ::-1]]))
+    close = sum(len(i) for i, *_ in hashes.hash_pairs(thumbnails.phash[:40], 6))
     assert close > 20, "the hashes must be fooled for this test to say anything"
-    found = find_duplicates(manifest, looks)
+    found = find_duplicates(manifest, thumbnails)
     assert sorted(found["image_id"]) == ["40.jpg", "7.jpg"] and set(found["kind"]) == {"cropped"}
 
 
 def test_pictures_that_show_nothing_are_not_compared() -> None:
     flat = np.full((5, SIDE, SIDE), 255, np.uint8)
-    assert not len(find_duplicates(*_looks_of(flat)))
+    assert not len(find_duplicates(*_thumbnails_of(flat)))
 
 
-def test_conflicts_and_torn_folds_are_told(looked: tuple[Manifest, Looks]) -> None:
-    manifest, looks = looked
+def test_conflicts_and_torn_folds_are_told(looked: tuple[Manifest, Thumbnails]) -> None:
+    manifest, thumbnails = looked
     is_copy = manifest.table["image_id"].str.startswith("c").to_numpy()
     first = manifest.table["image_id"].str[1] == "0"
     told = manifest.with_columns(
         label=np.where(is_copy & first, 1, 0), fold=np.where(is_copy, 0, 1), split=np.where(first, "test", "train")
     )
     told = Manifest.from_table(told.table, ("a", "b"), manifest.root)
-    found = find_duplicates(told, looks).set_index("image_id")
+    found = find_duplicates(told, thumbnails).set_index("image_id")
     assert found["label_conflict"].to_dict() == {i: i[1] == "0" for i in found.index}
     assert found["crosses_folds"].to_dict() == {i: i[1] != "0" for i in found.index}
     assert not found["crosses_splits"].any()
     half = told.with_columns(split=np.where(is_copy, "test", "train"), fold=-1)
-    found = find_duplicates(half, looks)
+    found = find_duplicates(half, thumbnails)
     assert found["crosses_splits"].all() and not found["crosses_folds"].any()
-    unlabelled = find_duplicates(manifest.with_columns(label=-1), looks)
+    unlabelled = find_duplicates(manifest.with_columns(label=-1), thumbnails)
     assert not unlabelled["label_conflict"].any()
 
 
-def test_no_duplicates_gives_an_empty_table(looked: tuple[Manifest, Looks]) -> None:
-    manifest, looks = looked
+def test_no_duplicates_gives_an_empty_table(looked: tuple[Manifest, Thumbnails]) -> None:
+    manifest, thumbnails = looked
     alone = manifest.take(manifest.table["image_id"].str.startswith("o").to_numpy())
-    found = find_duplicates(alone, looks)
+    found = find_duplicates(alone, thumbnails)
     assert not len(found) and list(found.columns) == list(COLUMNS)
     assert (with_groups(alone, found).table["group"] == "").all()
 
 
-# ------------------------------------------------------------------------------------------- looks
+# ------------------------------------------------------------------------------------------- thumbnails
 
 
 def test_looks_survive_saving_and_an_interruption(
-    copied: Path, looked: tuple[Manifest, Looks], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Path, looked: tuple[Manifest, Thumbnails], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest, looks = looked
+    manifest, thumbnails = looked
     monkeypatch.setattr(hashes, "PART", 4)
     monkeypatch.setattr(hashes, "TASK", 2)
-    real, calls = hashes.look_at_files, []
+    real, calls = hashes.measure_files, []
 
     def stop_later(task: object) -> object:
         calls.append(task)
@@ -200,28 +202,28 @@ def test_looks_survive_saving_and_an_interruption(
             raise KeyboardInterrupt
         return real(task)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(hashes, "look_at_files", stop_later)
+    monkeypatch.setattr(hashes, "measure_files", stop_later)
     with pytest.raises(KeyboardInterrupt):
-        look_at_photos(manifest, 1, tmp_path)
-    again = look_at_photos(manifest, 1, tmp_path)
+        make_thumbnails(manifest, 1, tmp_path)
+    again = make_thumbnails(manifest, 1, tmp_path)
     assert len(calls) == 4 + 6, "the finished part of 4 is not done again"
     assert not (tmp_path / "parts").exists()
-    np.testing.assert_array_equal(again.thumbnails, looks.thumbnails)
-    np.testing.assert_array_equal(again.phash, looks.phash)
-    pd.testing.assert_frame_equal(again.composition, looks.composition)
-    look_at_photos(manifest, 1, tmp_path)
-    assert len(calls) == 10, "finished looks are found again"
+    np.testing.assert_array_equal(again.pictures, thumbnails.pictures)
+    np.testing.assert_array_equal(again.phash, thumbnails.phash)
+    pd.testing.assert_frame_equal(again.composition, thumbnails.composition)
+    make_thumbnails(manifest, 1, tmp_path)
+    assert len(calls) == 10, "finished thumbnails are found again"
     (tmp_path / "thumbnails.npy").unlink()
-    with pytest.raises(RunFolderError, match="expected looks"):
-        Looks.load(tmp_path)
+    with pytest.raises(RunFolderError, match="expected thumbnails"):
+        Thumbnails.load(tmp_path)
 
 
-def test_a_photograph_changed_since_the_scan_is_named(copied: Path, looked: tuple[Manifest, Looks]) -> None:
+def test_a_photograph_changed_since_the_scan_is_named(copied: Path, looked: tuple[Manifest, Thumbnails]) -> None:
     manifest = looked[0]
     sha256 = manifest.table["sha256"].to_numpy(copy=True)
     sha256[3] = "0" * 64
     with pytest.raises(DataError, match=str(manifest.paths[3].name)):
-        look_at_photos(manifest.with_columns(sha256=sha256), 1)
+        make_thumbnails(manifest.with_columns(sha256=sha256), 1)
 
 
 def test_hashes_of_all_orientations_come_from_one() -> None:
@@ -441,7 +443,7 @@ def test_patterns_of_names() -> None:
 def test_all_copies_of_the_demo_are_found(tmp_path: Path, seed: int) -> None:
     truth = make_demo(tmp_path / "demo", 240, seed, workers=2).set_index("image_id")
     manifest, _ = scan(tmp_path / "demo")
-    found = find_duplicates(manifest, look_at_photos(manifest)).set_index("image_id")
+    found = find_duplicates(manifest, make_thumbnails(manifest)).set_index("image_id")
     truth = truth.loc[manifest.image_id]
     planted = truth[truth["duplicate_of"].isin(manifest.image_id)]
     both = (
@@ -456,9 +458,9 @@ def test_all_copies_of_the_demo_are_found(tmp_path: Path, seed: int) -> None:
 def test_coffee_leaves_with_one_outline_are_told_apart() -> None:
     manifest, _ = scan(shared_data("bracol/leaf"))
     manifest = replace(manifest.with_columns(label=-1), soft_labels=None)
-    looks = look_at_photos(manifest)
-    fooled = sum(len(i) for i, *_ in hashes.hash_pairs(looks.phash, 6))
-    found = find_duplicates(manifest, looks)
+    thumbnails = make_thumbnails(manifest)
+    fooled = sum(len(i) for i, *_ in hashes.hash_pairs(thumbnails.phash, 6))
+    found = find_duplicates(manifest, thumbnails)
     assert fooled > 50 and found["group"].nunique() <= 12
 
 

@@ -152,7 +152,7 @@ THEIRS = (
 )  # fmt: skip
 OURS = (".run.manihot-999999.part.json", ".last.manihot-999998.part.ckpt", ".x.manihot-999997.part")
 KNOWN = (
-    "", "audit", "audit/looks", "audit/looks/parts/00001", "predictions", "blend", "trust", "watch", "store",
+    "", "audit", "audit/thumbnails", "audit/thumbnails/parts/00001", "predictions", "blend", "trust", "watch", "store",
     "features/ab12", "members/main", "members/main/fold0", "members/main/fold0/stage1", "photos/train",
 )  # fmt: skip
 

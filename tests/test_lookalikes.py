@@ -15,7 +15,7 @@ from manihot.audit import hashes, lookalikes
 from manihot.audit.cleaning import clean
 from manihot.audit.duplicates import find_duplicates
 from manihot.audit.evidence import save_embeddings
-from manihot.audit.hashes import SIDE, Looks
+from manihot.audit.hashes import SIDE, Thumbnails
 from manihot.audit.lookalikes import COLUMNS, EPS, find_lookalikes, unit_embeddings, with_lookalikes
 from manihot.audit.measurements import MEASUREMENTS
 from manihot.audit.stages import audit_lookalikes, audit_predictions, save_table
@@ -45,7 +45,7 @@ def _manifest(**columns: object) -> Manifest:
     return Manifest.from_table(table.assign(**columns), ("a", "b", "c"), Path())
 
 
-def _looks() -> Looks:
+def _thumbnails() -> Thumbnails:
     rng = np.random.default_rng(0)
     pictures = np.stack(
         [
@@ -57,7 +57,7 @@ def _looks() -> Looks:
     pictures[TURNED[1]] = pictures[TURNED[0]].T[::-1]
     ids = _manifest().image_id
     table = pd.DataFrame({"image_id": ids}).assign(**dict.fromkeys(MEASUREMENTS, 0.5))
-    return Looks(ids, pictures, hashes.pack_hashes(hashes.transform(pictures, 8)), table)
+    return Thumbnails(ids, pictures, hashes.pack_hashes(hashes.transform(pictures, 8)), table)
 
 
 def _groups(found: pd.DataFrame) -> set[frozenset[str]]:
@@ -95,14 +95,14 @@ def test_what_all_photographs_share_makes_no_lookalikes() -> None:
 
 
 def test_pixels_confirm_and_groups_that_stand_there_are_known() -> None:
-    found = find_lookalikes(_manifest(), _embeddings(), _looks()).set_index("image_id")
+    found = find_lookalikes(_manifest(), _embeddings(), _thumbnails()).set_index("image_id")
     evidence = {pair: set(found.loc[[f"{k}.jpg" for k in pair], "evidence"]) for pair in (COPY, TURNED, FALSE)}
     assert evidence == {COPY: {"pixels"}, TURNED: {"pixels"}, FALSE: {"features"}}
     assert found.loc["2.jpg", "correlation"] < 0.5 < 0.9 < found.loc["0.jpg", "correlation"]
-    beyond = find_lookalikes(_manifest(), _embeddings(), _looks(), eps=0.05)
+    beyond = find_lookalikes(_manifest(), _embeddings(), _thumbnails(), eps=0.05)
     assert _groups(beyond) == _names(COPY, TURNED), "beyond eps only what pixels confirm joins"
     group = np.where(np.isin(np.arange(N), COPY), "dup-0", "")
-    found = find_lookalikes(_manifest(group=group), _embeddings(), _looks()).set_index("image_id")
+    found = find_lookalikes(_manifest(group=group), _embeddings(), _thumbnails()).set_index("image_id")
     assert set(found.loc[["0.jpg", "30.jpg"], "evidence"]) == {"known"}
     assert np.isnan(found.loc["0.jpg", "correlation"])
 
@@ -120,8 +120,8 @@ def test_conflicts_and_torn_folds_are_told() -> None:
 def test_only_as_many_pairs_as_photographs_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(lookalikes, "LEAST_CHECKS", 2)
-    monkeypatch.setattr(lookalikes, "check_pairs", lambda looks, rows, i, j: asked.append(len(i)) or np.zeros(len(i)))
-    find_lookalikes(_manifest(), _embeddings(), _looks(), eps=2.0)
+    monkeypatch.setattr(lookalikes, "check_pairs", lambda _, rows, i, j: asked.append(len(i)) or np.zeros(len(i)))
+    find_lookalikes(_manifest(), _embeddings(), _thumbnails(), eps=2.0)
     assert asked == [N]
 
 
@@ -139,7 +139,7 @@ def test_embeddings_that_say_nothing_or_do_not_fit() -> None:
 
 
 def test_confirmed_lookalikes_stay_in_one_fold_of_the_next_run() -> None:
-    found = find_lookalikes(_manifest(), _embeddings(), _looks())
+    found = find_lookalikes(_manifest(), _embeddings(), _thumbnails())
     group = np.where(np.arange(N) < 2, "plant", "")
     joined = with_lookalikes(_manifest(group=group), found).table.set_index("image_id")["group"]
     assert joined["0.jpg"] == joined["30.jpg"] == joined["31.jpg"] == "plant"
@@ -163,7 +163,7 @@ def test_a_run_tells_its_lookalikes(tmp_path: Path, where: str, capsys: pytest.C
     with RunFolder(run) as folder:
         for name in ("manifest", "folds"):
             manifest.save(folder / f"{name}.parquet")
-        _looks().save(folder / "audit/looks")
+        _thumbnails().save(folder / "audit/thumbnails")
         nothing = find_duplicates(manifest.with_columns(sha256=[f"{k}" for k in range(len(manifest))]))
         save_table(nothing, run, "duplicates")
         save_table(pd.DataFrame({"image_id": manifest.image_id}), run, "composition")
@@ -202,7 +202,7 @@ def test_predictions_alone_tell_lookalikes_and_that_nothing_checked_them(tmp_pat
 def test_lookalikes_are_counted() -> None:
     label, fold = np.zeros(N, int), np.arange(N) == TURNED[1]
     label[FALSE[1]] = 2
-    found = find_lookalikes(_manifest(label=label, fold=fold.astype(int)), _embeddings(), _looks())
+    found = find_lookalikes(_manifest(label=label, fold=fold.astype(int)), _embeddings(), _thumbnails())
     counts = lookalikes.count_lookalikes(found)
     assert counts == {
         "groups": 3, "photographs": 6, "confirmed_groups": 2, "features_groups": 1, "conflicting_groups": 1,

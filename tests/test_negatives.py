@@ -29,7 +29,7 @@ from manihot.train.networks.checkpoint import load_network
 from manihot.train.optim.losses import make_loss
 from manihot.train.runners import TorchRunner
 from manihot.train.training import make_training, one_more_class, with_negatives
-from manihot.trust.out_of_distribution import Strangers
+from manihot.trust.out_of_distribution import OutOfDistribution
 from manihot.trust.unknown import auroc
 from tiny_member import draw_photos, tiny_member
 
@@ -308,7 +308,7 @@ def test_a_run_says_how_probable_something_else_is(small_photos: Path, tmp_path:
     written, answers = pd.read_csv(tmp_path / "new.csv"), pd.read_csv(tmp_path / "new.answers.csv")
     np.testing.assert_allclose(written["unknown"], new.unknown, rtol=1e-5)
     np.testing.assert_allclose(answers["unknown_probability"], new.unknown, rtol=1e-5)
-    strangers = Strangers.load(tmp_path / "run/trust")
+    strangers = OutOfDistribution.load(tmp_path / "run/trust")
     limit = strangers.output_limit
     assert strangers.false_rejection == 0.2 and limit is not None
     assert 0.1 < (oof.unknown > limit).mean() <= 0.2

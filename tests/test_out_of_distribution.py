@@ -15,8 +15,8 @@ from manihot.records.predictions import Predictions
 from manihot.trust.out_of_distribution import (
     NOT_OF_THIS_KIND,
     SHARED,
-    Strangers,
-    fit_strangers,
+    OutOfDistribution,
+    fit_out_of_distribution,
     flag_unknown,
     limit_of_output,
 )
@@ -46,39 +46,39 @@ def strange(n: int, seed: int) -> np.ndarray:
 
 def test_each_network_has_its_own_space_and_the_median_counts():
     reference, _ = known(900, 0)
-    found = fit_strangers("main", reference, shared=False)
+    found = fit_out_of_distribution("main", reference, shared=False)
     assert sorted(found.detectors) == [0, 1, 2] and not found.why
     refused = [(found.strangeness(known(300, seed)[1]) > 1).mean() for seed in range(1, 11)]
     assert 0.01 < np.mean(refused) < 0.08  # asked for: 5 %
     new = {k: turned(strange(200, 1), k) for k in range(3)}
     assert (found.strangeness(new) > 1).mean() > 0.95
     assert found.strangeness({1: new[1]}) == pytest.approx(found.strangeness({1: new[1], 7: new[2]}))
-    with pytest.raises(DataError, match="not the ones at hand"):
+    with pytest.raises(DataError, match="embeddings of other networks"):
         found.strangeness({5: new[1]})
 
 
 def test_a_space_that_all_networks_share_has_one_detector(tmp_path: Path):
     reference, seen = known(400, 0, folds=1)
-    found = fit_strangers("main", Predictions(**{**vars(reference), "fold": np.arange(400) % 5}), shared=True)
+    found = fit_out_of_distribution("main", Predictions(**{**vars(reference), "fold": np.arange(400) % 5}), shared=True)
     assert list(found.detectors) == [SHARED]
     found.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["unknown.json", "unknown.npz"] == sorted(
         ["unknown.json", *found.files]
     )
-    again = Strangers.load(tmp_path)
+    again = OutOfDistribution.load(tmp_path)
     assert again.member == "main" and again.strangeness(seen) == pytest.approx(found.strangeness(seen))
 
 
 def test_too_few_photographs_promise_nothing(tmp_path: Path):
     reference, _ = known(30, 0, folds=1)
-    found = fit_strangers("main", reference, shared=True)
+    found = fit_out_of_distribution("main", reference, shared=True)
     assert not found.detectors and "30 held-out photographs are too few to refuse 5%" in found.why
     found.save(tmp_path)
-    assert Strangers.load(tmp_path).why == found.why
-    assert fit_strangers("main", reference, shared=True, false_rejection=0.3).detectors
+    assert OutOfDistribution.load(tmp_path).why == found.why
+    assert fit_out_of_distribution("main", reference, shared=True, false_rejection=0.3).detectors
     (tmp_path / "unknown.json").write_text(json.dumps({"member": "main"}), encoding="utf-8")
     with pytest.raises(DataError, match=r"unknown\.json"):
-        Strangers.load(tmp_path)
+        OutOfDistribution.load(tmp_path)
 
 
 def test_any_sign_makes_a_photograph_unknown_and_every_sign_has_its_column():
@@ -101,5 +101,5 @@ def test_the_limit_of_an_own_output_refuses_the_rate_that_was_asked(tmp_path: Pa
     assert (told > limit).mean() == pytest.approx(0.05, abs=0.005)
     assert limit_of_output(held_out) is None
     assert limit_of_output(with_output.take(np.arange(10))) is None  # ten can't promise one in twenty
-    Strangers("main", {}, 0.05, 400, "", limit).save(tmp_path)
-    assert Strangers.load(tmp_path).output_limit == pytest.approx(limit)
+    OutOfDistribution("main", {}, 0.05, 400, "", limit).save(tmp_path)
+    assert OutOfDistribution.load(tmp_path).output_limit == pytest.approx(limit)

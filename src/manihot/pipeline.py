@@ -49,7 +49,12 @@ from manihot.records.run_folder import RunFolder
 from manihot.records.run_places import SAMPLE
 from manihot.settings import Recipe, load_recipe, merge
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
-from manihot.trust.out_of_distribution import FALSE_REJECTION, Strangers, fit_strangers, limit_of_output
+from manihot.trust.out_of_distribution import (
+    FALSE_REJECTION,
+    OutOfDistribution,
+    fit_out_of_distribution,
+    limit_of_output,
+)
 
 ENOUGH_FOR_TRUST = 40  # held-out photographs, below which calibration would be noise
 PACKAGES = ("manihot", "numpy", "opencv-python-headless", "scikit-learn", "onnxruntime", "torch", "timm")
@@ -365,9 +370,9 @@ def unknown_stage(
     def work() -> None:
         fitted, why = with_reference(find_fitted(folder / f"members/{member}"), engine, seed)
         if why:
-            found = Strangers(member, {}, false_rejection, 0, why)
+            found = OutOfDistribution(member, {}, false_rejection, 0, why)
         else:
-            found = fit_strangers(member, fitted.oof, fitted.shared, false_rejection, seed=seed)
+            found = fit_out_of_distribution(member, fitted.oof, fitted.shared, false_rejection, seed=seed)
         found = replace(found, output_limit=limit_of_output(Predictions.load(best), false_rejection))
         found.save(folder / "trust")
         outputs.extend(f"trust/{name}" for name in found.files)

@@ -13,7 +13,7 @@ import pandas as pd
 from manihot.audit.cleaning import RECORD, Cleaned
 from manihot.audit.decision_files import read_decisions
 from manihot.audit.evidence import load_embeddings, load_margins, save_embeddings, say_evidence
-from manihot.audit.hashes import Looks
+from manihot.audit.hashes import Thumbnails
 from manihot.audit.measurements import MEASUREMENTS, SIDE
 from manihot.audit.stages import save_table
 from manihot.audit.tables import SCHEMAS, read_table
@@ -31,7 +31,7 @@ from manihot.report.compare import leaderboard, read_history
 from manihot.report.words import blend_words
 from manihot.trust.calibrate import Calibrator, fit_calibrator
 from manihot.trust.conformal import ConformalSets, fit_sets
-from manihot.trust.out_of_distribution import Strangers, fit_strangers
+from manihot.trust.out_of_distribution import OutOfDistribution, fit_out_of_distribution
 from manihot.trust.unknown import UnknownDetector, fit_unknown
 
 CLASSES = ("rust", "scab", "healthy ü")
@@ -176,7 +176,7 @@ def _use_detector(path: Path) -> object:
 
 
 def _strangers(path: Path) -> None:
-    fit_strangers("main", predictions(path.with_name("known.parquet")), True, 0.2).save(path.parent)
+    fit_out_of_distribution("main", predictions(path.with_name("known.parquet")), True, 0.2).save(path.parent)
 
 
 def _calibrator(kind: str) -> Callable[[Path], None]:
@@ -197,16 +197,16 @@ def _use_sets(path: Path) -> object:
     return found.predict_sets(probs()) if len(found.thresholds) == 3 else None
 
 
-def _looks(path: Path) -> None:
+def _thumbnails(path: Path) -> None:
     rng = _rng()
     composition = pd.DataFrame({"image_id": IDS, **{name: rng.random(N) for name in MEASUREMENTS}})
-    thumbnails = rng.integers(0, 255, (N, SIDE, SIDE), dtype=np.uint8)
-    Looks(IDS, thumbnails, rng.integers(0, 2**63, N).astype(np.uint64), composition).save(path.parent)
+    pictures = rng.integers(0, 255, (N, SIDE, SIDE), dtype=np.uint8)
+    Thumbnails(IDS, pictures, rng.integers(0, 2**63, N).astype(np.uint64), composition).save(path.parent)
 
 
-def _use_looks(path: Path) -> object:
-    found = Looks.load(path.parent)
-    return found.thumbnails.sum(), found.rows(found.image_id[:1])
+def _use_thumbnails(path: Path) -> object:
+    found = Thumbnails.load(path.parent)
+    return found.pictures.sum(), found.rows(found.image_id[:1])
 
 
 def _store(path: Path) -> None:
@@ -276,7 +276,7 @@ KINDS: dict[str, Kind] = {
         for kind in ("none", "temperature", "vector", "isotonic", "confidence")
     },
     "sets": Kind("sets.json", _sets, _use_sets),
-    "strangers": Kind("unknown.json", _strangers, lambda path: Strangers.load(path.parent)),
+    "strangers": Kind("unknown.json", _strangers, lambda path: OutOfDistribution.load(path.parent)),
     "detector knn": Kind("unknown.npz", _detector("knn"), _use_detector),
     "detector mahalanobis": Kind("unknown.npz", _detector("mahalanobis"), _use_detector),
     "blend": Kind("combination.npz", lambda path: _grouped().save(path), _use_combination),
@@ -295,8 +295,8 @@ KINDS: dict[str, Kind] = {
     "decisions": Kind("decisions.csv", _decisions, read_decisions),
     "decisions parquet": Kind("decisions.parquet", _decisions, read_decisions),
     "quarantine": Kind("quarantine.csv", _quarantine, load_quarantine),
-    "looks table": Kind("looks.parquet", _looks, _use_looks),
-    "thumbnails": Kind("thumbnails.npy", _looks, _use_looks),
+    "thumbnails table": Kind("thumbnails.parquet", _thumbnails, _use_thumbnails),
+    "pictures": Kind("thumbnails.npy", _thumbnails, _use_thumbnails),
     "store record": Kind("s.json", _store, _use_store),
     "store": Kind("s.npy", _store, _use_store),
     "embeddings": Kind(

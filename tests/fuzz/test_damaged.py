@@ -182,7 +182,7 @@ TABLES: list[tuple[str, Callable[[pa.Table], pa.Table], str]] = [
     ("table duplicates", lambda t: t.set_column(1, "group", pa.array([1] * len(t))), "column group holds int64"),
     ("embeddings", lambda t: pa.concat_tables([t, t]), "stand twice"),
     ("margins", lambda t: t.drop_columns(["epoch"]), "no 'column epoch'"),
-    ("looks table", lambda t: t.drop_columns(["phash"]), "no 'column phash'"),
+    ("thumbnails table", lambda t: t.drop_columns(["phash"]), "no 'column phash'"),
 ]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from manihot.audit.alignment import CROPS, SMALL, CropSearch, align, shrink
-from manihot.audit.hashes import Looks, count_bits, hash_pairs, orient_coefficients, turned_hashes
+from manihot.audit.hashes import Thumbnails, count_bits, hash_pairs, orient_coefficients, turned_hashes
 from manihot.audit.neighbours import number_by_appearance, pairs_within
 from manihot.audit.sources import TRAIN_ONLY
 from manihot.errors import DataError
@@ -49,26 +49,26 @@ _LIKELY_COLUMNS = ("part", "whole", "orientation", "crop", "score")
 
 def find_duplicates(
     manifest: Manifest,
-    looks: Looks | None = None,
+    thumbnails: Thumbnails | None = None,
     embeddings: np.ndarray | None = None,
     same: float = SAME,
     embedding_eps: float = EMBEDDING_EPS,
 ) -> pd.DataFrame:
     """Photographs that have a duplicate, one row each, sorted by group, with the columns of COLUMNS.
 
-    looks: of `hashes.look_at_photos`; without them only exact copies are found. embeddings: (N, D) in the order of
-    the manifest or None; they only propose pairs at most `embedding_eps` apart (unit vectors), which matters for
+    thumbnails: of `hashes.make_thumbnails`; without them only exact copies are found. embeddings: (N, D) in the order
+    of the manifest or None; they only propose pairs at most `embedding_eps` apart (unit vectors), which matters for
     copies that were edited much. same: correlation of the fine structure that is asked for.
     `kind` (KINDS) and `distance` (1 - correlation, 0 for exact copies) tell of the `nearest` member of the group.
     `crosses_folds`: some model trains on one member and is judged on another. Raises DataError.
     """
-    if embeddings is not None and looks is None:
-        raise DataError("embeddings only propose duplicates", "look at the photographs too: pass looks")
+    if embeddings is not None and thumbnails is None:
+        raise DataError("embeddings only propose duplicates", "make thumbnails too, and pass thumbnails")
     pairs = _exact_pairs(manifest)
-    if looks is not None:
-        near = _near_pairs(manifest, looks, embeddings, same, embedding_eps)
+    if thumbnails is not None:
+        near = _near_pairs(manifest, thumbnails, embeddings, same, embedding_eps)
         pairs = pd.concat([pairs, near], ignore_index=True) if len(near) else pairs
-    return _describe(manifest, pairs, looks)
+    return _describe(manifest, pairs, thumbnails)
 
 
 def _exact_pairs(manifest: Manifest) -> pd.DataFrame:
@@ -83,21 +83,21 @@ def _exact_pairs(manifest: Manifest) -> pd.DataFrame:
 
 
 def _near_pairs(
-    manifest: Manifest, looks: Looks, embeddings: np.ndarray | None, same: float, eps: float
+    manifest: Manifest, thumbnails: Thumbnails, embeddings: np.ndarray | None, same: float, eps: float
 ) -> pd.DataFrame:
     sha256 = manifest.table["sha256"]
     kept = np.flatnonzero(~sha256.duplicated().to_numpy() | (sha256 == "").to_numpy())  # one of each exact group
-    where = looks.rows(manifest.image_id[kept])
-    search = CropSearch(shrink(looks.thumbnails, SMALL)[where])
+    where = thumbnails.rows(manifest.image_id[kept])
+    search = CropSearch(shrink(thumbnails.pictures, SMALL)[where])
     if embeddings is not None:
         if len(embeddings) != len(manifest):
             raise DataError(
                 f"{len(embeddings)} embeddings don't fit {len(manifest)} photographs", "give one row a photograph"
             )
         embeddings = np.asarray(embeddings, np.float32)[kept]
-    likely = _likely_pairs(search, looks.phash[where], embeddings, eps)
+    likely = _likely_pairs(search, thumbnails.phash[where], embeddings, eps)
     part, whole, orientation = (likely[name].to_numpy() for name in ("part", "whole", "orientation"))
-    box, score = align(looks.thumbnails, where[part], where[whole], orientation, CROPS[likely["crop"].to_numpy()])
+    box, score = align(thumbnails.pictures, where[part], where[whole], orientation, CROPS[likely["crop"].to_numpy()])
     found = score >= same
     part, whole = kept[part[found]], kept[whole[found]]
     kind = _name_kinds(manifest, part, whole, orientation[found], box[found], score[found])
@@ -172,7 +172,7 @@ def _name_kinds(
     )
 
 
-def _describe(manifest: Manifest, pairs: pd.DataFrame, looks: Looks | None) -> pd.DataFrame:
+def _describe(manifest: Manifest, pairs: pd.DataFrame, thumbnails: Thumbnails | None) -> pd.DataFrame:
     label = join_labels(np.arange(len(manifest)), pairs["first"].to_numpy(), pairs["second"].to_numpy())
     both = pd.concat([pairs, pairs.rename(columns={"first": "second", "second": "first"})], ignore_index=True)
     both = both.sort_values(["distance", "first", "second"], kind="stable").drop_duplicates("first")
@@ -186,7 +186,7 @@ def _describe(manifest: Manifest, pairs: pd.DataFrame, looks: Looks | None) -> p
         kind=both["kind"].astype(object),
         distance=np.clip(both["distance"], 0, None),
         nearest=manifest.image_id[nearest],
-        phash_distance=_hash_distance(manifest, looks, rows, nearest),
+        phash_distance=_hash_distance(manifest, thumbnails, rows, nearest),
     )
     table = flag_groups(table, number)
     order = np.argsort(number, kind="stable")
@@ -239,11 +239,13 @@ def with_folds(duplicates: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
     return table.assign(crosses_folds=_torn_by_folds(table.assign(**more), table["group"].to_numpy()))
 
 
-def _hash_distance(manifest: Manifest, looks: Looks | None, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Bits that differ in the most similar orientation, int64; -1 without looks."""
-    if looks is None or not len(first):
+def _hash_distance(
+    manifest: Manifest, thumbnails: Thumbnails | None, first: np.ndarray, second: np.ndarray
+) -> np.ndarray:
+    """Bits that differ in the most similar orientation, int64; -1 without thumbnails."""
+    if thumbnails is None or not len(first):
         return np.full(len(first), -1)
-    phash = looks.phash[looks.rows(manifest.image_id)]
+    phash = thumbnails.phash[thumbnails.rows(manifest.image_id)]
     turned = turned_hashes(phash[first])
     return count_bits(turned ^ phash[second][:, None]).min(axis=1).astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""One look at every photograph: a small grey picture, a perceptual hash and the measurements of its composition.
+"""Thumbnails: of every photograph a small grey picture, a perceptual hash and the measurements of its composition.
 
 One decoding, at the smallest scale that is enough, serves all of them. Perceptual hash: signs of the 63 lowest
 coefficients of the discrete cosine transform besides the mean (pHash, Zauner 2010). Their sign is taken against 0,
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from manihot.audit.measurements import MEASUREMENTS, SIDE, LookTask, look_at_files
+from manihot.audit.measurements import MEASUREMENTS, SIDE, ThumbnailTask, measure_files
 from manihot.errors import DataError, RunFolderError
 from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import track
@@ -24,7 +24,7 @@ from manihot.records.files import atomic_path, digest_value, save_json
 from manihot.records.manifest import Manifest
 from manihot.records.readers import read_array, read_frame, read_json, reading
 
-FORMAT = 1  # raised whenever the same photographs give other looks
+FORMAT = 1  # raised whenever the same photographs give other thumbnails
 TASK = 16  # photographs a task
 PART = 512  # photographs between two moments at which the work is saved
 HASH_SIDE = 8
@@ -32,15 +32,15 @@ HASHES_AT_ONCE = 1 << 20  # pairs of hashes compared at once
 
 
 @dataclass(frozen=True)
-class Looks:
-    """What the photographs look like.
+class Thumbnails:
+    """Small pictures of photographs, and what was measured with them.
 
-    image_id: object (N,). thumbnails: uint8 (N, SIDE, SIDE), grey, squared, upright; on disk where they were
+    image_id: object (N,). pictures: uint8 (N, SIDE, SIDE), grey, squared, upright; on disk where they were
     loaded. phash: uint64 (N,). composition: `image_id` and the columns of measurements.MEASUREMENTS.
     """
 
     image_id: np.ndarray
-    thumbnails: np.ndarray
+    pictures: np.ndarray
     phash: np.ndarray
     composition: pd.DataFrame
 
@@ -48,109 +48,109 @@ class Looks:
         return len(self.image_id)
 
     def save(self, folder: Path) -> None:
-        """Write `looks.parquet` and `thumbnails.npy` into `folder`, each atomically."""
+        """Write `thumbnails.parquet` and `thumbnails.npy` into `folder`, each atomically."""
         with atomic_path(Path(folder) / "thumbnails.npy") as temporary:
-            np.save(temporary, self.thumbnails)
-        with atomic_path(Path(folder) / "looks.parquet") as temporary:
+            np.save(temporary, self.pictures)
+        with atomic_path(Path(folder) / "thumbnails.parquet") as temporary:
             self.composition.assign(phash=self.phash).to_parquet(temporary, index=False)
 
     @classmethod
-    def load(cls, folder: Path) -> Looks:
-        """Read what `save` wrote; the thumbnails stay on disk. RunFolderError where that is absent or broken."""
+    def load(cls, folder: Path) -> Thumbnails:
+        """Read what `save` wrote; the pictures stay on disk. RunFolderError where that is absent or broken."""
         folder = Path(folder)
-        what, remedy = "looks of photographs", f"remove the folder {folder} and run the same command again"
+        what, remedy = "thumbnails of photographs", f"remove the folder {folder} and run the same command again"
         columns = {"image_id": "text", "phash": "whole", **dict.fromkeys(MEASUREMENTS, "number?")}
-        table = read_frame(folder / "looks.parquet", what, columns, remedy, RunFolderError)
+        table = read_frame(folder / "thumbnails.parquet", what, columns, remedy, RunFolderError)
         shape = (len(table), SIDE, SIDE)
-        thumbnails = read_array(folder / "thumbnails.npy", what, "uint8", shape, mapped=True, remedy=remedy)
-        with reading(folder / "looks.parquet", what, remedy):
+        pictures = read_array(folder / "thumbnails.npy", what, "uint8", shape, mapped=True, remedy=remedy)
+        with reading(folder / "thumbnails.parquet", what, remedy):
             phash = table.pop("phash").to_numpy(np.uint64)
             if not table["image_id"].is_unique:
                 raise ValueError("photographs that stand twice")
-        return cls(table["image_id"].to_numpy(object), thumbnails, phash, table)
+        return cls(table["image_id"].to_numpy(object), pictures, phash, table)
 
     def rows(self, image_id: np.ndarray) -> np.ndarray:
-        """Row of each id, int64 (n,); an id that was not looked at is a DataError."""
+        """Row of each id, int64 (n,); an id without a thumbnail is a DataError."""
         where = pd.Index(self.image_id).get_indexer(pd.Index(np.asarray(image_id, dtype=object)))
         if (where < 0).any():
             missing = np.asarray(image_id, dtype=object)[where < 0]
             raise DataError(
-                f"{len(missing)} photographs have not been looked at, first {missing[0]!r}", "look at all of them"
+                f"{len(missing)} photographs have no thumbnail, first {missing[0]!r}", "make those of all photographs"
             )
         return where
 
 
-def look_at_photos(manifest: Manifest, workers: int = 2, folder: Path | None = None) -> Looks:
+def make_thumbnails(manifest: Manifest, workers: int = 2, folder: Path | None = None) -> Thumbnails:
     """Decode each photograph once, small, and keep a thumbnail, a hash and its measurements.
 
-    workers: processes; the result does not depend on it. folder: where finished looks are kept (and found again
+    workers: processes; the result does not depend on it. folder: where finished thumbnails are kept (and found again
     when the photographs are the same) and interrupted ones continued.
     Raises DataError for a photograph that was changed or became unreadable since the scan.
     """
     parts = -(-len(manifest) // PART)
     digest = digest_value([FORMAT, manifest.table[["image_id", "path", "sha256"]].to_numpy().tolist()])
     if folder is None:
-        return _join(list(_look(manifest, range(parts), workers)))
+        return _join(list(_make(manifest, range(parts), workers)))
     folder = Path(folder)
-    if _digest_of(folder / "looks.json") == digest:
-        return Looks.load(folder)
+    if _digest_of(folder / "thumbnails.json") == digest:
+        return Thumbnails.load(folder)
     work = folder / "parts"
-    if _digest_of(work / "looks.json") != digest:
+    if _digest_of(work / "thumbnails.json") != digest:
         shutil.rmtree(work, ignore_errors=True)
-        (folder / "looks.json").unlink(missing_ok=True)
-        save_json(work / "looks.json", {"digest": digest})
-    left = [k for k in range(parts) if not (work / f"{k:05d}" / "looks.parquet").is_file()]
-    for k, looks in zip(left, _look(manifest, left, workers)):
-        looks.save(work / f"{k:05d}")
+        (folder / "thumbnails.json").unlink(missing_ok=True)
+        save_json(work / "thumbnails.json", {"digest": digest})
+    left = [k for k in range(parts) if not (work / f"{k:05d}" / "thumbnails.parquet").is_file()]
+    for k, thumbnails in zip(left, _make(manifest, left, workers)):
+        thumbnails.save(work / f"{k:05d}")
     _merge(folder, [work / f"{k:05d}" for k in range(parts)])
-    save_json(folder / "looks.json", {"digest": digest})
+    save_json(folder / "thumbnails.json", {"digest": digest})
     shutil.rmtree(work, ignore_errors=True)
-    return Looks.load(folder)
+    return Thumbnails.load(folder)
 
 
 def _digest_of(path: Path) -> str:
-    """What an earlier look left; '' where there was none, or it can't be read and all is done again."""
+    """What an earlier call left; '' where there was none, or it can't be read and all is done again."""
     try:
         return str(read_json(path)["digest"])
     except (RunFolderError, KeyError, TypeError):
         return ""
 
 
-def _join(looks: list[Looks]) -> Looks:
-    if not looks:
-        raise DataError("there are no photographs to look at", "scan a folder that has some")
-    return Looks(
-        np.concatenate([part.image_id for part in looks]),
-        np.concatenate([part.thumbnails for part in looks]),
-        np.concatenate([part.phash for part in looks]),
-        pd.concat([part.composition for part in looks], ignore_index=True),
+def _join(thumbnails: list[Thumbnails]) -> Thumbnails:
+    if not thumbnails:
+        raise DataError("there are no photographs", "scan a folder that has some")
+    return Thumbnails(
+        np.concatenate([part.image_id for part in thumbnails]),
+        np.concatenate([part.pictures for part in thumbnails]),
+        np.concatenate([part.phash for part in thumbnails]),
+        pd.concat([part.composition for part in thumbnails], ignore_index=True),
     )
 
 
 def _merge(folder: Path, parts: list[Path]) -> None:
     """Write the finished parts as one, a part at a time in memory."""
     if not parts:
-        raise DataError("there are no photographs to look at", "scan a folder that has some")
-    found = [Looks.load(part) for part in parts]
-    tables = [looks.composition.assign(phash=looks.phash) for looks in found]
+        raise DataError("there are no photographs", "scan a folder that has some")
+    found = [Thumbnails.load(part) for part in parts]
+    tables = [thumbnails.composition.assign(phash=thumbnails.phash) for thumbnails in found]
     with atomic_path(folder / "thumbnails.npy") as temporary, open(temporary, "wb") as file:
         shape = (sum(map(len, tables)), SIDE, SIDE)
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for looks in found:
-            file.write(np.ascontiguousarray(looks.thumbnails).data)
-    with atomic_path(folder / "looks.parquet") as temporary:
+        for thumbnails in found:
+            file.write(np.ascontiguousarray(thumbnails.pictures).data)
+    with atomic_path(folder / "thumbnails.parquet") as temporary:
         pd.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
 
 
 _Found = tuple[np.ndarray, list[dict[str, float]]]
 
 
-def _look(manifest: Manifest, parts: range | list[int], workers: int) -> Iterator[Looks]:
-    """The looks of each part, in order."""
+def _make(manifest: Manifest, parts: range | list[int], workers: int) -> Iterator[Thumbnails]:
+    """The thumbnails of each part, in order."""
     files, sha256 = manifest.paths, manifest.table["sha256"].tolist()
     bounds = [(k * PART, min(len(files), (k + 1) * PART)) for k in parts]
     tasks = [
-        LookTask(tuple(files[at : min(stop, at + TASK)]), tuple(sha256[at : min(stop, at + TASK)]))
+        ThumbnailTask(tuple(files[at : min(stop, at + TASK)]), tuple(sha256[at : min(stop, at + TASK)]))
         for start, stop in bounds
         for at in range(start, stop, TASK)
     ]
@@ -158,7 +158,7 @@ def _look(manifest: Manifest, parts: range | list[int], workers: int) -> Iterato
         workers = 1
     results = iter(
         track(
-            run_tasks(look_at_files, tasks, workers, lambda task: str(task.files[0])),
+            run_tasks(measure_files, tasks, workers, lambda task: str(task.files[0])),
             f"Looking at photographs (by {TASK})",
             total=len(tasks),
         )
@@ -171,13 +171,13 @@ def _look(manifest: Manifest, parts: range | list[int], workers: int) -> Iterato
                 file, why = fault
                 raise DataError(f"{file}: {why.detail}; the scan could read it", f"{why.remedy}, then scan again")
             found.append((pictures, values))
-        thumbnails = np.concatenate([pictures for pictures, _ in found])
+        pictures = np.concatenate([pictures for pictures, _ in found])
         ids = manifest.image_id[start:stop]
         table = pd.DataFrame([row for _, values in found for row in values])
         table.insert(0, "image_id", ids)
         pixels = (manifest.table["height"] * manifest.table["width"]).to_numpy(np.float64)[start:stop]
         table["megapixels"] = np.where(pixels > 0, pixels / 1e6, np.nan)
-        yield Looks(ids, thumbnails, pack_hashes(transform(thumbnails, HASH_SIDE)), table)
+        yield Thumbnails(ids, pictures, pack_hashes(transform(pictures, HASH_SIDE)), table)
     for _ in results:  # lets the bar end
         pass
 
@@ -185,13 +185,13 @@ def _look(manifest: Manifest, parts: range | list[int], workers: int) -> Iterato
 # ------------------------------------------------------------------------------------------- hashes
 
 
-def transform(thumbnails: np.ndarray, k: int) -> np.ndarray:
+def transform(pictures: np.ndarray, k: int) -> np.ndarray:
     """The k x k lowest coefficients of the cosine transform of pictures (N, S, S), float32 (N, k, k)."""
-    side = thumbnails.shape[-1]
+    side = pictures.shape[-1]
     waves = np.cos(np.pi * np.arange(k)[:, None] * (np.arange(side) + 0.5) / side).astype(np.float32)
-    out = np.empty((len(thumbnails), k, k), np.float32)
-    for at in range(0, len(thumbnails), PART):
-        out[at : at + PART] = waves @ thumbnails[at : at + PART].astype(np.float32) @ waves.T
+    out = np.empty((len(pictures), k, k), np.float32)
+    for at in range(0, len(pictures), PART):
+        out[at : at + PART] = waves @ pictures[at : at + PART].astype(np.float32) @ waves.T
     return out
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from manihot.audit.alignment import CROPS, SMALL, CropSearch, align, shrink
 from manihot.audit.duplicates import SAME, flag_groups
-from manihot.audit.hashes import Looks
+from manihot.audit.hashes import Thumbnails
 from manihot.audit.neighbours import components_within, nearest_in_components, number_by_appearance
 from manihot.errors import DataError
 from manihot.records.groups import join_groups, join_labels
@@ -35,13 +35,14 @@ COLUMNS = (
 
 
 def find_lookalikes(
-    manifest: Manifest, embeddings: np.ndarray, looks: Looks | None = None, eps: float = EPS, reach: float = REACH
-) -> pd.DataFrame:
+    manifest: Manifest, embeddings: np.ndarray, thumbnails: Thumbnails | None = None, eps: float = EPS,
+    reach: float = REACH,
+) -> pd.DataFrame:  # fmt: skip
     """Photographs with a lookalike, one row each, sorted by group, with the columns of COLUMNS.
 
-    embeddings: (N, D) of one network, in the order of the manifest, whose groups are taken as known. looks: of
-    `hashes.look_at_photos`; without them nothing is checked on pixels. eps: distance of vectors that join by
-    themselves; with looks, pairs up to `reach` that pixels confirm or that are known join too. `distance`: to the
+    embeddings: (N, D) of one network, in the order of the manifest, whose groups are taken as known. thumbnails: of
+    `hashes.make_thumbnails`; without them nothing is checked on pixels. eps: distance of vectors that join by
+    themselves; with thumbnails, pairs up to `reach` that pixels confirm or that are known join too. `distance`: to the
     `nearest` of the group. `correlation`: of the fine structure with the best partner checked, NaN where none was.
     `evidence`: `pixels` where the pictures agree laid over each other, `known` where a group held both before,
     `features` where nothing but the features says so. Flags as those of `find_duplicates`. Raises DataError.
@@ -52,16 +53,16 @@ def find_lookalikes(
         )
     unit, shows = unit_embeddings(embeddings)
     label = _components(unit, shows, eps)
-    wide = eps if looks is None else max(eps, reach)
+    wide = eps if thumbnails is None else max(eps, reach)
     wider = label if wide == eps else _components(unit, shows, wide)
     i, j, distance = nearest_in_components(unit, wider, wide, NEAREST)
     group = manifest.table["group"].to_numpy()
     known = (group[i] == group[j]) & (group[i] != "")
     correlation = np.full(len(i), np.nan)
-    if looks is not None:
+    if thumbnails is not None:
         asked = np.flatnonzero(~known)
         asked = asked[np.argsort(distance[asked], kind="stable")][: max(LEAST_CHECKS, len(manifest))]
-        correlation[asked] = check_pairs(looks, looks.rows(manifest.image_id), i[asked], j[asked])
+        correlation[asked] = check_pairs(thumbnails, thumbnails.rows(manifest.image_id), i[asked], j[asked])
     pairs = pd.DataFrame(
         {"first": i, "second": j, "distance": distance, "known": known, "correlation": correlation}
     )
@@ -96,22 +97,22 @@ def unit_embeddings(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return vectors, shows
 
 
-def check_pairs(looks: Looks, rows: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def check_pairs(thumbnails: Thumbnails, rows: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Correlation of the fine structure of pairs of photographs laid over each other, float64 (n,).
 
-    rows: of each photograph in the looks. Either may be a part of the other, in any of 8 orientations. NaN where one
-    shows nothing to compare.
+    rows: of each photograph in the thumbnails. Either may be a part of the other, in any of 8 orientations. NaN where
+    one shows nothing to compare.
     """
     score = np.full(len(first), np.nan)
     if not len(first):
         return score
-    search = CropSearch(shrink(looks.thumbnails, SMALL)[rows])
+    search = CropSearch(shrink(thumbnails.pictures, SMALL)[rows])
     asked = np.flatnonzero(search.shows[first] & search.shows[second])
     ways = [search.best(a, b) for a, b in ((first[asked], second[asked]), (second[asked], first[asked]))]
     better = ways[1]["score"] > ways[0]["score"]
     way = {name: np.where(better, ways[1][name], ways[0][name]) for name in ways[0]}
     part, whole = rows[way["part"]], rows[way["whole"]]
-    score[asked] = align(looks.thumbnails, part, whole, way["orientation"], CROPS[way["crop"]])[1]
+    score[asked] = align(thumbnails.pictures, part, whole, way["orientation"], CROPS[way["crop"]])[1]
     return score
 
 

@@ -119,14 +119,14 @@ def measure_colourfulness(rgb: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class LookTask:
+class ThumbnailTask:
     """A few files to look at; `sha256` is what the scan has seen of each, '' where that is not known."""
 
     files: tuple[Path, ...]
     sha256: tuple[str, ...]
 
 
-def look_at_files(task: LookTask) -> tuple[np.ndarray, list[dict[str, float]], tuple[Path, PhotoFault] | None]:
+def measure_files(task: ThumbnailTask) -> tuple[np.ndarray, list[dict[str, float]], tuple[Path, PhotoFault] | None]:
     """Thumbnails and measurements of a few files, or the file that failed and why."""
     cv2.setNumThreads(1)
     pictures = np.empty((len(task.files), SIDE, SIDE), np.uint8)

@@ -1,8 +1,8 @@
 """The audit of a run folder: each part is a stage that is done once and leaves its tables in RUN/audit.
 
-looks/ (thumbnails, hashes), composition, duplicates, lookalikes, label_issues, goes_with_errors, drift, drift_features,
-drift_examples, priors, classes, what_if: each as parquet and CSV. audit.json: the figures that a page or a person
-reads first.
+thumbnails/ (pictures, hashes), composition, duplicates, lookalikes, label_issues, goes_with_errors, drift,
+drift_features, drift_examples, priors, classes, what_if: each as parquet and CSV. audit.json: the figures that a page
+or a person reads first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from manihot.audit.composition import describe_classes, goes_with_errors, imbala
 from manihot.audit.drift import SourceDrift, compare_priors, draw_mean, find_drift, mean_images
 from manihot.audit.duplicates import find_duplicates, with_folds, with_groups
 from manihot.audit.evidence import describe_evidence, find_margins, load_embeddings, load_margins, say_evidence
-from manihot.audit.hashes import Looks, look_at_photos
+from manihot.audit.hashes import Thumbnails, make_thumbnails
 from manihot.audit.label_errors import label_issues
 from manihot.audit.label_scores import beats_largest_class
 from manihot.audit.lookalikes import count_lookalikes, describe_lookalikes, find_lookalikes
@@ -41,21 +41,21 @@ from manihot.records.summaries import read_what_if
 
 
 def group_duplicates(folder: RunFolder, manifest: Manifest, workers: int) -> Manifest:
-    """Look at the photographs, find duplicates, and tie them together so that no fold tears them apart."""
+    """Make thumbnails, find duplicates, and tie them together so that no fold tears them apart."""
     columns = ["image_id", "path", "sha256", "group", "label", "source"]
     photographs = digest_value(manifest.table[columns].to_numpy().tolist())
     about = digest_value(manifest.table[[*columns, "split", "fold", "height", "width"]].to_numpy().tolist())
 
-    def look() -> None:
-        looks = look_at_photos(manifest, workers, folder.audit.looks)
-        save_table(looks.composition, folder.path, "composition")
+    def make() -> None:
+        thumbnails = make_thumbnails(manifest, workers, folder.audit.thumbnails)
+        save_table(thumbnails.composition, folder.path, "composition")
 
-    names = [folder.audit.table("composition"), folder.audit.looked_at, folder.audit.thumbnails]
-    folder.stage("looks", photographs, names, look)
+    names = [folder.audit.table("composition"), folder.audit.thumbnail_table, folder.audit.thumbnail_pictures]
+    folder.stage("thumbnails", photographs, names, make)
 
     def find() -> None:
-        looks = Looks.load(folder.audit.looks)
-        found = find_duplicates(manifest, looks)
+        thumbnails = Thumbnails.load(folder.audit.thumbnails)
+        found = find_duplicates(manifest, thumbnails)
         with atomic_path(folder.audit.duplicates_found) as temporary:
             found.to_parquet(temporary, index=False)
         save_table(found, folder.path, "duplicates")  # until there are folds to name in it
@@ -90,7 +90,7 @@ def audit_lookalikes(folder: RunFolder, manifest: Manifest, name: str, embedding
     `manihot.quick.audit_embeddings`.
     """
     oof = folder.oof(name)
-    if not oof.is_file() or not folder.audit.looked_at.is_file():
+    if not oof.is_file() or not folder.audit.thumbnail_table.is_file():
         return
     predictions = Predictions.load(oof)
     if predictions.embeddings is None and embeddings is None:
@@ -102,9 +102,9 @@ def audit_lookalikes(folder: RunFolder, manifest: Manifest, name: str, embedding
             seen = load_embeddings(embeddings, image_id)
         assert seen is not None
         rows = pd.Index(manifest.image_id).get_indexer(pd.Index(image_id))
-        looks = Looks.load(folder.audit.looks)
-        known = (rows >= 0) & pd.Index(image_id).isin(pd.Index(looks.image_id))
-        found = find_lookalikes(manifest.take(rows[known]), seen[known], looks)
+        thumbnails = Thumbnails.load(folder.audit.thumbnails)
+        known = (rows >= 0) & pd.Index(image_id).isin(pd.Index(thumbnails.image_id))
+        found = find_lookalikes(manifest.take(rows[known]), seen[known], thumbnails)
         save_table(found, folder.path, "lookalikes")
         say(f"Lookalikes: {describe_lookalikes(count_lookalikes(found))} (audit/lookalikes.csv)")
 
@@ -215,9 +215,9 @@ def _audit_sources(run: Path, manifest: Manifest, composition: pd.DataFrame, pre
     save_table(_drift_table(found), run, "drift")
     save_table(_drift_features(found), run, "drift_features")
     save_table(_drift_examples(found, predictions.image_id), run, "drift_examples")
-    looks = Looks.load(RunPlaces(run).audit.looks)
-    where = pd.Index(looks.image_id).get_indexer(pd.Index(predictions.image_id))
-    means = mean_images(looks.thumbnails[np.sort(where)], source[np.argsort(where)])
+    thumbnails = Thumbnails.load(RunPlaces(run).audit.thumbnails)
+    where = pd.Index(thumbnails.image_id).get_indexer(pd.Index(predictions.image_id))
+    means = mean_images(thumbnails.pictures[np.sort(where)], source[np.argsort(where)])
     for number, name in enumerate(sorted(means)):
         write_atomic(RunPlaces(run).audit.mean_source(number), draw_mean(means[name], name))
     for drift in found:

@@ -21,7 +21,7 @@ from manihot.ensemble.nested import predict_held_out
 from manihot.ensemble.search import SEARCHES
 from manihot.ensemble.second_level import Combination, as_weighted
 from manihot.ensemble.stack import Without, fit_stack, mean_of_stacks
-from manihot.settings import BlendGroup, Way
+from manihot.settings import BlendGroup, BlendSettings
 
 WEIGHTS_OF_STACK = "differential_evolution"  # the 37th place's weights, which join the mean of its stackers
 N_FOLDS = 5  # in which a group is fitted, where the first level's folds don't serve
@@ -42,14 +42,14 @@ class Grouped:
     about: dict[str, dict[str, Any]]
 
 
-def stackers_of(way: Way) -> list[str]:
+def stackers_of(settings: BlendSettings) -> list[str]:
     """Names whose mean a stack is: its stackers, and the search whose weights join them."""
-    return [*(way.stackers or ("logistic",)), *([WEIGHTS_OF_STACK] if way.with_weights else [])]
+    return [*(settings.stackers or ("logistic",)), *([WEIGHTS_OF_STACK] if settings.with_weights else [])]
 
 
-def is_fitted(way: Way) -> bool:
+def is_fitted(settings: BlendSettings) -> bool:
     """Whether a way of blending learns from labels."""
-    return not way.weights and way.method != "uniform"
+    return not settings.weights and settings.method != "uniform"
 
 
 def group_members(
@@ -83,21 +83,22 @@ def group_members(
 
 
 def fit_group(
-    members: Members, way: Way, duplicates: np.ndarray | None = None, seed: int = 0
+    members: Members, settings: BlendSettings, duplicates: np.ndarray | None = None, seed: int = 0
 ) -> tuple[np.ndarray, Combination]:
     """Answers (N, K) on labelled photographs, each by what was fitted without it, and the group fitted on all."""
     probs, labels, names = members.pred_probs, members.labels, members.names
-    if not is_fitted(way):
-        weights = check_weights([way.weights[name] for name in names] if way.weights else None, len(names))
-        reference = probs if way.mean == "rank" else None
-        return blend(probs, weights, way.mean), as_weighted(names, members.classes, weights, way.mean, reference)
+    if not is_fitted(settings):
+        weights = check_weights([settings.weights[name] for name in names] if settings.weights else None, len(names))
+        reference = probs if settings.mean == "rank" else None
+        fitted = as_weighted(names, members.classes, weights, settings.mean, reference)
+        return blend(probs, weights, settings.mean), fitted
     folds, _ = second_level_folds(members, duplicates, N_FOLDS, seed)
-    if way.method == "stack":
-        stacks = [fit_stack(probs, labels, one, None, folds, duplicates, seed=seed) for one in stackers_of(way)]
+    if settings.method == "stack":
+        stacks = [fit_stack(probs, labels, one, None, folds, duplicates, seed=seed) for one in stackers_of(settings)]
         stacked = mean_of_stacks(stacks)
         return stacked.oof, Combination(names, members.classes, stacked.fitted)
-    held_out = predict_held_out(way.method, probs, labels, folds, seed)
-    return held_out, as_weighted(names, members.classes, SEARCHES[way.method](probs, labels, seed))
+    held_out = predict_held_out(settings.method, probs, labels, folds, seed)
+    return held_out, as_weighted(names, members.classes, SEARCHES[settings.method](probs, labels, seed))
 
 
 def group_means(
@@ -106,10 +107,10 @@ def group_means(
     """Groups that fit nothing, each with what is to be told of it, where there are no labels to judge them by."""
     out = {}
     for name in (name for name in parts if name in groups):
-        way, own = groups[name], groups[name].members
-        weights = check_weights([way.weights[one] for one in own] if way.weights else None, len(own))
-        made = as_weighted(own, classes, weights, way.mean)
-        out[name] = made, _describe(way, own, made)
+        settings, own = groups[name], groups[name].members
+        weights = check_weights([settings.weights[one] for one in own] if settings.weights else None, len(own))
+        made = as_weighted(own, classes, weights, settings.mean)
+        out[name] = made, _describe(settings, own, made)
     return out
 
 
@@ -138,10 +139,10 @@ def _side_by_side(members: Members, parts: list[str], answers: Mapping[str, np.n
     return replace(members, names=tuple(parts), pred_probs=np.stack(probs).astype(np.float32))
 
 
-def _describe(way: BlendGroup, names: tuple[str, ...], fitted: Combination) -> dict[str, Any]:
-    about: dict[str, Any] = {"members": list(names), "method": "fixed" if way.weights else way.method}
-    if way.method == "stack":
-        return about | {"stackers": stackers_of(way)}
+def _describe(settings: BlendGroup, names: tuple[str, ...], fitted: Combination) -> dict[str, Any]:
+    about: dict[str, Any] = {"members": list(names), "method": "fixed" if settings.weights else settings.method}
+    if settings.method == "stack":
+        return about | {"stackers": stackers_of(settings)}
     (((part,),),) = (fitted.parts,)
     weights = dict(zip(fitted.members, map(float, part.arrays["weights"])))
-    return about | {"mean": way.mean, "weights": {name: weights.get(name, 0.0) for name in names}}
+    return about | {"mean": settings.mean, "weights": {name: weights.get(name, 0.0) for name in names}}

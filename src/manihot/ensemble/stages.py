@@ -29,7 +29,7 @@ from manihot.records.groups import load_groups
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import ENSEMBLE, RunFolder
-from manihot.settings import Blend, Recipe, Way, suggest
+from manihot.settings import Blend, BlendSettings, Recipe, suggest
 
 Refuse = Callable[..., NoReturn]  # (what, remedy, *key)
 # ways of combining that need a package, and the extra that brings it
@@ -63,7 +63,7 @@ def check_blend(recipe: Recipe) -> None:
     for group, way in own.groups.items():
         _check_group(recipe, group, names)
         refuse = _refusal(recipe, "groups", group)
-        _check_way(way, [*way.members], refuse, ["uniform", "stack", *SEARCHES])
+        _check_settings(way, [*way.members], refuse, ["uniform", "stack", *SEARCHES])
         _check_together(way, [*way.members], refuse, recipe.folds.kind)
     refuse = _refusal(recipe)
     known = _all_parts(names, own)
@@ -75,7 +75,7 @@ def check_blend(recipe: Recipe) -> None:
     for at, name in enumerate(own.members):
         if name not in known:
             refuse(f"the recipe has no member {name!r}", suggest(name, known), "members", at)
-    _check_way(own, known, refuse, ["auto", "stack", *SEARCHES])
+    _check_settings(own, known, refuse, ["auto", "stack", *SEARCHES])
     _check_together(own, parts_of_blend(names, own), refuse, recipe.folds.kind)
 
 
@@ -108,7 +108,7 @@ def _check_group(recipe: Recipe, group: str, names: Sequence[str]) -> None:
             refuse(f"{name!r} is in the group {other!r} too", "a member belongs to one group", "members", at)
 
 
-def _check_way(own: Way, known: Sequence[str], refuse: Refuse, methods: Sequence[str]) -> None:
+def _check_settings(own: BlendSettings, known: Sequence[str], refuse: Refuse, methods: Sequence[str]) -> None:
     """Names that exist, and packages that are there; known: what may be given a weight."""
     if own.method in MEANS:
         refuse(f"{own.method!r} is a mean", f"method: uniform with mean: {own.method}", "method")
@@ -135,7 +135,7 @@ def needs_torch(settings: Blend) -> bool:
     return any(way.method == "stack" and set(way.stackers) & set(FITTED_BY_TORCH) for way in ways)
 
 
-def _check_together(own: Way, blended: Sequence[str], refuse: Refuse, folds: str) -> None:
+def _check_together(own: BlendSettings, blended: Sequence[str], refuse: Refuse, folds: str) -> None:
     """What is wrong only beside another setting; folds: their kind."""
     fitted = own.method not in ("auto", "uniform")
     if own.weights:

@@ -35,7 +35,7 @@ from manihot.records.run_folder import WHOLE
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.trust.calibrate import Calibrator
 from manihot.trust.files import apply_trust
-from manihot.trust.out_of_distribution import NOT_OF_THIS_KIND, SHARED, Strangers, flag_unknown
+from manihot.trust.out_of_distribution import NOT_OF_THIS_KIND, SHARED, OutOfDistribution, flag_unknown
 
 
 class FirstViews:
@@ -152,7 +152,7 @@ def _predict_with(
 ) -> Predictions:  # fmt: skip
     trust = Path(model) / "trust"
     asked = out is not None and (trust / "sets.json").is_file() and not Path(out).name.endswith(SUBMISSION)
-    strangers = Strangers.load(trust) if asked and (trust / "unknown.json").is_file() else None
+    strangers = OutOfDistribution.load(trust) if asked and (trust / "unknown.json").is_file() else None
     first = FirstViews(strangers.member, len(manifest)) if strangers is not None and strangers.detectors else None
     say_who_answers(models)
     predictions = predict_photos(models, manifest, engine, first)
@@ -196,8 +196,8 @@ def say_who_answers(models: Sequence[TrainedModel]) -> None:
 
 
 def look_as_fitted(
-    strangers: Strangers, first: FirstViews, run: Path, manifest: Manifest, engine: Engine
-) -> Strangers:
+    strangers: OutOfDistribution, first: FirstViews, run: Path, manifest: Manifest, engine: Engine
+) -> OutOfDistribution:
     """Where a network trained on everything answers, look once more with a fold's, whose embeddings strangers show in.
 
     What tells strangers was fitted on photographs that a fold's network had not seen; that other network has a space
@@ -221,7 +221,7 @@ def look_as_fitted(
 
 
 def _save_answers(
-    predictions: Predictions, trust: Path, out: Path, strangers: Strangers | None, first: FirstViews | None
+    predictions: Predictions, trust: Path, out: Path, strangers: OutOfDistribution | None, first: FirstViews | None
 ) -> None:
     answers = apply_trust(predictions, trust)
     # each sign that a photograph is of another kind has its column here

@@ -131,24 +131,24 @@ class AuditFolder:
         return self.path / "what_if.json"
 
     @property
-    def looks(self) -> Path:
-        """The folder of thumbnails and hashes."""
-        return self.path / "looks"
-
-    @property
     def thumbnails(self) -> Path:
-        """The thumbnails of all photographs."""
-        return self.looks / "thumbnails.npy"
+        """The folder of thumbnails and hashes."""
+        return self.path / "thumbnails"
 
     @property
-    def looked_at(self) -> Path:
+    def thumbnail_pictures(self) -> Path:
+        """The thumbnails of all photographs."""
+        return self.thumbnails / "thumbnails.npy"
+
+    @property
+    def thumbnail_table(self) -> Path:
         """Hashes and measurements of all photographs."""
-        return self.looks / "looks.parquet"
+        return self.thumbnails / "thumbnails.parquet"
 
     @property
     def duplicates_found(self) -> Path:
         """Duplicates as they were found, before there were folds."""
-        return self.looks / "duplicates.parquet"
+        return self.thumbnails / "duplicates.parquet"
 
     @property
     def embeddings(self) -> Path:
@@ -431,9 +431,9 @@ class RunPlaces:
     def written_folders(self) -> Iterator[Path]:
         """The folders that a run writes into, without links: whatever else lies here is none of ours."""
         patterns = (
-            "", "audit", "audit/looks", "audit/looks/parts", "audit/looks/parts/*", "predictions", "blend", "trust",
-            "watch", "store", "features/*", "members/*", "members/*/*", "members/*/*/stage*", "photos", "photos/*",
-            "originals",
+            "", "audit", "audit/thumbnails", "audit/thumbnails/parts", "audit/thumbnails/parts/*", "predictions",
+            "blend", "trust", "watch", "store", "features/*", "members/*", "members/*/*", "members/*/*/stage*",
+            "photos", "photos/*", "originals",
         )  # fmt: skip
         for pattern in patterns:
             for folder in self.path.glob(pattern) if pattern else [self.path]:

@@ -163,7 +163,7 @@ class View(Group):
     draw: int = Field(default=0, ge=0, description="number of the draw, in views with chance in them")
 
 
-class Way(Group):
+class BlendSettings(Group):
     """How several members become one answer."""
 
     method: str = Field(
@@ -178,13 +178,13 @@ class Way(Group):
     with_weights: bool = Field(default=False, description="fitted weights join the average of the stackers")
 
 
-class BlendGroup(Way):
+class BlendGroup(BlendSettings):
     """Members that become one answer first, which then takes part in the blend as if it were a member's."""
 
     method: str = Field(default="uniform", description="`uniform`, `stack`, or a row of the searches")
 
 
-class Blend(Way):
+class Blend(BlendSettings):
     """How the members become one answer."""
 
     groups: dict[str, BlendGroup] = Field(

@@ -48,7 +48,7 @@ class Saved(BaseModel):
 
 
 @dataclass(frozen=True)
-class Strangers:
+class OutOfDistribution:
     """detectors: by the fold whose network makes the embeddings, or SHARED. `why` says what there is none for.
 
     output_limit: of the probability that models with an unknown output of their own give it, where there is one.
@@ -79,7 +79,7 @@ class Strangers:
                 scores.append(_relative(detector, embeddings[fold]))
         if not scores:
             raise DataError(
-                f"the networks that {self.member!r} tells strangers with are not the ones at hand",
+                f"the detectors of {self.member!r} were fitted on the embeddings of other networks",
                 "run the same `manihot run` again",
             )
         return np.asarray(np.median(scores, axis=0))
@@ -99,7 +99,7 @@ class Strangers:
         save_json(TrustFolder(folder).unknown, about)
 
     @classmethod
-    def load(cls, folder: Path) -> Strangers:
+    def load(cls, folder: Path) -> OutOfDistribution:
         """Read what `save` wrote; anything else is a DataError."""
         path, what = TrustFolder(folder).unknown, "what tells unknown photographs"
         about = read_record(path, Saved, what, "fit it again: the same manihot run", DataError)
@@ -119,10 +119,10 @@ def _relative(detector: UnknownDetector, embeddings: np.ndarray) -> np.ndarray:
     return detector.score(nothing) / max(detector.threshold, 1e-12)
 
 
-def fit_strangers(
+def fit_out_of_distribution(
     member: str, reference: Predictions, shared: bool, false_rejection: float = FALSE_REJECTION, kind: str = "knn",
     seed: int = 0,
-) -> Strangers:  # fmt: skip
+) -> OutOfDistribution:  # fmt: skip
     """Fit on held-out photographs of the known kind.
 
     reference: with embeddings (N, D) of the first view, each by the network of its fold; shared: whether these are
@@ -139,7 +139,7 @@ def fit_strangers(
         if np.isfinite(found.threshold):
             detectors[fold] = found
     why = "" if detectors else f"{len(reference)} held-out photographs are too few to refuse {false_rejection:.0%} of"
-    return Strangers(member, detectors, false_rejection, len(reference), why)
+    return OutOfDistribution(member, detectors, false_rejection, len(reference), why)
 
 
 def limit_of_output(held_out: Predictions, false_rejection: float = FALSE_REJECTION) -> float | None:
