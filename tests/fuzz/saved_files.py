@@ -226,7 +226,11 @@ def _decisions(path: Path) -> None:
         (IDS[2], "", "down_weight", "", "0.5"),
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["image_id", "given_label", "action", "new_label", "weight"])
-    table.assign(reason="seen, twice").to_csv(path, index=False)
+    table = table.assign(reason="seen, twice")
+    if path.suffix == ".parquet":
+        table.to_parquet(path, index=False)
+    else:
+        table.to_csv(path, index=False)
 
 
 def _quarantine(path: Path) -> None:
@@ -296,7 +300,7 @@ KINDS: dict[str, Kind] = {
     "decisions parquet": Kind("decisions.parquet", _decisions, read_decisions),
     "quarantine": Kind("quarantine.csv", _quarantine, load_quarantine),
     "thumbnails table": Kind("thumbnails.parquet", _thumbnails, _use_thumbnails),
-    "pictures": Kind("thumbnails.npy", _thumbnails, _use_thumbnails),
+    "thumbnails": Kind("thumbnails.npy", _thumbnails, _use_thumbnails),
     "store record": Kind("s.json", _store, _use_store),
     "store": Kind("s.npy", _store, _use_store),
     "embeddings": Kind(
