@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from manihot.photos import complaints, decode
+from manihot.photos import complaints, decode, limits
 from manihot.photos.decode import PhotoFault, decode_photo, inspect_photo, looks_like_photo
 from manihot.photos.headers import find_orientation, read_jpeg_head
 
@@ -83,7 +83,7 @@ def test_orientation_of_jpeg_both_ways(orientation: int) -> None:
     rgb = picture()
     raw = encode(stored_for(rgb, orientation), quality=97, subsampling=0, exif=exif(orientation))
     fast = decode_photo(raw)
-    slow, size = decode._decode_with_pillow(raw, None, decode.MAX_PIXELS)
+    slow, size = decode._decode_with_pillow(raw, None, limits.MAX_PIXELS)
     np.testing.assert_array_equal(fast, slow)
     assert fast.shape == rgb.shape and size == rgb.shape[:2]
     assert np.abs(fast.astype(int) - rgb).mean() < 2
@@ -115,7 +115,7 @@ def test_fast_and_slow_jpeg_agree(height, width, subsampling, progressive, orien
     assert read_jpeg_head(raw).plain
     for at_least in (None, least):
         fast = decode_photo(raw, at_least=at_least)
-        slow, _ = decode._decode_with_pillow(raw, at_least, decode.MAX_PIXELS)
+        slow, _ = decode._decode_with_pillow(raw, at_least, limits.MAX_PIXELS)
         np.testing.assert_array_equal(fast, slow)
 
 
@@ -204,7 +204,7 @@ def test_colour_profiles_are_applied_both_ways() -> None:
         with_profile = decode_photo(encode(rgb, icc_profile=profile))
         np.testing.assert_array_equal(with_profile, decode_photo(plain), name)
     raw = encode(rgb, icc_profile=gamma_profile())
-    fast, slow = decode_photo(raw), decode._decode_with_pillow(raw, None, decode.MAX_PIXELS)[0]
+    fast, slow = decode_photo(raw), decode._decode_with_pillow(raw, None, limits.MAX_PIXELS)[0]
     np.testing.assert_array_equal(fast, slow)
     linear = decode_photo(plain) / 255
     curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055) * 255
@@ -370,10 +370,10 @@ def test_a_first_harmless_remark_hides_no_damage(tmp_path: Path) -> None:
 
 def test_what_others_write_while_a_photograph_is_decoded_is_passed_on(capfd) -> None:
     hurt = HURT["zeros in its middle"](encode(textured(), quality=95))
-    with complaints.quiet_jpeg():
+    with complaints.quiet_decoders():
         os.write(2, b"a word of another thread\n")
         cv2.imdecode(np.frombuffer(hurt, np.uint8), cv2.IMREAD_COLOR)
-        with complaints.hear_jpeg() as said:
+        with complaints.hear_decoders() as said:
             cv2.imdecode(np.frombuffer(hurt, np.uint8), cv2.IMREAD_COLOR)
             os.write(2, b"another")
     assert said and all(line.startswith("Corrupt JPEG data") for line in said)

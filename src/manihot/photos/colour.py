@@ -1,4 +1,4 @@
-"""Any Pillow image to 8-bit sRGB: profiles, CMYK, palettes, transparency, sixteen bits."""
+"""Any Pillow image to 8-bit sRGB: profiles, CMYK, palettes, transparency, more than eight bits."""
 
 from __future__ import annotations
 
@@ -8,15 +8,66 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms
 
+from manihot.photos import depth
 from manihot.photos.faults import SAVE_AS_JPEG, PhotoFault
+
+PHOTOMETRIC = 262  # TIFF 6.0; 0 says that zero is white
+
+
+class RgbReader:
+    """Brings a picture to RGB once it is loaded, some rows at a time: large ones have no room twice."""
+
+    def __init__(self, image: Image.Image, raw: bytes) -> None:
+        """image: opened and not loaded yet. raw: its file."""
+        self.image = image
+        self.raw = raw
+        self.deep_colours = depth.has_deep_colours(image)
+
+    def check(self) -> None:
+        """Raise PhotoFault where `read` would, without bringing all of the picture to RGB."""
+        image = self._in_eight_bits(picture=False)
+        if image is not None:
+            to_rgb(image.crop((0, 0, image.width, 1)))
+
+    def read(self) -> np.ndarray:
+        """The picture, uint8 RGB (H, W, 3) in sRGB; raises PhotoFault."""
+        image = self._in_eight_bits()
+        assert image is not None
+        rows = max(1, depth.BAND // max(1, image.width))
+        if rows >= image.height:
+            return to_rgb(image)
+        out = np.empty((image.height, image.width, 3), np.uint8)
+        for top in range(0, image.height, rows):
+            bottom = min(top + rows, image.height)
+            out[top:bottom] = to_rgb(image.crop((0, top, image.width, bottom)))
+        return out
+
+    def _in_eight_bits(self, picture: bool = True) -> Image.Image | None:
+        """The loaded picture in a mode of eight bits; without `picture` it may be only checked and None."""
+        image = self.image
+        if self.deep_colours:
+            return depth.read_dark_colours(image, self.raw, image.mode in ("RGBA", "LA"))
+        if not depth.is_deep(image):
+            return image
+        values = np.asarray(image)
+        stored = 8 * values.dtype.itemsize
+        white = depth.find_white(values, depth.given_white(image, self.raw), stored)
+        if not picture:
+            return None
+        rows = max(1, depth.BAND // max(1, image.width))
+        grey = np.empty(values.shape, np.uint8)
+        for top in range(0, len(values), rows):
+            grey[top : top + rows] = depth.to_bytes(values[top : top + rows], white)
+        tags = getattr(image, "tag_v2", {})
+        result = Image.fromarray(255 - grey if tags.get(PHOTOMETRIC) == 0 else grey)
+        result.info = {key: value for key, value in image.info.items() if key == "icc_profile"}
+        return result
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """A loaded Pillow image of any mode to uint8 RGB (H, W, 3) in sRGB."""
+    """A loaded Pillow image of any mode of eight bits to uint8 RGB (H, W, 3) in sRGB."""
     icc = image.info.get("icc_profile") or b""
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _from_deep(image)
-    elif image.mode in ("P", "PA", "1") or (image.mode in ("L", "RGB") and "transparency" in image.info):
+    if image.mode in ("P", "PA", "1") or (image.mode in ("L", "RGB") and "transparency" in image.info):
         has_alpha = image.mode == "PA" or "transparency" in image.info
         image = image.convert("RGBA" if has_alpha else "RGB")
     elif image.mode in ("LA", "La", "RGBa"):
@@ -36,14 +87,6 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     if alpha is not None:
         image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
     return np.array(image)
-
-
-def _from_deep(image: Image.Image) -> Image.Image:
-    """Sixteen-bit grey to eight bits by scale; `convert` would clip everything above 255 to white."""
-    values = np.asarray(image)
-    if image.mode == "F" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise PhotoFault("unsupported", "its pixels are 32-bit numbers", SAVE_AS_JPEG)
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 
 class _Transform:

@@ -1,8 +1,8 @@
-"""What libjpeg says of damaged JPEGs: it goes to the terminal without the file's name, and the picture is returned.
+"""What libjpeg and libtiff say of a file: it goes to the terminal without the file's name, and the picture is returned.
 
-libjpeg-turbo writes its warnings (jerror.h) to the C library's stderr and opencv hands no other way out, so the file
-descriptor is turned to a file while a photograph is decoded. Whatever else is written meanwhile (a progress bar, a
-thread's message) is passed on. A JPEG whose data end early comes back with its rest grey.
+They write their warnings (libjpeg-turbo's jerror.h, libtiff's tif_unix.c) to the C library's stderr, and neither opencv
+nor Pillow hands another way out, so the file descriptor is turned to a file while a photograph is decoded. Whatever
+else is written meanwhile (a progress bar, a thread's message) is passed on.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 STDERR = 2
-LINE = re.compile(
-    r"^(?:Corrupt JPEG data: |Premature end of JPEG file|Inconsistent progression sequence|Invalid SOS parameters"
-    r"|Warning: unknown JFIF revision|Unknown Adobe color transform|Application transferred too ).*\n?",
-    re.MULTILINE,
+JPEG = (
+    r"Corrupt JPEG data: |Premature end of JPEG file|Inconsistent progression sequence|Invalid SOS parameters"
+    r"|Warning: unknown JFIF revision|Unknown Adobe color transform|Application transferred too "
 )
-EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
-HARMLESS = ("Invalid SOS parameters", "Warning: unknown JFIF", "Unknown Adobe", "Application transferred")
-FEW = 64  # bytes too many that some cameras leave; after damage that shifts the code there are more
+TIFF = (  # the function, codec or file that libtiff names first
+    r"(?:_?TIFF\w*|tempfile\.tif|(?:gt(?:Strip|Tile)|hor(?:Acc|Diff|izontal)|fp(?:Acc|Diff)|initYCbCr|initCIELab|BuildMap"
+    r"|buildMap|alloc|setExtraSamples|ChopUp|TryChopUp|EstimateStrip|MissingRequired)\w*|(?:LZW|ZIP|ZSTD|LZMA|LERC|WebP"
+    r"|Fax[34]|InitCCITT|PackBits|Dump[Mm]ode|O?JPEG|Thunder|NeXT|LogL|SGILog|PixarLog|Predictor|JBIG)\w*): "
+)
+LINE = re.compile(rf"^(?:{JPEG}|{TIFF}).*\n?", re.MULTILINE)
+MOST_LINES = 1000  # that are kept of one photograph
 
 
 class _Turned:
@@ -70,7 +73,7 @@ class _Turned:
             rest = LINE.sub("", words).encode("utf-8", "surrogateescape")
             if rest:
                 self._pass_on(rest)
-            return [line.strip() for line in LINE.findall(words)]
+            return [line.strip() for line in LINE.findall(words)[:MOST_LINES]]
 
     def _turn_back(self) -> None:
         if self.usual is None:
@@ -110,8 +113,8 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def quiet_jpeg() -> Iterator[None]:
-    """Keep libjpeg's remarks from the terminal, for photographs whose state the scan has told already."""
+def quiet_decoders() -> Iterator[None]:
+    """Keep libjpeg's and libtiff's remarks from the terminal, for photographs whose state the scan has told already."""
     _turned.enter()
     try:
         yield
@@ -120,8 +123,8 @@ def quiet_jpeg() -> Iterator[None]:
 
 
 @contextmanager
-def hear_jpeg() -> Iterator[list[str]]:
-    """A list that holds libjpeg's remarks after the block; of one photograph at a time in this process."""
+def hear_decoders() -> Iterator[list[str]]:
+    """A list that holds their remarks after the block; of one photograph at a time in this process."""
     said: list[str] = []
     with _turned.alone:
         _turned.enter()
@@ -129,24 +132,3 @@ def hear_jpeg() -> Iterator[list[str]]:
             yield said
         finally:
             said += _turned.leave()
-
-
-def find_damage(raw: bytes, scan: int, said: list[str]) -> str:
-    """What of libjpeg's remarks on the JPEG `raw` means that its picture is not whole, in words; '' for nothing.
-
-    scan: offset of its compressed data. Bytes that stand between two segments are harmless, and so are fill bytes and
-    a few that are left at the end of the data.
-    """
-    for line in said:
-        if line.startswith(HARMLESS):
-            continue
-        found = EXTRANEOUS.match(line)
-        if found is None:
-            return line.removeprefix("Corrupt JPEG data: ")
-        count, marker = int(found[1]), int(found[2], 16)
-        end = raw.find(bytes([0xFF, marker]), scan)
-        if count <= FEW or end < 0 or marker not in (*range(0xD0, 0xD8), 0xC4, 0xD9, 0xDA):
-            continue
-        if marker != 0xD9 or len(set(raw[end - count : end])) > 1:
-            return f"{count} bytes are left over, so what stands before them was changed"
-    return ""

@@ -12,6 +12,8 @@ import hashlib
 import io
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,31 +22,25 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from manihot.photos.colour import srgb_transform, to_rgb
-from manihot.photos.complaints import find_damage, hear_jpeg, quiet_jpeg
-from manihot.photos.faults import (
-    COPY_AGAIN,
-    SAVE_AS_JPEG,
-    PhotoFault,
-    explain_broken,
-    explain_refusal,
-    explain_unidentified,
-)
-from manihot.photos.headers import JpegHead, find_orientation, is_heif, read_jpeg_head, signature
+from manihot.photos.colour import RgbReader, srgb_transform
+from manihot.photos.complaints import hear_decoders, quiet_decoders
+from manihot.photos.faults import COPY_AGAIN, SAVE_AS_JPEG, PhotoFault, explain_refusal, explain_special
+from manihot.photos.headers import JpegHead, find_orientation, is_heif, read_jpeg_head
+from manihot.photos.jpeg_data import END, Scan, check_whole, decode_reduced, walk_scans, with_end
+from manihot.photos.kinds import DEVELOP, RAW, explain_broken, explain_unidentified, name_other, signature
+from manihot.photos.limits import check_file_size, check_scans, check_size, raised_limit
 
 __all__ = ["PhotoFacts", "PhotoFault", "decode_photo", "inspect_photo", "inspect_photos", "looks_like_photo"]
 
-MAX_PIXELS = 200_000_000  # the largest phone sensor; Pillow stops at 179 million in the formats it decodes
-MAX_BYTES = 1 << 30
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "HEIF")
 RAW_SUFFIXES = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"}
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".webp", ".tif", ".tiff", ".bmp"),
     *(".avif", ".heic", ".heif", ".hif", ".jp2", ".ppm", ".pgm", *RAW_SUFFIXES),
 }
-GREY = 128  # what libjpeg fills in where data are missing
-MORE = b"\x55" * 64  # data for some blocks
 DNG_TAG = 50706  # DNGVersion: Pillow would read the small preview of a camera's raw file
+KNOWN = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # baseline, extended, progressive; the last two with arithmetic codes
+LONG = 300  # characters of libtiff's words that are told
 
 # Our own limit is checked before anything is decoded; Pillow's warning at 89 million pixels adds nothing.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -62,19 +58,36 @@ class PhotoFacts:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Shot:
+    """A file's bytes with an end marker if it is a JPEG, and what was read of it without a decoder.
+
+    ended: whether it had the marker. scans: of a JPEG in several.
+    """
+
+    raw: bytes
+    head: JpegHead | None = None
+    scans: tuple[Scan, ...] = ()
+    ended: bool = True
+
+
 def decode_photo(
-    source: Path | bytes, *, at_least: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+    source: Path | bytes, *, at_least: tuple[int, int] | None = None, max_pixels: int | None = None
 ) -> np.ndarray:
     """Decode a photograph to uint8 RGB (H, W, 3), upright, in sRGB.
 
     at_least: (height, width); a JPEG may then come at 1/2, 1/4 or 1/8 of its size (scaled in the DCT domain,
     which is faster and does not alias) as long as both edges stay at least that long.
-    max_pixels: larger photographs are refused before they are decoded.
-    Raises PhotoFault.
+    max_pixels: larger photographs are refused before they are decoded, in place of the limits of
+    `manihot.photos.limits`. Raises PhotoFault.
     """
-    raw = read_photo(source)
-    with quiet_jpeg():
-        return _decode(raw, read_jpeg_head(raw), at_least, max_pixels)[0]
+    shot = _open(read_photo(source), max_pixels)
+    if shot.head is not None and not shot.ended:
+        with hear_decoders() as said:
+            decode_reduced(shot.raw)
+        check_whole(shot.raw.removesuffix(END), shot.head, said, shot.scans)
+    with quiet_decoders():
+        return _decode(shot, at_least, max_pixels)[0]
 
 
 def inspect_photo(path: Path) -> PhotoFacts:
@@ -84,17 +97,19 @@ def inspect_photo(path: Path) -> PhotoFacts:
     whose data are damaged is a fault too, though it decodes: a part of its picture is grey or shifted.
     """
     raw = read_photo(Path(path))
-    head = read_jpeg_head(raw)
-    with hear_jpeg() as said:
-        shown = None if head is None else _glance(raw, head)
-        if head is not None and shown is not None:
-            height, width = _turned_size(head.height, head.width, find_orientation(head.exif, head.xmp))
-        else:
-            shown, (height, width) = _decode(raw, head, (1, 1), MAX_PIXELS)
-            if head is not None and not head.plain:
-                _decode_reduced(raw)  # Pillow, which has decoded it, keeps libjpeg's remarks to itself
+    shot = _open(raw)
+    head = shot.head
+    said: list[str] = []
+    try:
+        with hear_decoders() as said:
+            if head is not None and _glance(shot.raw, head):
+                height, width = _turned_size(head.height, head.width, find_orientation(head.exif, head.xmp))
+            else:
+                height, width = _measure(shot)
+    except PhotoFault as fault:
+        raise _with_words(fault, said) from fault
     if head is not None:
-        _check_whole(raw, head, said, shown)
+        check_whole(raw, head, said, shot.scans)
     return PhotoFacts(height, width, len(raw), hashlib.sha256(raw).hexdigest())
 
 
@@ -112,6 +127,8 @@ def inspect_photos(paths: list[Path]) -> list[PhotoFacts | PhotoFault]:
 def looks_like_photo(path: Path) -> bool:
     """Whether the first bytes of a file without extension are those of an image format that is read here."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
+            return False
         with open(path, "rb") as handle:
             return signature(handle.read(64)) != ""
     except OSError:
@@ -120,75 +137,91 @@ def looks_like_photo(path: Path) -> bool:
 
 def read_photo(source: Path | bytes) -> bytes:
     """The bytes of a photograph's file; raises PhotoFault where there are none to be had."""
-    if isinstance(source, bytes):
-        raw = source
-    else:
-        path = Path(source)
-        try:
-            about = path.stat()
-            if not stat.S_ISREG(about.st_mode):
-                raise PhotoFault("not_an_image", "it is not a regular file", "leave it out")
-            if about.st_size > MAX_BYTES:
-                raise PhotoFault("too_large", f"the file has {about.st_size / 1e6:.0f} MB", SAVE_AS_JPEG)
-            raw = path.read_bytes()
-        except OSError as error:
-            raise explain_refusal(error) from error
-        if path.suffix.lower() in RAW_SUFFIXES:
-            raise PhotoFault("unsupported", "it is the raw file of a camera", SAVE_AS_JPEG)
+    raw = source if isinstance(source, bytes) else _read_file(Path(source))
     if not raw:
         raise PhotoFault("empty", "the file is empty (0 bytes)", COPY_AGAIN)
     return raw
 
 
-def _decode(
-    raw: bytes, head: JpegHead | None, at_least: tuple[int, int] | None, max_pixels: int
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """The picture, and the (height, width) that it has in full; `head` is that of a JPEG."""
-    if head is not None:
-        _check_head(raw, head, max_pixels)
-        if head.plain:
-            done = _decode_with_opencv(raw, head, at_least)
-            if done is not None:
-                return done
-    return _decode_with_pillow(raw, at_least, max_pixels)
-
-
-def _check_head(raw: bytes, head: JpegHead, max_pixels: int) -> None:
-    _check_pixels(head.height, head.width, max_pixels)
-    if raw.rfind(b"\xff\xd9", head.scan) < 0:  # opencv 4 fills the missing part with grey and says nothing
-        raise PhotoFault("truncated", "the JPEG ends before its end marker", COPY_AGAIN)
-
-
-def _glance(raw: bytes, head: JpegHead) -> np.ndarray | None:
-    """A plain JPEG in grey at 1/8 scale as it lies in the file, uint8 (h, w, 1); None where opencv can't decode it."""
-    _check_head(raw, head, MAX_PIXELS)
-    grey = _decode_reduced(raw, cv2.IMREAD_REDUCED_GRAYSCALE_8) if head.plain else None
-    size = -(-head.height // 8), -(-head.width // 8)
-    return grey[:, :, None] if grey is not None and grey.shape == size else None
-
-
-def _decode_reduced(raw: bytes, flag: int = cv2.IMREAD_REDUCED_COLOR_8) -> np.ndarray | None:
+def _read_file(path: Path) -> bytes:
     try:
-        return cv2.imdecode(np.frombuffer(raw, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:
-        return None
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise explain_special(about.st_mode)
+        if about.st_size == 0:  # not read: /proc has such files, which wait
+            return b""
+        check_file_size(about.st_size)
+        if path.suffix.lower() in RAW_SUFFIXES:
+            raise PhotoFault("unsupported", f"it is {RAW} ({path.suffix.upper()[1:]})", DEVELOP)
+        return path.read_bytes()
+    except OSError as error:
+        raise explain_refusal(error, path) from error
+    except ValueError as error:  # a name with a NUL byte
+        raise PhotoFault("missing", f"no file can have this name ({error})", "correct the path") from error
+    except MemoryError as error:
+        raise PhotoFault("too_large", "there is not enough memory to read it", "save it smaller") from error
 
 
-def _check_whole(raw: bytes, head: JpegHead, said: list[str], shown: np.ndarray) -> None:
-    """PhotoFault where a JPEG's data are damaged: libjpeg says so, or they end before the picture does.
+def _open(raw: bytes, max_pixels: int | None = None) -> Shot:
+    """What is known before decoding; raises PhotoFault for what will not be decoded."""
+    head = read_jpeg_head(raw)
+    if head is None:
+        if (other := name_other(raw)) is not None:
+            raise other
+        return Shot(raw)
+    check_size("JPEG", head.height, head.width, len(raw), max_pixels)
+    if head.precision != 8 or head.process not in KNOWN:
+        what = f"of {head.precision} bits" if head.precision != 8 else "packed without loss or in layers"
+        raise PhotoFault("unsupported", f"unsupported: a JPEG {what}", SAVE_AS_JPEG)
+    scans = walk_scans(raw, head)
+    if scans:
+        check_scans(head, len(scans))
+    whole = with_end(raw, head)
+    return Shot(whole, head, tuple(scans), whole is raw)
 
-    It says its first remark only; so where there is one, and where the last block is the grey that it fills in, the
-    same is decoded with more data behind: what was whole doesn't change.
-    """
-    damage = find_damage(raw, head.scan, said)
-    if not damage and (said or (shown[[0, 0, -1, -1], [0, -1, 0, -1]] == GREY).all(axis=1).any()):
-        end = raw.find(b"\xff\xd9", head.scan)
-        with hear_jpeg():
-            once, more = _decode_reduced(raw), _decode_reduced(raw[:end] + MORE + raw[end:])
-        if once is not None and (more is None or not np.array_equal(once, more)):
-            damage = "the data end before the picture does"
-    if damage:
-        raise PhotoFault("damaged", f"the JPEG's data are damaged: {damage}", COPY_AGAIN)
+
+def _decode(
+    shot: Shot, at_least: tuple[int, int] | None, max_pixels: int | None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """The picture, and the (height, width) that it has in full."""
+    if shot.head is not None and shot.head.plain:
+        done = _decode_with_opencv(shot.raw, shot.head, at_least)
+        if done is not None:
+            return done
+    try:
+        return _decode_with_pillow(shot.raw, at_least, max_pixels)
+    except PhotoFault as fault:
+        if shot.head is None or fault.kind not in ("unreadable", "truncated"):
+            raise
+        kind = "damaged" if shot.ended else "truncated"
+        raise PhotoFault(kind, f"the JPEG's data are damaged: {fault.detail}", COPY_AGAIN) from fault
+
+
+def _glance(raw: bytes, head: JpegHead) -> bool:
+    """Whether opencv decodes a plain JPEG, in grey at 1/8 scale."""
+    grey = decode_reduced(raw, cv2.IMREAD_REDUCED_GRAYSCALE_8) if head.plain else None
+    return grey is not None and grey.shape == (-(-head.height // 8), -(-head.width // 8))
+
+
+def _measure(shot: Shot) -> tuple[int, int]:
+    """(height, width) of what opencv doesn't decode; raises PhotoFault where Pillow can't either."""
+    if shot.head is None:
+        with _opened(shot.raw, (1, 1), None) as opened:
+            opened.reader.check()
+            return opened.turned_size()
+    size = _decode(shot, (1, 1), None)[1]
+    if not shot.head.plain:
+        decode_reduced(shot.raw)  # Pillow, which has decoded it, keeps libjpeg's remarks to itself
+    return size
+
+
+def _with_words(fault: PhotoFault, said: list[str]) -> PhotoFault:
+    """The fault with what libtiff said, without repetitions."""
+    words = "; ".join(dict.fromkeys(line.rstrip(".") for line in said))
+    if not words:
+        return fault
+    words = words if len(words) <= LONG else words[:LONG] + f"... ({len(said)} remarks)"
+    return PhotoFault(fault.kind, f"{fault.detail}; the decoder says: {words}", fault.remedy)
 
 
 def _decode_with_opencv(
@@ -215,17 +248,39 @@ def _decode_with_opencv(
 
 
 def _decode_with_pillow(
-    raw: bytes, at_least: tuple[int, int] | None, max_pixels: int
+    raw: bytes, at_least: tuple[int, int] | None, max_pixels: int | None
 ) -> tuple[np.ndarray, tuple[int, int]]:
+    with _opened(raw, at_least, max_pixels) as opened:
+        return _turn(opened.reader.read(), opened.orientation), opened.turned_size()
+
+
+@dataclass
+class Opened:
+    """A loaded picture; height and width in full, as it lies in the file."""
+
+    reader: RgbReader
+    height: int
+    width: int
+    orientation: int
+
+    def turned_size(self) -> tuple[int, int]:
+        """(height, width) upright."""
+        return _turned_size(self.height, self.width, self.orientation)
+
+
+@contextmanager
+def _opened(raw: bytes, at_least: tuple[int, int] | None, max_pixels: int | None) -> Iterator[Opened]:
+    """Pillow's picture, decoded; whatever it raises comes as a PhotoFault."""
     if is_heif(raw) and not _register_heif():
         remedy = 'install the reader with pip install "manihot[heic]", or save it as JPEG'
         raise PhotoFault("unsupported", "it is a HEIC photograph", remedy)
     try:
-        with Image.open(io.BytesIO(raw), formats=_formats()) as image:
+        with _without_limit(), Image.open(io.BytesIO(raw), formats=_formats()) as image:
             width, height = image.size
-            _check_pixels(height, width, max_pixels)
+            reader = RgbReader(image, raw)
+            check_size(image.format or "", height, width, len(raw), max_pixels, reader.deep_colours)
             if DNG_TAG in getattr(image, "tag_v2", {}):
-                raise PhotoFault("unsupported", "it is the raw file of a camera", SAVE_AS_JPEG)
+                raise PhotoFault("unsupported", f"it is {RAW} (DNG)", DEVELOP)
             exif, xmp = _as_bytes(image.info.get("exif")), _as_bytes(image.info.get("xmp"))
             turned = image.format in ("TIFF", "HEIF")  # their readers turn them
             orientation = 1 if turned else find_orientation(exif, xmp)
@@ -233,7 +288,9 @@ def _decode_with_pillow(
             if scale > 1:
                 image.draft(None, (max(1, width // scale), max(1, height // scale)))
             image.load()
-            rgb = to_rgb(image)
+            if scale == 1:
+                width, height = image.size
+            yield Opened(reader, height, width, orientation)
     except PhotoFault:
         raise
     except Image.DecompressionBombError as error:
@@ -244,15 +301,20 @@ def _decode_with_pillow(
         raise PhotoFault("too_large", "there is not enough memory to decode it", "save it smaller") from error
     except Exception as error:  # decoders raise nearly anything on broken data
         raise explain_broken(raw, error) from error
-    if scale == 1:
-        height, width = rgb.shape[:2]
-    return _turn(rgb, orientation), _turned_size(height, width, orientation)
 
 
-def _check_pixels(height: int, width: int, max_pixels: int) -> None:
-    if height * width > max_pixels:
-        detail = f"it has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:.0f} megapixels"
-        raise PhotoFault("too_large", detail, "save it smaller")
+@contextmanager
+def _without_limit() -> Iterator[None]:
+    """Pillow's own limit gives way where the user has set a higher one."""
+    usual = Image.MAX_IMAGE_PIXELS
+    if raised_limit() is None:
+        yield
+        return
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = usual
 
 
 def _dct_scale(height: int, width: int, at_least: tuple[int, int] | None, orientation: int) -> int:

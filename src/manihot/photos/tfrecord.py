@@ -8,7 +8,9 @@ Framing: length (uint64 LE), masked crc32c of the length, data, masked crc32c of
 from __future__ import annotations
 
 import gzip
+import stat
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,8 +21,11 @@ import numpy as np
 
 MASK_DELTA = 0xA282EAD8
 BLOCK = 1024  # bytes whose contributions to the checksum are looked up at once
-LONGEST = 1 << 30  # bytes of a record beyond which its length must be wrong
+SLAB = 1024  # blocks at a time: the checksum's tables of indices take 12 times their bytes
+LONGEST = 1 << 27  # bytes of a record beyond which its length must be wrong
+MOST_VALUES = 100_000  # features, or numbers of a feature, beyond which a record is no photograph's
 
+Buffer = bytes | bytearray | memoryview
 Feature = list[bytes] | list[int] | list[float]
 
 
@@ -56,7 +61,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
     return rows[::-1].copy(), np.stack([rows[BLOCK - 1 - k] for k in range(4)])
 
 
-def crc32c(data: bytes) -> int:
+def crc32c(data: Buffer) -> int:
     """CRC-32C (Castagnoli) of `data`.
 
     The checksum is linear over GF(2), so each byte's contribution depends on its value and its distance from
@@ -74,15 +79,18 @@ def crc32c(data: bytes) -> int:
     start = len(padded) - len(data)
     padded[start:] = np.frombuffer(data, np.uint8)
     padded[start : start + 4] ^= 0xFF
-    index = padded.reshape(-1, BLOCK) + np.arange(0, 256 * BLOCK, 256)
+    blocks = padded.reshape(-1, BLOCK)
+    places = np.arange(0, 256 * BLOCK, 256)
     state = 0
     b0, b1, b2, b3 = (column.tolist() for column in move)
-    for part in np.bitwise_xor.reduce(np.take(rows, index), axis=1).tolist():
-        state = part ^ b0[state & 0xFF] ^ b1[state >> 8 & 0xFF] ^ b2[state >> 16 & 0xFF] ^ b3[state >> 24]
+    for first in range(0, len(blocks), SLAB):
+        index = blocks[first : first + SLAB] + places
+        for part in np.bitwise_xor.reduce(np.take(rows, index), axis=1).tolist():
+            state = part ^ b0[state & 0xFF] ^ b1[state >> 8 & 0xFF] ^ b2[state >> 16 & 0xFF] ^ b3[state >> 24]
     return state ^ 0xFFFFFFFF
 
 
-def masked_crc32c(data: bytes) -> int:
+def masked_crc32c(data: Buffer) -> int:
     """The checksum as TFRecord stores it: rotated right by 15 bits, plus a constant."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + MASK_DELTA) & 0xFFFFFFFF
@@ -93,6 +101,9 @@ def read_records(path: Path) -> Iterator[Record]:
 
     After a record whose length can't be trusted nothing more is read. Raises OSError.
     """
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
+        yield Record(0, {}, BrokenRecord(0, "it is not a regular file", True))
+        return
     with open(path, "rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
@@ -108,8 +119,11 @@ def read_records(path: Path) -> Iterator[Record]:
                 yield Record(number, {}, fault)
                 if fault.last:
                     return
-            except (EOFError, gzip.BadGzipFile) as error:
-                yield Record(number, {}, BrokenRecord(number, f"the compression ends early: {error}", True))
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                yield Record(number, {}, BrokenRecord(number, f"its compression is damaged: {error}", True))
+                return
+            except MemoryError:
+                yield Record(number, {}, BrokenRecord(number, "there is not enough memory to read it", True))
                 return
             except (ValueError, IndexError, struct.error) as error:
                 yield Record(
@@ -118,7 +132,7 @@ def read_records(path: Path) -> Iterator[Record]:
             number += 1
 
 
-def _read_frame(file: BinaryIO, number: int) -> bytes | None:
+def _read_frame(file: BinaryIO, number: int) -> bytearray | None:
     head = file.read(12)
     if not head:
         return None
@@ -127,7 +141,7 @@ def _read_frame(file: BinaryIO, number: int) -> bytes | None:
     length, check = struct.unpack("<QI", head)
     if check != masked_crc32c(head[:8]) or length > LONGEST:
         raise BrokenRecord(number, "its length is damaged (crc32c differs)", True)
-    data, tail = file.read(length), file.read(4)
+    data, tail = _read(file, length), file.read(4)
     if len(data) < length or len(tail) < 4:
         raise BrokenRecord(number, "the file ends within a record", True)
     if struct.unpack("<I", tail)[0] != masked_crc32c(data):
@@ -135,19 +149,29 @@ def _read_frame(file: BinaryIO, number: int) -> bytes | None:
     return data
 
 
-def parse_example(data: bytes) -> dict[str, Feature]:
-    """The features of a serialised `tf.train.Example`; raises ValueError where it is none."""
+def _read(file: BinaryIO, length: int) -> bytearray:
+    """So many bytes, or those that there are: a false length takes no memory."""
+    data = bytearray()
+    while len(data) < length and (part := file.read(min(length - len(data), 1 << 20))):
+        data += part
+    return data
+
+
+def parse_example(data: Buffer) -> dict[str, Feature]:
+    """The features of a serialised `tf.train.Example`; raises ValueError or IndexError where it is none."""
     features: dict[str, Feature] = {}
-    for _, part in _fields(data, {1}):
+    for _, part in _fields(memoryview(data), {1}):
         for _, entry in _fields(part, {1}):
             pair = dict(_fields(entry, {1, 2}))
             features[bytes(pair.get(1, b"")).decode("utf-8")] = _parse_feature(pair.get(2, b""))
     return features
 
 
-def _parse_feature(data: bytes) -> Feature:
+def _parse_feature(data: Buffer) -> Feature:
     for kind, content in _fields(data, {1, 2, 3}):
         values = [value for _, value in _fields(content, {1})]
+        if sum(map(len, values)) > 8 * MOST_VALUES and kind != 1:
+            raise ValueError(f"more than {MOST_VALUES} numbers in a feature")
         if kind == 1:
             return [bytes(value) for value in values]
         if kind == 2:
@@ -156,7 +180,7 @@ def _parse_feature(data: bytes) -> Feature:
     return []
 
 
-def _to_integers(packed: bytes) -> list[int]:
+def _to_integers(packed: Buffer) -> list[int]:
     """Packed varints as signed 64-bit integers."""
     numbers, at = [], 0
     while at < len(packed):
@@ -165,9 +189,9 @@ def _to_integers(packed: bytes) -> list[int]:
     return numbers
 
 
-def _fields(data: bytes, wanted: set[int]) -> Iterator[tuple[int, bytes]]:
-    """(field number, content) of each wanted field; varints and fixed numbers come as their bytes."""
-    at = 0
+def _fields(data: Buffer, wanted: set[int]) -> Iterator[tuple[int, Buffer]]:
+    """(field number, content) of each wanted field, not copied; varints and fixed numbers come as their bytes."""
+    at = found = 0
     while at < len(data):
         key, at = _varint(data, at)
         number, wire = key >> 3, key & 7
@@ -182,12 +206,15 @@ def _fields(data: bytes, wanted: set[int]) -> Iterator[tuple[int, bytes]]:
             raise ValueError(f"unknown wire type {wire}")
         if end > len(data):
             raise ValueError("a field is longer than its message")
+        found += 1
+        if found > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES} values")
         if number in wanted:
             yield number, data[at:end]
         at = end
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: Buffer, at: int) -> tuple[int, int]:
     value = shift = 0
     while shift < 70:
         byte = data[at]
