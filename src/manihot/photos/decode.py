@@ -22,13 +22,14 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from manihot.errors import SettingsError
 from manihot.photos.colour import RgbReader, srgb_transform
 from manihot.photos.complaints import hear_decoders, quiet_decoders
 from manihot.photos.faults import COPY_AGAIN, SAVE_AS_JPEG, PhotoFault, explain_refusal, explain_special
 from manihot.photos.headers import JpegHead, find_orientation, is_heif, read_jpeg_head
 from manihot.photos.jpeg_data import END, Scan, check_whole, decode_reduced, walk_scans, with_end
 from manihot.photos.kinds import DEVELOP, RAW, explain_broken, explain_unidentified, name_other, signature
-from manihot.photos.limits import check_file_size, check_scans, check_size, raised_limit
+from manihot.photos.limits import RAISED, check_file_size, check_scans, check_size, raised_limit
 
 __all__ = ["PhotoFacts", "PhotoFault", "decode_photo", "inspect_photo", "inspect_photos", "looks_like_photo"]
 
@@ -291,10 +292,11 @@ def _opened(raw: bytes, at_least: tuple[int, int] | None, max_pixels: int | None
             if scale == 1:
                 width, height = image.size
             yield Opened(reader, height, width, orientation)
-    except PhotoFault:
+    except (PhotoFault, SettingsError):
         raise
     except Image.DecompressionBombError as error:
-        raise PhotoFault("too_large", "it has more than 179 megapixels", "save it smaller") from error
+        remedy = f"save it smaller or as JPEG; if it is right, set {RAISED} in the environment to its megapixels"
+        raise PhotoFault("too_large", "it has more than 178 megapixels", remedy) from error
     except Image.UnidentifiedImageError as error:
         raise explain_unidentified(raw) from error
     except MemoryError as error:

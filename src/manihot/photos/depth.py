@@ -21,7 +21,7 @@ FAINTEST = 1 / 8  # the same for numbers from 0 to 1
 BLACK = 1 / 32  # of white: seven levels of 255
 HOT = 0.001  # share of pixels that may be brighter in a picture without any other light, as sensors have hot pixels
 BRIGHT = 64  # high byte from which 16 bits are in use
-BAND = 1 << 22  # pixels that are worked on at once
+BAND = 1 << 20  # pixels that are worked on at once
 SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
 

@@ -25,8 +25,8 @@ MORE = b"\x55" * 64  # data for some blocks
 EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 HARMLESS = ("Invalid SOS parameters", "Warning: unknown JFIF", "Unknown Adobe", "Application transferred")
 FEW = 64  # bytes too many that some cameras leave; after damage that shifts the code there are more
-SAME = 4  # last bytes of a picture's data that may happen to be those of the padding behind
-PERIODS = (1, 2, 3, 4, 8, 16)  # of a filling, in bytes
+SAME = 12  # bytes of padding that may seem to be data: libjpeg reads 8 ahead, and the data's last may be alike
+PERIODS = range(1, 33)  # of a filling, in bytes
 LOOKED_AT = 1 << 16  # bytes before the end of the data in which a filling is looked for
 ROUNDS = 4  # stray bytes that are taken out, one place after the other, as libjpeg tells the first only
 EXPECTED = {0xC4, 0xDA, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # markers between scans
@@ -144,7 +144,7 @@ def _judge_rest(data: bytes, count: int) -> str:
         if run >= min(count, len(last)) and run > period:
             if run == len(last) and count > run:  # all that was looked at
                 run = len(data) - len(data.rstrip(data[-1:])) if period == 1 else count
-            if run - count > SAME + 2 * (period - 1):
+            if run - count > SAME + period - 1:
                 return f"from some place on they are filled up ({run} bytes)"
             if period == 1:
                 return ""

@@ -20,6 +20,7 @@ from manihot.records.files import explain_os_error, temporary_name
 from manihot.records.tables import read_table
 
 SAMPLE = re.compile(r"sample[ _-]?sub(mission)?\.csv", re.IGNORECASE)
+LONGEST_NAME = 200  # bytes; file systems take 255, temporary names are longer
 RECORD_SUFFIXES = {".tfrec", ".tfrecord", ".tfrecords"}
 
 
@@ -28,7 +29,7 @@ def find_records(folder: Path, split: str) -> list[Path]:
     place = folder / f"{split}_tfrecords"
     if not place.is_dir():
         return []
-    return sorted(path for path in place.iterdir() if path.suffix.lower() in RECORD_SUFFIXES)
+    return [path for path in list_folder(place)[1] if path.suffix.lower() in RECORD_SUFFIXES]
 
 
 def find_sample(folder: Path) -> Path | None:
@@ -173,8 +174,7 @@ def extract_photos(
                     faults.append(_fault(f"{file.name}#{record.number}", detail))
                 continue
             _write(path, image)
-            label = _first(record, "target")
-            found[name] = (path, "" if label is None else str(label), where)
+            found[name] = (path, _label(_first(record, "target")), where)
     except OSError as error:
         raise explain_os_error(error, place) from error
     return found, faults
@@ -195,10 +195,21 @@ def _first(record: Record, name: str) -> object:
     return values[0] if values else None
 
 
+def _label(value: object) -> str:
+    """The text of a target: whole numbers without a point, bytes as the text that they hold."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else str(value)
+
+
 def _file_name(value: object, file: Path, number: int) -> str:
     """A plain file name from a record: it must not lead out of the folder, nor hold what Windows forbids."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
     name = re.sub(r'[<>:"|?*\x00-\x1f]', "_", text.replace("\\", "/").rsplit("/", 1)[-1]).strip(". ")
+    if len(name.encode("utf-8")) > LONGEST_NAME:
+        return f"{file.stem}-{number:06d}.jpg"
     return name or f"{file.stem}-{number:06d}.jpg"
 
 

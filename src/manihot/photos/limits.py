@@ -18,10 +18,10 @@ RAISED = "MANIHOT_MAX_MEGAPIXELS"
 MAX_PIXELS = 200_000_000  # the largest sensor of a phone
 MAX_BYTES = 1 << 30  # of a file
 MEMORY = 800_000_000  # bytes that one photograph may take: with the libraries a process stays below 1 GB
-# Bytes a pixel while it is decoded and brought to RGB, measured with Pillow 13 on pictures of 40 megapixels
-# (load: 4.0, 15.8, 9.1, 19.0 and 4.0 for PNG, WebP, AVIF, JPEG 2000 and TIFF), and 3 for the result.
-BYTES_A_PIXEL = {"WEBP": 19, "AVIF": 16, "HEIF": 16, "JPEG2000": 22, "JPEG": 4, "MPO": 4}
-BYTES_A_PIXEL_ELSE = 7
+# Bytes a pixel while it is decoded and brought to RGB, measured with Pillow 13 on pictures of 25 and 40 megapixels
+# (17.1, 13.4, 19.8 and 7.1 for WebP, AVIF, JPEG 2000 and GIF).
+BYTES_A_PIXEL = {"WEBP": 18, "AVIF": 16, "HEIF": 16, "JPEG2000": 22, "JPEG": 4, "MPO": 4}
+BYTES_A_PIXEL_ELSE = 8
 BYTES_A_PIXEL_DEEP = 11  # colours of 16 bits, decoded twice where they are dark
 # Photographs have 2 to 50 pixels a byte; a flat picture, which compresses best, has some thousand.
 SPARSE = 200  # pixels a byte

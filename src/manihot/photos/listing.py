@@ -11,6 +11,8 @@ from pathlib import Path
 
 from manihot.errors import DataError
 from manihot.photos.decode import SUFFIXES, looks_like_photo
+from manihot.photos.faults import PhotoFault
+from manihot.photos.left_out import REMOVE, Walk, accepts, accepts_folder, explain_folder, leave_out, may_leave_out
 from manihot.records.manifest import ALWAYS_TRAIN
 from manihot.records.run_places import RunPlaces
 
@@ -75,11 +77,12 @@ def normalise(name: str) -> str:
 def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
     """(sub-folders, files) of a folder, each sorted by name, without hidden ones and system folders.
 
-    Links are followed; a folder that is a link to one above itself is left out. Folders of earlier runs
-    (with run.json) are left out too. Raises DataError where the folder can't be read.
+    Links are followed, each folder through one of them, and never to one above. Folders of earlier runs (with run.json)
+    are left out too, and what `manihot.photos.left_out` says. Raises DataError where a folder that the user named can't
+    be read; one below is left out.
     """
     items = _items(folder)
-    return _folders(items), [Path(item.path) for item in items if not item.is_dir()]
+    return _folders(items), [Path(item.path) for item in items if not _is_folder(item)]
 
 
 def list_folders(folder: Path) -> list[Path]:
@@ -90,20 +93,60 @@ def list_folders(folder: Path) -> list[Path]:
 def _items(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:
-            return sorted((item for item in found if not item.name.startswith(".")), key=lambda item: item.name)
+            items = sorted((item for item in found if not item.name.startswith(".")), key=lambda item: item.name)
     except OSError as error:
+        if may_leave_out(folder):
+            leave_out(str(folder), explain_folder(error))
+            return []
         raise DataError(
             f"{folder}: can't be read ({error.strerror})", "check the path and its permissions"
         ) from error
+    return [item for item in items if accepts(item)]
+
+
+def _is_folder(item: os.DirEntry[str]) -> bool:
+    try:
+        return item.is_dir()
+    except OSError:
+        return False
 
 
 def _folders(items: list[os.DirEntry[str]]) -> list[Path]:
     folders = [
         Path(item.path)
         for item in items
-        if item.is_dir() and item.name.lower() not in SKIPPED_FOLDERS and not _is_loop(item)
+        if _is_folder(item) and item.name.lower() not in SKIPPED_FOLDERS and accepts_folder(item)
     ]
     return [path for path in folders if not RunPlaces(path).record_file.exists()]
+
+
+def drop_second_ways(listing: Listing, walk: Walk) -> None:
+    """Take out what lies below a link to a folder whose photographs are read where they lie, too.
+
+    The links are noted in `walk`. What a table names stays.
+    """
+    links = tuple(link + os.sep for link in walk.followed.values())
+    if not links:
+        return
+    places = {folder: os.path.realpath(folder) for folder in {entry.file.parent for entry in listing.entries}}
+    real = [(places[entry.file.parent], entry.file.name) for entry in listing.entries]
+    linked = [entry.where.startswith("folder ") and str(entry.file).startswith(links) for entry in listing.entries]
+    own = {path for path, below in zip(real, linked) if not below}
+    kept = []
+    counts: Counter[str] = Counter()
+    for entry, path, below in zip(listing.entries, real, linked):
+        if below and path in own:
+            counts[next(link for link in links if str(entry.file).startswith(link))] += 1
+        else:
+            kept.append(entry)
+    for link, count in counts.items():
+        walk.faults = {path: fault for path, fault in walk.faults.items() if not path.startswith(link)}
+        detail = f"it is a link to a folder that is read where it lies; {count} photographs count once"
+        walk.faults[link.rstrip(os.sep)] = PhotoFault("link_loop", detail, REMOVE)
+    if counts and not listing.ordered:
+        there = {entry.label for entry in kept}
+        listing.classes = tuple(name for name in listing.classes if name in there)
+    listing.entries = kept
 
 
 def choose_few(kinds: Sequence[Hashable], few: int) -> list[int]:
@@ -117,14 +160,6 @@ def choose_few(kinds: Sequence[Hashable], few: int) -> list[int]:
         n = min(share, len(own))
         chosen += [own[(2 * k + 1) * len(own) // (2 * n)] for k in range(n)]
     return sorted(chosen)
-
-
-def _is_loop(item: os.DirEntry[str]) -> bool:
-    if not item.is_symlink():
-        return False
-    target = os.path.realpath(item.path)
-    parent = os.path.realpath(os.path.dirname(item.path))  # noqa: PTH120
-    return parent == target or parent.startswith(target.rstrip(os.sep) + os.sep)
 
 
 def find_photos(

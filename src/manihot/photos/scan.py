@@ -20,7 +20,8 @@ import pandas as pd
 from manihot.errors import DataError
 from manihot.photos.decode import SUFFIXES, PhotoFacts, PhotoFault, inspect_photos
 from manihot.photos.layouts import recognise
-from manihot.photos.listing import Entry, Listing, choose_few
+from manihot.photos.left_out import Walk, check_names, note_left_out, show_path
+from manihot.photos.listing import Entry, Listing, choose_few, drop_second_ways
 from manihot.photos.tables import Columns
 from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import say, track
@@ -83,10 +84,14 @@ def scan(
     if trusted in COLUMNS:
         raise DataError(f"--trusted {trusted}: a manifest has a column of that name", "give yours another name")
     several = len(places) > 1
-    listings = [
-        recognise(place, asked, table, columns.classes, run or aside, several, columns.folders, tables)
-        for place in places
-    ]
+    check_names([*places, *(path for path in (run, table) if path is not None)])
+    with note_left_out(places) as walk:
+        listings = [
+            recognise(place, asked, table, columns.classes, run or aside, several, columns.folders, tables)
+            for place in places
+        ]
+    for part in listings:
+        drop_second_ways(part, walk)
     if columns.merge_case:
         _merge_twins(listings)
     _check_options(places, listings, asked)
@@ -97,7 +102,7 @@ def scan(
         for name, part in zip(names, listings)
         for entry in part.entries
     ]
-    if not entries and not any(part.faults for part in listings):
+    if not entries and not walk.faults and not any(part.faults for part in listings):
         raise _nothing_found(places, listings)
     entries = _drop_repeated(entries)
     if few:
@@ -110,7 +115,7 @@ def scan(
     manifest = manifest if pattern is None or not len(manifest) else with_name_groups(manifest, pattern)
     if (warning := check_groups(manifest, f"--group {group}" if group else "the groups")) is not None:
         say(f"warning: {warning}")
-    quarantine = _to_quarantine(entries, ids, facts, listings, root)
+    quarantine = _to_quarantine(entries, ids, facts, listings, root, walk)
     _say_result(manifest, quarantine)
     if run is not None:
         with atomic_path(RunPlaces(run).quarantine) as temporary:
@@ -362,9 +367,13 @@ def _to_manifest(
 
 
 def _to_quarantine(
-    entries: list[Entry], ids: list[str], facts: list[PhotoFacts | PhotoFault], listings: list[Listing], root: Path
-) -> pd.DataFrame:
-    rows = [row for part in listings for row in part.faults]
+    entries: list[Entry], ids: list[str], facts: list[PhotoFacts | PhotoFault], listings: list[Listing], root: Path,
+    walk: Walk,
+) -> pd.DataFrame:  # fmt: skip
+    rows = [{name: row.get(name, "") for name in QUARANTINE} for part in listings for row in part.faults]
+    for path, fault in walk.faults.items():
+        shown_path = show_path(_relative(Path(path), root))
+        rows.append(dict(zip(QUARANTINE, (shown_path, fault.kind, fault.detail, fault.remedy, "", "", ""))))
     for entry, image_id, fact in zip(entries, ids, facts):
         if isinstance(fact, PhotoFault):
             file = _relative(entry.file, root)
@@ -372,7 +381,7 @@ def _to_quarantine(
             detail = f"{fact.detail} ({entry.where})" if listed else fact.detail
             known = (file, fact.kind, detail, fact.remedy, entry.label or "", entry.split, image_id)
             rows.append(dict(zip(QUARANTINE, known)))
-    return pd.DataFrame(rows, columns=list(QUARANTINE)).fillna("")
+    return pd.DataFrame(rows, columns=list(QUARANTINE), dtype=object)
 
 
 def _nothing_found(places: list[Path], listings: list[Listing]) -> DataError:

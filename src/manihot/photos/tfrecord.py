@@ -99,37 +99,39 @@ def masked_crc32c(data: Buffer) -> int:
 def read_records(path: Path) -> Iterator[Record]:
     """Yield each record of a TFRecord file, plain or gzipped; a damaged one carries its fault.
 
-    After a record whose length can't be trusted nothing more is read. Raises OSError.
+    After a record whose length can't be trusted, and after an error of the disk, nothing more is read.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
-        yield Record(0, {}, BrokenRecord(0, "it is not a regular file", True))
-        return
-    with open(path, "rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw
-        number = 0
-        while True:
-            try:
-                data = _read_frame(file, number)
-                if data is None:
+    number = 0
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
+            raise BrokenRecord(0, "it is not a regular file", True)
+        with open(path, "rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw
+            while (record := _read_record(file, number)) is not None:
+                yield record
+                if record.fault is not None and record.fault.last:
                     return
-                yield Record(number, parse_example(data))
-            except BrokenRecord as fault:
-                yield Record(number, {}, fault)
-                if fault.last:
-                    return
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                yield Record(number, {}, BrokenRecord(number, f"its compression is damaged: {error}", True))
-                return
-            except MemoryError:
-                yield Record(number, {}, BrokenRecord(number, "there is not enough memory to read it", True))
-                return
-            except (ValueError, IndexError, struct.error) as error:
-                yield Record(
-                    number, {}, BrokenRecord(number, f"it is not a tf.train.Example: {error}", False)
-                )
-            number += 1
+                number += 1
+    except BrokenRecord as fault:
+        yield Record(number, {}, fault)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        yield Record(number, {}, BrokenRecord(number, f"its compression is damaged: {error}", True))
+    except OSError as error:
+        yield Record(number, {}, BrokenRecord(number, f"the disk gives an error: {error.strerror or error}", True))
+    except MemoryError:
+        yield Record(number, {}, BrokenRecord(number, "there is not enough memory to read it", True))
+
+
+def _read_record(file: BinaryIO, number: int) -> Record | None:
+    try:
+        data = _read_frame(file, number)
+        return None if data is None else Record(number, parse_example(data))
+    except BrokenRecord as fault:
+        return Record(number, {}, fault)
+    except (ValueError, IndexError, struct.error) as error:
+        return Record(number, {}, BrokenRecord(number, f"it is not a tf.train.Example: {error}", False))
 
 
 def _read_frame(file: BinaryIO, number: int) -> bytearray | None:
