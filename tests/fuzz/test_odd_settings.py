@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from manihot.train.optim.losses import LOSSES
 from manihot.train.optim.schedules import SCHEDULES
 from manihot.train.steps import step_settings
 
-TRIED = int(os.environ.get("MANIHOT_FUZZ", "1000")) // 3
+TRIED = 300  # where --fuzz-inputs names no number
 LONGEST = 2.0  # seconds of CPU
 CLASSES = ("healthy", "rust", "blight")
 PLAIN: list[Any] = [
@@ -107,9 +106,10 @@ def odd_recipe(seed: int) -> Recipe:
     return make_recipe(values, {})
 
 
-def test_odd_settings_are_checked_or_named():
+def test_odd_settings_are_checked_or_named(fuzz_inputs: int):
     passed = refused = 0
-    for seed in range(TRIED):
+    tried = fuzz_inputs or TRIED
+    for seed in range(tried):
         begun = time.process_time()
         try:
             recipe = odd_recipe(seed)
@@ -122,4 +122,4 @@ def test_odd_settings_are_checked_or_named():
         except Exception as error:
             raise AssertionError(f"seed {seed}: {error!r}") from error
         assert time.process_time() - begun < LONGEST, seed
-    assert passed > TRIED / 50 and refused > TRIED / 3
+    assert passed > tried / 50 and refused > tried / 3
