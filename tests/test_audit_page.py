@@ -31,7 +31,7 @@ from manihot.records.run_folder import RunFolder
 from manihot.report import audit_page
 from manihot.report.audit_page import make_audit_page
 from manihot.report.audit_tables import TABLES
-from manihot.report.report import make_report
+from manihot.report.report import make_pages, make_report
 from test_report import Page, make_run
 
 CLASSES = ("<b>blight</b>", "mosaic & mottle", "葉 healthy")
@@ -153,7 +153,7 @@ def test_groups_with_two_labels_come_first_with_all_their_members(run: Path) -> 
     assert "across train and test" in texts[0] and "across train and test" not in "".join(texts[1:])
     for _, rows in table.groupby("group"):
         assert sum(all(name in text for name in rows["image_id"]) for text in texts) == 1
-    assert f"In {TORN} of them the same picture carries different labels" in page.text
+    assert f"In {TORN} of them, copies have different labels" in page.text
 
 
 def test_lookalikes_are_shown_what_pixels_confirm_first(run: Path) -> None:
@@ -179,7 +179,7 @@ def test_every_part_of_the_audit_is_shown(run: Path) -> None:
     assert headings == {
         "result", "labels", "duplicates", "lookalikes", "outliers", "composition", "sources", "what-if", "next", "how"
     }  # fmt: skip
-    assert "Not in this run folder" not in page.text
+    assert "Missing from this run folder" not in page.text
     drift = table_of(run, "drift").iloc[0]
     assert f"{drift['auc']:.2f}" in page.text and "Most typical of 2019" in page.text
     sentence = json.loads((run / "audit/what_if.json").read_text(encoding="utf-8"))["sentence"]
@@ -209,9 +209,9 @@ def test_each_table_may_be_missing(run: Path, name: str, how: str) -> None:
         pd.DataFrame({"nothing": [1, 2]}).to_parquet(path)
     _, page = read(run)
     if TABLES[name].absent or how in ("broken", "without columns"):
-        assert "Not in this run folder" in page.text and f"audit/{name}.parquet" in page.text
+        assert "Missing from this run folder" in page.text and f"audit/{name}.parquet" in page.text
     else:
-        assert "Not in this run folder" not in page.text
+        assert "Missing from this run folder" not in page.text
     if name == "what_if":
         assert "--what-if" in page.text
 
@@ -226,21 +226,27 @@ def test_nothing_to_show_is_a_finding(run: Path) -> None:
     save_table(table_of(run, "duplicates").head(0), run, "duplicates")
     save_table(table_of(run, "label_issues").assign(is_label_issue=False), run, "label_issues")
     html, page = read(run)
-    assert f"No label of {N} looks wrong" in page.text and "No duplicates were found." in page.text
+    assert f"None of {N} labels looks wrong" in page.text and "No duplicates were found." in page.text
     assert len(cards(html)) == audit_page.LEAST_SURE and 'type="radio"' not in html
 
 
-def test_photographs_that_are_gone_get_a_placeholder(run: Path, tmp_path: Path) -> None:
+def test_photographs_that_are_gone_keep_their_pictures(run: Path, tmp_path: Path) -> None:
+    before = read(run)[1].all("img", "src")
     manifest = Manifest.load(run / "manifest.parquet")
     Manifest(manifest.table, manifest.classes, tmp_path / "elsewhere").save(run / "manifest.parquet")
     html, page = read(run)
-    assert 'class="photo none"' in html and "there is no such file" in page.text
+    assert page.all("img", "src") == before and len(before) > 20
+    assert "saved thumbnails are shown instead" in page.text and 'class="photo none"' not in html
+    shutil.rmtree(RunFolder(run).thumbnails("audit").parent)
+    html, page = read(run)
+    assert 'class="photo none"' in html and "there is no such file" in page.text and "can't be shown" in page.text
 
 
 def test_the_page_says_how_labels_and_cleaning_were_really_judged(run: Path, tmp_path: Path) -> None:
     text = " ".join(read(run)[1].text.split())
     assert "Nadeau" not in text and "under 0.5" not in text and "confident learning" not in text
-    for words in ("Student's t over photographs", "together", "a standard deviation more", "a linear head that left"):
+    head = "a linear head trained without the photograph"
+    for words in ("Student's t over photographs", "together", "plus one standard deviation", head):
         assert words in text, words
     assert set(audit_page.ARM_NAMES) == {*ARMS, TOGETHER} and audit_page.ARM_NAMES[TOGETHER] in text
     alone = tmp_path / "alone"
@@ -248,7 +254,7 @@ def test_the_page_says_how_labels_and_cleaning_were_really_judged(run: Path, tmp
     replace(oof, embeddings=None).save(tmp_path / "oof.parquet")
     audit_predictions(tmp_path / "oof.parquet", alone)
     text = " ".join(read(alone)[1].text.split())
-    assert "half as much, the margin of the given label" in text and "a linear head that left" not in text
+    assert "at half its weight, the margin of the given label" in text and "a linear head" not in text
 
 
 def test_predictions_without_photographs(tmp_path: Path) -> None:
@@ -261,7 +267,7 @@ def test_predictions_without_photographs(tmp_path: Path) -> None:
     found = audit_predictions(tmp_path / "oof.csv", tmp_path / "run")
     _, page = read(tmp_path / "run")
     assert found["label_issues"] and f"{found['label_issues']} of 60 labels look wrong" in page.text
-    assert "manifest.parquet: not there" in page.text and "x0" in page.text
+    assert "manifest.parquet: not found" in page.text and "x0" in page.text
 
 
 def test_a_model_that_learned_nothing_is_said_to_mean_little(
@@ -279,7 +285,8 @@ def test_a_model_that_learned_nothing_is_said_to_mean_little(
         said[name] = found["beats_largest_class"]
         warned = "not clearly better than always naming the largest class"
         assert (warned in " ".join(capsys.readouterr().err.split())) == (name != "good")
-        assert (warned in " ".join(read(tmp_path / name)[1].text.split())) == (name != "good")
+        shown = warned.replace("naming", "predicting")
+        assert (shown in " ".join(read(tmp_path / name)[1].text.split())) == (name != "good")
     assert said == {"guess": False, "largest": False, "good": True}
 
 
@@ -322,11 +329,15 @@ def test_a_folder_without_an_audit(tmp_path: Path) -> None:
         make_audit_page(tmp_path)
 
 
-def test_the_report_leads_to_the_audit_where_there_is_one(tmp_path: Path, audited: Path) -> None:
+def test_report_and_audit_lead_to_each_other_where_both_are(tmp_path: Path, audited: Path) -> None:
     run = make_run(tmp_path, n=20)
-    assert "audit.html" not in make_report(run).read_text(encoding="utf-8")
+    assert [path.name for path in make_pages(run)] == ["report.html"]
+    assert "audit.html" not in (run / "report.html").read_text(encoding="utf-8")
+    (run / "report.html").unlink()
     shutil.copytree(audited / "run/audit", run / "audit")
-    make_audit_page(run)
-    page = Page(make_report(run).read_text(encoding="utf-8"))
-    assert "./audit.html" in page.all("a", "href") and not page.wrong and not page.open
-    assert "./report.html" in Page(make_audit_page(run).read_text(encoding="utf-8")).all("a", "href")
+    assert "./report.html" not in Page(make_audit_page(run).read_text(encoding="utf-8")).all("a", "href")
+    (run / "audit.html").unlink()
+    report, audit = (Page(path.read_text(encoding="utf-8")) for path in make_pages(run))  # as a first run does
+    assert "./audit.html" in report.all("a", "href") and not report.wrong and not report.open
+    assert "./report.html" in audit.all("a", "href")
+    assert "./audit.html" in Page(make_report(run).read_text(encoding="utf-8")).all("a", "href")

@@ -68,7 +68,7 @@ def test_what_is_saved_gives_the_answers_of_the_run(trained: Path, asked: dict[s
     words = " ".join(blend_words(about, NAMES))
     assert "“pair” is" in words
     left_out = [] if "members" not in asked else ["two"]
-    assert ("Left out of it: two" in words) == bool(left_out)
+    assert ("Not used: two" in words) == bool(left_out)
 
 
 def test_means_of_means_are_what_they_say(trained: Path):

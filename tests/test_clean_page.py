@@ -65,7 +65,7 @@ def test_every_changed_photograph_is_shown_with_both_labels_reason_and_file(clea
         "drop": (NAMES[0], "<b>blight</b>", "blurred <i>"),
         "relabel": (NAMES[1], "mosaic", "葉 healthy", "decided by hand in own.csv"),
         "soft": (NAMES[4], "mosaic 70", "葉 healthy 30", "copies disagree"),
-        "down": (NAMES[5], "counts 0.25", "far away"),
+        "down": (NAMES[5], "weight 0.25", "far away"),
     }
     for action, (name, *words) in wanted.items():
         text = Page(cards[action]).text
@@ -99,7 +99,7 @@ def test_many_are_cut_and_the_same_files_give_the_same_bytes(cleaned: Path, monk
     path.write_text("image_id,action\nleaf 3.jpg,drop\nleaf 4.jpg,drop\nleaf 5.jpg,drop\n", encoding="utf-8")
     clean(cleaned.parent / "run", cleaned, decisions=path)
     html, page = read(cleaned)
-    assert html.count("<figure") == 1 and "1 are shown" in page.text and "3 photographs" in page.text
+    assert html.count("<figure") == 1 and "1 of 3 are shown" in page.text and "3 photographs" in page.text
     with pytest.raises(DataError):
         make_clean_page(cleaned.parent)
 
@@ -126,10 +126,10 @@ def test_the_report_of_a_run_on_a_cleaned_manifest_says_so(cleaned: Path, tmp_pa
     assert "Labels were cleaned" not in make_report(run).read_text(encoding="utf-8")
     Manifest.load(cleaned / "manifest.parquet").save(run / "manifest.parquet")
     page = Page(make_report(run).read_text(encoding="utf-8"))
-    assert "Labels were cleaned" in page.text and "How many were left out is not known" in page.text
+    assert "Labels were cleaned" in page.text and "The number left out is unknown" in page.text
     carry_counts(cleaned / "manifest.parquet", run)
     page = Page(make_report(run).read_text(encoding="utf-8"))
     assert "1 left out" in page.text and "moved here" in page.text and not page.wrong and not page.open
-    assert "1 with another label, 1 with a soft one, 1 of less weight" in " ".join(page.text.split())
+    assert "1 have another label, 1 a soft label, and 1 a lower weight" in " ".join(page.text.split())
     carry_counts(run / "predictions/none.parquet", run)
     assert not (run / CARRIED).exists()

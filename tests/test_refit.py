@@ -190,7 +190,7 @@ def test_a_run_says_who_answers_and_strangers_are_told_by_a_fold(
     overrides = ["train.epochs=1", members, "blend={method: uniform}", *more]
     manihot.run(small_photos, out, str(tiny_recipe), overrides=overrides, workers=1)
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "New photographs are answered by one that learned all of them (of all)" in page
+    assert "New photographs are predicted by a network trained on all of them (of all)" in page
     assert {path.name for path in (out / "trust").glob("unknown.fold*")} == {"unknown.fold0.npz", "unknown.fold1.npz"}
     capfd.readouterr()
     manihot.predict(out, small_photos, tmp_path / "new.parquet")
@@ -222,5 +222,5 @@ def test_the_report_speaks_of_refitting_only_where_there_was_some():
     }  # fmt: skip
     said = [" ".join(judgement(found, None, recipe)) for recipe in ({}, {"refit": True},
             {"refit": True, "folds": {"kind": "none"}}, {"members": {"a": {"refit": True}, "b": {}}})]  # fmt: skip
-    assert ["learned all of them" in words for words in said] == [False, True, False, True]
+    assert ["trained on all of them" in words for words in said] == [False, True, False, True]
     assert "(of a)" in said[3]

@@ -146,14 +146,14 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert len(html) < 5e6
     scores = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["members"]["main"]["oof"]
     share = f"{100 * scores['metrics']['accuracy']['value']:.1f}\u202f%"
-    assert f"Right on {share} of photographs it had not seen" in page.text
-    assert f"3-fold out-of-fold, {scores['n']} photographs" in page.text
-    assert f"Always answering “{scores['majority']['class']}”" in page.text
-    assert "chose the best epoch" in page.text and "Copies of a photograph were kept on one side" in page.text
+    assert f"Correct on {share} of unseen photographs" in page.text
+    assert f"3-fold cross-validation, {scores['n']} photographs" in page.text
+    assert f"Always predicting “{scores['majority']['class']}”" in page.text
+    assert "selected the best epoch" in page.text and "Copies of a photograph were kept in the same fold" in page.text
     assert "No groups (plants, fields) were given" in page.text
     assert "On the 6 test photographs" in page.text
     assert re.search(r"30 photographs, 3 classes, 2 sources.*3 folds", page.text, flags=re.S)
-    assert "copy it again" in page.text and "Not in this run folder" not in page.text
+    assert "copy it again" in page.text and "Missing from this run folder" not in page.text
     assert page.text.count("mean of 2 folds") == 3  # training loss, held-out loss, held-out accuracy
     assert "manihot run" in page.text and "train.epochs" in page.text and "1 min 06 s" in page.text
 
@@ -169,7 +169,7 @@ def test_the_mistakes_are_the_surest_wrong_ones_and_lead_to_their_files(tmp_path
     assert len(cards) == len(surest) > 2
     for card, row in zip(cards, surest, strict=True):
         assert made.image_id[row] in card and f"{100 * top[row]:.1f}" in card
-        assert f"<b>given</b> {CLASSES[made.labels[row]]}" in card
+        assert f"<b>label</b> {CLASSES[made.labels[row]]}" in card
         for link in re.findall(r'href="([^"]*)"', card):
             assert (run / unquote(link)).resolve() == (tmp_path / "photos" / made.image_id[row]).resolve()
 
@@ -214,9 +214,9 @@ def test_each_part_may_be_missing(tmp_path: Path, part: str, how: str) -> None:
         if how == "broken":
             path.write_bytes(b"\x00\xff{not this")
     _, page = read(run)
-    assert "of photographs it had not seen" in page.text
+    assert "of unseen photographs" in page.text
     if PARTS[part] or (how == "broken"):
-        assert "Not in this run folder" in page.text and Path(part).name in page.text
+        assert "Missing from this run folder" in page.text and Path(part).name in page.text
 
 
 def test_a_run_that_has_only_scanned(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_no_test_part_a_class_without_photographs_and_unlabelled_rows(tmp_path: 
 
 def test_no_labels_at_all(tmp_path: Path) -> None:
     _, page = read(make_run(tmp_path, n=15, test=False, unlabelled=15))
-    assert "No result yet" in page.text and "The most doubtful" in page.text
+    assert "No result yet" in page.text and "Least certain predictions" in page.text
 
 
 def test_one_class(tmp_path: Path) -> None:
@@ -273,17 +273,17 @@ def test_the_ensemble_of_several_members_leads(tmp_path: Path) -> None:
     scores["ensemble"]["oof"]["metrics"]["accuracy"]["value"] = 0.4321
     save_json(run / "metrics.json", scores)
     _, page = read(run)
-    assert "Right on 43.2\u202f%" in page.text and "Members and folds" in page.text
+    assert "Correct on 43.2\u202f%" in page.text and "Members and folds" in page.text
 
 
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"method": "auto"}, ["The plain average of 2 members", "Nested cross-validation of 6 fitted ways", "Claims"]),
-        ({"weights": {"one": 3, "two": 1}}, ["with the weights that the recipe fixes", "75.0\u202f%"]),
+        ({"method": "auto"}, ["The plain average of 2 members", "validation of 6 fitted methods", "In sample"]),
+        ({"weights": {"one": 3, "two": 1}}, ["with weights fixed by the recipe", "75.0\u202f%"]),
         ({"method": "stack", "with_weights": True}, ["A stack of logistic and differential evolution", "points ("]),
-        ({"method": "simplex"}, ["2 members by simplex, as the recipe asks"]),
-        ({"members": ("two",)}, ["The answers are those of “two” alone. Left out of it: one."]),
+        ({"method": "simplex"}, ["2 members combined by simplex, as the recipe asks"]),
+        ({"members": ("two",)}, ["The predictions are those of “two” alone. Not used: one."]),
     ],
     ids=str,
 )
@@ -299,15 +299,69 @@ def test_how_the_members_answer_together_is_told(asked: dict, words: list[str], 
     _, page = read(run)
     for text in words:
         assert text in page.text
-    assert ("beyond chance" in page.text) == (asked.get("method") in ("auto", "stack"))
+    assert ("significant gain" in page.text) == (asked.get("method") in ("auto", "stack"))
 
 
-def test_photographs_that_are_gone_get_a_placeholder(tmp_path: Path) -> None:
+def pictures(page: Page) -> list[tuple[str, str]]:
+    """What each picture of a page shows, and the picture."""
+    return list(zip(page.all("img", "alt"), page.all("img", "src"), strict=True))
+
+
+def test_photographs_that_are_gone_keep_the_pictures_of_the_last_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run(tmp_path)
-    shutil.rmtree(tmp_path / "photos")
-    html, page = read(run)
-    assert 'class="photo none"' in html and "there is no such file" in page.text
+    before = pictures(read(run)[1])
+    assert len(before) >= 6 and RunFolder(run).thumbnails("report").is_file()
+    shutil.move(tmp_path / "photos", tmp_path / "elsewhere")
+    capsys.readouterr()
+    _, page = read(run)
+    assert pictures(page) == before
     assert not [link for link in page.all("a", "href") if "photos" in link]
+    told = f"{len({src for _, src in before})} photographs can't be read any more"
+    assert told in page.text and "saved thumbnails are shown instead" in page.text
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert make_report(run).read_bytes() == make_report(run).read_bytes() and pictures(read(run)[1]) == before
+
+
+def test_photographs_without_a_saved_thumbnail_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path, n=20)
+    read(run)
+    shutil.rmtree(tmp_path / "photos")
+    shutil.rmtree(RunFolder(run).thumbnails("report").parent)
+    capsys.readouterr()
+    html, page = read(run)
+    assert 'class="photo none"' in html and "there is no such file" in page.text and not pictures(page)
+    told = f"{len(set(re.findall(r'photo none.*?<span>(.*?)</span>', html)))} photographs can't be shown"
+    assert told in page.text and told in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("how", ["broken", "hostile"])
+def test_saved_thumbnails_are_not_trusted(tmp_path: Path, how: str) -> None:
+    run = make_run(tmp_path, n=20)
+    first = read(run)[0]
+    file = RunFolder(run).thumbnails("report")
+    shutil.rmtree(tmp_path / "photos")
+    if how == "broken":
+        file.write_bytes(b"PAR1\x00\xff{not this")
+    else:
+        bad = '"><script>alert(1)</script>'
+        table = pd.read_parquet(file)
+        table.assign(uri="data:image/jpeg;base64,AAAA" + bad, name=bad).to_parquet(file)
+    html, page = read(run)  # without scripts, and every tag closed
+    assert html != first and not pictures(page) and "can't be shown" in page.text
+    assert ("thumbnails/report.parquet" in page.text) == (how == "broken")
+
+
+def test_a_run_whose_calibration_is_known_shows_both_curves(tmp_path: Path) -> None:
+    run = make_run(tmp_path, n=60)
+    assert "calibrated (ECE" not in read(run)[1].text
+    made = Predictions.load(run / "predictions" / "main.oof.parquet")
+    shutil.copytree(run / "predictions", run / "trust")
+    sure = np.where(np.eye(3)[made.labels] > 0, 0.98, 0.01)  # right with a probability of 0.98
+    made = Predictions.from_probs(made.image_id, sure, made.classes, made.labels, made.fold)
+    made.save(RunFolder(run).trust.calibrated)
+    assert "calibrated (ECE 0.020)" in read(run)[1].text
 
 
 def test_twenty_thousand_photographs_stay_small(tmp_path: Path) -> None:

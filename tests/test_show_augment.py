@@ -41,7 +41,7 @@ def test_pictures_follow_the_schedule_and_say_what_was_drawn(photo: Path) -> Non
 def test_html_page_opens_offline_and_png_sheet_shows_all(photo: Path, tmp_path: Path) -> None:
     page = show_augment(RECIPE, photo, tmp_path / "page.html", n=5).read_text(encoding="utf-8")
     assert page.count("<img") == 6 and page.count("data:image/jpeg") == 6
-    assert "leaf &lt;1&gt;.png" in page and "http" not in page
+    assert "leaf &lt;1&gt;.png" in page and "http:" not in page and "https:" not in page
     with Image.open(show_augment(RECIPE, photo, tmp_path / "sheet.png", epochs=[3], n=5)) as sheet:
         assert sheet.width >= 6 * EDGE * 3 // 4
 

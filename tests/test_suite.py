@@ -306,7 +306,7 @@ def test_a_suite_leaves_tables_a_picture_and_a_page(finished):
     assert saved.loc["plain", "difference"] == pytest.approx(rows.loc["plain", "difference"])
     assert (out / "suite.png").read_bytes()[:4] == b"\x89PNG"
     page = (out / "suite.html").read_text(encoding="utf-8")
-    assert "plain" in page and "it helped" in page and "src=\"http" not in page and "45 photographs" in page
+    assert "plain" in page and "it helped" in page and "src=\"http" not in page and "45 held-out photographs" in page
     assert not (out / "members/once/fold0/best.safetensors").exists()
 
 

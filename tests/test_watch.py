@@ -113,8 +113,8 @@ def test_haze_moves_the_input_and_strange_ones_stand_first(features_run: Path, t
     assert report.exit_code == EXIT_MOVED and "input" in moved and "unknown" in moved
     record, page = load(tmp_path / "out")
     assert all(row["image_id"].endswith(".png") and "3-" in row["image_id"] for row in record["furthest"])
-    assert record["furthest"][0]["stranger"] > 0.98 and "Moved from" in page.text
-    assert record["labelled"] is None and "can't be told from how sure it is" in page.text
+    assert record["furthest"][0]["stranger"] > 0.98 and "Drift from the training data: input" in page.text
+    assert record["labelled"] is None and "its confidence does not predict its accuracy" in page.text
 
 
 def test_another_mix_of_classes_is_told(features_run: Path, tmp_path: Path):
@@ -185,7 +185,7 @@ def test_fine_tuned_networks_keep_their_reference(finetune_run: Path, tmp_path: 
     least = watch(run, new, tmp_path / "c", workers=1)
     assert least.table["what"].tolist() == ["prediction mix", "confidence"]
     record, page = load(tmp_path / "c")
-    assert "no longer where they were" in page.text and "Least sure" in page.text
+    assert "no longer where they were" in page.text and "Least certain" in page.text
     assert [row["probability"] for row in record["furthest"]] == sorted(
         row["probability"] for row in record["furthest"]
     )
@@ -212,7 +212,7 @@ def test_each_new_photograph_is_looked_at_once(
     seen.clear()
     watch(kind_run, new, tmp_path / "b", workers=1)
     assert sum(seen) == 40
-    assert load(tmp_path / "b")[0]["views"] == "first" and "in one look" in load(tmp_path / "b")[1].text
+    assert load(tmp_path / "b")[0]["views"] == "first" and "(from one view)" in load(tmp_path / "b")[1].text
 
 
 def test_a_run_tells_photographs_of_another_kind(kind_run: Path, tmp_path: Path):
@@ -242,7 +242,7 @@ def test_without_features_all_views_are_compared(features_run: Path, tmp_path: P
     report = watch(run, draw(tmp_path / "new", 40, 11), tmp_path / "out", workers=1)
     assert report.exit_code == EXIT_SAME and report.table["what"][0] == "input"
     record, page = load(tmp_path / "out")
-    assert record["views"] == "all" and record["not_compared"] == {} and "one look" not in page.text
+    assert record["views"] == "all" and record["not_compared"] == {} and "one view" not in page.text
 
 
 def test_a_model_is_named_by_run_member_or_file(features_run: Path, tmp_path: Path):

@@ -109,13 +109,10 @@ def run(
         scores = score(folder, manifest, names, best, resolved.seed)
         folder.update_record(finished=time.time())
         if report:
-            from manihot.report.audit_page import make_audit_page
-            from manihot.report.report import make_report
+            from manihot.report.report import make_pages
 
-            if (folder / "audit/audit.json").is_file():
-                say(f"Audit: {make_audit_page(folder.path)}")
-            page = make_report(folder.path, explain_torch)
-            say(f"Report: {page}")
+            for page in make_pages(folder.path, explain_torch):
+                say(f"{page.stem.capitalize()}: {page}")
     return scores
 
 

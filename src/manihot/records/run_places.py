@@ -409,6 +409,10 @@ class RunPlaces:
         """The audit as a page."""
         return self.path / "audit.html"
 
+    def thumbnails(self, page: str) -> Path:
+        """The photographs as a page shows them, for when the files themselves are gone; page: 'report' or 'audit'."""
+        return self.path / "thumbnails" / f"{page}.parquet"
+
     def shared_files(self) -> list[Path]:
         """What others need of the run, whatever kind of file it is: networks, predictions, blend, trust, scores."""
         tables, of_fold = ("json", "csv", "parquet", "npz", "png"), (HEAD, NETWORK, TORCH_NETWORK, "history.jsonl")
@@ -432,8 +436,8 @@ class RunPlaces:
         """The folders that a run writes into, without links: whatever else lies here is none of ours."""
         patterns = (
             "", "audit", "audit/thumbnails", "audit/thumbnails/parts", "audit/thumbnails/parts/*", "predictions",
-            "blend", "trust", "watch", "store", "features/*", "members/*", "members/*/*", "members/*/*/stage*",
-            "photos", "photos/*", "originals",
+            "blend", "trust", "watch", "thumbnails", "store", "features/*", "members/*", "members/*/*",
+            "members/*/*/stage*", "photos", "photos/*", "originals",
         )  # fmt: skip
         for pattern in patterns:
             for folder in self.path.glob(pattern) if pattern else [self.path]:

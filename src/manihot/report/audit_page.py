@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from functools import lru_cache, partial
-from importlib import resources
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
 
 from manihot.audit.duplicates import COPY, KINDS, SAME
 from manihot.audit.evidence import say_evidence
@@ -26,15 +23,15 @@ from manihot.audit.stages import learned
 from manihot.audit.what_if import TOGETHER
 from manihot.photos.decode import decode_photo
 from manihot.photos.faults import PhotoFault
-from manihot.progress import track
 from manihot.records.files import write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.run_places import RunPlaces
 from manihot.records.summaries import read_audited, read_what_if
-from manihot.report import pictures
 from manihot.report.alike import alike_groups
 from manihot.report.audit_tables import gather_audit, list_files
 from manihot.report.material import Material
+from manihot.report.pages import render
+from manihot.report.thumbnails import Thumbnails, jpeg_uri, read_thumbnails
 from manihot.report.words import count_of, number, percent
 
 WORST = 48  # pictures of labels that look wrong
@@ -55,11 +52,11 @@ EXAMPLE_KINDS = {
 }
 ARM_NAMES = {
     "keep": "keep every label",
-    "drop": "leave doubtful photographs out",
-    "relabel": "take the model's label instead",
-    "soft": "half the given label, half the model's opinion",
-    "down_weight": "let doubtful photographs count a quarter",
-    TOGETHER: "mean of these ways: a verdict counts only where it has the same",
+    "drop": "leave suspicious photographs out",
+    "relabel": "use the model's label instead",
+    "soft": "average the given label and the model's probabilities",
+    "down_weight": "give suspicious photographs a weight of one quarter",
+    TOGETHER: "mean of these methods: a verdict counts only if this one is the same",
 }
 
 
@@ -69,23 +66,9 @@ def make_audit_page(run: Path) -> Path:
     Reads the tables in RUN/audit and names those that are missing; only a folder without any of them is a
     RunFolderError. The same run folder gives the same bytes.
     """
-    run = Path(run)
-    write_atomic(RunPlaces(run).audit_page, _page().render(**contents(*gather_audit(run))))
-    return RunPlaces(run).audit_page
-
-
-@lru_cache
-def _page() -> Template:
-    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.filters.update(percent=percent, number=number, count=count_of, points=points)
-    report = (resources.files(__package__) / "report.html.j2").read_text(encoding="utf-8")
-    jinja.globals["style"] = Markup(report.split("<style>")[1].split("</style>")[0])  # one look for both pages
-    return jinja.from_string((resources.files(__package__) / "audit_page.html.j2").read_text(encoding="utf-8"))
-
-
-def points(gain: float) -> str:
-    """A difference of two shares in percentage points, with its sign."""
-    return f"{100 * gain:+.1f}".replace("-", "−")
+    places = RunPlaces(Path(run))
+    write_atomic(places.audit_page, render("audit", **contents(*gather_audit(places.path))))
+    return places.audit_page
 
 
 # --------------------------------------------------------------------------------------------- contents
@@ -102,19 +85,21 @@ def contents(material: Material, tables: dict[str, pd.DataFrame]) -> dict[str, A
     composition = _composition(tables.get("classes"), tables.get("goes_with_errors"))
     sources = _sources(material, tables)
     what_if = _what_if(material, tables.get("what_if"))
-    thumbs = pictures.Thumbnails(manifest, material.run)
+    saved = material.places.thumbnails("audit")
+    thumbs = Thumbnails(manifest, material.run, material.attempt(lambda: read_thumbnails(saved)))
     if manifest is not None:
+        groups = [*(duplicates or {"groups": []})["groups"], *(lookalikes or {"shown": []})["shown"]]
         wanted = [row["id"] for row in [*(labels or {"cards": []})["cards"], *outliers]]
-        wanted += [member["id"] for group in (duplicates or {"groups": []})["groups"] for member in group["members"]]
-        wanted += [member["id"] for group in (lookalikes or {"shown": []})["shown"] for member in group["members"]]
+        wanted += [member["id"] for group in groups for member in group["members"]]
         wanted += [i for pair in (sources or {"pairs": []})["pairs"] for row in pair["examples"] for i in row["ids"]]
-        for image_id in track(list(dict.fromkeys(wanted)), "Drawing photographs for the audit"):
-            thumbs(image_id)
+        thumbs.draw(wanted, "Drawing photographs for the audit")
+        thumbs.save(saved)
     return {
         "title": material.run.absolute().name,
         "material": material,
         "classes": classes,
         "thumbs": thumbs,
+        "gone": thumbs.faults(),
         "labels": labels,
         "duplicates": duplicates,
         "lookalikes": lookalikes,
@@ -125,7 +110,7 @@ def contents(material: Material, tables: dict[str, pd.DataFrame]) -> dict[str, A
         "evidence": _evidence(material),
         "said": _sentences(manifest, duplicates, lookalikes, composition, sources, what_if),
         "files": list_files(material.run),
-        "report": RunPlaces(material.run).report.is_file(),
+        "report": material.places.report.is_file(),
         "same": SAME,
         "alike_within": EPS,
         "alike_reach": REACH,
@@ -178,7 +163,7 @@ def _labels(
 
 def _evidence(material: Material) -> str:
     """What the labels were judged by and without what, in a sentence; '' in a run folder of before it was noted."""
-    path = RunPlaces(material.run).audit.summary
+    path = material.places.audit.summary
     summary = material.attempt(lambda: read_audited(path)) if path.is_file() else None
     return say_evidence(summary["evidence"]) + "." if summary and "evidence" in summary else ""
 
@@ -271,7 +256,7 @@ def _composition(classes: pd.DataFrame | None, errors: pd.DataFrame | None) -> d
     if errors is not None:
         found["wrong"], found["right"] = int(errors["wrong"].max()), int(errors["right"].max())
         for row in errors.to_dict("records"):
-            told = "cannot tell" if row["p_holm"] >= CERTAIN else "higher" if row["auc"] > 0.5 else "lower"
+            told = "unclear" if row["p_holm"] >= CERTAIN else "higher" if row["auc"] > 0.5 else "lower"
             own = {key: row[key] for key in ("measurement", "auc", "low", "high")}
             found["errors"].append({**own, "told": told, "says": MEASUREMENTS.get(row["measurement"], "")})
     return found
@@ -332,12 +317,12 @@ def _shares(priors: pd.DataFrame | None) -> dict[str, Any]:
 
 def _mean_images(material: Material, priors: pd.DataFrame | None) -> list[tuple[str, str]]:
     """Name of a source and its mean picture, as data URIs; the files are numbered as the sorted sources."""
-    paths = RunPlaces(material.run).audit.mean_sources()
+    paths = material.places.audit.mean_sources()
     names = [] if priors is None else sorted(priors["source"].astype(str).unique())
     shown = []
     for place, path in enumerate(paths[:SOURCES]):
         try:
-            picture = pictures.jpeg_uri(decode_photo(path))
+            picture = jpeg_uri(decode_photo(path))
         except PhotoFault as fault:
             material.missing.append(f"{RunPlaces(material.run).relative(path)}: {fault.detail}")
             continue
@@ -348,11 +333,11 @@ def _mean_images(material: Material, priors: pd.DataFrame | None) -> list[tuple[
 def _what_if(material: Material, table: pd.DataFrame | None) -> dict[str, Any] | None:
     if table is None:
         return None
-    record = material.attempt(lambda: read_what_if(RunPlaces(material.run).audit.what_if)) or {}
+    record = material.attempt(lambda: read_what_if(material.places.audit.what_if)) or {}
     reach = max(0.005, float(table[["low", "high"]].abs().max().max()))
     rows = table.to_dict("records")
     for row in rows:
-        places = [50 + 48 * row[key] / reach for key in ("low", "gain", "high")]
+        places = [0.5 + 0.48 * row[key] / reach for key in ("low", "gain", "high")]
         row.update(says=ARM_NAMES.get(row["arm"], ""), places=places)
     judges = [(judge, [row for row in rows if row["judged_on"] == judge]) for judge in table["judged_on"].unique()]
     return {"sentence": record.get("sentence", ""), "level": record.get("level"), "judges": judges,
@@ -375,20 +360,20 @@ def _sentences(
     if sources and sources["pairs"]:
         said.append(("sources", _say_sources(sources)))
     elif manifest is not None and manifest.table["source"].nunique() < 2:
-        said.append(("sources", "There is one source, so nothing can differ between sources."))
+        said.append(("sources", "There is only one source, so there are no sources to compare."))
     if composition and composition["classes"] and composition["most"]:
         most, fewest = composition["most"], composition["fewest"]
         said.append(
             (
                 "composition",
                 f"Largest class: “{most['class']}”, {percent(most['share'])} of the labelled photographs, "
-                f"{most['photographs'] / fewest['photographs']:.1f} of them for each one of “{fewest['class']}”.",
+                f"{most['photographs'] / fewest['photographs']:.1f} times as many as “{fewest['class']}”.",
             )
         )
     if what_if and what_if["sentence"]:
         said.append(("what-if", what_if["sentence"]))
     elif manifest is not None and not what_if:
-        said.append(("next", "Whether cleaning is worth it was not tried: the same command with --what-if says so."))
+        said.append(("next", "Whether cleaning is worth it was not tested: add --what-if to the command."))
     return said
 
 
@@ -399,11 +384,11 @@ def _say_duplicates(found: dict[str, Any]) -> Iterable[str]:
     yield f"{count_of(found['n'], 'duplicate group')} of {count_of(found['photographs'])}."
     if found["label_conflict"]:
         many = f"In {found['label_conflict']:,} of them"
-        yield f"{many} the same picture carries different labels, so that one of those is wrong."
+        yield f"{many}, copies have different labels, so at least one label is wrong."
     else:
-        yield "Copies agree in their labels."
+        yield "All copies have the same label."
     if found["crosses_splits"]:
-        yield f"Across the given splits: {count_of(found['crosses_splits'], 'group')}; a test score would be too high."
+        yield f"Across the given splits: {count_of(found['crosses_splits'], 'group')}, which inflates the test score."
     if found["crosses_folds"]:
         yield f"Across the given folds: {count_of(found['crosses_folds'], 'group')}."
 
@@ -412,20 +397,20 @@ def _say_sources(found: dict[str, Any]) -> str:
     pair = found["pairs"][0]
     auc = f"AUC {number(pair['auc'], 2)} ({number(pair['low'], 2)}–{number(pair['high'], 2)})"
     if not found["n_differ"]:
-        most = f"The least alike are “{pair['first']}” and “{pair['second']}”"
-        return f"The sources can't be told apart. {most}: {auc}."
+        most = f"The most different are “{pair['first']}” and “{pair['second']}”"
+        return f"The sources can't be distinguished. {most}: {auc}."
     within = ""
     if not pd.isna(pair["within_class"]):
         within = f", {number(pair['within_class'], 2)} among photographs of one class"
     many = f"{found['n_differ']} of {found['n_pairs']} pairs of sources differ; most: " if found["n_pairs"] > 1 else ""
     return (
-        f"{many}“{pair['first']}” and “{pair['second']}” can be told apart {pair['easily']}, by the photographs alone: "
+        f"{many}“{pair['first']}” and “{pair['second']}” can {pair['easily']} be told apart by the photographs alone: "
         f"{auc}{within}.{_strongest(pair)}"
     )
 
 
 def _strongest(pair: dict[str, Any]) -> str:
-    """The measurement that tells two sources apart best, where it does."""
+    """The measurement that distinguishes two sources best, where it does."""
     told = [row for row in pair["features"][:1] if row["low"] > 0.5 or row["high"] < 0.5]
     words = (
         f" The strongest single measurement: {row['measurement'].replace('_', ' ')}, {row['median_first']:.3g} against "

@@ -13,7 +13,7 @@ from manihot.errors import RunFolderError
 from manihot.records.manifest import Manifest
 from manihot.records.run_places import RunPlaces
 from manihot.report.material import Material
-from manihot.report.pictures import link_from
+from manihot.report.thumbnails import link
 
 
 @dataclass(frozen=True)
@@ -26,26 +26,26 @@ class Table:
 
 TABLES = {
     "label_issues": Table(
-        "every judged label, the worst first: given and suggested label, scores, neighbours",
-        "so nothing is said of wrong labels",
+        "every checked label, worst first: given and suggested label, scores, nearest photographs",
+        "so labels were not checked",
     ),
     "duplicates": Table(
-        "every photograph that has a duplicate, with its group, kind and distance", "so nothing is said of duplicates"
+        "every photograph that has a duplicate, with its group, kind and distance", "so duplicates are not listed"
     ),
-    "lookalikes": Table("photographs alike by the network's features, and whether the pictures confirm it"),
-    "classes": Table("labelled photographs a class and a source", "so nothing is said of the imbalance"),
+    "lookalikes": Table("photographs that are similar by the network's features, and whether the pixels confirm it"),
+    "classes": Table("labelled photographs per class and source", "so the imbalance is not shown"),
     "composition": Table("every photograph's measurements: sharpness, brightness, zoom and the others"),
     "goes_with_errors": Table(
-        "which measurements go with the model's errors",
-        "so nothing is said of what goes with errors (it needs five wrong and five right answers)",
+        "which measurements correlate with the model's errors",
+        "so nothing is correlated with errors (this needs five wrong and five correct predictions)",
     ),
     "drift": Table(
-        "each pair of sources: how well a classifier tells them apart", "so the sources were not compared"
+        "each pair of sources: how well a classifier distinguishes them", "so the sources were not compared"
     ),
-    "drift_features": Table("which measurements tell two sources apart"),
-    "drift_examples": Table("photographs typical of a source, or like those of the other"),
-    "priors": Table("shares of the classes in each source"),
-    "what_if": Table("what each way of cleaning gained or lost"),
+    "drift_features": Table("which measurements distinguish two sources"),
+    "drift_examples": Table("photographs typical of a source, or similar to the other source"),
+    "priors": Table("class shares in each source"),
+    "what_if": Table("what each method of cleaning gained or lost"),
 }
 OF_SOURCES = ("drift", "drift_features", "drift_examples", "priors")
 
@@ -57,7 +57,7 @@ def gather_audit(run: Path) -> tuple[Material, dict[str, pd.DataFrame]]:
     material = Material(run)
     alone = not RunPlaces(run).manifest.is_file()
     if alone:
-        material.missing.append("manifest.parquet: not there, so no photograph is shown")
+        material.missing.append("manifest.parquet: not found, so no photograph is shown")
     else:
         material.manifest = material.attempt(lambda: Manifest.load(RunPlaces(run).manifest))
     manifest = material.manifest
@@ -67,7 +67,7 @@ def gather_audit(run: Path) -> tuple[Material, dict[str, pd.DataFrame]]:
         path = RunPlaces(run).audit.table(name)
         if not path.is_file():
             if table.absent and not alone and not (one_source and name in OF_SOURCES):
-                material.missing.append(f"{RunPlaces(run).relative(path)}: not there, {table.absent}")
+                material.missing.append(f"{RunPlaces(run).relative(path)}: not found, {table.absent}")
             continue
         found = material.attempt(lambda p=path, n=name: read_table(p, n))  # type: ignore[misc]
         if found is not None and (len(found) or name == "duplicates"):  # to have found none is a finding
@@ -84,7 +84,7 @@ def list_files(run: Path) -> list[dict[str, Any]]:
         {
             "name": name, "holds": TABLES[name].holds if name in TABLES else "",
             "links": [
-                (kind, link_from(run, path))
+                (kind, link(run, path))
                 for kind, path in (("csv", audit.csv(name)), ("parquet", audit.table(name))) if path.is_file()
             ],
         }

@@ -5,26 +5,21 @@ It shows what `manihot clean` left in its folder, decides nothing, opens offline
 
 from __future__ import annotations
 
-from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
 from rich.table import Table as Grid
 from rich.text import Text
 
 from manihot.audit.cleaning import CARRIED
 from manihot.audit.decisions import SOFT
 from manihot.errors import DataError
-from manihot.progress import track
 from manihot.records.files import write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.run_places import MANIFEST, RunPlaces
-from manihot.report import pictures
-from manihot.report.words import count_of, number, percent
+from manihot.report.pages import render
+from manihot.report.thumbnails import Thumbnails
 
 SHOWN = 48  # pictures of one action
 HEADS = {
@@ -32,10 +27,10 @@ HEADS = {
     "relabelled_to": "moved here", "soft": "soft", "down_weighted": "weighted down",
 }  # fmt: skip
 ACTIONS = {
-    "drop": ("Left out", "Not in the new manifest; the files stay where they are."),
-    "relabel": ("Relabelled", "Struck out the label as it was, after the arrow the new one."),
-    "soft": ("Soft labels", "The label became a distribution over the classes."),
-    "down_weight": ("Weighted down", "They count less in training."),
+    "drop": ("Left out", "Not in the new manifest; the files are not deleted."),
+    "relabel": ("Relabelled", "The old label is struck out; the new one follows the arrow."),
+    "soft": ("Soft labels", "The label was replaced by a distribution over the classes."),
+    "down_weight": ("Weighted down", "These photographs count less in training."),
 }
 
 
@@ -45,19 +40,8 @@ def make_clean_page(folder: Path) -> Path:
     The same files give the same bytes.
     """
     folder = Path(folder)
-    write_atomic(folder / "clean.html", _page().render(**contents(folder)))
+    write_atomic(folder / "clean.html", render("clean", **contents(folder)))
     return folder / "clean.html"
-
-
-@lru_cache
-def _page() -> Template:
-    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.filters.update(percent=percent, number=number, count=count_of)
-    read = {name: (resources.files(__package__) / f"{name}.html.j2").read_text(encoding="utf-8")
-            for name in ("report", "audit_page", "clean_page")}  # fmt: skip
-    jinja.globals["style"] = Markup(read["report"].split("<style>")[1].split("</style>")[0])  # one look for all pages
-    macros = read["audit_page"].split("<!doctype")[0]
-    return jinja.from_string(macros + read["clean_page"])
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -65,18 +49,18 @@ def contents(folder: Path) -> dict[str, Any]:
     cleaned, counts = Manifest.load(RunPlaces(folder).manifest), _read(folder / "before_after.csv")
     decisions, dropped = _read(folder / "decisions.csv"), _read(folder / "dropped.csv")
     photographs = pd.concat([cleaned.table[["image_id", "path"]], dropped[["image_id", "path"]]], ignore_index=True)
-    thumbs = pictures.Thumbnails(Manifest.from_table(photographs, cleaned.classes, cleaned.root), folder)
+    thumbs = Thumbnails(Manifest.from_table(photographs, cleaned.classes, cleaned.root), folder)
     parts: list[dict[str, Any]] = []
     for action, (title, says) in ACTIONS.items():
         rows = decisions[decisions["action"] == action]
         cards = [_card(row) for row in rows.head(SHOWN).to_dict("records")]
         if cards:
             parts.append({"action": action, "title": title, "says": says, "n": len(rows), "cards": cards})
-    for image_id in track([card["id"] for part in parts for card in part["cards"]], "Drawing cleaned photographs"):
-        thumbs(image_id)
+    thumbs.draw((card["id"] for part in parts for card in part["cards"]), "Drawing cleaned photographs")
     files = (MANIFEST, "decisions.csv", "dropped.csv", "before_after.csv")
     return {
-        "title": folder.absolute().name, "parts": parts, "thumbs": thumbs, "counts": counts_table(counts),
+        "title": folder.absolute().name, "parts": parts, "thumbs": thumbs, "gone": thumbs.faults(),
+        "counts": counts_table(counts),
         "changed": sum(part["n"] for part in parts), "judged": len(photographs), "stay": len(cleaned),
         "kept": int((decisions["action"] == "keep").sum()),
         "files": [name for name in files if (folder / name).is_file()],

@@ -30,6 +30,7 @@ from manihot.records.predictions import Predictions
 from manihot.records.readers import read_lines
 from manihot.records.run_places import MemberFolder, RunPlaces
 from manihot.records.summaries import read_run_record, read_scores
+from manihot.report.words import duration
 
 ENSEMBLE = "(ensemble)"
 SPLITS = ("oof", "test")
@@ -151,18 +152,6 @@ def _is_epoch(row: dict[str, Any]) -> bool:
     numbers = [value for key, value in row.items() if key != "epoch" and value is not None]
     whole = isinstance(row.get("epoch"), int) and not isinstance(row["epoch"], bool) and abs(row["epoch"]) < 1 << 31
     return whole and all(isinstance(value, (int, float)) and abs(value) <= 1e300 for value in numbers)
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds in words: '42 s', '3 min 05 s', '2 h 07 min'."""
-    if seconds is None or pd.isna(seconds):
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _rows(run: Path, name: str) -> list[dict[str, Any]]:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import re
 import time
 from collections.abc import Sequence
-from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from jinja2 import Environment, StrictUndefined, Template
 from matplotlib import colormaps
-from PIL import Image
 
 from manihot.errors import DataError, ManihotError
 from manihot.photos.decode import SUFFIXES, decode_photo
@@ -24,8 +19,10 @@ from manihot.photos.preprocess import resize
 from manihot.progress import say, track
 from manihot.records.files import write_atomic
 from manihot.records.run_places import RunPlaces
-from manihot.report import pictures
-from manihot.report.words import count_of, percent
+from manihot.report.pages import render
+from manihot.report.thumbnails import EDGE as THUMBNAIL
+from manihot.report.thumbnails import Thumbnail, as_thumbnail, encode, jpeg_uri, link
+from manihot.report.words import count_of
 
 if TYPE_CHECKING:
     from manihot.infer.explain import Explanation, OpenExplainer
@@ -44,23 +41,22 @@ METHOD_NAMES = {
     "attention_rollout": "attention rollout (Abnar and Zuidema 2020)",
 }
 MEANINGS = {
-    "grad_cam": "Bright places raised the score of the class named under the picture; dark ones did not, or spoke "
-    "against it. Each map is scaled to its own strongest place, so the strength of two maps can't be compared, and "
-    "the map of an improbable class shows where the little evidence for it lies.",
-    "attention_rollout": "Bright places passed most of themselves on to the answer, through the attention of all "
-    "layers. It knows no class: the same map stands for every answer, and it doesn't say whether a place spoke for "
-    "or against it.",
+    "grad_cam": "Bright areas raised the score of the class named below the picture; dark areas did not, or lowered "
+    "it. Each map is scaled to its own maximum, so two maps can't be compared in strength. The map of an improbable "
+    "class shows where the little evidence for it is.",
+    "attention_rollout": "Bright areas passed most of their information on to the prediction, through the attention of "
+    "all layers. The map is the same for every class and does not show whether an area speaks for or against one.",
 }
 CAPTIONS = {
-    "grad_cam": "where the network that had not seen the photograph found its answer; bright places raised its score.",
-    "attention_rollout": "which places passed most of themselves on to the answer of the network that had not seen the "
+    "grad_cam": "where a network that was not trained on the photograph found its prediction.",
+    "attention_rollout": "which areas contributed most to the prediction of a network that was not trained on the "
     "photograph.",
 }
 LIMITS = (
-    "It does not say that the answer is right, nor what about a place counted: a bright lesion may count for its "
-    "colour, a bright background for the field where a class was photographed. It is as coarse as the network's "
-    "own grid. Where bright places lie off the plant again and again, the model has learned something else than "
-    "the disease: try it on photographs from elsewhere."
+    "A heat map does not show whether the prediction is right, nor which property of an area counted: a bright lesion "
+    "may count for its colour, a bright background for the field in which a class was photographed. It is as coarse as "
+    "the network's own grid. If bright areas are often outside the plant, the model has learned something other than "
+    "the disease: test it on photographs from elsewhere."
 )
 
 
@@ -96,11 +92,12 @@ def explain(
         drawn = _overlays(shown[path], result)
         cards.append(_card(path, shown[path], result, drawn, one.classes, out.parent if as_page else out))
         for picture, name in zip(drawn, cards[-1]["answers"], strict=False) if not as_page else ():
-            write_atomic(out / _file_name(number, path, name["name"], result.method), _encode(picture, "PNG"))
+            write_atomic(out / _file_name(number, path, name["name"], result.method), encode(picture, "PNG"))
     page = out if as_page else out / "explain.html"
     method = cards[0]["method"]
-    write_atomic(page, _page().render(title=f"{Path(model).name}: where it looked", cards=cards, faults=faults,
-                                      **_about(one, every_fold, method)))  # fmt: skip
+    title = f"{Path(model).resolve().name}: heat maps"
+    lines = [f"{name}: {fault} ({remedy})" for name, fault, remedy in faults]
+    write_atomic(page, render("explain", title=title, cards=cards, faults=lines, **_about(one, every_fold, method)))
     return page
 
 
@@ -167,28 +164,22 @@ def _card(
     knows_class = len(drawn) == len(result.classes)
     answers = [
         {
-            "name": classes[k] if knows_class else "every class",
+            "name": classes[k] if knows_class else "all classes",
             "probability": float(result.pred_probs[k]) if knows_class else None,
-            "uri": pictures.data_uri(_encode(picture, "JPEG"), "image/jpeg"),
+            "uri": jpeg_uri(picture, QUALITY),
             "empty": not result.maps[i].any(),
         }
         for i, (k, picture) in enumerate(zip(result.classes, drawn, strict=False))
     ]
     return {
         "name": path.name,
-        "href": pictures.link_from(folder, path),
-        "uri": pictures.data_uri(_encode(rgb, "JPEG"), "image/jpeg"),
+        "href": link(folder, path),
+        "uri": jpeg_uri(rgb, QUALITY),
         "answers": answers,
         "list": [(classes[k], float(result.pred_probs[k])) for k in order],
         "method": result.method,
         "cut": bool((result.seen == 0).any()),
     }
-
-
-def _encode(rgb: np.ndarray, kind: str) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(rgb).save(out, kind, **({"quality": QUALITY} if kind == "JPEG" else {}), optimize=True)
-    return out.getvalue()
 
 
 def _file_name(number: int, path: Path, answer: str, method: str) -> str:
@@ -204,55 +195,59 @@ def _about(model: TrainedModel, every_fold: bool, method: str) -> dict[str, Any]
     said = [MEANINGS[kind] for kind in kinds]
     if taps and "grad_cam" in kinds:
         said.append(
-            f"This network reads its feature maps at {len(taps) + 1} depths; the picture adds the evidence of all."
+            f"This network reads its feature maps at {len(taps) + 1} depths; the map adds the evidence of all."
         )
     elif taps:
-        said.append("This network reads earlier layers too, which a rollout to the last one doesn't show.")
+        said.append("This network also reads earlier layers, which a rollout to the last one does not show.")
     of = f"the mean of {folds} networks" if every_fold and folds > 1 else "one network"
     if folds > 1 and not every_fold:
-        of = f"the first of {folds} networks (folds; the others may look elsewhere)"
+        of = f"the first of {folds} networks (one per fold; their maps may differ)"
     named = " ".join(str(model.about[key]) for key in ("recipe", "member") if model.about.get(key))
     return {
         "method": " and ".join(METHOD_NAMES[kind] for kind in kinds),
         "meaning": said,
         "limits": LIMITS,
-        "basis": f"{named}: {of}, the mean of the {count_of(views, 'view')} that its predictions average".lstrip(": "),
+        "basis": f"{named}: {of}, averaged over {count_of(views, 'view')} as its predictions are".lstrip(": "),
     }
-
-
-@lru_cache
-def _page() -> Template:
-    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.filters.update(percent=percent, count=count_of)
-    return jinja.from_string((resources.files(__package__) / "explain.html.j2").read_text(encoding="utf-8"))
 
 
 # Heat maps of the report
 
 
 def explain_mistakes(
-    material: Material, cards: Sequence[dict[str, Any]], other: OpenExplainer | None = None
-) -> dict[str, Any]:
+    material: Material, cards: Sequence[dict[str, Any]], other: OpenExplainer | None = None,
+    kept: dict[str, Thumbnail] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Heat maps for the first of a report's mistakes, for the class that the model answered.
 
-    Each photograph is explained by the network that had not seen it. Returns 'pictures', image id -> data URI,
-    and 'caption'; none where the run folder has no network or its photographs can't be read, which never stops a
-    report. How many is decided by what one costs, so that the same run folder gives the same bytes.
+    Each photograph is explained by the network that had not seen it. other: opens networks that need torch. kept:
+    thumbnails of an earlier report, whose heat maps stand in for photographs that are gone. Returns 'pictures', image
+    id -> Thumbnail, 'saved', the same by keys for `Thumbnails.save`, and 'caption'; none where the run folder has no
+    network or its photographs can't be read, which never stops a report. How many is decided by what one costs, so that the same run folder gives the same bytes.
     """
-    nothing: dict[str, Any] = {"pictures": {}, "caption": ""}
-    made = material.predictions.get(material.split)
-    files = _networks(material)
-    if made is None or material.manifest is None or not files or not cards:
-        return nothing
-    fold_of = dict(zip(made.image_id, made.fold, strict=True))
-    path_of = dict(zip(material.manifest.image_id, material.manifest.paths, strict=True))
-    asked = [card for card in cards if path_of.get(card["id"]) is not None and path_of[card["id"]].is_file()]
-    try:
-        return _explain_cards(files, asked[:MISTAKES], fold_of, path_of, made.classes, other)
-    except Exception as error:  # whatever a network of another make raises, a report is written
-        what = error.what if isinstance(error, ManihotError) else f"{type(error).__name__}: {error}"
-        material.missing.append(f"heat maps: not drawn ({what})".replace(str(material.run), ""))
-        return nothing
+    made, files = material.predictions.get(material.split), _networks(material)
+    drawn: dict[str, Thumbnail] = {}
+    method = ""
+    if made is not None and material.manifest is not None and files and cards:
+        fold_of = dict(zip(made.image_id, made.fold, strict=True))
+        path_of = dict(zip(material.manifest.image_id, material.manifest.paths, strict=True))
+        there = [card for card in cards if path_of.get(card["id"]) is not None and path_of[card["id"]].is_file()]
+        try:
+            drawn, method = _explain_cards(files, there[:MISTAKES], fold_of, path_of, made.classes, other)
+        except Exception as error:  # whatever a network of another make raises, a report is written
+            what = error.what if isinstance(error, ManihotError) else f"{type(error).__name__}: {error}"
+            material.missing.append(f"heat maps: not drawn ({what})".replace(str(material.run), ""))
+    saved = {}
+    for card in cards:
+        for name in METHOD_NAMES:
+            # the probability: the map of a network that was trained anew since is another
+            key = "\n".join(["heat map", name, card["predicted"], f"{card['probability']:.9g}", card["id"]])
+            if card["id"] in drawn and name == method:
+                saved[key] = drawn[card["id"]]
+            elif card["id"] not in drawn and key in (kept or {}) and method in ("", name):
+                saved[key] = drawn[card["id"]] = (kept or {})[key]
+                method = name
+    return {"pictures": drawn, "saved": saved, "caption": _caption(method) if drawn else ""}
 
 
 def _networks(material: Material) -> dict[int, Path]:
@@ -267,7 +262,8 @@ def _networks(material: Material) -> dict[int, Path]:
 def _explain_cards(
     files: dict[int, Path], cards: Sequence[dict[str, Any]], fold_of: dict[str, int], path_of: dict[str, Path],
     classes: tuple[str, ...], other: OpenExplainer | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> tuple[dict[str, Thumbnail], str]:  # fmt: skip
+    """The heat maps by image id, and by which method."""
     from manihot.infer.explain import explain_photos, open_explainer
     from manihot.infer.models import read_card
 
@@ -279,12 +275,12 @@ def _explain_cards(
         fold = fold_of.get(card["id"], -1)
         file = files[min(files)] if fold < 0 else files.get(fold)
         try:
-            shown[card["id"]] = decode_photo(path_of[card["id"]], at_least=(pictures.EDGE, pictures.EDGE))
+            shown[card["id"]] = decode_photo(path_of[card["id"]], at_least=(THUMBNAIL, THUMBNAIL))
         except PhotoFault:
             continue  # its thumbnail says so
         if file is not None:
             by_file.setdefault(file, []).append(card)
-    drawn: dict[str, str] = {}
+    drawn: dict[str, Thumbnail] = {}
     method, started = "", time.monotonic()
     for file, own in by_file.items():
         about = read_card(file)
@@ -293,16 +289,15 @@ def _explain_cards(
         answers = np.array([[classes.index(card["predicted"])] for card in own])
         paths = [path_of[card["id"]] for card in own]
         explainer = open_explainer(file, "cpu", other)
-        found = explain_photos([explainer], about, paths, answers, every_view=False, edge=2 * pictures.EDGE)
+        found = explain_photos([explainer], about, paths, answers, every_view=False, edge=2 * THUMBNAIL)
         for card, result in zip(own, found, strict=True):
             picture = overlay(shown[card["id"]], result.maps[0], result.seen)
-            drawn[card["id"]], method = pictures.jpeg_uri(pictures.make_thumbnail(picture)), result.method
+            drawn[card["id"]], method = as_thumbnail(path_of[card["id"]].name, picture), result.method
             if time.monotonic() - started > SECONDS:
-                return {"pictures": drawn, "caption": _caption(method)}
-    return {"pictures": drawn, "caption": _caption(method) if drawn else ""}
+                return drawn, method
+    return drawn, method
 
 
 def _caption(method: str) -> str:
-    return (
-        f"Beside them, by {METHOD_NAMES[method]}: {CAPTIONS[method]} It doesn't say that the answer is right, nor why."
-    )
+    said = f"The heat maps by {METHOD_NAMES[method]} show {CAPTIONS[method]}"
+    return f"{said} They do not show whether it is right, or why."

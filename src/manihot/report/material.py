@@ -48,6 +48,11 @@ class Material:
             return None
 
     @property
+    def places(self) -> RunPlaces:
+        """Where things lie in the run folder."""
+        return RunPlaces(self.run)
+
+    @property
     def split(self) -> str:
         """The predictions that the pages speak of: out-of-fold, or test where there are no others."""
         known = [split for split in ("oof", "test") if self.scores.get(split, {}).get("n")]
@@ -62,7 +67,7 @@ def gather(run: Path) -> Material:
     if RunPlaces(run).record_file.is_file():
         material.record = material.attempt(lambda: read_run_record(RunPlaces(run).record_file)) or {}
     else:
-        material.missing.append("run.json: not there, so settings, versions and times are unknown")
+        material.missing.append("run.json: not found, so settings, versions and times are unknown")
     material.manifest = material.attempt(lambda: Manifest.load(RunPlaces(run).manifest))
     if material.manifest is not None and RunPlaces(run).folds.is_file():
         with_folds = material.attempt(lambda m=material.manifest: _with_folds(m, run))  # type: ignore[misc]
@@ -88,7 +93,7 @@ def gather(run: Path) -> Material:
 def _scores(material: Material) -> tuple[dict[str, Any], bool]:
     """`compare.load_scores`; a metrics.json that can't be read is noted as missing."""
     if not RunPlaces(material.run).metrics.is_file():
-        material.missing.append("metrics.json: not there; the run has not ended, figures are of what is done")
+        material.missing.append("metrics.json: not found; the run has not ended, so the figures cover what is finished")
         return scores_so_far(material.run), False
     return material.attempt(lambda: load_scores(material.run)) or (scores_so_far(material.run), False)
 

@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined, Template
 
-from manihot.progress import track
+from manihot.metrics import ece, reliability
 from manihot.records.files import write_atomic
 from manihot.records.predictions import Predictions
 from manihot.records.run_places import RunPlaces
 from manihot.records.summaries import read_blended
-from manihot.report import pictures
+from manihot.report import figures
+from manihot.report.audit_page import make_audit_page
 from manihot.report.clean_page import cleaned_before
-from manihot.report.compare import SCORES, duration, stage_seconds
+from manihot.report.compare import SCORES, stage_seconds
 from manihot.report.explain import explain_mistakes
 from manihot.report.material import Material, gather
-from manihot.report.words import blend_words, count_of, headline, interval_text, judgement, number, percent
+from manihot.report.pages import render
+from manihot.report.thumbnails import Thumbnails, link, read_thumbnails
+from manihot.report.words import blend_words, headline, judgement
 
 if TYPE_CHECKING:
     from manihot.infer.explain import OpenExplainer
@@ -42,42 +42,44 @@ GRID_CLASSES = 12  # more are drawn as a picture
 QUARANTINE_ROWS = 60
 SIZES = 300
 SCORE_NAMES = {
-    "accuracy": ("Accuracy", "share of photographs that are right"),
-    "balanced_accuracy": ("Balanced accuracy", "mean share found over the classes, so rare ones count alike"),
-    "macro_f1": ("Macro-F1", "mean over classes of the balance between finding and false alarms"),
-    "roc_auc": ("ROC-AUC", "chance that a photograph of a class ranks above one of another; .5 is guessing"),
-    "log_loss": ("Log loss", "price of the probabilities, in nats; lower is better"),
-    "ece": ("Calibration error", "gap between how sure it is and how often right; lower is better"),
+    "accuracy": ("Accuracy", "share of photographs classified correctly"),
+    "balanced_accuracy": ("Balanced accuracy", "mean recall over the classes, so rare classes count equally"),
+    "macro_f1": ("Macro-F1", "mean over the classes of F1, which balances recall and precision"),
+    "roc_auc": ("ROC-AUC", "chance that a photograph of a class ranks above one of another; 0.5 is guessing"),
+    "log_loss": ("Log loss", "penalty for wrong probabilities, in nats; lower is better"),
+    "ece": ("Calibration error", "mean gap between confidence and accuracy; lower is better"),
 }
 
 
-def make_report(run: Path, other: OpenExplainer | None = None) -> Path:
+def make_report(run: Path, other: OpenExplainer | None = None, audited: bool = False) -> Path:
     """Write RUN/report.html and return its path. other: explains networks that need torch.
 
     Reads what the run folder holds (see DESIGN) and names what it lacks; only a folder without any trace of a
-    run is a RunFolderError. The same run folder gives the same bytes.
+    run is a RunFolderError. The same run folder gives the same bytes. audited: RUN/audit.html will be written next.
     """
-    run = Path(run)
-    write_atomic(RunPlaces(run).report, _page().render(**contents(gather(run), other)))
-    return RunPlaces(run).report
+    material = gather(Path(run))
+    values = contents(material, other)
+    page = material.places.report
+    write_atomic(page, render("report", **values, audit=audited or material.places.audit_page.is_file()))
+    return page
 
 
-@lru_cache
-def _page() -> Template:
-    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.filters.update(percent=percent, number=number, interval=interval_text)
-    jinja.filters.update(duration=duration, count=count_of)
-    return jinja.from_string((resources.files(__package__) / "report.html.j2").read_text(encoding="utf-8"))
+def make_pages(run: Path, other: OpenExplainer | None = None) -> list[Path]:
+    """`make_report` and, where there is an audit, `make_audit_page`, each with a link to the other."""
+    audited = RunPlaces(Path(run)).audit.summary.is_file()
+    return [make_report(run, other, audited), *([make_audit_page(run)] if audited else [])]
 
 
 def contents(material: Material, other: OpenExplainer | None = None) -> dict[str, Any]:
-    """Everything the template shows, as plain values."""
-    thumbs = pictures.Thumbnails(material.manifest, material.run)
-    samples = _samples(material)
-    mistakes, doubtful = _mistakes(material), _doubtful(material)
+    """Everything the template shows, as plain values; keeps the thumbnails for a later report."""
+    saved = material.places.thumbnails("report")
+    kept = material.attempt(lambda: read_thumbnails(saved)) or {}
+    thumbs = Thumbnails(material.manifest, material.run, kept)
+    samples, mistakes, doubtful = _samples(material), _mistakes(material), _doubtful(material)
     wanted = [*(i for row in samples for i in row["ids"]), *(row["id"] for row in [*mistakes, *doubtful])]
-    for image_id in track(list(dict.fromkeys(wanted)), "Drawing photographs for the report"):
-        thumbs(image_id)
+    thumbs.draw(wanted, "Drawing photographs for the report")
+    heat = explain_mistakes(material, mistakes, other, kept)
+    thumbs.save(saved, heat["saved"])
     found = material.scores.get(material.split)
     return {
         "title": material.run.absolute().name,
@@ -92,14 +94,14 @@ def contents(material: Material, other: OpenExplainer | None = None) -> dict[str
         "data": _data(material),
         "samples": samples,
         "thumbs": thumbs,
+        "gone": thumbs.faults(),
         "curves": _curves(material),
         "confusion": _confusion(found),
         "trust": _trust(material, found),
         "mistakes": mistakes,
-        "heat": explain_mistakes(material, mistakes, other),
+        "heat": heat,
         "doubtful": doubtful,
         "about": _about(material),
-        "audit": RunPlaces(material.run).audit_page.is_file(),
         "cleaned": material.attempt(lambda: cleaned_before(material.manifest, material.run)),
     }
 
@@ -117,18 +119,19 @@ def _members(material: Material) -> list[dict[str, Any]]:
 
 def _blend(material: Material) -> dict[str, Any] | None:
     """How the members became one answer, from RUN/blend."""
-    path = RunPlaces(material.run).blend.summary
+    blend = material.places.blend
+    path = blend.summary
     about = material.attempt(lambda: read_blended(path)) if path.is_file() else None
     if not about or not about.get("members"):
         return None
-    picture, groups = RunPlaces(material.run).blend.diversity, about.get("groups") or {}
+    groups = about.get("groups") or {}
     inside = {name: f"{name} ({', '.join(group['members'])})" for name, group in groups.items()}
     weights = [(inside.get(name, name), weight) for name, weight in (about.get("weights") or {}).items()]
     return {
         "words": blend_words(about, list(material.members)),
         "weights": weights if len(about["members"]) > 1 else [],
         "nested": about.get("nested") or [],
-        "picture": "./blend/diversity.png" if picture.is_file() else "",
+        "picture": link(material.run, blend.diversity) if blend.diversity.is_file() else "",
     }
 
 
@@ -160,7 +163,7 @@ def _data(material: Material) -> dict[str, Any] | None:
         "bytes": int(table["bytes"].sum()),
         "size_kinds": len(sizes),
         "commonest": [(h, w, int(n)) for (h, w), n in sizes.head(3).items()],
-        "size_figure": pictures.size_scatter(np.array(sizes.index[:SIZES].tolist()), sizes.to_numpy()[:SIZES])
+        "size_figure": figures.size_scatter(np.array(sizes.index[:SIZES].tolist()), sizes.to_numpy()[:SIZES])
         if len(sizes) > 1
         else None,
         "faults": list(left_out["fault"].value_counts().items()),
@@ -225,7 +228,7 @@ def _doubtful(material: Material) -> list[dict[str, Any]]:
 
 def _curves(material: Material) -> list[dict[str, Any]]:
     shown = list(material.histories.items())[:CURVES]
-    draw = pictures.learning_curves
+    draw = figures.learning_curves
     return [
         {"member": name, "figures": [draw(folds, what, name) for what in ("loss", "accuracy")]}
         for name, folds in shown
@@ -247,7 +250,7 @@ def _confusion(found: dict[str, Any] | None) -> dict[str, Any] | None:
         "counts": counts.tolist(),
         "shares": shares.tolist(),
         "support": support.tolist(),
-        "picture": pictures.heatmap(shares) if len(counts) > GRID_CLASSES else None,
+        "picture": figures.heatmap(shares) if len(counts) > GRID_CLASSES else None,
         "pairs": [
             {"given": names[i], "taken": names[j], "n": int(counts[i, j]), "of": int(support[i])}
             for i, j in pairs
@@ -259,8 +262,11 @@ def _trust(material: Material, found: dict[str, Any] | None) -> dict[str, Any] |
     """Calibration, and what the model reaches when it may leave the least sure photographs to a person."""
     if not found or not found["n"]:
         return None
-    trust: dict[str, Any] = {"diagram": pictures.reliability_diagram(found["reliability"])}
-    trust.update(skip=None, answered=[])
+    curves = {f"as predicted (ECE {found['metrics']['ece']['value']:.3f})": found["reliability"]}
+    made = _calibrated(material)
+    if made is not None:
+        curves[f"calibrated (ECE {ece(made.labels, made.pred_probs):.3f})"] = reliability(made.labels, made.pred_probs)
+    trust: dict[str, Any] = {"diagram": figures.reliability_diagram(curves), "skip": None, "answered": []}
     made = material.predictions.get(material.split)
     if made is not None and (made.labels >= 0).sum() >= 20:
         probs = made.pred_probs[made.labels >= 0]
@@ -269,9 +275,16 @@ def _trust(material: Material, found: dict[str, Any] | None) -> dict[str, Any] |
         share = np.cumsum(right[surest]) / np.arange(1, len(right) + 1)
         kept = np.arange(1, len(right) + 1) / len(right)
         rows = np.unique(np.linspace(max(9, len(right) // 20), len(right) - 1, 120).astype(int))
-        trust["skip"] = pictures.skip_curve(kept[rows], share[rows])
+        trust["skip"] = figures.skip_curve(kept[rows], share[rows])
         trust["answered"] = [(k, float(share[round(k * len(right)) - 1])) for k in ANSWERED]
     return trust
+
+
+def _calibrated(material: Material) -> Predictions | None:
+    """The labelled held-out predictions after calibration, each by a calibration fitted on other folds."""
+    file = material.places.trust.calibrated
+    made = material.attempt(lambda: Predictions.load(file)) if material.split == "oof" and file.is_file() else None
+    return made.take(made.labels >= 0) if made is not None and (made.labels >= 0).any() else None
 
 
 def _about(material: Material) -> dict[str, Any]:

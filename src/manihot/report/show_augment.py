@@ -6,10 +6,7 @@ colours, drawn by the recipe's seed. Mixing of several photographs is not part o
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +19,13 @@ from manihot.photos.decode import decode_photo
 from manihot.photos.faults import PhotoFault
 from manihot.photos.preprocess import Preprocess, Unresized
 from manihot.records.files import atomic_path, write_atomic
+from manihot.report.pages import render
+from manihot.report.thumbnails import jpeg_uri
 from manihot.settings import Photo, Recipe
 
 EDGE = 240  # pixels of a picture's longer edge on the page, at most
+QUALITY = 90
 Shown = tuple[str, np.ndarray]  # caption, uint8 RGB
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,
-initial-scale=1"> <title>{title}</title><style> :root {{ color-scheme: light dark; font: 15px/1.4 system-ui,
-sans-serif }} body {{ margin: 1.5rem }} h1 {{ font-size: 1.3rem }} h2 {{ font-size: 1.1rem; margin-top: 2rem
-}} div {{ display: grid; grid-template-columns: repeat(auto-fill, minmax({edge}px, 1fr)); gap: 1rem }} figure
-{{ margin: 0 }} img {{ max-width: 100%; height: auto; border-radius: 3px }} figcaption {{ font-size: .8rem;
-white-space: pre-line }} </style></head><body><h1>{title}</h1>{body}</body></html>
-"""
 
 
 def show_augment(recipe: Recipe, photo: Path, out: Path, epochs: Sequence[int] = (), n: int = 24) -> Path:
@@ -98,18 +89,11 @@ def _caption(drawn: tuple[str, dict[str, Any]]) -> str:
 
 
 def _write_html(out: Path, title: str, sections: dict[str, list[Shown]]) -> None:
-    body = []
-    for name, shown in sections.items():
-        body.append(f"<h2>{escape(name)}</h2><div>" if len(sections) > 1 else "<div>")
-        for caption, picture in shown:
-            packed = io.BytesIO()
-            _fit(picture).save(packed, "JPEG", quality=90)
-            data = base64.b64encode(packed.getvalue()).decode("ascii")
-            alt = escape(caption.replace("\n", ", "), quote=True)
-            body.append(f'<figure><img src="data:image/jpeg;base64,{data}" alt="{alt}">')
-            body.append(f"<figcaption>{escape(caption)}</figcaption></figure>")
-        body.append("</div>")
-    write_atomic(out, PAGE.format(title=escape(title), edge=EDGE, body="".join(body)))
+    drawn = {
+        name: [(caption, jpeg_uri(np.asarray(_fit(picture)), QUALITY)) for caption, picture in shown]
+        for name, shown in sections.items()
+    }
+    write_atomic(out, render("show_augment", title=title, sections=drawn))
 
 
 def _write_png(out: Path, title: str, sections: dict[str, list[Shown]]) -> None:

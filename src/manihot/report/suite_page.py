@@ -5,13 +5,9 @@ Both are made from OUT/suite.json alone. The page opens offline and loads nothin
 
 from __future__ import annotations
 
-from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -19,11 +15,12 @@ from matplotlib.lines import Line2D
 
 from manihot.records.files import atomic_path, write_atomic
 from manihot.records.readers import read_json, reading
-from manihot.report.words import count_of, number, percent
+from manihot.report.pages import render
+from manihot.report.words import count_of, signed
 
 COLOURS = {"agrees": "#2f6b45", "contradicts": "#d55e00", "cannot tell": "#8a938d", "": "#0072b2"}
 MARKS = {"better": ">", "worse": "<", "no change": "D", "no better": "h"}  # of what was reported
-CLASSES = {"agrees": "helps", "contradicts": "hurts", "cannot tell": "unsure", "": "unsaid"}
+CLASSES = {"agrees": "good", "contradicts": "bad", "cannot tell": "unsure", "": "unsaid"}
 LEGEND = {"agrees": "agrees", "contradicts": "contradicts", "cannot tell": "cannot tell", "": "nothing reported"}
 ROW = 0.27  # inches
 STYLE: Any = {"font.size": 9, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}
@@ -39,28 +36,9 @@ def make_suite_page(folder: Path) -> Path:
     found = read_json(source, what, remedy)
     with reading(source, what, remedy):
         draw_suite(found, folder / "suite.png")
-        page = _page().render(**contents(found))
+        page = render("suite", **contents(found))
     write_atomic(folder / "suite.html", page)
     return folder / "suite.html"
-
-
-@lru_cache
-def _page() -> Template:
-    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.filters.update(percent=percent, number=number, count=count_of, points=points, nats=nats)
-    report = (resources.files(__package__) / "report.html.j2").read_text(encoding="utf-8")
-    jinja.globals["style"] = Markup(report.split("<style>")[1].split("</style>")[0])  # one look for all pages
-    return jinja.from_string((resources.files(__package__) / "suite.html.j2").read_text(encoding="utf-8"))
-
-
-def points(gain: float | None) -> str:
-    """A difference of two shares in percentage points, with its sign."""
-    return "–" if gain is None else f"{100 * gain:+.1f}".replace("-", "−")
-
-
-def nats(difference: float) -> str:
-    """A difference of two log losses with its sign."""
-    return f"{difference:+.3f}".replace("-", "−")
 
 
 def contents(found: dict[str, Any]) -> dict[str, Any]:
@@ -72,11 +50,11 @@ def contents(found: dict[str, Any]) -> dict[str, Any]:
         row["kind"] = CLASSES[row["judgement"]]
         if row["difference"] is not None:
             ends = (max(row["low"], -reach), row["difference"], min(row["high"], reach))
-            row["places"] = [50 + 48 * value / reach for value in ends]
+            row["places"] = [0.5 + 0.48 * value / reach for value in ends]
         told = row["reported"]
-        row["mark"] = None if told is None or abs(told) > reach else 50 + 48 * told / reach
+        row["mark"] = None if told is None or abs(told) > reach else 0.5 + 0.48 * told / reach
     return {
-        **found, "compared": compared, "tables": by_table(compared), "reach": reach,
+        **found, "title": found["name"], "compared": compared, "tables": by_table(compared), "reach": reach,
         "counts": {kind: sum(row["judgement"] == kind and not row["chance"] for row in compared) for kind in COLOURS},
         "others": [row for row in found["arms"] if row["difference"] is None and row["arm"] != "baseline"],
         "baseline": next((row for row in found["arms"] if row["arm"] == "baseline"), None),
@@ -144,7 +122,7 @@ def _draw_row(axes: Any, row: dict[str, Any], at: float, reach: float) -> None:
     axes.text(-0.90, at, row["arm"] + versus, transform=side, va="center")
     star = "*" if row["holm"] is not None and row["holm"] <= 0.05 and not row["chance"] else ""
     said = "" if row["verdict"] == "not reported" else f"{row['verdict']}: {row['judgement']}"
-    axes.text(1.02, at, f"{points(row['difference'])}{star}  {said}", transform=side, va="center", color=colour)
+    axes.text(1.02, at, f"{signed(row['difference'], 1, 100)}{star}  {said}", transform=side, va="center", color=colour)
 
 
 def _draw_legend(figure: Figure, height: float) -> None:

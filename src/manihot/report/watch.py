@@ -7,14 +7,11 @@ the ones that lie furthest away.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined, Template
 
 from manihot.errors import DataError
 from manihot.infer.models import Engine
@@ -28,12 +25,14 @@ from manihot.infer.reference import (
     with_reference,
 )
 from manihot.photos.sources import read_photos
-from manihot.progress import say, track
+from manihot.progress import say
 from manihot.records.files import save_json, write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.report import pictures
-from manihot.report.words import count_of, number, percent
+from manihot.report import figures
+from manihot.report.pages import render
+from manihot.report.thumbnails import Thumbnails
+from manihot.report.words import count_of
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.trust.drift import DriftReport, watch_predictions
 from manihot.trust.unknown import fit_unknown
@@ -44,30 +43,31 @@ FEWEST_KNOWN = 100  # reference photographs below which nothing is said about un
 QUESTIONS = {
     "input": (
         "Do the photographs look different?",
-        "A classifier told new from old by their embeddings with AUC {:.2f}; 0.5 is no difference.",
+        "A classifier distinguished new from reference photographs by their embeddings with AUC {:.2f}; 0.5 means no "
+        "difference.",
     ),
     "prediction mix": (
-        "Are the answers in other shares?",
-        "{:.0%} of the answers would have to change for the shares to be those of then.",
+        "Have the class shares changed?",
+        "{:.0%} of the predictions would have to change to restore the earlier shares.",
     ),
     "confidence": (
-        "Is it more or less sure than it was?",
-        "The largest gap between the two curves of confidence is {:.0%} of the photographs.",
+        "Has the confidence changed?",
+        "The largest gap between the two cumulative confidence curves is {:.0%} of the photographs.",
     ),
     "unknown": (
-        "Are there strange photographs?",
-        "{:.1%} of the photographs are strange, beyond the share that would be by chance.",
+        "Are there out-of-distribution photographs?",
+        "{:.1%} of the photographs are out of distribution, beyond the share expected by chance.",
     ),
 }
 ADVICE = {
-    "input": "Look at the furthest photographs below. Another phone, season, distance or plant? Label a hundred of "
-    "them, see how often the answer is right, and train with them where it is not.",
-    "prediction mix": "Either the disease has moved or the model errs otherwise here. Let an expert look at fifty new "
-    "photographs of the class that grew most.",
-    "confidence": "Its probabilities no longer mean what they did: calibrate on labelled new photographs before you "
-    "rely on a threshold.",
-    "unknown": "Photographs that show something else than the model knows should be sorted out, or answered with "
-    "“cannot say”.",
+    "input": "Look at the most unusual photographs below. Is it another phone, season, distance or plant? Label a "
+    "hundred of them to measure the accuracy, and train on them if it is too low.",
+    "prediction mix": "Either the disease has spread or the model makes other errors here. Have an expert check fifty "
+    "new photographs of the class that grew most.",
+    "confidence": "Its probabilities no longer mean the same: recalibrate on labelled new photographs before you rely "
+    "on a threshold.",
+    "unknown": "Photographs that show something the model does not know should be removed or answered with “don't "
+    "know”.",
 }
 
 
@@ -120,7 +120,7 @@ def watch(
     out = Path(out)
     made.save(out / "new.parquet")
     save_json(out / "watch.json", record)
-    write_atomic(out / "WATCH.html", _page().render(**_contents(record, report, fitted, made, new, out, left_out)))
+    write_atomic(out / "WATCH.html", render("watch", **_contents(record, report, fitted, made, new, out, left_out)))
     return report
 
 
@@ -176,10 +176,9 @@ def _contents(
     left_out: pd.DataFrame,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything the template shows, as plain values."""
-    thumbs, then = pictures.Thumbnails(new, out), pictures.Thumbnails(fitted.manifest, out)
-    for row in track(record["furthest"], "Drawing photographs"):
-        thumbs(row["image_id"])
-        then(row.get("nearest", ""))
+    thumbs, then = Thumbnails(new, out), Thumbnails(fitted.manifest, out)
+    thumbs.draw((row["image_id"] for row in record["furthest"]), "Drawing photographs")
+    then.draw((row["nearest"] for row in record["furthest"] if "nearest" in row), "Drawing their nearest")
     questions = []
     for row in report.to_json()["table"]:
         title, says = QUESTIONS[row["what"]]
@@ -192,18 +191,12 @@ def _contents(
         "verdict": report.verdict,
         "sentence": report.sentence(),
         "shares": record["shares"],
-        "figure": pictures.confidence_histograms(fitted.oof.pred_probs.max(axis=1), made.pred_probs.max(axis=1)),
+        "figure": figures.confidence_histograms(fitted.oof.pred_probs.max(axis=1), made.pred_probs.max(axis=1)),
         "thumbs": thumbs,
         "then": then,
-        "left_out": left_out.head(60).to_dict("records"),
+        "gone": [*thumbs.faults(), *then.faults()],
+        "left_out": [f"{row.file}: {row.detail} ({row.remedy})" for row in left_out.head(60).itertuples()],
         "networks": len(fitted.networks),
-        "one_look": "" if fitted.every_view else ", in one look,",
+        "one_look": "" if fitted.every_view else " (from one view)",
         "elsewhere": any(row["moved"] and row["what"] in ("input", "unknown") for row in questions),
     }
-
-
-@lru_cache
-def _page() -> Template:
-    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.filters.update(percent=percent, number=number, count=count_of)
-    return jinja.from_string((resources.files(__package__) / "watch.html.j2").read_text(encoding="utf-8"))

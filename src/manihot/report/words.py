@@ -1,4 +1,4 @@
-"""The report's figures in plain words: what was reached, against what, and what it does and doesn't mean."""
+"""The report's figures in plain words: the result, what it is compared with, and what it does not show."""
 
 from __future__ import annotations
 
@@ -36,10 +36,27 @@ def count_of(n: int, one: str = "photograph", many: str = "") -> str:
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
+def duration(seconds: float | None) -> str:
+    """Seconds in words: '42 s', '3 min 05 s', '2 h 07 min'."""
+    if seconds is None or pd.isna(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def signed(value: float | None, digits: int, times: float = 1) -> str:
+    """A number, `times` itself, with its sign: a share in percentage points with times=100; '–' where it is unknown."""
+    return "–" if value is None or pd.isna(value) else f"{times * value:+.{digits}f}".replace("-", "−")
+
+
 def headline(
     found: dict[str, Any] | None, split: str, made: Predictions | None, done: bool
 ) -> dict[str, str] | None:
-    """What a reader sees first: share right, interval, on what, and the share of always naming one class."""
+    """What a reader sees first: accuracy, interval, on what, and the accuracy of always predicting one class."""
     if not found or not found["n"]:
         return None
     score, about, majority = found["metrics"]["accuracy"], found["interval"], found["majority"]
@@ -47,15 +64,15 @@ def headline(
     if split == "test":
         how = "test photographs"
     elif folds > 1:
-        how = f"{folds}-fold out-of-fold" if done else f"{folds} folds so far, out-of-fold"
+        how = f"{folds}-fold cross-validation" if done else f"cross-validation, {folds} folds so far"
     else:
         how = "held-out photographs"
     units = "" if about["units"] == "photographs" else f" in {count_of(about['n_units'], 'group')}"
     return {
         "share": percent(score["value"]),
-        "basis": f"{100 * about['level']:.0f}{NARROW}% interval {interval_text(score)}; {how}, "
+        "basis": f"{100 * about['level']:.0f}{NARROW}% confidence interval {interval_text(score)}; {how}, "
         f"{count_of(found['n'])}{units}",
-        "majority": f"Always answering “{majority['class']}” would be right on {percent(majority['share'])}.",
+        "majority": f"Always predicting “{majority['class']}” would reach {percent(majority['share'])}.",
     }
 
 
@@ -66,31 +83,31 @@ def judgement(found: dict[str, Any] | None, manifest: Manifest | None, recipe: d
     score, share = found["metrics"]["accuracy"], found["majority"]["share"]
     said = []
     if score["low"] <= share:
-        said.append(f"This is not clearly better than always answering “{found['majority']['class']}”.")
+        said.append(f"This is not clearly better than always predicting “{found['majority']['class']}”.")
     said += _weakest(found) + _overconfident(found)
     said.append(
-        "The given labels were taken as the truth: where a label is wrong, a right answer counts as a "
-        "mistake, and an answer as wrong as the label counts as right."
+        "Accuracy is measured against the given labels. Where a label is wrong, a correct prediction counts as an "
+        "error, and a prediction that repeats the wrong label counts as correct."
     )
     if refitted := refitted_members(recipe):
         whose = f" (of {', '.join(refitted)})" if recipe.get("members") else ""
         said.append(
-            "It is the figure of networks that each learned a part of the photographs. New photographs are answered by "
-            f"one that learned all of them{whose}, from which none is left to judge it by."
+            "This is the accuracy of networks that were each trained on a part of the photographs. New photographs are "
+            f"predicted by a network trained on all of them{whose}, so none is left to test it."
         )
     train = recipe.get("train") or {}
     if recipe.get("method") == "finetune" and (train.get("keep") == "best" or train.get("patience")):
-        said.append("The held-out photographs also chose the best epoch: the figure is a little too high.")
+        said.append("The held-out photographs also selected the best epoch, so the figure is slightly optimistic.")
     if manifest is None or not (manifest.table["group"] != "").any():
         copies = (recipe.get("audit") or {}).get("duplicates")
         said.append(
-            ("Copies of a photograph were kept on one side of the split. " if copies else "")
-            + "No groups (plants, fields) were given: where pictures of one plant stand on both sides of the "
-            "split, the figure is too high."
+            ("Copies of a photograph were kept in the same fold. " if copies else "")
+            + "No groups (plants, fields) were given. If photographs of the same plant are in different folds, the "
+            "figure is too high."
         )
     said.append(
-        "It holds for photographs like these. Another field, season or phone can be worse: try it on some of "
-        "those before relying on it."
+        "The result holds for photographs like these. Accuracy may be lower in another field or season or with another "
+        "phone: test it there before you rely on it."
     )
     return said
 
@@ -111,11 +128,11 @@ def _weakest(found: dict[str, Any]) -> list[str]:
     k = found["classes"].index(worst["class"])
     taken = [0 if j == k else n for j, n in enumerate(found["confusion"][k])]
     sentence = (
-        f"Weakest class: “{worst['class']}”, found in {percent(worst['recall']['value'])} of its "
+        f"Weakest class: “{worst['class']}”, recognised in {percent(worst['recall']['value'])} of its "
         f"{count_of(worst['support'])} ({interval_text(worst['recall'])})"
     )
     if max(taken):
-        sentence += f", most often taken for “{found['classes'][int(np.argmax(taken))]}”"
+        sentence += f", most often mistaken for “{found['classes'][int(np.argmax(taken))]}”"
     return [sentence + "."]
 
 
@@ -125,46 +142,46 @@ def _overconfident(found: dict[str, Any]) -> list[str]:
     gap = claimed - found["metrics"]["accuracy"]["value"]
     if abs(gap) < 0.03:
         return []
-    means = "it is surer than it should be" if gap > 0 else "it is less sure than it could be"
-    return [f"Its mean probability is {percent(claimed)}: {means}."]
+    means = "overconfident" if gap > 0 else "underconfident"
+    return [f"The model is {means}: its mean confidence is {percent(claimed)}."]
 
 
 def blend_words(about: dict[str, Any], members: list[str]) -> list[str]:
-    """Sentences on how the members became one answer and what that is worth; about: RUN/blend/blend.json."""
+    """Sentences on how the members are combined and what that gains; about: RUN/blend/blend.json."""
     blended, method, groups = about["members"], about["method"], about.get("groups") or {}
     kind = "part" if groups else "member"
     mean = "" if about.get("mean", "arithmetic") == "arithmetic" else f"{about['mean']} "
     if len(blended) == 1:
-        said = [f"The answers are those of “{blended[0]}” alone."]
+        said = [f"The predictions are those of “{blended[0]}” alone."]
     elif method == "uniform":
         said = [f"The plain {mean}average of {count_of(len(blended), kind)}."]
     elif method == "fixed":
-        said = [f"The {mean}average of {count_of(len(blended), kind)} with the weights that the recipe fixes."]
+        said = [f"The {mean}average of {count_of(len(blended), kind)} with weights fixed by the recipe."]
     elif about.get("asked") == "stack":
         folds = {"first level's": "the first level's folds"}.get(about["folds"], f"folds {about['folds']}")
         named = method.replace("+", " and ").replace("_", " ")
         said = [f"A {named} over {count_of(len(blended), kind)}, with {folds}."]
         said.append(_stack_worth(about))
     else:
-        why = "as the recipe asks" if about.get("asked") != "auto" else "since it gains on photographs held out"
-        said = [f"{count_of(len(blended), kind)} by {method.replace('_', ' ')}, {why}."]
+        why = "as the recipe asks" if about.get("asked") != "auto" else "because that gains on held-out photographs"
+        said = [f"{count_of(len(blended), kind)} combined by {method.replace('_', ' ')}, {why}."]
     said += [_group_words(name, one) for name, one in groups.items()]
     if about.get("note"):
-        said.append(f"Nothing else was judged: {about['note']}.")
+        said.append(f"Nothing else was evaluated: {about['note']}.")
     if about.get("nested"):
         tried = [row for row in about["nested"] if row["method"] != "uniform"]
         gains = [row["method"].replace("_", " ") for row in tried if row["is_gain"]]
-        found = f"a gain beyond chance: {', '.join(gains)}" if gains else "no gain beyond chance over plain averaging"
-        said.append(f"Nested cross-validation of {count_of(len(tried), 'fitted way', 'fitted ways')} shows {found}.")
+        found = f"a significant gain: {', '.join(gains)}" if gains else "no significant gain over plain averaging"
+        said.append(f"Nested cross-validation of {count_of(len(tried), 'fitted method')} shows {found}.")
     inside = {*blended, *(one for group in groups.values() for one in group["members"])}
     left_out = [name for name in members if name not in inside]
     if left_out and len(members) > 1:
-        said.append(f"Left out of it: {', '.join(left_out)}.")
+        said.append(f"Not used: {', '.join(left_out)}.")
     return said
 
 
 def _group_words(name: str, about: dict[str, Any]) -> str:
-    """How the members of a group become one answer, before the blend around them."""
+    """How the members of a group are combined, before the blend around them."""
     method, mean = about["method"], about.get("mean", "arithmetic")
     plain = "" if mean == "arithmetic" else f"{mean} "
     if method == "stack":
@@ -175,16 +192,16 @@ def _group_words(name: str, about: dict[str, Any]) -> str:
         shares = ", ".join(f"{one} {percent(weight)}" for one, weight in about["weights"].items())
         way = "fixed weights" if method == "fixed" else method.replace("_", " ")
         how = f"the {plain}average by {way} of {shares}"
-    right = f": right on {percent(about['accuracy'])}" if "accuracy" in about else ""
+    right = f": accuracy {percent(about['accuracy'])}" if "accuracy" in about else ""
     return f"“{name}” is {how}{right}."
 
 
 def _stack_worth(about: dict[str, Any]) -> str:
-    """What a stack is worth beside plain averaging, both on photographs that the second level had not seen."""
+    """What a stack gains over plain averaging, both on photographs that the second level was not trained on."""
     change = about["difference"]
     points = [f"{100 * change[key]:+.2f}" for key in ("value", "low", "high")]
-    verdict = "a gain beyond chance" if about["gain"] else "no gain beyond chance"
+    verdict = "a significant gain" if about["gain"] else "no significant gain"
     return (
-        f"Right on {percent(about['accuracy'], 2)}, where plain averaging is on {percent(about['plain_accuracy'], 2)}: "
+        f"Accuracy {percent(about['accuracy'], 2)}, plain averaging {percent(about['plain_accuracy'], 2)}: "
         f"{points[0]} points ({points[1]} to {points[2]}), {verdict}."
     )

@@ -299,29 +299,15 @@ def cross_calibrate(pred_probs: np.ndarray, labels: np.ndarray, folds: np.ndarra
 
 
 def draw_reliability(labels: np.ndarray, curves: dict[str, np.ndarray], path: Path) -> None:
-    """Write a reliability diagram (PNG): accuracy against confidence in 15 bins, a line an entry of `curves`.
-
-    curves: name -> probabilities (N, K), for example before and after calibration.
-    """
+    """Write a reliability diagram (PNG), a line an entry of `curves`: name -> probabilities (N, K)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="perfect")
-    for name, probs in curves.items():
-        bins = reliability(labels, probs)
-        filled = [b for b, count in enumerate(bins["count"]) if count]
-        x, y = ([bins[key][b] for b in filled] for key in ("confidence", "accuracy"))
-        shares = np.array([bins["count"][b] for b in filled]) / sum(bins["count"])
-        (line,) = axes.plot(x, y, label=f"{name} (ECE {ece(labels, probs):.3f})")
-        axes.scatter(x, y, s=8 + 300 * shares, color=line.get_color(), alpha=0.6)  # area: photographs
-    axes.set(xlabel="stated probability", ylabel="share that was right", xlim=(0, 1), ylim=(0, 1))
-    axes.legend()
+    from manihot.trust.diagram import reliability_figure
+
+    named = {f"{name} (ECE {ece(labels, probs):.3f})": reliability(labels, probs) for name, probs in curves.items()}
     with warnings.catch_warnings(), atomic_path(path) as temporary:
         warnings.simplefilter("ignore")  # a class name's letters that the font lacks
-        figure.savefig(temporary, dpi=120, format="png")
+        FigureCanvasAgg(reliability_figure(named)).figure.savefig(temporary, dpi=120, format="png")
 
 
 CALIBRATORS: dict[str, Callable[[np.ndarray, np.ndarray], Calibrator]] = {

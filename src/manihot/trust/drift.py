@@ -57,11 +57,11 @@ class DriftReport:
     def sentence(self) -> str:
         """The verdict in words."""
         if self.verdict == "too few":
-            return f"{self.photographs} new photographs are too few to tell; {FEWEST} are needed."
+            return f"{self.photographs} new photographs are too few to detect drift; {FEWEST} are needed."
         moved = self.table.loc[self.table["moved"], "what"].tolist()
         if not moved:
-            return f"Nothing has moved that {self.photographs} photographs could show."
-        return f"Moved from what the model was fitted on: {', '.join(moved)}."
+            return f"No drift detected in {self.photographs} new photographs."
+        return f"Drift from the training data: {', '.join(moved)}."
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a report or a page; NaN becomes None."""

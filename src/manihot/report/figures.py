@@ -1,39 +1,29 @@
-"""Pictures inside the report: thumbnails as data URIs and figures as inline SVG, so that it stays one file.
+"""Figures inside a page as inline SVG, so that it stays one file.
 
-Figures are drawn without pyplot's global state. Their colours are placeholders that become CSS variables, so
-that one drawing serves light, dark and print; their text stays text.
+They are drawn without pyplot's global state. Their colours are placeholders that become CSS variables, so that one
+drawing serves light, dark and print; their text stays text.
 """
 
 from __future__ import annotations
 
-import base64
 import io
-import os
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
+from cycler import cycler
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
-from manihot.photos.decode import decode_photo
-from manihot.photos.faults import PhotoFault
-from manihot.photos.preprocess import resize
-from manihot.records.manifest import Manifest
+from manihot.report.thumbnails import data_uri, encode
+from manihot.trust.diagram import reliability_figure
 
-EDGE = 160  # pixels: a thumbnail has the area of a square with this edge
-QUALITY = 70  # of the thumbnails' JPEG
-LONGEST = 3  # of the edges' proportion, beyond which a thumbnail is cut
 HEAT = (0, 114, 178)  # the blue of Okabe and Ito's palette, made for colour-blind readers too
 
 # placeholder -> CSS variable of the template
@@ -60,77 +50,10 @@ STYLE: Any = {
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "text.color": INK,
+    "axes.prop_cycle": cycler(color=[BLUE, ORANGE]),
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """uri: a data URI, '' where it can't be shown; href: the original; aspect: width over height."""
-
-    name: str
-    uri: str
-    href: str
-    fault: str = ""
-    aspect: float = 1.0
-
-
-class Thumbnails:
-    """Thumbnails by image id, decoded once each; a photograph that can't be shown gets an empty picture."""
-
-    def __init__(self, manifest: Manifest | None, run: Path) -> None:
-        self._paths = {} if manifest is None else dict(zip(manifest.image_id, manifest.paths, strict=True))
-        self._run = run
-        self._made: dict[str, Thumbnail] = {}
-
-    def __call__(self, image_id: str) -> Thumbnail:
-        if image_id not in self._made:
-            self._made[image_id] = self._make(image_id)
-        return self._made[image_id]
-
-    def _make(self, image_id: str) -> Thumbnail:
-        path = self._paths.get(image_id)
-        if path is None:
-            return Thumbnail(str(image_id), "", "", "not in the manifest")
-        try:
-            small = make_thumbnail(decode_photo(path, at_least=(EDGE, EDGE)))
-        except PhotoFault as fault:
-            return Thumbnail(path.name, "", "", str(fault).splitlines()[0])
-        return Thumbnail(path.name, jpeg_uri(small), link_from(self._run, path), aspect=small.shape[1] / small.shape[0])
-
-
-def make_thumbnail(rgb: np.ndarray) -> np.ndarray:
-    """uint8 RGB (H, W, 3) shrunk to the area of EDGE x EDGE; of a very long one the middle."""
-    h, w = rgb.shape[:2]
-    ch, cw = min(h, w * LONGEST), min(w, h * LONGEST)
-    top, left = (h - ch) // 2, (w - cw) // 2
-    scale = min(1.0, EDGE / (ch * cw) ** 0.5)
-    size = (max(1, round(ch * scale)), max(1, round(cw * scale)))
-    return resize(rgb[top : top + ch, left : left + cw], size)
-
-
-def jpeg_uri(rgb: np.ndarray) -> str:
-    """uint8 RGB (H, W, 3) as a JPEG in a data URI."""
-    out = io.BytesIO()
-    Image.fromarray(rgb).save(out, "JPEG", quality=QUALITY, optimize=True)
-    return data_uri(out.getvalue(), "image/jpeg")
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    """Bytes as a data URI of a MIME type."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def link_from(folder: Path, path: Path) -> str:
-    """Relative link from a page in `folder` to a file; absolute to another drive of Windows."""
-    path = path.absolute()
-    try:
-        relative = os.path.relpath(path, folder.absolute())
-    except ValueError:
-        return path.as_uri()
-    link = quote(Path(relative).as_posix())
-    return link if link.startswith(".") else f"./{link}"
 
 
 def heatmap(shares: np.ndarray) -> str:
@@ -138,9 +61,7 @@ def heatmap(shares: np.ndarray) -> str:
     cells = np.zeros((*shares.shape, 4), dtype=np.uint8)
     cells[..., :3] = HEAT
     cells[..., 3] = np.round(255 * np.nan_to_num(shares) ** 0.5)  # the root shows rare confusions too
-    out = io.BytesIO()
-    Image.fromarray(cells).save(out, "PNG", optimize=True)
-    return data_uri(out.getvalue(), "image/png")
+    return data_uri(encode(cells, "PNG"), "image/png")
 
 
 def learning_curves(histories: dict[str, list[dict[str, Any]]], what: str, member: str) -> Markup:
@@ -168,50 +89,35 @@ def learning_curves(histories: dict[str, list[dict[str, Any]]], what: str, membe
         return _svg(figure, f"{what} by epoch, {member}")
 
 
-def reliability_diagram(bins: dict[str, list[Any]]) -> Markup:
-    """Accuracy against confidence over the bins of `metrics.reliability`, with how many rows each holds."""
-    count = np.asarray(bins["count"], dtype=float)
-    full = count > 0
-    confidence, right = (np.asarray(bins[key], dtype=float)[full] for key in ("confidence", "accuracy"))
+def reliability_diagram(curves: dict[str, dict[str, list[Any]]]) -> Markup:
+    """Accuracy against confidence; curves: name -> bins of `metrics.reliability`."""
     with rc_context(STYLE):
-        figure, top = _figure(4.5, 3.9)
-        top.set_position((0.16, 0.38, 0.82, 0.6))
-        below = figure.add_axes((0.16, 0.13, 0.82, 0.2), sharex=top)
-        top.tick_params(labelbottom=False)
-        top.plot([0, 1], [0, 1], ":", color=MUTED, lw=1.2)
-        top.annotate("dotted: as sure as right", (1.0, 0.05), color=MUTED, fontsize=9, ha="right")
-        heavy = np.sqrt(count[full] / max(1, count.max()))  # a bin of few photographs says little
-        top.vlines(confidence, confidence, right, color=ORANGE, lw=0.5 + 3 * heavy)
-        top.scatter(confidence, right, s=10 + 150 * heavy, color=BLUE, zorder=3, linewidths=0)
-        top.set(ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.05))
-        below.bar(bins["edges"][:-1], count, width=1 / len(count), align="edge", color=BLUE, alpha=0.55)
-        below.set(xlabel="probability of the model's answer", ylabel="photos")
-        return _svg(figure, "reliability diagram")
+        return _svg(reliability_figure(curves), "reliability diagram")
 
 
 def confidence_histograms(old: np.ndarray, new: np.ndarray) -> Markup:
-    """How sure a model is, as shares of photographs: top probabilities (N,) it was fitted on, and new ones."""
+    """Confidence as shares of photographs: top probabilities (N,) of reference photographs, and of new ones."""
     edges = np.linspace(0, 1, 21)
     with rc_context(STYLE):
         figure, axes = _figure(4.5, 2.9)
-        for values, colour, label, dash in ((old, BLUE, "fitted on", "-"), (new, ORANGE, "new", "--")):
+        for values, colour, label, dash in ((old, BLUE, "reference", "-"), (new, ORANGE, "new", "--")):
             shares = 100 * np.histogram(values, edges)[0] / max(1, len(values))
             axes.stairs(shares, edges, color=colour, lw=2, ls=dash, label=label)
-        axes.set(xlabel="probability of the model's answer", ylabel="% of photographs", xlim=(0, 1.02))
+        axes.set(xlabel="confidence", ylabel="% of photographs", xlim=(0, 1.02))
         axes.legend(loc="upper left")
-        return _svg(figure, "how sure it was and is")
+        return _svg(figure, "confidence then and now")
 
 
 def skip_curve(kept: np.ndarray, right: np.ndarray) -> Markup:
-    """Share right among the surest photographs against the share that is answered at all."""
+    """Accuracy on the most confident photographs against the share that is answered at all."""
     with rc_context(STYLE):
         figure, axes = _figure(4.5, 3.9)
         axes.plot(100 * kept, 100 * right, color=BLUE, lw=2)
-        axes.set(xlabel="% of photographs answered, the surest first", ylabel="% right among them")
+        axes.set(xlabel="% of photographs answered, most confident first", ylabel="accuracy on them, %")
         axes.set_xlim(0, 101)
         low = min(100 * right.min(), 99.0)
         axes.set_ylim(max(0, low - 2), 100.4)
-        return _svg(figure, "share right among the surest photographs")
+        return _svg(figure, "accuracy on the most confident photographs")
 
 
 def size_scatter(sizes: np.ndarray, count: np.ndarray) -> Markup:
