@@ -223,7 +223,8 @@ def explain_mistakes(
     Each photograph is explained by the network that had not seen it. other: opens networks that need torch. kept:
     thumbnails of an earlier report, whose heat maps stand in for photographs that are gone. Returns 'pictures', image
     id -> Thumbnail, 'saved', the same by keys for `Thumbnails.save`, and 'caption'; none where the run folder has no
-    network or its photographs can't be read, which never stops a report. How many is decided by what one costs, so that the same run folder gives the same bytes.
+    network or its photographs can't be read, which never stops a report. How many is decided by what one
+    costs, so that the same run folder gives the same bytes.
     """
     made, files = material.predictions.get(material.split), _networks(material)
     drawn: dict[str, Thumbnail] = {}
