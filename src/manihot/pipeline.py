@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from manihot.audit.burst_stages import audit_bursts, group_bursts
 from manihot.audit.cleaning import carry_counts
 from manihot.audit.folds import assign_folds
 from manihot.audit.sources import use_sources
@@ -104,6 +105,7 @@ def run(
         trust_stage(folder, best, resolved.seed, resolved.trust.coverage)
         unknown_stage(folder, best, resolved.seed, make_engine(), resolved.trust.false_rejection)
         audit_stage(folder, manifest, best, resolved, smoke)
+        audit_bursts(folder, manifest, best, resolved.seed)
         if what_if:
             say(audit_what_if(folder, manifest, best, resolved.seed, trusted))
         scores = score(folder, manifest, names, best, resolved.seed)
@@ -196,6 +198,12 @@ def prepare(
         say(sentence)
     if recipe.audit.duplicates:
         manifest = group_duplicates(folder, manifest, workers)
+        manifest = group_bursts(folder, manifest, columns.bursts)
+    elif columns.bursts:
+        raise SettingsError(
+            "--group auto finds bursts where duplicates are looked for, and audit.duplicates is false",
+            "leave audit.duplicates as it is, or name a column of groups",
+        )
     manifest = _folds(folder, recipe, manifest)
     if recipe.audit.duplicates:
         tell_folds(folder, manifest)

@@ -24,6 +24,10 @@ SCHEMAS: dict[str, Mapping[str, str]] = {
     },
     "duplicates": {**_COPIES, "kind": "text"},
     "lookalikes": {**_COPIES, "evidence": "text", "distance": "number", "correlation": "number?"},
+    "bursts": {
+        **_COPIES, "size": "whole", "nearest": "text", "seconds": "number?", "numbers": "number?",
+        "likeness": "number",
+    },
     "classes": {"class": "text", "photographs": "whole", "share": "number", "times_rarest": "number"},
     "composition": {"image_id": "text", **dict.fromkeys(MEASUREMENTS, "number?")},
     "goes_with_errors": {

@@ -35,11 +35,17 @@ def scan(
     cassava layout, Hugging Face metadata.csv or metadata.jsonl, a manifest or a run folder, and several of them at
     once. Nothing in your folders is changed.
     """
+    from manihot.audit.burst_stages import offer_bursts, scan_bursts
     from manihot.photos.scan import scan as scan_photos
     from manihot.records.groups import offer_name_pattern
 
     manifest, _ = scan_photos(one_or_many(photos), out=out, columns=columns, workers=workers)
-    offer_name_pattern(manifest)
+    if columns.bursts:
+        manifest = scan_bursts(manifest, workers)
+        manifest.save(RunPlaces(out).manifest)
+    else:
+        offer_name_pattern(manifest)
+        offer_bursts(manifest)
     say(f"Manifest: {RunPlaces(out).manifest}")
 
 

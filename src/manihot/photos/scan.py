@@ -33,7 +33,6 @@ from manihot.records.run_places import MANIFEST, SAMPLE, RunPlaces
 from manihot.records.tables import list_names
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 
-AUTO = "auto"  # --group auto: bursts, which are found when the photographs are looked at
 TASK = 16  # files a task: few, so that Ctrl-C is answered soon
 
 
@@ -76,7 +75,7 @@ def scan(
     table = None if columns.csv is None else _absolute(Path(columns.csv))
     group, trusted = columns.group, columns.trusted
     pattern = group if group is not None and "{group}" in group else None
-    column = None if pattern or group == AUTO else group
+    column = None if pattern or columns.bursts else group
     asked = Columns(
         columns.image, columns.label, columns.source, column, columns.fold, columns.split, columns.id, trusted,
         columns.keep_na, columns.allow_missing,

@@ -32,7 +32,7 @@ def read_photos(
 
 def check_manifest_options(path: Path, manifest: Manifest, columns: TableOptions) -> None:
     """DataError where options are given that a manifest, taken as it is, can't follow, or lacks the trusted column."""
-    idle = replace(columns, trusted=None).named()
+    idle = replace(columns, trusted=None, group=None if columns.bursts else columns.group).named()
     if idle:
         raise DataError(
             f"{idle}: {path} is a manifest, which says itself what its columns are",

@@ -131,6 +131,11 @@ class AuditFolder:
         return self.path / "what_if.json"
 
     @property
+    def bursts(self) -> Path:
+        """What bursts do to the score."""
+        return self.path / "bursts.json"
+
+    @property
     def thumbnails(self) -> Path:
         """The folder of thumbnails and hashes."""
         return self.path / "thumbnails"

@@ -27,7 +27,8 @@ class TableOptions:
     source: str | None = None
     """Column that names where a photograph comes from."""
     group: str | None = None
-    """Column of what must stay together in a fold (a plant, a leaf), or a pattern of file names: '{group}_*'."""
+    """Column of what must stay together in a fold (a plant, a leaf), a pattern of file names: '{group}_*', or auto:
+    bursts, shots of one scene."""
     fold: str | None = None
     """Column with your own folds, 0 to K-1."""
     split: str | None = None
@@ -55,6 +56,12 @@ class TableOptions:
     def named(self) -> str:
         """The options that are not left out, as a user writes them: `--csv, --label`."""
         return ", ".join(f"--{name.replace('_', '-')}" for name in self.given())
+
+
+    @property
+    def bursts(self) -> bool:
+        """Whether shots of one scene are to be found and kept together."""
+        return self.group == "auto"
 
 
 EVERYTHING_GUESSED = TableOptions()
