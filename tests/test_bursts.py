@@ -13,7 +13,7 @@ from PIL import Image
 
 from manihot.audit.burst_stages import audit_bursts, compare_folds
 from manihot.audit.bursts import find_bursts
-from manihot.audit.hashes import Looks, look_at_photos
+from manihot.audit.hashes import Thumbnails, make_thumbnails
 from manihot.cli.photos import scan as command
 from manihot.demo.leaves import smooth_noise
 from manihot.errors import SettingsError
@@ -82,15 +82,15 @@ def shoot(
     return np.array(scenes)
 
 
-def look(home: Path) -> tuple[Manifest, Looks, Taken]:
+def prepared(home: Path) -> tuple[Manifest, Thumbnails, Taken]:
     manifest, _ = scan(home)
-    return manifest, look_at_photos(manifest, workers=1), read_times(manifest.paths)
+    return manifest, make_thumbnails(manifest, workers=1), read_times(manifest.paths)
 
 
 def judge(home: Path, scenes: np.ndarray) -> tuple[float, float]:
     """Share of neighbouring shots of one scene that are tied, and share of tied photographs with a foreign one."""
-    manifest, looks, taken = look(home)
-    found = find_bursts(manifest, looks, taken)
+    manifest, thumbnails, taken = prepared(home)
+    found = find_bursts(manifest, thumbnails, taken)
     order = np.argsort(manifest.image_id)
     group = dict(zip(found["image_id"], found["group"]))
     names = manifest.image_id[order]
@@ -124,7 +124,7 @@ def test_independent_photographs_in_sequence_are_no_bursts(
     tmp_path: Path, white: bool, times: bool, pause: tuple[float, float]
 ) -> None:
     shoot(tmp_path, [1] * 120, times, white=white, pause=pause)
-    assert len(find_bursts(*look(tmp_path))) <= 6  # of 120
+    assert len(find_bursts(*prepared(tmp_path))) <= 6  # of 120
 
 
 def test_times_far_apart_contradict_names_in_sequence(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_times_far_apart_contradict_names_in_sequence(tmp_path: Path) -> None:
         for shot in range(2):
             save_shot(tmp_path / f"a/IMG_{2 * k + shot:04d}.jpg", take_shot(rng, scene), clock)
             clock += 86_400
-    assert not len(find_bursts(*look(tmp_path)))
+    assert not len(find_bursts(*prepared(tmp_path)))
 
 
 def test_times_in_names_and_damaged_exif(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_times_in_names_and_damaged_exif(tmp_path: Path) -> None:
 
 def test_few_photographs_are_no_bursts(tmp_path: Path) -> None:
     shoot(tmp_path, [3, 2])
-    assert not len(find_bursts(*look(tmp_path)))
+    assert not len(find_bursts(*prepared(tmp_path)))
 
 
 def test_the_score_with_and_without_bursts_kept_together() -> None:

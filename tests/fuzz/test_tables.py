@@ -31,8 +31,8 @@ HEADER = ("image", "label", "fold", "group", "split")
 CELLS = (
     "", " ", "nan", "None", "N/A", "-1", "0", "1e5", "9" * 400, "9" * 5000, str(2**70), "x" * 300, "x" * 140_000, '"',
     '""', '"a', 'a"b', ",", ";", "\t", "\n", "\r", "\0", "\u2028", "\ufeff", "é", "\ud83d", "../../etc/passwd",
-    "/etc/passwd", "C:\\x\\a.jpg", "a.jpg", "b.jpg", "=1+1", "@x", "{image}", "*", "%s", "\x1b[31m", "true", "1.0", "007",
-    "\u0663", "rust|scab", "rust, scab", "Rust", "." * 40, "a/" * 200 + "a.jpg", "con", "label", "image",
+    "/etc/passwd", "C:\\x\\a.jpg", "a.jpg", "b.jpg", "=1+1", "@x", "{image}", "*", "%s", "\x1b[31m", "true", "1.0",
+    "007", "\u0663", "rust|scab", "rust, scab", "Rust", "." * 40, "a/" * 200 + "a.jpg", "con", "label", "image",
 )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def attempt(what: str, work) -> bool:  # noqa: ANN001
+def attempt(what: str, work) -> bool:
     """Do `work`; whether it ended well. AssertionError for anything but a ManihotError with a remedy, in time."""
     clock = time.monotonic()
     try:
@@ -150,13 +150,13 @@ def test_tables(name: str, photos: Path, fuzz_inputs: int, monkeypatch: pytest.M
 
 
 NAMES = (
-    "train", "Train", "TRAIN", "training", "val", "valid", "test", "test_images", "images", "a", "b", "A", "rust", "Rust",
-    "leaf spot", "leaf_spot", "none", "nan", "1", "2", "007", "é", "e\u0301", "=x", "@x", "{class}", "*", ".hidden",
-    "__MACOSX", "x" * 200, "con", "labels", "new\nline", "\x1b[31m", "train.csv", "metadata.csv", "0.jpg",
+    "train", "Train", "TRAIN", "training", "val", "valid", "test", "test_images", "images", "a", "b", "A", "rust",
+    "Rust", "leaf spot", "leaf_spot", "none", "nan", "1", "2", "007", "é", "e\u0301", "=x", "@x", "{class}", "*",
+    ".hidden", "__MACOSX", "x" * 200, "con", "labels", "new\nline", "\x1b[31m", "train.csv", "metadata.csv", "0.jpg",
 )  # fmt: skip
 PATTERNS = (
-    None, None, None, "", "{class}", "{split}/{class}", "{class}/{class}", "{source}/{class}", "{class}/{group}", "*/{class}",
-    "{class}/{split}", "train/{class}", "{klass}", "{class}*", "//", "{split}/{split}", "{class}/" * 50,
+    None, None, None, "", "{class}", "{split}/{class}", "{class}/{class}", "{source}/{class}", "{class}/{group}",
+    "*/{class}", "{class}/{split}", "train/{class}", "{klass}", "{class}*", "//", "{split}/{split}", "{class}/" * 50,
 )  # fmt: skip
 TABLES = (
     "image,label\n", "image,label\n0.jpg,x\n1.jpg,y\n", "image_id,label\n0,x\n1,y\n2,x\n", "a,b\n1\n", "\0", "",
@@ -183,6 +183,18 @@ def grow(home: Path, photo: bytes, rng: random.Random) -> None:
         name = rng.choice(("labels.csv", "train.csv", "metadata.csv", "sample_submission.csv", "x.jsonl", "y.parquet"))
         if not (place := rng.choice(places) / name).is_dir():
             place.write_bytes(rng.choice(TABLES).encode())
+    if os.name != "nt":
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            link = rng.choice(places) / rng.choice(("link.jpg", "loop", "gone"))
+            if not link.is_symlink():
+                link.symlink_to(rng.choice([*places, home / "nowhere", link]))
+        if rng.random() < 0.1:
+            os.mkfifo(rng.choice(places) / "pipe.jpg") if not list(home.rglob("pipe.jpg")) else None
+        if rng.random() < 0.1:
+            odd = rng.choice(places) / os.fsdecode(b"caf\xe9")
+            if not os.path.lexists(odd):
+                odd.mkdir()
+                (odd / "1.jpg").write_bytes(photo)
 
 
 def test_folders(tmp_path: Path, photos: Path, fuzz_inputs: int) -> None:
@@ -195,7 +207,8 @@ def test_folders(tmp_path: Path, photos: Path, fuzz_inputs: int) -> None:
         options = TableOptions(folders=rng.choice(PATTERNS), merge_case=rng.random() < 0.2)
         out = tmp_path / "run" if rng.random() < 0.3 else None
         read += attempt(
-            f"tree {number}, {options.folders}", lambda o=options, out=out: scan(home, columns=o, out=out, workers=1)
+            f"tree {number}, {options.folders}",
+            lambda h=home, o=options, out=out: scan(h, columns=o, out=out, workers=1),
         )
         shutil.rmtree(home)
         shutil.rmtree(tmp_path / "run", ignore_errors=True)

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from manihot.audit.bursts import WITHIN, describe_bursts, find_bursts
 from manihot.audit.duplicates import with_folds, with_groups
-from manihot.audit.hashes import Looks, look_at_photos
+from manihot.audit.hashes import Thumbnails, make_thumbnails
 from manihot.audit.stages import save_table
 from manihot.audit.tables import read_table
 from manihot.audit.trusted import load_features
@@ -39,13 +39,13 @@ OPTION = "--group auto"
 def group_bursts(folder: RunFolder, manifest: Manifest, keep: bool) -> Manifest:
     """Find bursts, RUN/audit/bursts.parquet and .csv, and say so; with `keep` no fold will tear them.
 
-    Needs the looks that `group_duplicates` left.
+    Needs the thumbnails that `group_duplicates` left.
     """
     columns = ["image_id", "path", "sha256", "label", "split"]
     about = digest_value(manifest.table[columns].to_numpy().tolist())
 
     def work() -> None:
-        found = find_bursts(manifest, Looks.load(folder.audit.looks), read_times(manifest.paths))
+        found = find_bursts(manifest, Thumbnails.load(folder.audit.thumbnails), read_times(manifest.paths))
         save_table(found, folder.path, "bursts")
 
     folder.stage("bursts", about, [folder.audit.table("bursts"), folder.audit.csv("bursts")], work)
@@ -72,7 +72,7 @@ def _keep(manifest: Manifest, found: pd.DataFrame, keep: bool) -> Manifest:
 
 def scan_bursts(manifest: Manifest, workers: int = 2) -> Manifest:
     """The manifest with each burst as a group, for a scan without a run."""
-    found = find_bursts(manifest, look_at_photos(manifest, workers), read_times(manifest.paths))
+    found = find_bursts(manifest, make_thumbnails(manifest, workers), read_times(manifest.paths))
     return _keep(manifest, found, True)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from manihot.audit.duplicates import flag_groups
-from manihot.audit.hashes import Looks
+from manihot.audit.hashes import Thumbnails
 from manihot.audit.neighbours import number_by_appearance
 from manihot.photos.times import Taken
 from manihot.records.groups import join_labels
@@ -40,12 +40,12 @@ COLUMNS = (
 NUMBERED = re.compile(r"(.*?)(\d{1,12})(\D*)", re.DOTALL)
 
 
-def find_bursts(manifest: Manifest, looks: Looks, taken: Taken) -> pd.DataFrame:
+def find_bursts(manifest: Manifest, thumbnails: Thumbnails, taken: Taken) -> pd.DataFrame:
     """Photographs that belong to a burst, one row each, sorted by group, with the columns of COLUMNS.
 
-    looks: of `hashes.look_at_photos`; taken: of `photos.times.read_times`, in the manifest's order. `nearest`: the most
-    alike of the burst; `seconds`, `numbers`: between the two, NaN where unknown; `likeness`: how much more alike they
-    are than photographs further apart, in their standard deviations.
+    thumbnails: of `hashes.make_thumbnails`; taken: of `photos.times.read_times`, in the manifest's order. `nearest`: the
+    most alike of the burst; `seconds`, `numbers`: between the two, NaN where unknown; `likeness`: how much more alike
+    they are than photographs further apart, in their standard deviations.
     """
     folder = [PurePosixPath(path).parent.as_posix() for path in manifest.table["path"]]
     stems = [PurePosixPath(path).stem for path in manifest.table["path"]]
@@ -53,7 +53,7 @@ def find_bursts(manifest: Manifest, looks: Looks, taken: Taken) -> pd.DataFrame:
     first, second, apart = _candidates(key, number, taken, stems)
     if not len(first):
         return _describe(manifest, first, second, np.empty(0), number, key, taken, np.zeros(0, bool))
-    pictures = _pictures(looks, manifest)
+    pictures = _pictures(thumbnails, manifest)
     alike = likeness(pictures, first, second)
     chance = likeness(pictures, *apart)
     alike, chance = _standardise(alike, chance, manifest.labels[first], manifest.labels[apart[0]])
@@ -103,10 +103,10 @@ def _sorted_pairs(pairs: set[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     return table[:, 0], table[:, 1]
 
 
-def _pictures(looks: Looks, manifest: Manifest) -> np.ndarray:
+def _pictures(thumbnails: Thumbnails, manifest: Manifest) -> np.ndarray:
     """Small grey pictures, float32 (N, SIDE, SIDE)."""
-    where = looks.rows(manifest.image_id)
-    return np.stack([cv2.resize(looks.thumbnails[k], (SIDE, SIDE), interpolation=cv2.INTER_AREA) for k in where]) \
+    where = thumbnails.rows(manifest.image_id)
+    return np.stack([cv2.resize(thumbnails.pictures[k], (SIDE, SIDE), interpolation=cv2.INTER_AREA) for k in where]) \
         .astype(np.float32)  # fmt: skip
 
 
