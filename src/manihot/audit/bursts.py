@@ -44,8 +44,8 @@ def find_bursts(manifest: Manifest, thumbnails: Thumbnails, taken: Taken) -> pd.
     """Photographs that belong to a burst, one row each, sorted by group, with the columns of COLUMNS.
 
     thumbnails: of `hashes.make_thumbnails`. taken: of `photos.times.read_times`, in the manifest's order. `nearest`:
-    the most alike of the burst; `seconds`, `numbers`: between the two, NaN where unknown; `likeness`: how much more alike
-    they are than photographs further apart, in their standard deviations.
+    the most alike of the burst; `seconds`, `numbers`: between the two, NaN where unknown; `likeness`: how much more so
+    than photographs further apart, in their standard deviations.
     """
     folder = [PurePosixPath(path).parent.as_posix() for path in manifest.table["path"]]
     stems = [PurePosixPath(path).stem for path in manifest.table["path"]]
