@@ -112,7 +112,7 @@ def test_what_needs_saved_predictions_only(hidden: dict[str, str], home: Path, t
     manihot(hidden, "stack", *both, "--out", tmp_path / "stack")
     manihot(hidden, "calibrate", both[0], "--out", tmp_path / "calibrated")
     costs = tmp_path / "costs.yaml"
-    costs.write_text("ask_expert: 0.2\n", encoding="utf-8")
+    costs.write_text("ask: 0.2\n", encoding="utf-8")
     manihot(hidden, "decide", both[0], costs, "--out", tmp_path / "decided")
     assert "quick" in manihot(hidden, "compare", home / "quick", home / "robust")
     manihot(hidden, "report", home / "quick")
