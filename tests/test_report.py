@@ -24,6 +24,7 @@ from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import RunFolder
 from manihot.report.report import make_report
+from manihot.report.words import signed
 from manihot.settings import Blend
 
 CLASSES = ("healthy", "mosaic", "brown streak")
@@ -386,3 +387,10 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_reports_need_no_torch() -> None:
     code = "import sys, manihot.report.report, manihot.report.compare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_differences_carry_their_sign() -> None:
+    assert [signed(value, 1, 100) for value in (0.0123, -0.0123, -0.0001, None, float("nan"))] == [
+        "+1.2", "−1.2", "+0.0", "–", "–"
+    ]  # fmt: skip
+    assert signed(-0.0104, 3) == "−0.010"

@@ -7,7 +7,6 @@ nothing; whatever a run folder lacks is named in it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,14 @@ from manihot.audit.what_if import TOGETHER
 from manihot.photos.decode import decode_photo
 from manihot.photos.faults import PhotoFault
 from manihot.records.files import write_atomic
-from manihot.records.manifest import Manifest
 from manihot.records.run_places import RunPlaces
 from manihot.records.summaries import read_audited, read_what_if
 from manihot.report.alike import alike_groups
 from manihot.report.audit_tables import gather_audit, list_files
+from manihot.report.audit_words import describe_findings
 from manihot.report.material import Material
 from manihot.report.pages import render
 from manihot.report.thumbnails import Thumbnails, jpeg_uri, read_thumbnails
-from manihot.report.words import count_of, number, percent
 
 WORST = 48  # pictures of labels that look wrong
 LEAST_SURE = 12  # of the least sure labels, where none looks wrong
@@ -71,9 +69,6 @@ def make_audit_page(run: Path) -> Path:
     return places.audit_page
 
 
-# --------------------------------------------------------------------------------------------- contents
-
-
 def contents(material: Material, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """Everything the template shows, as plain values."""
     manifest = material.manifest
@@ -108,7 +103,7 @@ def contents(material: Material, tables: dict[str, pd.DataFrame]) -> dict[str, A
         "sources": sources,
         "what_if": what_if,
         "evidence": _evidence(material),
-        "said": _sentences(manifest, duplicates, lookalikes, composition, sources, what_if),
+        "said": describe_findings(manifest, duplicates, lookalikes, composition, sources, what_if),
         "files": list_files(material.run),
         "report": material.places.report.is_file(),
         "same": SAME,
@@ -312,7 +307,7 @@ def _shares(priors: pd.DataFrame | None) -> dict[str, Any]:
     for name in priors["class"].unique():
         own = priors[priors["class"] == name].set_index("source")
         rows.append({"class": name, "cells": [own.loc[s].to_dict() if s in own.index else None for s in names]})
-    return {"names": [(name, int(sizes[name])) for name in names], "shares": rows}
+    return {"names": [f"{name} ({int(sizes[name]):,})" for name in names], "shares": rows}
 
 
 def _mean_images(material: Material, priors: pd.DataFrame | None) -> list[tuple[str, str]]:
@@ -342,78 +337,3 @@ def _what_if(material: Material, table: pd.DataFrame | None) -> dict[str, Any] |
     judges = [(judge, [row for row in rows if row["judged_on"] == judge]) for judge in table["judged_on"].unique()]
     return {"sentence": record.get("sentence", ""), "level": record.get("level"), "judges": judges,
             "run_folds": bool(record.get("run_folds"))}  # fmt: skip
-
-
-# --------------------------------------------------------------------------------------------- words
-
-
-def _sentences(
-    manifest: Manifest | None, duplicates: dict[str, Any] | None, lookalikes: dict[str, Any] | None,
-    composition: dict[str, Any] | None, sources: dict[str, Any] | None, what_if: dict[str, Any] | None,
-) -> list[tuple[str, str]]:  # fmt: skip
-    """The findings in words, after that on the labels: the section that each leads to, and the sentence."""
-    said = []
-    if duplicates:
-        said.append(("duplicates", " ".join(_say_duplicates(duplicates))))
-    if lookalikes and lookalikes["groups"]:
-        said.append(("lookalikes", lookalikes["sentence"]))
-    if sources and sources["pairs"]:
-        said.append(("sources", _say_sources(sources)))
-    elif manifest is not None and manifest.table["source"].nunique() < 2:
-        said.append(("sources", "There is only one source, so there are no sources to compare."))
-    if composition and composition["classes"] and composition["most"]:
-        most, fewest = composition["most"], composition["fewest"]
-        said.append(
-            (
-                "composition",
-                f"Largest class: “{most['class']}”, {percent(most['share'])} of the labelled photographs, "
-                f"{most['photographs'] / fewest['photographs']:.1f} times as many as “{fewest['class']}”.",
-            )
-        )
-    if what_if and what_if["sentence"]:
-        said.append(("what-if", what_if["sentence"]))
-    elif manifest is not None and not what_if:
-        said.append(("next", "Whether cleaning is worth it was not tested: add --what-if to the command."))
-    return said
-
-
-def _say_duplicates(found: dict[str, Any]) -> Iterable[str]:
-    if not found["n"]:
-        yield "No duplicates were found."
-        return
-    yield f"{count_of(found['n'], 'duplicate group')} of {count_of(found['photographs'])}."
-    if found["label_conflict"]:
-        many = f"In {found['label_conflict']:,} of them"
-        yield f"{many}, copies have different labels, so at least one label is wrong."
-    else:
-        yield "All copies have the same label."
-    if found["crosses_splits"]:
-        yield f"Across the given splits: {count_of(found['crosses_splits'], 'group')}, which inflates the test score."
-    if found["crosses_folds"]:
-        yield f"Across the given folds: {count_of(found['crosses_folds'], 'group')}."
-
-
-def _say_sources(found: dict[str, Any]) -> str:
-    pair = found["pairs"][0]
-    auc = f"AUC {number(pair['auc'], 2)} ({number(pair['low'], 2)}–{number(pair['high'], 2)})"
-    if not found["n_differ"]:
-        most = f"The most different are “{pair['first']}” and “{pair['second']}”"
-        return f"The sources can't be distinguished. {most}: {auc}."
-    within = ""
-    if not pd.isna(pair["within_class"]):
-        within = f", {number(pair['within_class'], 2)} among photographs of one class"
-    many = f"{found['n_differ']} of {found['n_pairs']} pairs of sources differ; most: " if found["n_pairs"] > 1 else ""
-    return (
-        f"{many}“{pair['first']}” and “{pair['second']}” can {pair['easily']} be told apart by the photographs alone: "
-        f"{auc}{within}.{_strongest(pair)}"
-    )
-
-
-def _strongest(pair: dict[str, Any]) -> str:
-    """The measurement that distinguishes two sources best, where it does."""
-    told = [row for row in pair["features"][:1] if row["low"] > 0.5 or row["high"] < 0.5]
-    words = (
-        f" The strongest single measurement: {row['measurement'].replace('_', ' ')}, {row['median_first']:.3g} against "
-        f"{row['median_second']:.3g}." for row in told
-    )  # fmt: skip
-    return "".join(words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -237,7 +238,7 @@ def explain_mistakes(
             drawn, method = _explain_cards(files, there[:MISTAKES], fold_of, path_of, made.classes, other)
         except Exception as error:  # whatever a network of another make raises, a report is written
             what = error.what if isinstance(error, ManihotError) else f"{type(error).__name__}: {error}"
-            material.missing.append(f"heat maps: not drawn ({what})".replace(str(material.run), ""))
+            material.missing.append(f"heat maps: not drawn ({what})".replace(f"{material.run}{os.sep}", ""))
     saved = {}
     for card in cards:
         for name in METHOD_NAMES:
