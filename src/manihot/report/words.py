@@ -50,7 +50,10 @@ def duration(seconds: float | None) -> str:
 
 def signed(value: float | None, digits: int, times: float = 1) -> str:
     """A number, `times` itself, with its sign: a share in percentage points with times=100; '–' where it is unknown."""
-    return "–" if value is None or pd.isna(value) else f"{round(times * value, digits) + 0.0:+.{digits}f}".replace("-", "−")
+    if value is None or pd.isna(value):
+        return "–"
+    rounded = round(times * value, digits) + 0.0  # which makes −0 a 0
+    return f"{rounded:+.{digits}f}".replace("-", "−")
 
 
 def headline(
