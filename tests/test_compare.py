@@ -49,7 +49,7 @@ def finished(run: Path, members: dict[str, float], test: bool = False, seed: int
     save_json(run / "metrics.json", found)
     stages = {"scan": {"status": "done", "seconds": 2.5}, "train": {"status": "done", "seconds": 60.0}}
     recipe = {"name": "quick", "seed": seed}
-    save_json(run / "run.json", {"recipe": recipe, "recipe_name": "quick", "stages": stages})
+    save_json(run / "run.json", {"format": 2, "recipe": recipe, "recipe_name": "quick", "stages": stages})
     return run
 
 
@@ -108,7 +108,7 @@ def test_a_run_that_has_only_begun_has_a_row(tmp_path: Path) -> None:
     run = tmp_path / "begun"
     run.mkdir()
     stages = {"scan": {"status": "running", "started": 1.0}}
-    save_json(run / "run.json", {"recipe": {"seed": 0}, "recipe_name": "standard", "stages": stages})
+    save_json(run / "run.json", {"format": 2, "recipe": {"seed": 0}, "recipe_name": "standard", "stages": stages})
     row = leaderboard([run]).iloc[0]
     assert row["status"] == "unfinished" and row["recipe"] == "standard" and np.isnan(row["accuracy"])
     print_leaderboard(leaderboard([run]), Console(file=io.StringIO()))

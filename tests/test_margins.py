@@ -11,9 +11,10 @@ import torch
 
 from manihot.members.member import Member
 from manihot.records.predictions import Predictions
+from manihot.records.run_places import FoldFolder
 from manihot.train import training as module
 from manihot.train.finetune import finetune
-from manihot.train.margins import MARGINS, Margins
+from manihot.train.margins import Margins
 from manihot.train.networks.checkpoint import load_network
 from manihot.train.steps import STEPS
 from tiny_member import draw_photos, tiny_member
@@ -25,7 +26,7 @@ def trained(home: Path, recipe: Path, *sets: str, **named: object) -> tuple[Memb
     """A member whose fold 0 was trained, and its margins."""
     member = tiny_member(home, recipe, sets, **named)
     finetune(member, 0, *member.rows(0))
-    return member, pd.read_parquet(member.folder(0) / MARGINS)
+    return member, pd.read_parquet(FoldFolder(member.folder(0)).margins)
 
 
 def test_the_margin_is_the_given_labels_logit_less_the_highest_other():
@@ -82,7 +83,7 @@ def test_noting_them_changes_nothing(tmp_path: Path, tiny_recipe: Path, monkeypa
     without = tiny_member(tmp_path / "without", tiny_recipe, sets, manifest)
     monkeypatch.setattr(module, "make_margins", lambda *arguments: None)
     finetune(without, 0, *without.rows(0))
-    assert not (without.folder(0) / MARGINS).exists()
+    assert not (FoldFolder(without.folder(0)).margins).exists()
     own, other = (load_network(one.folder(0) / "best.safetensors")[0] for one in (with_them, without))
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in own.state_dict().items())
     answers = [Predictions.load(one.folder(0) / "oof.parquet").logits for one in (with_them, without)]
@@ -141,7 +142,7 @@ def test_relabelled_photographs_are_measured_by_their_given_label(tmp_path: Path
     member = tiny_member(tmp_path, tiny_recipe, sets, manifest, "b")
     answers.save(member.run / "predictions/a.oof.parquet")
     finetune(member, 0, *member.rows(0))
-    margins = pd.read_parquet(member.folder(0) / MARGINS)
+    margins = pd.read_parquet(FoldFolder(member.folder(0)).margins)
     last = margins[margins["epoch"] >= 6]["margin"]
     assert (last < 0).mean() > 0.8
 
@@ -153,8 +154,8 @@ def test_stages_count_their_epochs_on_and_clusters_have_no_margins(tmp_path: Pat
     )
     member, margins = trained(tmp_path, tiny_recipe, "mixing=[]", stages)
     assert sorted(set(margins["epoch"])) == [1, 2, 3]
-    assert not (member.folder(0) / "stage1" / MARGINS).exists()
-    assert len(pd.read_parquet(member.folder(0) / "stage2" / MARGINS)) == 2 * len(member.rows(0)[0])
+    assert not (FoldFolder(member.folder(0)).stage(1).margins).exists()
+    assert len(pd.read_parquet(FoldFolder(member.folder(0)).stage(2).margins)) == 2 * len(member.rows(0)[0])
 
 
 def test_photographs_that_show_no_class_have_no_margin(tmp_path: Path, tiny_recipe: Path):

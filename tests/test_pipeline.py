@@ -131,7 +131,8 @@ def test_members_weigh_in_a_prediction_as_in_the_blend(small_photos: Path, tiny_
     weighted = predict_photos(manihot.load_model(out), manifest).pred_probs
     assert np.allclose(weighted, 0.75 * parts[0] + 0.25 * parts[1], atol=1e-5)
     (out / "blend/combination.npz").unlink()  # a run folder of an older version holds weights alone
-    (out / "blend/blend.json").write_text(json.dumps({"weights": {"a": 0.75, "b": 0.25, "c": 0.0}}))
+    about = {"members": ["a", "b", "c"], "method": "fixed", "weights": {"a": 0.75, "b": 0.25, "c": 0.0}}
+    (out / "blend/blend.json").write_text(json.dumps(about))
     assert np.allclose(predict_photos(manihot.load_model(out), manifest).pred_probs, weighted, atol=1e-6)
 
 

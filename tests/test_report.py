@@ -120,7 +120,7 @@ def make_run(
     stages = {"scan": {"status": "done", "seconds": 1.5}, "train": {"status": "done", "seconds": 65}}
     recipe = {"method": "finetune", "seed": 7, "train": {"keep": "best", "epochs": 4}, "audit": {"duplicates": True}}
     about = {"versions": {"numpy": "2.0"}, "device": "cpu", "stages": stages}
-    save_json(run / "run.json", {"recipe_name": "quick", "recipe": recipe, **about})
+    save_json(run / "run.json", {"format": 2, "recipe_name": "quick", "recipe": recipe, **about})
     return run
 
 

@@ -47,7 +47,7 @@ from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.quarantine import COLUMNS as QUARANTINE
 from manihot.records.run_folder import RunFolder
-from manihot.records.run_places import SAMPLE
+from manihot.records.run_places import SAMPLE, RunPlaces
 from manihot.settings import Recipe, load_recipe, merge
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.trust.out_of_distribution import (
@@ -266,12 +266,12 @@ def _scan(folder: RunFolder, photos: Any, workers: int, columns: TableOptions) -
         inputs: Any = digest_file(first)
 
         def work() -> None:
-            Manifest.load(first).save(folder / "manifest.parquet")
+            Manifest.load(first).save(folder.manifest)
             carry_counts(first, folder.path)
             if (sample := RunFolder(first.parent).sample_submission).is_file():
                 write_atomic(folder.sample_submission, sample.read_bytes())
                 outputs.append(SAMPLE)
-            write_atomic(folder / "quarantine.csv", ",".join(QUARANTINE) + "\n")
+            write_atomic(folder.quarantine, ",".join(QUARANTINE) + "\n")
     else:
         from manihot.photos.scan import scan
 
@@ -282,9 +282,9 @@ def _scan(folder: RunFolder, photos: Any, workers: int, columns: TableOptions) -
             if folder.sample_submission.is_file():
                 outputs.append(SAMPLE)
 
-    outputs: list[str | Path] = ["manifest.parquet", "quarantine.csv"]
+    outputs: list[str | Path] = [folder.manifest, folder.quarantine]
     folder.stage("scan", inputs, outputs, work)
-    return Manifest.load(folder / "manifest.parquet")
+    return Manifest.load(folder.manifest)
 
 
 def _digest_listing(photos: Any, out: Path) -> str:
@@ -305,7 +305,7 @@ def _digest_listing(photos: Any, out: Path) -> str:
             folders[:] = sorted(
                 f for f in folders
                 if not f.startswith(".") and Path(parent, f).resolve() != out.resolve()
-                and not Path(parent, f, "run.json").exists()
+                and not RunPlaces(Path(parent, f)).record_file.exists()
             )  # fmt: skip
             for name in sorted(files):
                 relative = Path(parent, name).relative_to(place).as_posix()
@@ -331,8 +331,8 @@ def _folds(folder: RunFolder, recipe: Recipe, manifest: Manifest) -> Manifest:
     sources = {name: source.model_dump(mode="json") for name, source in recipe.sources.items()}
     groups = digest_value(manifest.table["group"].tolist())
     settings = recipe.folds.model_dump(mode="json")
-    inputs = [digest_file(folder / "manifest.parquet"), sources, groups, settings, recipe.seed]
-    path = folder / "folds.parquet"
+    inputs = [digest_file(folder.manifest), sources, groups, settings, recipe.seed]
+    path = folder.folds
 
     def work() -> None:
         fold, warnings = assign_folds(manifest, recipe.folds, recipe.seed)
@@ -340,13 +340,13 @@ def _folds(folder: RunFolder, recipe: Recipe, manifest: Manifest) -> Manifest:
             say(f"Warning: {warning}")
         manifest.with_columns(fold=fold).save(path)
 
-    folder.stage("folds", inputs, ["folds.parquet"], work)
+    folder.stage("folds", inputs, [folder.folds], work)
     return Manifest.load(path)
 
 
 def trust_stage(folder: RunFolder, name: str, seed: int, coverage: float = 0.9) -> None:
     """Calibration and sets of answers for the run's predictions, into RUN/trust, where there are enough of them."""
-    oof = folder / f"predictions/{name}.oof.parquet"
+    oof = folder.oof(name)
     if not oof.exists():
         return
     known = int((Predictions.load(oof).labels >= 0).sum())
@@ -357,10 +357,10 @@ def trust_stage(folder: RunFolder, name: str, seed: int, coverage: float = 0.9) 
     def work() -> None:
         from manihot.trust.files import calibrate_files
 
-        calibrate_files(oof, folder / "trust", coverage=coverage, manifest=folder / "folds.parquet", seed=seed)
+        calibrate_files(oof, folder.trust.path, coverage=coverage, manifest=folder.folds, seed=seed)
 
-    inputs = [digest_file(oof), digest_file(folder / "folds.parquet"), seed, coverage]
-    folder.stage("trust", inputs, ["trust/trust.json", "trust/calibrator.json", "trust/sets.json"], work)
+    inputs = [digest_file(oof), digest_file(folder.folds), seed, coverage]
+    folder.stage("trust", inputs, [folder.trust.summary, folder.trust.calibrator, folder.trust.sets], work)
 
 
 def unknown_stage(
@@ -368,26 +368,26 @@ def unknown_stage(
 ) -> None:
     """What tells photographs of another kind, into RUN/trust: fitted on held-out photographs of one of its members."""
     member = members_of(folder, name)[0]
-    oof, best = (folder / f"predictions/{which}.oof.parquet" for which in (member, name))
-    if not oof.exists() or not (folder / "trust/sets.json").is_file():
+    oof, best = (folder.oof(which) for which in (member, name))
+    if not oof.exists() or not folder.trust.sets.is_file():
         return
 
     def work() -> None:
-        fitted, why = with_reference(find_fitted(folder / f"members/{member}"), engine, seed)
+        fitted, why = with_reference(find_fitted(folder.member(member).path), engine, seed)
         if why:
             found = OutOfDistribution(member, {}, false_rejection, 0, why)
         else:
             found = fit_out_of_distribution(member, fitted.oof, fitted.shared, false_rejection, seed=seed)
         found = replace(found, output_limit=limit_of_output(Predictions.load(best), false_rejection))
-        found.save(folder / "trust")
-        outputs.extend(f"trust/{name}" for name in found.files)
+        found.save(folder.trust.path)
+        outputs.extend(folder.trust.path / name for name in found.files)
         if found.why:
             say(f"Photographs of another kind are not told apart: {found.why}")
 
-    networks = networks_by_fold(folder / f"members/{member}")
+    networks = networks_by_fold(folder.member(member).path)
     digests = [digest_file(path) for path in (oof, best, *networks.values())]
     inputs = [member, digests, false_rejection, seed]
-    outputs = ["trust/unknown.json"]  # and a file a detector, which `work` adds
+    outputs: list[str | Path] = [folder.trust.unknown]  # and a file a detector, which `work` adds
     folder.stage("unknown", inputs, outputs, work)
 
 
@@ -398,8 +398,8 @@ def audit_stage(
 
     Where the predictions hold no features, a frozen network looks.
     """
-    oof, embeddings, why = folder / f"predictions/{name}.oof.parquet", None, "the predictions hold no features"
-    if not oof.exists() or not (folder / "audit/duplicates.parquet").exists():
+    oof, embeddings, why = folder.oof(name), None, "the predictions hold no features"
+    if not oof.exists() or not folder.audit.table("duplicates").exists():
         return
     if not recipe.audit.labels:
         audit_lookalikes(folder, manifest, name)
@@ -424,14 +424,14 @@ def score(folder: RunFolder, manifest: Manifest, names: Sequence[str], best: str
     for name in [*names, "ensemble"] if best == "ensemble" else names:
         entry: dict[str, Any] = {}
         for kind in ("oof", "test"):
-            path = folder / f"predictions/{name}.{kind}.parquet"
+            path = folder.predictions(name, kind)
             if path.exists():
                 entry |= _evaluate(Predictions.load(path), groups, kind, seed)
         if name == "ensemble":
             found["ensemble"] = {key: value for key, value in entry.items() if key != "folds"}
         else:
             found["members"][name] = entry
-    save_json(folder / "metrics.json", found)
+    save_json(folder.metrics, found)
     return found
 
 

@@ -26,7 +26,7 @@ from manihot.records.predictions import Predictions
 from manihot.records.quarantine import load_quarantine
 from manihot.records.readers import read_record
 from manihot.records.run_folder import RunFolder
-from manihot.records.summaries import read_audited, read_blended, read_what_if
+from manihot.records.summaries import FORMAT, read_audited, read_blended, read_what_if
 from manihot.report.compare import leaderboard, read_history
 from manihot.report.words import blend_words
 from manihot.trust.calibrate import Calibrator, fit_calibrator
@@ -92,7 +92,7 @@ def _scores() -> dict[str, object]:
 def _run_record() -> dict[str, object]:
     stage = {"status": "done", "inputs": "ab", "started": 1.5, "seconds": 2.5, "outputs": {"folds.parquet": "cd"}}
     return {
-        "recipe_name": "quick", "seed": 0, "photos": ["photos"], "scan_options": {"csv": "a.csv"},
+        "format": FORMAT, "recipe_name": "quick", "seed": 0, "photos": ["photos"], "scan_options": {"csv": "a.csv"},
         "recipe": {"name": "quick", "seed": 0, "folds": {"n": 5}, "members": {"main": {"refit": True}}},
         "versions": {"manihot": "0.1.0"}, "command": ["manihot", "run"], "system": "Linux x86_64", "device": "cpu",
         "weights": [["lite0", "embedded"]], "stages": {"scan": {"status": "running", "started": 1.0}, "folds": stage},

@@ -29,6 +29,7 @@ LEFT_OUT = object()
 # kind, place in the JSON, what stands there, words of the error
 FIELDS: list[tuple[str, str, Any, str]] = [
     ("run record", "stages", [], "'stages'"),
+    ("run record", "format", "two", "'format'"),
     ("run record", "stages.folds", "done", "'stages.folds'"),
     ("run record", "stages.folds.status", "perhaps", "'stages.folds.status'.*'perhaps'"),
     ("run record", "stages.folds.seconds", "long", "'stages.folds.seconds'"),

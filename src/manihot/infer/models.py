@@ -18,8 +18,9 @@ from manihot.errors import MissingExtraError, WeightsError
 from manihot.networks.card import KEY, REMEDY, ModelCard
 from manihot.networks.runner import LinearHead, OnnxRunner, Outputs, Runner, read_metadata
 from manihot.photos.preprocess import Preprocess
-from manihot.records.files import load_json
 from manihot.records.run_folder import BACKBONE, HEAD, NETWORK, REFITTED, TORCH_NETWORK
+from manihot.records.run_places import RunPlaces
+from manihot.records.summaries import read_blended
 from manihot.settings import View
 
 Opener = Callable[[Path, str], Runner]  # of a network's file and a device
@@ -167,7 +168,7 @@ def load_model(path: Path) -> list[TrainedModel]:
 
 def _networks(path: Path) -> list[Path]:
     """The files of a run's or a member's networks that answer new photographs."""
-    members = sorted(folder for folder in path.glob("members/*") if folder.is_dir()) or [path]
+    members = [member.path for member in RunPlaces(path).members()] or [path]
     found: list[Path] = []
     for member in members:
         whole = network_of(member / REFITTED)
@@ -177,9 +178,9 @@ def _networks(path: Path) -> list[Path]:
 
 def _as_blended(run: Path, models: list[TrainedModel]) -> list[TrainedModel]:
     """The models of a run's blend, each with the saved combination; all with their weights in runs without one."""
-    saved, about = run / "blend" / "combination.npz", run / "blend" / "blend.json"
+    saved, about = RunPlaces(run).blend.combination, RunPlaces(run).blend.summary
     if not saved.is_file():
-        weights = (load_json(about).get("weights") or {}) if about.is_file() else {}
+        weights = (read_blended(about).get("weights") or {}) if about.is_file() else {}
         for model in models:
             model.weight = float(weights.get(model.card.member, 1.0))
         return [model for model in models if model.weight > 0] or models

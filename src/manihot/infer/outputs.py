@@ -18,9 +18,9 @@ from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.quarantine import load_quarantine
 from manihot.records.run_folder import RunFolder
+from manihot.records.run_places import SUBMISSION, RunPlaces
 from manihot.records.submissions import Sample, asks_for, save_submission
 
-SUBMISSION = "submission.csv"  # how the name of a file with Kaggle's two columns ends
 NAMED = 5  # files that a message names
 
 
@@ -115,11 +115,11 @@ def submission_stage(folder: RunFolder, name: str) -> None:
 
     Photographs that can't be read get the class most common in training.
     """
-    test, out = folder / f"predictions/{name}.test.parquet", folder / SUBMISSION
+    test, out = folder.test(name), folder / SUBMISSION
     if not test.exists():
         out.unlink(missing_ok=True)
         return
-    quarantine = load_quarantine(folder / "quarantine.csv")
+    quarantine = load_quarantine(folder.quarantine)
     unread = quarantine[(quarantine["split"] == "test") & (quarantine["image_id"] != "")]["image_id"].tolist()
 
     written: list[str | Path] = []
@@ -176,7 +176,7 @@ def commonest(predictions: Predictions, models: Sequence[TrainedModel], model: P
     if counts is None:  # a model of an older manihot: its run may be around it
         for folder in (model, *model.absolute().parents[:4]):
             try:
-                trained = Manifest.load(folder / "folds.parquet")
+                trained = Manifest.load(RunPlaces(folder).folds)
             except ManihotError:
                 continue
             if trained.classes == predictions.classes:

@@ -32,6 +32,7 @@ from manihot.records.files import atomic_path
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import WHOLE
+from manihot.records.run_places import RunPlaces, TrustFolder
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.trust.calibrate import Calibrator
 from manihot.trust.files import apply_trust
@@ -150,9 +151,9 @@ def _predict_with(
     models: list[TrainedModel], model: Path, manifest: Manifest, quarantine: pd.DataFrame, out: Path | None, raw: bool,
     engine: Engine,
 ) -> Predictions:  # fmt: skip
-    trust = Path(model) / "trust"
-    asked = out is not None and (trust / "sets.json").is_file() and not Path(out).name.endswith(SUBMISSION)
-    strangers = OutOfDistribution.load(trust) if asked and (trust / "unknown.json").is_file() else None
+    trust = RunPlaces(Path(model)).trust.path
+    asked = out is not None and TrustFolder(trust).sets.is_file() and not Path(out).name.endswith(SUBMISSION)
+    strangers = OutOfDistribution.load(trust) if asked and TrustFolder(trust).unknown.is_file() else None
     first = FirstViews(strangers.member, len(manifest)) if strangers is not None and strangers.detectors else None
     say_who_answers(models)
     predictions = predict_photos(models, manifest, engine, first)
@@ -174,7 +175,7 @@ def _predict_with(
 
 def calibrated(predictions: Predictions, trust: Path) -> Predictions:
     """The same with the probabilities of the calibrator in a run's folder `trust`, where there is one for them."""
-    path = trust / "calibrator.json"
+    path = TrustFolder(trust).calibrator
     calibrator = Calibrator.load(path) if path.is_file() else None
     if calibrator is None or calibrator.kind == "none" or calibrator.classes != predictions.classes:
         return predictions
@@ -207,7 +208,7 @@ def look_as_fitted(
     fold = min(strangers.detectors)
     if fold == SHARED or WHOLE not in first.by_fold:
         return strangers
-    folder = run / f"members/{strangers.member}/fold{fold}"
+    folder = RunPlaces(run).fold(strangers.member, fold).path
     path = network_of(folder)
     if path is None:
         why = f"the network in {folder} is gone, and the network that answers knows them all"

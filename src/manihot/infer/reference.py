@@ -25,6 +25,7 @@ from manihot.records.files import digest_file, digest_value
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import BACKBONE
+from manihot.records.run_places import RunPlaces
 
 REFERENCE = 1000  # photographs embedded anew where the training kept no embeddings
 KEPT = 4000  # and those of a frozen backbone, whose embeddings are there
@@ -58,18 +59,18 @@ def find_fitted(model: Path) -> Fitted:
     model = Path(model).absolute()
     only = model if model.is_file() else None
     folder = only.parent.parent if only else model
-    names = sorted(member.name for member in folder.glob("members/*/") if networks_by_fold(member))
+    names = [member.name for member in RunPlaces(folder).members() if networks_by_fold(member.path)]
     if only is None and not names and not networks_by_fold(folder):
         load_model(model)  # raises what says which models there are
     if names:
-        folder = folder / "members" / names[0]
+        folder = RunPlaces(folder).member(names[0]).path
         if len(names) > 1:
             say(
                 f"{model.name} has the members {', '.join(names)}; {names[0]} watches. "
                 "Name RUN/members/NAME for another."
             )
     run, member = folder.parent.parent, folder.name
-    oof = run / "predictions" / f"{member}.oof.parquet"
+    oof = RunPlaces(run).oof(member)
     if folder.parent.name != "members" or not oof.is_file():
         raise DataError(
             f"{model}: only a run folder knows what its model was fitted on, and there is no {oof.name} in "
@@ -83,7 +84,7 @@ def find_fitted(model: Path) -> Fitted:
     made = made.take(np.isin(made.fold, list(files)))
     if not files or not len(made):
         raise DataError(f"{model}: no network here that held photographs out", "name the whole run folder")
-    manifest = Manifest.load(run / "manifest.parquet") if (run / "manifest.parquet").is_file() else None
+    manifest = Manifest.load(RunPlaces(run).manifest) if RunPlaces(run).manifest.is_file() else None
     return Fitted(run, member, files, made, manifest, pd.Series(made.fold, index=made.image_id))
 
 
@@ -99,7 +100,7 @@ def with_reference(fitted: Fitted, engine: Engine, seed: int = 0) -> tuple[Fitte
     rows = np.sort(rng.permutation(len(fitted.oof))[: KEPT if fitted.shared else REFERENCE])
     chosen = fitted.oof.take(rows)
     digest = digest_value(["first view", *(digest_file(p) for p in fitted.networks.values()), chosen.image_id.tolist()])
-    kept = fitted.run / "watch" / f"{fitted.member}-{digest[:12]}.parquet"
+    kept = RunPlaces(fitted.run).watch(fitted.member, digest[:12])
     if kept.is_file():
         return replace(fitted, oof=Predictions.load(kept), every_view=False), ""
     logits, embeddings = np.zeros_like(chosen.logits), None
@@ -128,15 +129,15 @@ def with_reference(fitted: Fitted, engine: Engine, seed: int = 0) -> tuple[Fitte
 def _features_of(fitted: Fitted) -> Path | None:
     """The folder of RUN/features that the heads of all its networks were fitted on; None for fine-tuned ones."""
     digest = read_card(next(iter(fitted.networks.values()))).about.get("features")
-    folder = fitted.run / "features" / str(digest)
-    return folder if digest and folder.is_dir() and (fitted.run / "folds.parquet").is_file() else None
+    folder = RunPlaces(fitted.run).features(str(digest))
+    return folder if digest and folder.is_dir() and RunPlaces(fitted.run).folds.is_file() else None
 
 
 def _kept_features(fitted: Fitted, image_id: np.ndarray) -> np.ndarray:
     """Features (N, D) of the first view, as training computed them."""
     assert fitted.features is not None
     parts = [np.load(path, mmap_mode="r")[:, 0] for path in sorted(fitted.features.glob("*.npy"))]
-    place = pd.Index(Manifest.load(fitted.run / "folds.parquet").image_id).get_indexer(pd.Index(image_id))
+    place = pd.Index(Manifest.load(RunPlaces(fitted.run).folds).image_id).get_indexer(pd.Index(image_id))
     ends = np.cumsum([len(part) for part in parts])
     if (place < 0).any() or (len(place) and place.max() >= ends[-1]):
         raise DataError(f"{fitted.features}: not the features of all photographs", "run the same `manihot run` again")
@@ -157,7 +158,7 @@ def _reference_photos(fitted: Fitted, network: Path, image_id: np.ndarray) -> tu
     preprocess = read_card(network).preprocess
     height, width = preprocess.for_store.size
     try:
-        store = PhotoStore.open(fitted.run / f"store/{height}x{width}-{preprocess.fit}.npy")
+        store = PhotoStore.open(RunPlaces(fitted.run).store(height, width, preprocess.fit))
         return store, store.rows(image_id)
     except ManihotError:  # the store was removed to save room: the files will do
         assert fitted.manifest is not None

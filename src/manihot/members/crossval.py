@@ -22,7 +22,8 @@ from manihot.members.training_labels import duplicate_groups, members_asked
 from manihot.records.files import digest_file, digest_value, write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.run_folder import HEAD, NETWORK, TORCH_NETWORK, WHOLE, RunFolder
+from manihot.records.run_folder import WHOLE, RunFolder
+from manihot.records.run_places import FoldFolder
 from manihot.settings import Recipe
 
 DECIDES = (
@@ -90,7 +91,8 @@ def train_fold(member: Member, fold: int) -> None:
 
     fold: WHOLE trains on everything, which comes after the folds.
     """
-    folder = f"members/{member.name}/{member.folder(fold).name}"
+    place = FoldFolder(member.folder(fold))
+    folder = member.run.relative(place.path)
     train, held = member.rows(fold)
     settings = member.recipe.resolved()
     inputs = {
@@ -98,15 +100,15 @@ def train_fold(member: Member, fold: int) -> None:
         "photographs": _digest_rows(member.manifest),
         "fold": fold,
         "size": member.preprocess.to_json(),
-        "asked": [digest_file(member.run / f"predictions/{name}.oof.parquet") for name in members_asked(member.recipe)],
+        "asked": [digest_file(member.run.oof(name)) for name in members_asked(member.recipe)],
     }
     if any(stage.labels.settings.get("one_a_group") for stage in member.recipe.stage_recipes()):
         copies = duplicate_groups(member)
         inputs["copies"] = None if copies is None else digest_value(copies.tolist())
     method = member.tools.methods[member.recipe.method]
     inputs |= method.inputs(member, fold)
-    outputs = [f"{folder}/oof.parquet"] if len(held) else []
-    outputs += [f"{folder}/test.parquet"] if len(member.test_rows) else []
+    outputs = [place.oof] if len(held) else []
+    outputs += [place.test] if len(member.test_rows) else []
 
     def work() -> None:
         member.tools.from_first(lambda: _clear_unless_resumable(member.folder(fold), digest_value(inputs)))
@@ -116,10 +118,10 @@ def train_fold(member: Member, fold: int) -> None:
     member.run.stage(folder, inputs, outputs, work)
 
 
-def _networks(member: Member, fold: int) -> list[str]:
-    """The files of the fold's network, relative to the run folder."""
-    found = [member.folder(fold) / name for name in (NETWORK, HEAD, TORCH_NETWORK)]
-    return [path.relative_to(member.run.path).as_posix() for path in (*found, member.backbone) if path.is_file()]
+def _networks(member: Member, fold: int) -> list[Path]:
+    """The files of the fold's network."""
+    own = FoldFolder(member.folder(fold))
+    return [path for path in (own.network, own.head, own.torch_network, own.backbone) if path.is_file()]
 
 
 def collect(member: Member, folds: list[int]) -> None:
@@ -128,9 +130,9 @@ def collect(member: Member, folds: list[int]) -> None:
     Of a member that was refitted on everything, that network's answers on test photographs are the member's.
     """
     parts = [
-        Predictions.load(member.folder(k) / "oof.parquet")
+        Predictions.load(FoldFolder(member.folder(k)).oof)
         for k in folds
-        if (member.folder(k) / "oof.parquet").exists()
+        if FoldFolder(member.folder(k)).oof.exists()
     ]
     if parts:
         order = np.isin(member.manifest.image_id, np.concatenate([part.image_id for part in parts]))
@@ -144,23 +146,23 @@ def collect(member: Member, folds: list[int]) -> None:
             parts[0].numbers,
         )  # fmt: skip
         joined.align(member.manifest.image_id[order]).save(
-            member.run / f"predictions/{member.name}.oof.parquet"
+            member.run.oof(member.name)
         )
     if len(member.test_rows):
         answering = [WHOLE] if is_refitted(member) else folds or [0]
-        tests = [Predictions.load(member.folder(k) / "test.parquet") for k in answering]
+        tests = [Predictions.load(FoldFolder(member.folder(k)).test) for k in answering]
         mean = np.mean([p.pred_probs for p in tests], axis=0)
         unknown = [p.unknown for p in tests if p.unknown is not None]
         test = Predictions.from_probs(
             tests[0].image_id, mean, tests[0].classes, tests[0].labels,
             unknown=np.mean(unknown, axis=0) if unknown else None, numbers=tests[0].numbers,
         )  # fmt: skip
-        test.save(member.run / f"predictions/{member.name}.test.parquet")
+        test.save(member.run.test(member.name))
 
 
 def _clear_unless_resumable(folder: Path, digest: str) -> None:
     """Remove what another recipe's or other photographs' unfinished training left in the fold's folder."""
-    mark = folder / "inputs.txt"
+    mark = FoldFolder(folder).inputs
     if folder.exists() and (not mark.exists() or mark.read_text(encoding="utf-8") != digest):
         shutil.rmtree(folder)
     write_atomic(mark, digest)

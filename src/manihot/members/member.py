@@ -14,7 +14,7 @@ from manihot.networks.runner import Runner
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.store import make_store
 from manihot.records.manifest import Manifest
-from manihot.records.run_folder import BACKBONE, REFITTED, WHOLE, RunFolder
+from manihot.records.run_folder import WHOLE, RunFolder
 from manihot.settings import Photo, Recipe
 
 Triple = tuple[float, float, float]
@@ -102,12 +102,12 @@ class Member:
 
     def folder(self, fold: int) -> Path:
         """Where the fold's files lie."""
-        return self.run / f"members/{self.name}" / (REFITTED if fold == WHOLE else f"fold{fold}")
+        return self.run.fold(self.name, fold).path
 
     @property
     def backbone(self) -> Path:
         """Where its frozen network lies, as ONNX."""
-        return self.run / f"members/{self.name}" / BACKBONE
+        return self.run.member(self.name).backbone
 
     def open_backbone(self) -> Runner:
         """Its pretrained network, which gives embeddings; the same one for all folds, a random one too."""
@@ -129,7 +129,7 @@ def make_member(
     preprocess = Preprocess(size, preprocess.fit, preprocess.mean, preprocess.std, stored)
     photos: Photos = PhotoFiles(manifest.paths, preprocess)
     if photo.store == "disk":
-        store = run / f"store/{stored[0]}x{stored[1]}-{photo.fit}.npy"
+        store = run.store(stored[0], stored[1], photo.fit)
         photos = tools.first_alone(lambda: make_store(store, manifest, preprocess.for_store, workers))
     if photo.normalise == "measured":
         mean, std = measure_normalisation(photos, manifest)

@@ -27,14 +27,14 @@ def look_again(member: Member, of: str, folds: Sequence[int]) -> None:
 
 
 def _one_fold(member: Member, of: str, fold: int) -> None:
-    place = member.run / f"members/{of}/fold{fold}"
+    place = member.run.fold(of, fold).path
     network = network_of(place)
     if network is None:
         raise DataError(f"{member.name}: {of!r} has no network of fold {fold}", f"train {of} first: {place}")
     _, held = member.rows(fold)
-    folder = f"members/{member.name}/fold{fold}"
-    wanted = {"oof": held, "test": member.test_rows}
-    outputs = [f"{folder}/{name}.parquet" for name, rows in wanted.items() if len(rows)]
+    own = member.run.fold(member.name, fold)
+    wanted = {own.oof: held, own.test: member.test_rows}
+    outputs = [path for path, rows in wanted.items() if len(rows)]
     inputs = {
         "network": digest_file(network),
         "tta": [view.model_dump(mode="json") for view in member.recipe.tta],
@@ -45,4 +45,4 @@ def _one_fold(member: Member, of: str, fold: int) -> None:
     def work() -> None:
         predict_fold(member, fold, held, open_network(network, member.tools.device, member.tools.opener))
 
-    member.run.stage(folder, inputs, outputs, work)
+    member.run.stage(member.run.relative(own.path), inputs, outputs, work)

@@ -20,6 +20,7 @@ from manihot.photos.listing import choose_few
 from manihot.photos.sources import read_photos
 from manihot.progress import say
 from manihot.records.manifest import UNLABELLED, Manifest
+from manihot.records.run_places import RunPlaces
 from manihot.settings import IN_STAGES, NOT_OF_MEMBERS, OF_MODEL_IN_STAGES, Recipe
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 
@@ -52,8 +53,8 @@ def prepare_smoke(
     say(f"Smoke run: {len(few)} photographs, two folds, an epoch a stage; the figures mean nothing")
     for sentence in (*backbones, *roles, *classes):
         say(f"  {sentence}")
-    few.save(place / "manifest.parquet")
-    return made, place / "manifest.parquet"
+    few.save(RunPlaces(place).manifest)
+    return made, RunPlaces(place).manifest
 
 
 def smoke_recipe(recipe: Recipe, count_stages: CountStages | None = None) -> tuple[Recipe, list[str]]:

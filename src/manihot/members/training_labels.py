@@ -258,7 +258,7 @@ def _ask(asked: LabelRequest, rows: np.ndarray, by: str, what: str = "pseudo-lab
 
 def _others(asked: LabelRequest, by: str) -> tuple[list[Runner], Preprocess, tuple[View, ...]]:
     """Member `by`'s network of the same fold, its input and its views; all of them where nothing is held out."""
-    folder, tools = asked.member.run / f"members/{by}", asked.member.tools
+    folder, tools = asked.member.run.member(by).path, asked.member.tools
     if asked.fold == WHOLE:
         model = load_model(folder)[0]
         return model.open(tools.device, tools.opener), model.preprocess, model.views
@@ -272,7 +272,7 @@ def _others(asked: LabelRequest, by: str) -> tuple[list[Runner], Preprocess, tup
 def _stored(asked: LabelRequest, preprocess: Preprocess) -> Photos:
     """The photographs as another network sees them, whose size may be another one's than the stage's."""
     stored = preprocess.stored or preprocess.size
-    path = asked.member.run / f"store/{stored[0]}x{stored[1]}-{preprocess.fit}.npy"
+    path = asked.member.run.store(stored[0], stored[1], preprocess.fit)
     if asked.member.recipe.photo.store == "none" or not path.is_file():  # the other may have had no store
         return PhotoFiles(asked.member.manifest.paths, preprocess)
     return PhotoStore.open(path)
@@ -293,7 +293,7 @@ def _answers(asked: LabelRequest, of: str | tuple[str, ...]) -> np.ndarray:
 
 def _answers_of(asked: LabelRequest, of: str) -> np.ndarray:
     member = asked.member
-    path = member.run / f"predictions/{of}.oof.parquet"
+    path = member.run.oof(of)
     if not path.is_file():
         raise DataError(f"labels.of: member {of!r} has no out-of-fold predictions", f"train {of} first: {path}")
     told = Predictions.load(path)
@@ -324,7 +324,7 @@ def duplicate_groups(member: Member) -> np.ndarray | None:
     The manifest's groups are wider: they hold the user's own too, such as the photographs of one plant, which are no
     copies of each other.
     """
-    path = member.run / "audit/duplicates.parquet"
+    path = member.run.audit.table("duplicates")
     if not (member.recipe.audit.duplicates and path.is_file()):
         return None
     named = read_table(path, "duplicates", ["image_id", "group"]).set_index("image_id")["group"]

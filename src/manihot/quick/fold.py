@@ -56,7 +56,7 @@ def features_of(member: Member) -> tuple[str, np.ndarray]:
     drawn = None if recipe.model.pretrained else member.seed(0)
     photographs = digest_value(member.manifest.table[["image_id", "sha256"]].to_numpy().tolist())
     name = digest_value([backbone, drawn, views, member.preprocess.to_json(), photographs])[:16]
-    folder = member.run / f"features/{name}"
+    folder = member.run.features(name)
     runner = OpenedLater(member)
     return name, make_features(folder, runner, member.photos, member.preprocess, recipe.tta, recipe.features.batch)
 

@@ -27,7 +27,7 @@ from manihot.records.run_places import (
     MemberFolder,
     RunPlaces,
 )
-from manihot.records.summaries import read_run_record
+from manihot.records.summaries import FORMAT, read_run_record
 
 __all__ = [
     "BACKBONE", "ENSEMBLE", "HEAD", "NETWORK", "REFITTED", "TORCH_NETWORK", "WHOLE", "FoldFolder", "MemberFolder",
@@ -82,7 +82,7 @@ class RunFolder(RunPlaces):
 
     def update_record(self, **values: Any) -> None:
         """Merge `values` into run.json."""
-        save_json(self.record_file, {**self.record, **values})
+        save_json(self.record_file, {"format": FORMAT, **self.record, **values})
 
     def is_done(self, name: str, inputs: Any) -> bool:
         """Whether stage `name` ran to its end with these inputs and its outputs are still as it left them."""

@@ -316,6 +316,11 @@ class RunPlaces:
         """The store of photographs of one size and way of fitting."""
         return self.path / "store" / f"{height}x{width}-{fit}.npy"
 
+    @property
+    def translated_store(self) -> Path:
+        """The store of the photographs that a translation learns from."""
+        return self.path / "store" / "photos.npy"
+
     def negatives(self, name: str) -> Path:
         """The store of a source's photographs that show none of the classes."""
         return self.path / "store" / f"negatives-{name}.npy"

@@ -50,9 +50,14 @@ class RecipeOfRun(Open):
     members: dict[str, dict[str, Any]] | None = None
 
 
+FORMAT = 2  # of run folders; raised whenever a folder of before can't be read
+OLDEST = "0.1.0"  # the last release of manihot that read format 1, which run.json did not name
+
+
 class RunRecord(Open):
     """run.json."""
 
+    format: int
     recipe_name: str | None = None
     recipe: RecipeOfRun | None = None
     seed: int | None = None
@@ -247,8 +252,31 @@ def _checked(path: Path, model: type[BaseModel], what: str, remedy: str = AGAIN)
 
 def read_run_record(path: Path) -> dict[str, Any]:
     """run.json."""
+    what = "the record of a run"
     remedy = "restore the file from a copy, or remove it and run the same command again"
-    return _checked(path, RunRecord, "the record of a run", remedy)
+    value = read_json(path, what, remedy)
+    if isinstance(value, dict):
+        _check_format(path, value)
+    return _checked(path, RunRecord, what, remedy)
+
+
+def _check_format(path: Path, value: dict[str, Any]) -> None:
+    """RunFolderError where a run is of another format, which says who reads it."""
+    found = value.get("format", 1)
+    versions = value.get("versions")
+    made = versions.get("manihot") if isinstance(versions, dict) else None
+    by = f"by manihot {made}" if isinstance(made, str) else "by another manihot"
+    if isinstance(found, int) and found < FORMAT:
+        raise RunFolderError(
+            f"{path.parent} holds a run of format {found}, written {by}; this manihot reads format {FORMAT}",
+            f"run the same command again with another --out, or open it with pip install manihot=={OLDEST}",
+        )
+    if isinstance(found, int) and found > FORMAT:
+        raise RunFolderError(
+            f"{path.parent} holds a run of format {found}, written {by}, which is newer; "
+            f"this manihot reads format {FORMAT}",
+            "pip install --upgrade manihot",
+        )
 
 
 def read_scores(path: Path) -> dict[str, Any]:

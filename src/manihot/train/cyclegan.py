@@ -31,6 +31,7 @@ from manihot.photos.preprocess import resize
 from manihot.progress import say, track
 from manihot.records.files import atomic_path, write_atomic
 from manihot.records.readers import MOST_TENSORS, check_file, reading
+from manihot.records.run_places import FoldFolder
 from manihot.settings import Choice
 from manihot.train.networks.translators import Generator, make_discriminator, make_generator
 
@@ -180,7 +181,7 @@ def fit_cyclegan(
     epoch: epoch, lr, the LOSSES, seconds. Raises DataError when a loss is no longer finite.
     """
     model = CycleGan(settings, device)
-    history = _resume(folder / "last.ckpt", model, inputs)
+    history = _resume(FoldFolder(folder).checkpoint, model, inputs)
     if history:
         say(f"Translators: continue after epoch {len(history)} of {settings.epochs}")
     augmenter = Augmenter(AUGMENT, (settings.size, settings.size), settings.seed, settings.epochs)
@@ -272,10 +273,10 @@ def _duration(seconds: float) -> str:
 
 
 def _save(folder: Path, model: CycleGan, history: list[dict[str, Any]], inputs: str) -> None:
-    with atomic_path(folder / "last.ckpt") as temporary:
+    with atomic_path(FoldFolder(folder).checkpoint) as temporary:
         state = {"inputs": inputs, "history": history, "settings": asdict(model.settings), "model": model.state_dict()}
         torch.save(state, temporary)
-    write_atomic(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+    write_atomic(FoldFolder(folder).history, "".join(json.dumps(row) + "\n" for row in history))
 
 
 def _resume(path: Path, model: CycleGan, inputs: str) -> list[dict[str, Any]]:

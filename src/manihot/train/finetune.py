@@ -26,6 +26,7 @@ from manihot.networks.card import ModelCard
 from manihot.progress import say
 from manihot.records.files import write_atomic
 from manihot.records.run_folder import NETWORK, TORCH_NETWORK, WHOLE
+from manihot.records.run_places import FoldFolder
 from manihot.settings import Recipe, View
 from manihot.train.distributed import by_parts, from_first, is_first
 from manihot.train.export import export_network
@@ -59,7 +60,7 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
                 from_first(partial(write_atomic, place / DONE, ""))
         before = load_network(place / TORCH_NETWORK)
     if len(stages) > 1 and is_first():
-        write_atomic(folder / "history.jsonl", "".join(_joined_history(places)))
+        write_atomic(FoldFolder(folder).history, "".join(_joined_history(places)))
         join_margins(folder, places, [len(_history(place)) for place in places])
     assert before is not None
     network, card = before
@@ -99,7 +100,7 @@ def kept_epochs(member: Member) -> list[int]:
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:
-    text = (folder / "history.jsonl").read_text(encoding="utf-8")
+    text = FoldFolder(folder).history.read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 

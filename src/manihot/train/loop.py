@@ -32,6 +32,7 @@ from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.progress import say, track
 from manihot.records.files import atomic_path, write_atomic
 from manihot.records.readers import MOST_TENSORS, check_file, reading
+from manihot.records.run_places import FoldFolder
 from manihot.settings import Recipe
 from manihot.train import distributed
 from manihot.train.data.dataset import EpochBatches
@@ -117,7 +118,7 @@ def fit(
             f"Warning: batch norms see {train.batch} photographs at a time, not the {train.batch * parts_of_step} "
             "of a step, so it isn't one large batch; model.freeze_norm=true makes it exact"
         )
-    progress, skipped = _resume(folder / "last.ckpt", parts, state.device), Skipped()
+    progress, skipped = _resume(FoldFolder(folder).checkpoint, parts, state.device), Skipped()
     if progress.epoch:
         say(f"{what}: continues after epoch {progress.epoch} of {train.epochs}")
     while progress.epoch < last and not _is_stalled(progress, train.patience):
@@ -315,9 +316,9 @@ def _is_stalled(progress: Progress, patience: int) -> bool:
 def _save_checkpoint(folder: Path, parts: dict[str, Any], progress: Progress) -> None:
     state = {name: part.state_dict() for name, part in parts.items()}
     state["progress"] = vars(progress)
-    with atomic_path(folder / "last.ckpt") as temporary:
+    with atomic_path(FoldFolder(folder).checkpoint) as temporary:
         torch.save(state, temporary)
-    write_atomic(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in progress.history))
+    write_atomic(FoldFolder(folder).history, "".join(json.dumps(row) + "\n" for row in progress.history))
 
 
 def _resume(path: Path, parts: dict[str, Any], device: torch.device) -> Progress:

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from manihot.audit.evidence import read_margins
 from manihot.records.files import atomic_path
+from manihot.records.run_places import FoldFolder
 from manihot.train.distributed import gather
-
-MARGINS = "margins.parquet"
 
 
 class Margins:
@@ -70,8 +69,8 @@ def join_margins(folder: Path, stages: Sequence[Path], epochs: Sequence[int]) ->
     """The stages' margins as one table in `folder`, epochs counted on; epochs: how many each stage took."""
     parts, before = [], 0
     for place, count in zip(stages, epochs):
-        if (place / MARGINS).is_file():  # a stage that learned clusters has none
-            table = read_margins(place / MARGINS)
+        if FoldFolder(place).margins.is_file():  # a stage that learned clusters has none
+            table = read_margins(FoldFolder(place).margins)
             parts.append(table.assign(epoch=table["epoch"] + before))
         before += count
     _write(folder, parts)
@@ -81,5 +80,5 @@ def _write(folder: Path, parts: list[pd.DataFrame]) -> None:
     nothing = pd.DataFrame({"image_id": np.empty(0, object), "epoch": np.empty(0, int), "margin": np.empty(0)})
     table = pd.concat(parts, ignore_index=True) if parts else nothing
     table = table.astype({"image_id": str, "epoch": np.int32, "margin": np.float32})
-    with atomic_path(folder / MARGINS) as temporary:
+    with atomic_path(FoldFolder(folder).margins) as temporary:
         table.to_parquet(temporary, index=False)

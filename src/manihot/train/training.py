@@ -132,7 +132,7 @@ def with_negatives(member: Member, fold: int, lesson: TrainingLabels) -> tuple[T
     if made.count:
         ids = member.manifest.table[["image_id", "sha256"]].to_numpy()[lesson.rows].tolist()
         name = digest_value([recipe.negatives.model_dump(mode="json"), size, member.preprocess.fit, seed, ids])[:16]
-        path = member.run / f"store/negatives-{name}.npy"
+        path = member.run.negatives(name)
         photos = Extended(photos, first_alone(lambda: write_negatives(path, made, size, seed)))
         rows = np.concatenate([rows, len(member.photos) + np.arange(made.count)])
     n, k = len(rows), lesson.classes

@@ -22,6 +22,7 @@ from manihot.progress import say
 from manihot.records.files import digest_file, digest_value
 from manihot.records.manifest import Manifest
 from manihot.records.run_folder import RunFolder
+from manihot.records.run_places import MANIFEST, FoldFolder, RunPlaces
 from manihot.settings import suggest
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.train.cyclegan import CUT, WAYS, Translation, fit_cyclegan
@@ -32,7 +33,7 @@ from manihot.train.translated import ORIGINAL, file_names, join_made, made_manif
 LEAST = 8  # photographs of each class
 FEW = 100  # below so many, a warning
 SMALLEST, LARGEST = 32, 1024  # pixels of an edge
-OURS = ("photos", "manifest.parquet", "joined.parquet", "originals")
+OURS = ("photos", MANIFEST, "joined.parquet", "originals")
 
 
 def translate(
@@ -71,16 +72,16 @@ def translate(
         _warn(originals, min(len(first), len(second)), without_fold)
         used = originals.take(np.concatenate([first, second]))
         edge = round(size * CUT)
-        store = make_store(folder / "store/photos.npy", used, Preprocess((edge, edge)), workers)
+        store = make_store(folder.translated_store, used, Preprocess((edge, edge)), workers)
         rows = np.arange(len(first)), len(first) + np.arange(len(second))
         _train(folder, store, rows, settings, names, device, digest_photographs(used, names))
         chosen = {"there": first, "back": second} if both else {"there": first}
         chosen = {way: draw_rows(own, pictures, seed) for way, own in chosen.items()}
         made = _pictures(folder, originals, store, chosen, names, size, name, device)
-    say(f"{made} pictures: {folder / 'manifest.parquet'}; with the photographs: {folder / 'joined.parquet'}")
+    say(f"{made} pictures: {folder.manifest}; with the photographs: {folder / 'joined.parquet'}")
     return {
-        "pictures": made, "manifest": folder / "manifest.parquet", "joined": folder / "joined.parquet",
-        "samples": folder / "samples.png", "history": folder / "history.jsonl",
+        "pictures": made, "manifest": folder.manifest, "joined": folder / "joined.parquet",
+        "samples": folder / "samples.png", "history": FoldFolder(folder.path).history,
     }  # fmt: skip
 
 
@@ -194,20 +195,21 @@ def _open(folder: RunFolder, wanted: dict[str, Any], update: bool) -> None:
                 "choose another folder with --out, or redo what they change in this one with --update",
             )
     if update:
-        (folder / "originals/manifest.parquet").unlink(missing_ok=True)
+        RunPlaces(folder / "originals").manifest.unlink(missing_ok=True)
     folder.update_record(translate=wanted)  # before the scan, which leaves folders with run.json out
 
 
 def _originals(folder: RunFolder, photos: Any, workers: int, columns: TableOptions) -> Manifest:
     """The photographs' manifest, kept in the folder, so that a continued call doesn't read them all again."""
-    path = folder / "originals/manifest.parquet"
+    path = RunPlaces(folder / "originals").manifest
     given = Path(photos) if isinstance(photos, str | Path) and Manifest.is_file(Path(photos)) else None
 
     def work() -> None:
         read_photos(photos, columns, out=path.parent, workers=workers)[0].save(path)
 
     inputs = digest_file(given) if given is not None else folder.record["translate"]["photos"]
-    folder.stage("scan", [inputs, folder.record["translate"]["scan_options"]], ["originals/manifest.parquet"], work)
+    outputs = [RunPlaces(folder / "originals").manifest]
+    folder.stage("scan", [inputs, folder.record["translate"]["scan_options"]], outputs, work)
     return Manifest.load(path)
 
 
@@ -247,8 +249,9 @@ def _train(
             about = {"from": start, "to": end, "size": settings.size}
             save_translator(folder / f"{way}.safetensors", model.generators[way], about)  # type: ignore[arg-type]
 
-    folder.stage("train", inputs, [*(f"{way}.safetensors" for way in WAYS), "history.jsonl", "samples.png"], work)
-    (folder / "last.ckpt").unlink(missing_ok=True)  # of no more use, and large
+    files: list[str | Path] = [*(f"{way}.safetensors" for way in WAYS), FoldFolder(folder.path).history, "samples.png"]
+    folder.stage("train", inputs, files, work)
+    FoldFolder(folder.path).checkpoint.unlink(missing_ok=True)  # of no more use, and large
 
 
 def _pictures(
@@ -276,12 +279,12 @@ def _pictures(
             parts.append(made_manifest(originals, rows, targets[way], name, files[way], facts, folder.path))
         table = pd.concat([part.table for part in parts], ignore_index=True)
         made = Manifest.from_table(table, originals.classes, folder.path, originals.numbers)
-        made.save(folder / "manifest.parquet")
+        made.save(folder.manifest)
         join_made(originals, made).save(folder / "joined.parquet")
 
     inputs = [
         [digest_file(folder / f"{way}.safetensors") for way in chosen], size, name, store.digest,
-        digest_file(folder / "originals/manifest.parquet"), {way: rows.tolist() for way, rows in chosen.items()},
+        digest_file(RunPlaces(folder / "originals").manifest), {way: rows.tolist() for way, rows in chosen.items()},
     ]  # fmt: skip
-    folder.stage("pictures", inputs, ["manifest.parquet", "joined.parquet", *flat], work)
+    folder.stage("pictures", inputs, [folder.manifest, "joined.parquet", *flat], work)
     return len(flat)
