@@ -97,7 +97,7 @@ def audit_bursts(folder: RunFolder, manifest: Manifest, name: str, seed: int = 0
 
     manifest: with the run's folds.
     """
-    table, oof = folder.audit.table("bursts"), folder / f"predictions/{name}.oof.parquet"
+    table, oof = folder.audit.table("bursts"), folder.oof(name)
     if not table.is_file() or not oof.is_file():
         return
     found = read_table(table, "bursts")
