@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from manihot.progress import speak
+
+speak()  # messages on standard error, as the command line shows them
 
 def shared_data(name: str = "") -> Path:
     """The folder of real data: $MANIHOT_DATA, or `shared/data` beside the checkout; skips the test without it."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import manihot
+from manihot import pipeline
 from manihot.ensemble.blend import blend
 from manihot.ensemble.grouped import fit_group, group_members
 from manihot.ensemble.members import Members
@@ -17,6 +18,7 @@ from manihot.ensemble.second_level import Combination
 from manihot.ensemble.stack import STACKERS
 from manihot.ensemble.stages import check_blend, members_of_blend, parts_of_blend
 from manihot.errors import SettingsError
+from manihot.photos.scan import scan
 from manihot.records.predictions import Predictions
 from manihot.report.words import blend_words
 from manihot.settings import Blend, BlendGroup, load_recipe
@@ -185,7 +187,7 @@ def test_groups_that_cannot_be_are_refused_before_training(change: str, words: l
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(f"extends: standard\n{MEMBERS}blend: {change}\n", encoding="utf-8")
     with pytest.raises(SettingsError) as error:
-        manihot.run(tmp_path / "no photographs", tmp_path / "out", str(recipe))
+        pipeline.run(tmp_path / "no photographs", tmp_path / "out", str(recipe))
     assert f"{recipe}:3" in error.value.what
     for word in words:
         assert word in str(error.value)
@@ -206,14 +208,14 @@ def test_a_run_blends_groups_and_new_photographs_get_the_same_answers(
 ):
     from manihot.infer.predict import predict_photos
 
-    manifest, _ = manihot.scan(small_photos, workers=1)
+    manifest, _ = scan(small_photos, workers=1)
     split = np.where(np.arange(len(manifest)) % 5 == 0, "test", "train")
     manifest.with_columns(split=split).save(tmp_path / "split.parquet")
     small = "model: {pooling: avgmax}, method: features, features: {c: [0.1]}"
     members = f"members={{a: {{{small}}}, b: {{{small}, seed: 1}}, c: {{{small}, seed: 2}}}}"
     groups = "blend={method: uniform, groups: {ab: {members: [a, b], method: stack}}}"
     out = tmp_path / "out"
-    scores = manihot.run(
+    scores = pipeline.run(
         tmp_path / "split.parquet", out, str(tiny_recipe), overrides=[members, groups], workers=1
     )
     assert scores["best"] == "ensemble"

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 import manihot
+from manihot import pipeline
 from manihot.cli import app
 from manihot.ensemble.blend import blend
 from manihot.ensemble.plans import load_plan
@@ -23,6 +24,7 @@ from manihot.ensemble.second_level import Combination
 from manihot.ensemble.stack import STACKERS, fit_stack
 from manihot.ensemble.stages import blend_stage, check_blend
 from manihot.errors import DataError, SettingsError, WeightsError
+from manihot.photos.scan import scan
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.quarantine import load_quarantine
@@ -254,7 +256,7 @@ def test_a_blend_that_cannot_be_is_refused_before_training(change: str, words: l
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(f"extends: standard\n{MEMBERS}blend: {change}\n", encoding="utf-8")
     with pytest.raises(SettingsError) as error:
-        manihot.run(tmp_path / "no photographs", tmp_path / "out", str(recipe))
+        pipeline.run(tmp_path / "no photographs", tmp_path / "out", str(recipe))
     assert f"{recipe}:3" in error.value.what
     for word in words:
         assert word in str(error.value)
@@ -274,14 +276,14 @@ def test_a_run_stacks_and_new_photographs_get_the_stack_too(small_photos: Path, 
     """The test photographs' answers in the run, and those of `predict` for the same files, are the same."""
     from manihot.infer.predict import predict_photos
 
-    manifest, _ = manihot.scan(small_photos, workers=1)
+    manifest, _ = scan(small_photos, workers=1)
     split = np.where(np.arange(len(manifest)) % 5 == 0, "test", "train")
     manifest.with_columns(split=split).save(tmp_path / "split.parquet")
     small = "model: {pooling: avgmax}, method: features, features: {c: [0.1]}"
     members = f"members={{a: {{{small}}}, b: {{{small}, seed: 1}}, left: {{{small}, seed: 2}}}}"
     out = tmp_path / "out"
     overrides = [members, "blend={method: stack, members: [a, b]}"]
-    scores = manihot.run(
+    scores = pipeline.run(
         tmp_path / "split.parquet", out, str(tiny_recipe), overrides=overrides, workers=1, report=False
     )
     assert scores["best"] == "ensemble" and set(scores["members"]) == {"a", "b", "left"}
@@ -296,7 +298,7 @@ def test_a_run_stacks_and_new_photographs_get_the_stack_too(small_photos: Path, 
     with pytest.raises(WeightsError, match="'b'"):
         predict_photos([models[0], models[0]], manifest)
     overrides[1] = "blend={members: [left]}"
-    scores = manihot.run(
+    scores = pipeline.run(
         tmp_path / "split.parquet", out, str(tiny_recipe), overrides=overrides, workers=1, report=False, update=True
     )
     assert scores["best"] == "left" and "ensemble" not in scores
@@ -308,7 +310,7 @@ def test_a_submission_has_a_row_for_each_unreadable_test_photograph(
     small_photos: Path, tiny_recipe: Path, tmp_path: Path, names: str
 ):
     shutil.copytree(small_photos, tmp_path / "in")
-    manifest, _ = manihot.scan(tmp_path / "in", workers=1)
+    manifest, _ = scan(tmp_path / "in", workers=1)
     table = pd.DataFrame({"file": manifest.table["path"], "class": np.array(manifest.classes)[manifest.labels]})
     table["split"] = np.where(np.arange(len(table)) % 5 == 0, "test", "train")
     table.to_csv(tmp_path / "in/all.csv", index=False)
@@ -320,7 +322,7 @@ def test_a_submission_has_a_row_for_each_unreadable_test_photograph(
     small = "model: {pooling: avgmax}, method: features, features: {c: [0.1]}"
     members = f"members={{{', '.join(f'{name}: {{{small}, seed: {k}}}' for k, name in enumerate(names))}}}"
     out = tmp_path / "out"
-    manihot.run(tmp_path / "in/all.csv", out, str(tiny_recipe), overrides=[members], workers=1, report=False)
+    pipeline.run(tmp_path / "in/all.csv", out, str(tiny_recipe), overrides=[members], workers=1, report=False)
     assert not (out / "blend/submission.csv").exists()
     said = pd.read_csv(out / "submission.csv").set_index("image_id")["label"]
     best = "ensemble" if len(names) > 1 else names

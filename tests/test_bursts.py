@@ -9,12 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from manihot.cli.photos import scan as command
 from PIL import Image
 
 from manihot.audit.burst_stages import audit_bursts, compare_folds
 from manihot.audit.bursts import find_bursts
 from manihot.audit.hashes import Thumbnails, make_thumbnails
-from manihot.cli.photos import scan as command
 from manihot.demo.leaves import smooth_noise
 from manihot.errors import SettingsError
 from manihot.photos.scan import scan

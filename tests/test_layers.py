@@ -21,9 +21,10 @@ LEVELS = {
     "train": 6,
     "engines": 7,
     "pipeline": 8, "suites": 8,
-    "cli": 9, "__main__": 9,
+    "verbs": 9,
+    "cli": 10, "__main__": 10,
 }  # fmt: skip
-ABOVE_TRAIN = ("train", "engines", "pipeline", "suites", "cli")
+ABOVE_TRAIN = ("train", "engines", "pipeline", "suites", "verbs", "cli")
 
 
 def room(module: str) -> str:

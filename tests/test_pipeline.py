@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 
 import manihot
+from manihot.engines import predict as predict_files
 from manihot.ensemble.files import blend_files
 from manihot.errors import RunFolderError, SettingsError
 from manihot.infer.models import Engine
 from manihot.infer.outputs import commonest
+from manihot.photos.scan import scan
 from manihot.pipeline import run
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
@@ -89,10 +91,10 @@ def test_a_shared_run_answers_elsewhere_and_holds_no_photograph(finished: Path, 
     assert not [name for name in names if "part" in name or name.startswith(("store", "audit", "features"))]
     there = tmp_path / "out"
     photo = small_photos / "blue spots"
-    mine = manihot.predict(finished, photo, tmp_path / "mine.csv", workers=1)
-    theirs = manihot.predict(there, photo, tmp_path / "theirs.csv", workers=1)
+    mine = predict_files(finished, photo, tmp_path / "mine.csv", workers=1)
+    theirs = predict_files(there, photo, tmp_path / "theirs.csv", workers=1)
     np.testing.assert_array_equal(mine.pred_probs, theirs.pred_probs)
-    one = manihot.predict(there / "members/main/fold0/network.onnx", photo, tmp_path / "one.csv", workers=1)
+    one = predict_files(there / "members/main/fold0/network.onnx", photo, tmp_path / "one.csv", workers=1)
     assert one.pred_probs.shape == mine.pred_probs.shape
     board = leaderboard([finished, there])
     assert board["accuracy"].nunique() == 1 and set(board["status"]) == {"done"}
@@ -143,7 +145,7 @@ def test_a_run_audits_and_shows_it(finished: Path):
 
 
 def test_file_names_can_tell_groups(small_photos: Path):
-    manifest, _ = manihot.scan(small_photos, columns=TableOptions(group="{group}?"))
+    manifest, _ = scan(small_photos, columns=TableOptions(group="{group}?"))
     names = manifest.table["path"].map(lambda path: Path(path).stem[:-1])
     groups = manifest.table["group"].to_numpy()
     for group in np.unique(groups[groups != ""]):
@@ -187,7 +189,7 @@ def test_two_runs_with_one_seed_are_identical_and_another_seed_is_not(
 def test_predict_with_a_run_gives_probabilities_and_kaggle_files(
     finished: Path, small_photos: Path, tmp_path: Path
 ):
-    found = manihot.predict(finished, small_photos, tmp_path / "p.csv", device="cpu")
+    found = predict_files(finished, small_photos, tmp_path / "p.csv", device="cpu")
     assert len(found) == 45
     table = pd.read_csv(tmp_path / "p.csv")
     assert np.allclose(table[["c0", "c1", "c2"]].sum(axis=1), 1)
@@ -202,7 +204,7 @@ def test_predict_with_a_run_gives_probabilities_and_kaggle_files(
     assert named["column"].tolist() == ["c0", "c1", "c2"] and tuple(named["class"]) == found.classes
     again = Predictions.load(tmp_path / "p.csv", found.classes)
     assert np.allclose(again.pred_probs, found.pred_probs, atol=1e-6)
-    manihot.predict(finished, small_photos / "blue spots", tmp_path / "submission.csv", device="cpu", tta=1)
+    predict_files(finished, small_photos / "blue spots", tmp_path / "submission.csv", device="cpu", tta=1)
     assert list(pd.read_csv(tmp_path / "submission.csv").columns) == ["image_id", "label"]
 
 
@@ -212,7 +214,7 @@ def test_photographs_in_tfrecords_alone_are_predicted(finished: Path, tmp_path: 
     parts, place = records(tmp_path / "kaggle")
     place.rename(tmp_path / "kaggle/test_tfrecords")
     (tmp_path / "kaggle/test_tfrecords/a.tfrec").write_bytes(b"".join(parts))
-    found = manihot.predict(finished, tmp_path / "kaggle", tmp_path / "out/submission.csv", workers=1)
+    found = predict_files(finished, tmp_path / "kaggle", tmp_path / "out/submission.csv", workers=1)
     assert list(found.image_id) == ["11.jpg", "12.jpg", "13.jpg", "14.jpg"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["submission.csv"]
 
@@ -223,7 +225,7 @@ def test_a_submission_has_a_row_for_every_photograph(finished: Path, small_photo
     shutil.copytree(small_photos / "red", photos)
     (photos / "r00.jpg").write_bytes((photos / "r00.jpg").read_bytes()[:300] + b"\xff\xd9")
     out = tmp_path / "my submission.csv"
-    manihot.predict(finished, photos, out, device="cpu", tta=1)
+    predict_files(finished, photos, out, device="cpu", tta=1)
     answers = pd.read_csv(out).set_index("image_id")["label"]
     assert sorted(answers.index) == sorted(path.name for path in photos.iterdir())
     manifest = Manifest.load(finished / "manifest.parquet")
@@ -255,7 +257,7 @@ def test_the_class_most_common_in_training_is_known_to_the_model_or_its_run(fini
 @pytest.mark.parametrize("tta", [0, -1, 3])
 def test_more_views_than_there_are_or_none_is_an_error(finished: Path, small_photos: Path, tmp_path: Path, tta: int):
     with pytest.raises(SettingsError, match="the model has 2 views") as caught:
-        manihot.predict(finished, small_photos, tmp_path / "p.csv", device="cpu", tta=tta)
+        predict_files(finished, small_photos, tmp_path / "p.csv", device="cpu", tta=tta)
     assert "from 1 to 2" in caught.value.remedy and not (tmp_path / "p.csv").exists()
 
 
@@ -268,7 +270,7 @@ def test_an_output_that_cannot_be_is_told_before_anything_is_computed(
     wrong = {"x.txt": SettingsError, "x": SettingsError, "there.csv": SettingsError, "file/x.csv": RunFolderError}
     for name, kind in wrong.items():
         with pytest.raises(kind) as caught:
-            manihot.predict(finished, small_photos, tmp_path / name, device="cpu")
+            predict_files(finished, small_photos, tmp_path / name, device="cpu")
         named = tmp_path / name if kind is SettingsError else tmp_path / "file"  # the file that is in a folder's place
         assert str(named) in str(caught.value) and caught.value.remedy
         if "x" in name and kind is SettingsError:
@@ -296,7 +298,7 @@ def test_submissions_speak_in_the_users_numbers(small_photos: Path, tmp_path: Pa
     assert dict(zip(manifest.classes, manifest.numbers)) == numbers
     for kind in ("oof", "test"):
         assert Predictions.load(out / f"predictions/main.{kind}.parquet").numbers == manifest.numbers
-    found = manihot.predict(out, small_photos / "red", tmp_path / "submission.csv", device="cpu")
+    found = predict_files(out, small_photos / "red", tmp_path / "submission.csv", device="cpu")
     said = pd.read_csv(tmp_path / "submission.csv").set_index("image_id")["label"]
     best = [numbers[manifest.classes[k]] for k in found.logits.argmax(axis=1)]
     assert said[found.image_id].tolist() == best
@@ -377,7 +379,7 @@ def test_several_members_are_judged_alone_and_as_their_mean(
 def test_test_photographs_are_predicted_by_the_mean_of_the_folds(
     small_photos: Path, tiny_recipe: Path, tmp_path: Path
 ):
-    manifest, _ = manihot.scan(small_photos, workers=1)
+    manifest, _ = scan(small_photos, workers=1)
     split = np.where(np.arange(len(manifest)) % 5 == 0, "test", "train")
     manifest.with_columns(split=split).save(tmp_path / "split.parquet")
     scores = run(

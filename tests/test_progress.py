@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 
 import pytest
-from rich.console import Console
+from rich.table import Table
 
 from manihot import progress
+from manihot.progress import SafeConsole
 
 
 class Clock:
@@ -23,7 +26,7 @@ class Clock:
 
 @pytest.fixture
 def log(monkeypatch):
-    monkeypatch.setattr(progress, "console", Console(file=io.StringIO(), force_terminal=False))
+    monkeypatch.setattr(progress, "console", SafeConsole(stderr=True, force_terminal=False))
     monkeypatch.setattr(progress, "time", Clock())
 
 
@@ -88,7 +91,7 @@ def test_an_error_of_the_source_is_passed_on(log):
 @pytest.mark.parametrize("total", [None, 7])
 def test_a_terminal_gets_a_bar(monkeypatch, total):
     out = io.StringIO()
-    monkeypatch.setattr(progress, "console", Console(file=out, force_terminal=True, width=100))
+    monkeypatch.setattr(progress, "console", SafeConsole(file=out, force_terminal=True, width=100))
     items = (i for i in range(7)) if total else range(7)
     assert list(progress.track(items, "Reading", total=total)) == list(range(7))
     assert "Reading" in out.getvalue()
@@ -97,6 +100,52 @@ def test_a_terminal_gets_a_bar(monkeypatch, total):
 
 def test_say_takes_text_as_it_is(monkeypatch):
     out = io.StringIO()
-    monkeypatch.setattr(progress, "console", Console(file=out, soft_wrap=True, highlight=False))
+    monkeypatch.setattr(progress, "console", SafeConsole(file=out, soft_wrap=True, highlight=False))
     progress.say("weights [bold]a[/] " + "x" * 200)
     assert out.getvalue() == "weights [bold]a[/] " + "x" * 200 + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("leaf rust", "leaf rust"),
+        ("\x1b[31mrust\x1b[0m", "\\x1b[31mrust\\x1b[0m"),
+        ("\x9b2J", "\\x9b2J"),
+        ("a\rb\x07\x00\x7f", "a\\rb\\x07\\x00\\x7f"),
+        ("evil\u202egpj.exe", "evil\\u202egpj.exe"),
+        ("half \udcff", "half \\udcff"),
+        ("two\nlines\tand 葉 é 👩\u200d🌾", "two\nlines\tand 葉 é 👩\u200d🌾"),
+    ],
+)
+def test_what_steers_a_terminal_is_shown_as_an_escape(text: str, shown: str):
+    assert progress.printable(text) == shown
+
+
+def test_messages_and_tables_never_steer_the_terminal(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(progress, "console", SafeConsole(file=out, force_terminal=True, color_system=None))
+    progress.say("class \x1b]0;owned\x1b\\ is empty")
+    table = Table("class")
+    table.add_row(progress.cell("\x1b[2Jrust [b]x"))
+    progress.console.print(table)
+    assert "\x1b" not in out.getvalue()
+    assert "\\x1b]0;owned" in out.getvalue() and "\\x1b[2Jrust [b]x" in out.getvalue()
+
+
+def run(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+def test_a_library_user_sees_warnings_only_and_can_silence_or_catch_all():
+    code = "import logging; from manihot.progress import say, track, warn; {}; say('went on'); warn('odd')"
+    found = run(code.format("0"))
+    assert (found.stdout, found.stderr) == ("", "odd\n")
+    assert run(code.format("logging.getLogger('manihot').setLevel(logging.CRITICAL)")).stderr == ""
+    caught = run(code.format("logging.basicConfig(level=logging.INFO, format='%(name)s %(levelname)s %(message)s')"))
+    assert caught.stderr == "manihot INFO went on\nmanihot WARNING odd\n"
+
+
+def test_the_command_line_names_warnings_and_other_processes_fall_silent():
+    code = "from manihot.progress import fall_silent, say, speak, warn; speak(); {}; say('went on'); warn('odd')"
+    assert run(code.format("speak()")).stderr == "went on\nWarning: odd\n"
+    assert run(code.format("fall_silent()")).stderr == ""

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-import manihot
-from manihot.errors import SettingsError
+from manihot import pipeline
+from manihot.engines import predict as predict_files
+from manihot.errors import RunFolderError, SettingsError
 from manihot.infer.models import load_model
 from manihot.infer.predict import predict_photos
 from manihot.members.crossval import train_fold, train_members
@@ -188,12 +189,12 @@ def test_a_run_says_who_answers_and_strangers_are_told_by_a_fold(
     members = "members={all: {refit: true}, parts: {seed: 1}}"
     more = ["trust.false_rejection=0.3", "audit.labels=false", "audit.duplicates=false"]
     overrides = ["train.epochs=1", members, "blend={method: uniform}", *more]
-    manihot.run(small_photos, out, str(tiny_recipe), overrides=overrides, workers=1)
+    pipeline.run(small_photos, out, str(tiny_recipe), overrides=overrides, workers=1)
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "New photographs are predicted by a network trained on all of them (of all)" in page
     assert {path.name for path in (out / "trust").glob("unknown.fold*")} == {"unknown.fold0.npz", "unknown.fold1.npz"}
     capfd.readouterr()
-    manihot.predict(out, small_photos, tmp_path / "new.parquet")
+    predict_files(out, small_photos, tmp_path / "new.parquet")
     said = " ".join(capfd.readouterr().err.split())
     assert "Networks that answer: all (trained on everything), parts (the mean of 2 folds)" in said
     assert "strangeness" in (tmp_path / "new.answers.csv").read_text(encoding="utf-8").splitlines()[0]
@@ -203,12 +204,12 @@ def test_a_run_says_who_answers_and_strangers_are_told_by_a_fold(
         record["recipe"].pop(key)
     record["recipe"]["blend"].pop("groups")
     (out / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    with pytest.raises(manihot.errors.RunFolderError, match=r"trust\.false_rejection \(0\.05 -> 0\.3\)"):
-        manihot.run(small_photos, out, str(tiny_recipe), overrides=overrides, workers=1)
+    with pytest.raises(RunFolderError, match=r"trust\.false_rejection \(0\.05 -> 0\.3\)"):
+        pipeline.run(small_photos, out, str(tiny_recipe), overrides=overrides, workers=1)
     # without the folds' networks it still answers, and says what it no longer can
     for path in [*out.glob("members/all/fold*/*.safetensors"), *out.glob("members/all/fold*/*.onnx")]:
         path.unlink()
-    manihot.predict(out, small_photos, tmp_path / "less.parquet")
+    predict_files(out, small_photos, tmp_path / "less.parquet")
     assert "is gone, and the network that answers knows them all" in " ".join(capfd.readouterr().err.split())
     first, second = (Predictions.load(tmp_path / f"{name}.parquet") for name in ("new", "less"))
     assert first.pred_probs == pytest.approx(second.pred_probs, abs=1e-6)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import manihot
+from manihot import pipeline
 from manihot.errors import SettingsError
 from manihot.members.sampling import SAMPLINGS, check_sampling, draw_epoch, expected_repeats, with_class_numbers
 from manihot.members.smoke import smoke_classes
@@ -78,7 +78,7 @@ def test_a_class_that_is_not_there_is_told_before_training(small_photos: Path, t
     text = tiny_recipe.read_text(encoding="utf-8") + "sampling: {name: oversample, times: {gren: 2}}\n"
     tiny_recipe.write_text(text, encoding="utf-8")
     with pytest.raises(SettingsError, match=r"(?s)tiny.yaml:\d+: sampling: there is no class 'gren'.*'green'"):
-        manihot.run(small_photos, tmp_path / "out", str(tiny_recipe), workers=1)
+        pipeline.run(small_photos, tmp_path / "out", str(tiny_recipe), workers=1)
     assert not (tmp_path / "out/store").exists()
 
 

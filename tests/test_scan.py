@@ -19,8 +19,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import manihot
 from conftest import shared_data
-from manihot.cli.photos import scan as command
 from manihot.errors import DataError, ManihotError, RunFolderError
 from manihot.photos import scan as scan_module
 from manihot.photos.labels import load_classes
@@ -332,7 +332,7 @@ def test_a_table_that_is_not_there(tmp_path: Path) -> None:
 def test_the_command_offers_the_groups_that_names_tell(tmp_path: Path, capsys) -> None:
     for k in range(12):
         photo(tmp_path / f"in/rust/plant{k // 3}_{k}.jpg")
-    command([tmp_path / "in"], out=tmp_path / "run")
+    manihot.scan([tmp_path / "in"], out=tmp_path / "run")
     assert warned(capsys, "File names look grouped as '{group}_*'", "--group")
 
 

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 from ruamel.yaml import YAML
 
-from manihot.cli.recipes import show
+from manihot.cli import answer
 from manihot.errors import SettingsError
 from manihot.extras import has_train
 from manihot.settings import Blend, Group, Recipe, load_recipe, merge, recipe_names, suggest
@@ -314,7 +314,7 @@ def test_every_packaged_recipe_passes_its_check_and_is_described(name):
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_what_recipes_show_prints_is_the_same_recipe(name, write, capsys):
-    show(name)
+    assert answer(["recipes", "show", name]) == 0
     again = load_recipe(write(saved=capsys.readouterr().out))
     assert again.resolved() == load_recipe(name).resolved()
 

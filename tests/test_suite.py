@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import binomtest
 
 from conftest import TINY_RECIPE
-from manihot.cli import app
+from manihot.cli import answer, app
 from manihot.errors import DataError, SettingsError
 from manihot.members.training_labels import find_doubtful
 from manihot.records.predictions import Predictions
@@ -393,7 +393,7 @@ def test_the_picture_and_page_take_any_suite(tmp_path):
 
 
 def test_the_command_lists_and_asks_for_what_it_needs(capsys):
-    app(["suite", "lecture-ablations", "--list"], exit_on_error=False, result_action="return_value")
-    assert "five-crop" in capsys.readouterr().err
+    assert answer(["suite", "lecture-ablations", "--list"]) == 0
+    assert "five-crop" in capsys.readouterr().out
     with pytest.raises(SettingsError, match="photographs and a folder"):
         app(["suite", "lecture-ablations"], exit_on_error=False, result_action="return_value")

@@ -17,7 +17,7 @@ import torch
 from conftest import shared_data
 from manihot import pipeline
 from manihot.augment.views import make_view
-from manihot.cli import app
+from manihot.cli import answer
 from manihot.errors import SettingsError
 from manihot.members.smoke import (
     BATCH,
@@ -143,9 +143,8 @@ def test_bases_stand_apart(capsys: pytest.CaptureFixture[str]):
     bases = recipe_names(bases=True)
     assert "lecture-base" in bases
     assert not set(bases) & set(recipe_names())
-    app("recipes", result_action="return_value")
-    out, err = capsys.readouterr()
-    said = out + err
+    assert answer(["recipes"]) == 0
+    said = capsys.readouterr().out
     assert "cassava2020-77" in said
     assert ".9002, public .906" in said
     assert "lecture-base" not in said
@@ -320,7 +319,8 @@ def test_photographs_play_what_is_not_there(drawn: Manifest):
 
 def test_a_smoke_run_from_the_command_line(small_photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     out = tmp_path / "run"
-    app(f"run {small_photos} --recipe cassava2020-25 --smoke --out {out}", result_action="return_value")
+    words = ["run", str(small_photos), "--recipe", "cassava2020-25", "--smoke", "--out", str(out)]
+    assert answer(words) == 0
     said = capfd.readouterr()
     words = " ".join((said.out + said.err).split())
     assert "test_vit stands for vit_base_patch32_384.augreg_in21k_ft_in1k" in words

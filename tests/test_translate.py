@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import cv2
@@ -23,12 +23,12 @@ from manihot.pipeline import run
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
 from manihot.records.predictions import Predictions
 from manihot.settings import Folds, Recipe, Source
+from manihot.settings.options import TranslatedPictures, Translation
 from manihot.train import cyclegan
 from manihot.train.cyclegan import (
     WAYS,
     CycleGan,
     Pool,
-    Translation,
     adversarial_loss,
     epoch_pairs,
     rate_factor,
@@ -43,11 +43,21 @@ from manihot.train.networks.translators import (
     make_generator,
     save_translator,
 )
-from manihot.train.translate import choose_photographs, draw_rows, find_class, translate
+from manihot.train.translate import choose_photographs, draw_rows, find_class
+from manihot.train.translate import translate as redraw
 from manihot.train.translated import ORIGINAL, file_names, join_made, made_manifest, own_groups, picture_size
 
 TINY = {"size": 32, "epochs": 2, "width": 2, "batch": 8, "workers": 1, "device": "cpu"}
 CPU = torch.device("cpu")
+
+
+def translate(photos: Path, out: Path, from_: str, to: str, **options: object) -> dict:
+    """`redraw` with the fields of its groups of options given one by one."""
+    groups = {
+        key: kind(**{field.name: options.pop(field.name) for field in fields(kind) if field.name in options})
+        for key, kind in (("training", Translation), ("made", TranslatedPictures))
+    }
+    return redraw(photos, out, from_, to, **groups, **options)
 
 
 # ------------------------------------------------------------------------------------------------ networks

@@ -66,5 +66,6 @@ class DiskFullError(RunFolderError):
     exit_code = 28
 
 
+EXIT_PIPE = 141  # nobody reads standard output any more, as in `| head -1`
 EXIT_INTERRUPTED = 130  # Ctrl-C
 EXIT_TERMINATED = 143  # SIGTERM

@@ -40,7 +40,7 @@ from manihot.infer.reference import find_fitted, with_reference
 from manihot.members.crossval import train_members
 from manihot.members.smoke import prepare_smoke
 from manihot.photos.sources import check_manifest_options
-from manihot.progress import say
+from manihot.progress import say, warn
 from manihot.quick.audit_embeddings import embed_for_audit
 from manihot.records.files import digest_file, digest_value, save_json, write_atomic
 from manihot.records.manifest import ALWAYS_TRAIN, Manifest
@@ -337,7 +337,7 @@ def _folds(folder: RunFolder, recipe: Recipe, manifest: Manifest) -> Manifest:
     def work() -> None:
         fold, warnings = assign_folds(manifest, recipe.folds, recipe.seed)
         for warning in warnings:
-            say(f"Warning: {warning}")
+            warn(warning)
         manifest.with_columns(fold=fold).save(path)
 
     folder.stage("folds", inputs, [folder.folds], work)

@@ -66,7 +66,7 @@ def _keep(manifest: Manifest, found: pd.DataFrame, keep: bool) -> Manifest:
     say(f"{words}; each stays in one fold")
     grouped = with_groups(manifest, found)
     if (warning := check_groups(grouped, OPTION)) is not None:
-        say(f"warning: {warning}")
+        warn(f"{warning}")
     return grouped
 
 

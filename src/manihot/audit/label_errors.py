@@ -25,7 +25,7 @@ from manihot.audit.label_neighbours import (
 from manihot.audit.label_posterior import count_errors, pool_predictions, pool_with_features
 from manihot.audit.label_scores import best_other, noise_channel, normalise, self_confidence
 from manihot.errors import DataError
-from manihot.progress import say
+from manihot.progress import warn
 from manihot.records.groups import group_numbers, join_labels, same_group
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
@@ -294,8 +294,8 @@ def _warn_torn(fold: np.ndarray, group: np.ndarray) -> None:
     folds = pd.Series(fold[held]).groupby(group[held]).nunique()
     torn = int((folds > 1).sum())
     if torn:
-        say(
-            f"Warning: {torn} groups of photographs were predicted by models of different folds: each was judged by "
+        warn(
+            f"{torn} groups of photographs were predicted by models of different folds: each was judged by "
             "a model that had learned a copy's label; make the folds with these groups and train again"
         )
 

@@ -30,7 +30,7 @@ from manihot.audit.trusted import load_features, read_trusted
 from manihot.audit.what_if import what_if
 from manihot.errors import DataError
 from manihot.photos.labels import load_classes
-from manihot.progress import say
+from manihot.progress import say, warn
 from manihot.records.files import atomic_path, digest_file, digest_value, save_json, write_atomic
 from manihot.records.groups import offer_name_pattern
 from manihot.records.manifest import Manifest
@@ -193,8 +193,8 @@ def learned(issues: pd.DataFrame) -> bool:
 
 def _warn_unlearned(summary: dict[str, Any]) -> None:
     if not summary["beats_largest_class"]:
-        say(
-            "Warning: the model behind these suspicions is not clearly better than always naming the largest class; "
+        warn(
+            "the model behind these suspicions is not clearly better than always naming the largest class; "
             "what it says of labels means little. More photographs, or a better recipe, come first"
         )
 

@@ -1,18 +1,37 @@
-"""The command line: one verb, one function. Heavy imports stand inside the verb that needs them."""
+"""The command line: every verb of the Python API, with its own names, options and defaults."""
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 import manihot
-from manihot.cli import models, photos, predictions, suites
-from manihot.cli import recipes as recipe_commands
-from manihot.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ManihotError
-from manihot.progress import console, say
+from manihot.cli.output import OutputError, watched
+from manihot.errors import EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED, DiskFullError, ManihotError
+from manihot.progress import SafeConsole, console, say, speak
+from manihot.verbs import models, photos, predictions
+from manihot.verbs import recipes as recipe_verbs
+from manihot.verbs.results import SubmissionCheck, WatchResult
+
+VERBS: tuple[Callable[..., Any], ...] = (
+    photos.scan, photos.demo_data, models.run, models.train, photos.audit, photos.clean, models.predict,
+    models.explain, photos.watch, models.compare, models.report, predictions.blend, predictions.stack,
+    predictions.calibrate, predictions.decide, predictions.check_submission, models.share, models.show_augment,
+    models.lr_find, models.translate, recipe_verbs.suite,
+)  # fmt: skip
+
+
+def _default(value: Any) -> str | None:
+    """A default as the help shows it; none for what is empty."""
+    if value is None or value is False or value in ("", ()):
+        return None
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
 
 app = App(
     name="manihot",
@@ -20,16 +39,12 @@ app = App(
     help="From a folder of field photographs with imperfect labels to a trustworthy classifier and a report.",
     help_epilogue="First steps:  manihot demo-data demo   then   manihot run demo --out runs/demo",
     suppress_keyboard_interrupt=False,  # `main` answers it, with what to do next
+    default_parameter=Parameter(negative=(), consume_multiple=True, show_default=_default),
 )
 recipes = App(name="recipes", help="List the recipes that come with the package, or show one.")
-recipes.default(recipe_commands.list_recipes)
-recipes.command(recipe_commands.show)
-for verb in (
-    photos.scan, photos.demo_data, models.run, models.train, photos.audit, photos.clean, models.predict, models.explain,
-    photos.watch, models.compare, models.report, predictions.blend, predictions.stack, predictions.calibrate,
-    predictions.decide, predictions.check_submission, models.share, models.show_augment, models.lr_find,
-    models.translate, suites.suite,
-):  # fmt: skip
+recipes.default(recipe_verbs.recipes)
+recipes.command(recipe_verbs.show_recipe, name="show")
+for verb in VERBS:
     app.command(verb, name=verb.__name__.replace("_", "-"))
 app.command(recipes)
 
@@ -42,18 +57,48 @@ def _terminate(*_: object) -> NoReturn:
     raise Terminated
 
 
-def main() -> None:
-    """Run the command line; errors become one message and an exit code."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command line on the process's own arguments, or on `words`; ends the process with its exit code."""
+    speak()
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
+        sys.exit(answer(words))
     except ManihotError as error:
-        console.print(f"[bold red]{type(error).__name__}[/]:", end=" ")
-        console.print(str(error), markup=False)
-        sys.exit(error.exit_code)
+        sys.exit(_tell(error))
+    except OutputError as error:
+        sys.exit(_tell_output(error.cause))
     except KeyboardInterrupt:
-        say("Stopped. Everything finished so far is kept; the same command continues.")
+        say("Stopped. Everything finished so far is kept; run it again to resume.")
         sys.exit(EXIT_INTERRUPTED)
     except Terminated:
-        say("Terminated. Everything finished so far is kept; the same command continues.")
+        say("Terminated. Everything finished so far is kept; run it again to resume.")
         sys.exit(EXIT_TERMINATED)
+
+
+def answer(words: Sequence[str] | None) -> int:
+    """Do what the process's arguments, or `words`, ask for, and show the result; the exit code. Raises ManihotError."""
+    with watched():
+        found = app(
+            words, console=SafeConsole(), error_console=SafeConsole(stderr=True), result_action="return_value"
+        )
+        if found is not None:  # help and the version have shown themselves
+            from manihot.cli.show import show_result
+
+            show_result(found)
+    return found.exit_code if isinstance(found, WatchResult | SubmissionCheck) else 0
+
+
+def _tell_output(error: OSError) -> int:
+    """What to say of standard output that can't be written: nothing where a reader such as `head` has enough."""
+    if error.errno == errno.EPIPE:
+        return EXIT_PIPE
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _tell(DiskFullError("standard output: no space left on the disk", "free some space, then run it again"))
+    return _tell(ManihotError(f"standard output can't be written ({error.strerror})", "check where it goes"))
+
+
+def _tell(error: ManihotError) -> int:
+    """The error on standard error; its exit code."""
+    console.print(f"[bold red]{type(error).__name__}[/]:", end=" ")
+    console.print(str(error), markup=False)
+    return error.exit_code

@@ -12,7 +12,7 @@ from manihot import metrics
 from manihot.errors import DataError, ManihotError, SettingsError
 from manihot.infer.models import TrainedModel
 from manihot.photos.kaggle import find_sample as find_sample_file
-from manihot.progress import say
+from manihot.progress import say, warn
 from manihot.records.files import atomic_path, digest_file, explain_os_error, remove_leftovers, temporary_name
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
@@ -63,7 +63,7 @@ def save_predictions(
     """
     if out.name.endswith(SUBMISSION):
         for remark in save_submission(predictions, out, also, paths, sample):
-            say(f"warning: {remark}")
+            warn(f"{remark}")
         return
     predictions.save(out, named=True)
     if out.suffix.lower() == ".csv":
@@ -106,7 +106,7 @@ def answer_unread(
         f"They are named in {aside}"
     )
     if nameless := sum(not image_id for image_id in ids):
-        say(f"warning: {nameless} of them have no known name and are not in the submission")
+        warn(f"{nameless} of them have no known name and are not in the submission")
     return {image_id: place for image_id in ids if image_id}
 
 
@@ -139,10 +139,10 @@ def submission_stage(folder: RunFolder, name: str) -> None:
             remarks = save_submission(predictions, out, also, paths, sample, place)
         except DataError as error:  # the run is worth keeping without a submission
             out.unlink(missing_ok=True)
-            say(f"warning: no submission was written: {error}")
+            warn(f"no submission was written: {error}")
             return
         for remark in remarks:
-            say(f"warning: {remark}")
+            warn(f"{remark}")
         written.append(SUBMISSION)
         say(f"Submission: {out}" + (f", as {sample.path.name} has it" if sample else ""))
 

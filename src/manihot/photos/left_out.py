@@ -15,7 +15,7 @@ from pathlib import Path
 
 from manihot.errors import DataError
 from manihot.photos.faults import PhotoFault
-from manihot.progress import say
+from manihot.progress import warn
 
 REMOVE = "remove the link, or leave it: nothing is lost"
 
@@ -52,7 +52,7 @@ def leave_out(path: str, fault: PhotoFault) -> None:
     if walk is not None:
         walk.faults.setdefault(path, fault)
     else:
-        say(f"warning: {show_path(path)} is left out: {fault}")
+        warn(f"{show_path(path)} is left out: {fault}")
 
 
 def may_leave_out(folder: Path) -> bool:

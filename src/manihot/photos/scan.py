@@ -24,7 +24,7 @@ from manihot.photos.left_out import Walk, check_names, note_left_out, show_path
 from manihot.photos.listing import Entry, Listing, choose_few, drop_second_ways
 from manihot.photos.tables import Columns
 from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
-from manihot.progress import say, track
+from manihot.progress import say, track, warn
 from manihot.records.files import atomic_path, explain_os_error, write_atomic
 from manihot.records.groups import check_groups, with_name_groups
 from manihot.records.manifest import COLUMNS, UNLABELLED, Manifest
@@ -113,7 +113,7 @@ def scan(
     manifest = _to_manifest(entries, ids, facts, class_names, root, _unite_numbers(listings, class_names), trusted)
     manifest = manifest if pattern is None or not len(manifest) else with_name_groups(manifest, pattern)
     if (warning := check_groups(manifest, f"--group {group}" if group else "the groups")) is not None:
-        say(f"warning: {warning}")
+        warn(warning)
     quarantine = _to_quarantine(entries, ids, facts, listings, root, walk)
     _say_result(manifest, quarantine)
     if run is not None:
@@ -199,7 +199,7 @@ def _drop_repeated(entries: list[Entry]) -> list[Entry]:
             )
         repeated += 1
     if repeated:
-        say(f"warning: {repeated} lines repeat a photograph that was listed before; each counts once")
+        warn(f"{repeated} lines repeat a photograph that was listed before; each counts once")
     return list(seen.values())
 
 
@@ -221,8 +221,8 @@ def _unite_classes(listings: list[Listing]) -> tuple[str, ...]:
     counts = Counter(entry.label for part in listings for entry in part.entries)
     for group in _twins(united):
         names = " and ".join(f"{name!r} ({counts[name]})" for name in group)
-        say(
-            f"warning: classes {names} differ in capitals, spaces or hyphens only and count as {len(group)}; "
+        warn(
+            f"classes {names} differ in capitals, spaces or hyphens only and count as {len(group)}; "
             "if they are one: --merge-case"
         )
     return tuple(united)
@@ -263,13 +263,13 @@ def _unite_numbers(listings: list[Listing], classes: tuple[str, ...]) -> tuple[i
     for part in listings:
         for name, number in part.numbers.items():
             if numbers.setdefault(name, number) != number:
-                say(f"warning: class {name!r} has the numbers {numbers[name]} and {number}; submissions hold names")
+                warn(f"class {name!r} has the numbers {numbers[name]} and {number}; submissions hold names")
                 return None
     found = tuple(numbers.get(name, -1) for name in classes)
     if not numbers:
         return None
     if -1 in found or len(set(found)) < len(found):
-        say("warning: the classes of all sources have no numbers of their own; submissions hold names")
+        warn("the classes of all sources have no numbers of their own; submissions hold names")
         return None
     return found
 
@@ -410,16 +410,16 @@ def _say_listings(places: list[Path], listings: list[Listing]) -> None:
         for line in part.otherwise:
             say(f"  another reading: {line}")
         for note in part.notes:
-            say(f"warning: {note}")
+            warn(note)
 
 
 def _say_result(manifest: Manifest, quarantine: pd.DataFrame) -> None:
     if len(quarantine):
         kinds = ", ".join(f"{count} {kind}" for kind, count in quarantine["fault"].value_counts().items())
-        say(f"warning: {len(quarantine)} files can't be read and are left out: {kinds} (see the quarantine)")
+        warn(f"{len(quarantine)} files can't be read and are left out: {kinds} (see the quarantine)")
     unlabelled = int((manifest.labels == UNLABELLED)[manifest.table["split"] != "test"].sum())
     if unlabelled and manifest.classes:
-        say(f"warning: {unlabelled} photographs have no label; they are kept, but not learned from")
+        warn(f"{unlabelled} photographs have no label; they are kept, but not learned from")
     for name, count in zip(manifest.classes, manifest.class_counts()):
         if count == 0:
-            say(f"warning: class {name!r} has no readable photograph")
+            warn(f"class {name!r} has no readable photograph")

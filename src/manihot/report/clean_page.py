@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 from rich.table import Table as Grid
-from rich.text import Text
 
 from manihot.audit.cleaning import CARRIED
 from manihot.audit.decisions import SOFT
 from manihot.errors import DataError
+from manihot.progress import cell
 from manihot.records.files import write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.run_places import MANIFEST, RunPlaces
@@ -107,7 +107,7 @@ def counts_grid(counts: pd.DataFrame) -> Grid:
     for head in found["heads"]:
         grid.add_column(head, justify="right", min_width=max(map(len, head.split())), max_width=9)
     for name, numbers in [*found["rows"], *([("all", found["total"])] if found["total"] else [])]:
-        grid.add_row(Text(name), *map(str, numbers))
+        grid.add_row(cell(name), *map(str, numbers))
     return grid
 
 

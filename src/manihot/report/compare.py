@@ -21,10 +21,10 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from manihot.errors import DataError, RunFolderError
 from manihot.metrics import accuracy, evaluate
+from manihot.progress import cell
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.readers import read_lines
@@ -88,8 +88,7 @@ def print_leaderboard(table: pd.DataFrame, console: Console | None = None) -> No
         names = name in ("run", "member")  # may be long, so they may wrap
         out.add_column(name, justify="left" if name in LEFT else "right", no_wrap=not names, overflow="fold")
     for row, status in zip(rows, table["status"], strict=True):
-        # Text: names are shown as they are, brackets are not markup
-        out.add_row(*(Text(row[name]) for name in shown), style="" if status == "done" else "dim")
+        out.add_row(*(cell(row[name]) for name in shown), style="" if status == "done" else "dim")
     console.print(out)
     if hidden:
         console.print(f"not shown for lack of width: {', '.join(reversed(hidden))}", style="dim")

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from manihot.errors import RunFolderError, SettingsError
-from manihot.progress import say, track
+from manihot.progress import track, warn
 from manihot.records.files import atomic_path, remove_leftovers
 from manihot.records.run_folder import RunFolder
 from manihot.report.relative import Relative
@@ -75,5 +75,5 @@ def _without_links(folder: RunFolder, files: list[Path]) -> list[Path]:
             f"{folder.path}: {folder.relative(needed[0])} is a link, and links are not shared: they may lead anywhere",
             "put the file itself in its place (cp --remove-destination), then share again",
         )
-    say(f"Warning: {len(links)} links are left out, as they may lead anywhere: {told}")
+    warn(f"{len(links)} links are left out, as they may lead anywhere: {told}")
     return kept

@@ -57,7 +57,6 @@ class TableOptions:
         """The options that are not left out, as a user writes them: `--csv, --label`."""
         return ", ".join(f"--{name.replace('_', '-')}" for name in self.given())
 
-
     @property
     def bursts(self) -> bool:
         """Whether shots of one scene are to be found and kept together."""
@@ -75,3 +74,94 @@ class Compute:
     """auto, cpu, cuda or mps."""
     workers: int = 2
     """Processes that read photographs; one is used for less than 50 MB in total."""
+
+
+HERE = Compute()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleaningRules:
+    """Which photographs a cleaning changes, and how.
+
+    Rules: flagged, confident, worst, cleanlab, duplicates, conflicts. Actions: drop, relabel, soft, down_weight, keep.
+    """
+
+    rule: tuple[str, ...] = ()
+    """RULE=ACTION; may be repeated, the first that names a photograph decides. Without any: flagged=drop conflicts=soft
+    duplicates=drop. Rules: flagged, confident, worst, cleanlab, duplicates, conflicts. Actions: drop, relabel, soft,
+    down_weight, keep."""
+    threshold: float | None = None
+    """Probability above which `confident` believes the model (0.9)."""
+    n: int | None = None
+    """At most so many photographs per rule, the worst first."""
+    only: tuple[str, ...] = ()
+    """Only photographs with these labels."""
+    weight: float | None = None
+    """What a down_weight photograph counts (0.5)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlendOptions:
+    """How members are combined."""
+
+    method: str = "auto"
+    """auto, uniform, a mean or a search."""
+    weights: tuple[float, ...] = ()
+    """Fixed weights, one per member."""
+    mean: str = "arithmetic"
+    """arithmetic, geometric, power or rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmOptions:
+    """Which arms of a suite are trained, and on which photographs."""
+
+    only: tuple[str, ...] = ()
+    """These arms, and those that they need."""
+    second: str = ""
+    """A source that only the arms with a second source train on."""
+    second_but: tuple[str, ...] = ()
+    """Classes of it that the arm with a part of it leaves out."""
+
+
+@dataclass(frozen=True)
+class Translation:
+    """How two translators are trained (CycleGAN)."""
+
+    size: int = 256
+    """Edge of the square pictures in pixels: 64 for a CPU, 256 for a GPU."""
+    epochs: int = 200
+    """Epochs; in the second half the rate falls to 0."""
+    width: int = 64
+    """Channels of the first layers; 16 or 32 for a CPU."""
+    batch: int = 1
+    """Photographs of each class per step."""
+    cycle_weight: float = 10.0
+    """Weight of the L1 loss after translating there and back."""
+    identity_weight: float = 0.5
+    """Weight of the identity loss, as a share of that; 0 for none."""
+    lr: float = 2e-4
+    """Learning rate of Adam in the first half of the epochs."""
+    seed: int = 0
+    """Seed of everything random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslatedPictures:
+    """Which pictures are made by the translators."""
+
+    pictures: int | None = None
+    """Make so many, drawn at random; one of each photograph otherwise."""
+    both: bool = False
+    """Make pictures of --from out of --to as well."""
+    without_fold: int | None = None
+    """Leave out what this fold of the manifest holds out, for an honest score of it."""
+    name: str = "translated"
+    """Source of the pictures in the manifest."""
+
+
+USUAL_RULES = CleaningRules()
+USUAL_BLEND = BlendOptions()
+ALL_ARMS = ArmOptions()
+USUAL_TRANSLATION = Translation()
+ONE_OF_EACH = TranslatedPictures()

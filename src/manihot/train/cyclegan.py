@@ -13,7 +13,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from manihot.records.files import atomic_path, write_atomic
 from manihot.records.readers import MOST_TENSORS, check_file, reading
 from manihot.records.run_places import FoldFolder
 from manihot.settings import Choice
+from manihot.settings.options import Translation
 from manihot.train.networks.translators import Generator, make_discriminator, make_generator
 
 WAYS = ("there", "back")  # from the first class to the second, and the other way
@@ -46,24 +47,6 @@ AUGMENT = (
 SHEETS = 10  # pictures of the progress that are kept, spread over the epochs
 SHOWN = 4  # photographs of each class on a sheet
 LOSSES = ("adversarial", "cycle", "identity", "discriminator")
-
-
-@dataclass(frozen=True)
-class Translation:
-    """What decides a training. size: edge of the square crops in pixels. width: channels of the first layers.
-
-    cycle_weight: of the L1 after a way there and back. identity_weight: of the identity's L1, as a share of
-    `cycle_weight`; 0 for none. lr: of Adam, in the first half of the epochs.
-    """
-
-    size: int = 256
-    epochs: int = 200
-    width: int = 64
-    batch: int = 1
-    cycle_weight: float = 10.0
-    identity_weight: float = 0.5
-    lr: float = 2e-4
-    seed: int = 0
 
 
 def adversarial_loss(scores: Tensor, wanted: float) -> Tensor:

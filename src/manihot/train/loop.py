@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from manihot.errors import DataError, RunFolderError, SettingsError
-from manihot.progress import say, track
+from manihot.progress import say, track, warn
 from manihot.records.files import atomic_path, write_atomic
 from manihot.records.readers import MOST_TENSORS, check_file, reading
 from manihot.records.run_places import FoldFolder
@@ -114,8 +114,8 @@ def fit(
     distributed.judge_together(state.loss)
     parts_of_step = train.accumulate * distributed.world()
     if parts_of_step > 1 and any(isinstance(m, NORMS) and m.training for m in model.modules()):
-        say(
-            f"Warning: batch norms see {train.batch} photographs at a time, not the {train.batch * parts_of_step} "
+        warn(
+            f"batch norms see {train.batch} photographs at a time, not the {train.batch * parts_of_step} "
             "of a step, so it isn't one large batch; model.freeze_norm=true makes it exact"
         )
     progress, skipped = _resume(FoldFolder(folder).checkpoint, parts, state.device), Skipped()
@@ -197,8 +197,8 @@ def _train_epoch(
         averaging.after_step(model, progress.step)
         progress.step += 1
     if skipped.epoch:
-        say(
-            f"Warning: {what}: {skipped.epoch} steps left out, their gradients were not finite; "
+        warn(
+            f"{what}: {skipped.epoch} steps left out, their gradients were not finite; "
             "lower optimizer.lr or .sam"
         )
     return loss_sum / max(1, distributed.total(seen))

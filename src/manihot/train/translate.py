@@ -18,14 +18,21 @@ from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.sources import read_photos
 from manihot.photos.store import PhotoStore, make_store
-from manihot.progress import say
+from manihot.progress import say, warn
 from manihot.records.files import digest_file, digest_value
 from manihot.records.manifest import Manifest
 from manihot.records.run_folder import RunFolder
 from manihot.records.run_places import MANIFEST, FoldFolder, RunPlaces
 from manihot.settings import suggest
-from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
-from manihot.train.cyclegan import CUT, WAYS, Translation, fit_cyclegan
+from manihot.settings.options import (
+    EVERYTHING_GUESSED,
+    ONE_OF_EACH,
+    USUAL_TRANSLATION,
+    TableOptions,
+    TranslatedPictures,
+    Translation,
+)
+from manihot.train.cyclegan import CUT, WAYS, fit_cyclegan
 from manihot.train.networks.translators import MULTIPLE, load_translator, save_translator
 from manihot.train.runners import choose_device, describe_device
 from manihot.train.translated import ORIGINAL, file_names, join_made, made_manifest, write_pictures
@@ -37,50 +44,43 @@ OURS = ("photos", MANIFEST, "joined.parquet", "originals")
 
 
 def translate(
-    photos: Path | Sequence[Path], out: Path, from_class: str, to_class: str, *, size: int = 256, epochs: int = 200,
-    width: int = 64, batch: int = 1, cycle_weight: float = 10.0, identity_weight: float = 0.5, lr: float = 2e-4,
-    seed: int = 0, pictures: int | None = None, both: bool = False, without_fold: int | None = None,
-    name: str = "translated", device: str = "auto", workers: int = 2, update: bool = False,
-    columns: TableOptions = EVERYTHING_GUESSED,
+    photos: Path | Sequence[Path], out: Path, from_class: str, to_class: str, *,
+    training: Translation = USUAL_TRANSLATION, made: TranslatedPictures = ONE_OF_EACH, device: str = "auto",
+    workers: int = 2, update: bool = False, columns: TableOptions = EVERYTHING_GUESSED,
 ) -> dict[str, Any]:  # fmt: skip
     """Train translators between two classes and redraw the training photographs of the first as the second.
 
-    photos, columns: see `manihot.scan`; a manifest.parquet is taken as it is. from_class, to_class: names, or
-    parts of names that fit one class. size to lr: see `manihot.train.cyclegan.Translation`. pictures: of so many
-    photographs, drawn by the seed; of all when left out. both: also redraw the second class as the first.
-    without_fold: leave out what this fold of the manifest holds out, with all of its groups. name: source of the
-    pictures. update: redo what other settings or photographs change.
+    photos, columns: see `photos.scan.scan`; a manifest.parquet is taken as it is. from_class, to_class: names, or
+    parts of names that fit one class. update: redo what other settings or photographs change.
 
     Writes out/photos/*.jpg, manifest.parquet (the pictures), joined.parquet (with the photographs), there and
     back.safetensors, history.jsonl, samples.png. Returns `pictures` (how many), `manifest`, `joined`, `samples`,
     `history` (paths). Raises ManihotError; the same call continues a stopped one.
     """
-    settings = Translation(size, epochs, width, batch, cycle_weight, identity_weight, lr, seed)
-    check_translation(settings, pictures, name)
-    wanted = asdict(settings) | {
-        "from": from_class, "to": to_class, "pictures": pictures, "both": both, "without_fold": without_fold,
-        "name": name, "photos": [str(p) for p in ([photos] if isinstance(photos, str | Path) else photos)],
+    check_translation(training, made.pictures, made.name)
+    wanted = {
+        **asdict(training), "from": from_class, "to": to_class, **asdict(made),
+        "photos": [str(p) for p in ([photos] if isinstance(photos, str | Path) else photos)],
         "scan_options": columns.given(),
     }  # fmt: skip
     with RunFolder(Path(out).absolute()) as folder:
         _open(folder, wanted, update)
         originals = _originals(folder, photos, workers, columns)
         names = find_class(from_class, originals.classes), find_class(to_class, originals.classes)
-        first, second = choose_photographs(originals, *names, without_fold)
-        _check_names(originals, name)
+        first, second = choose_photographs(originals, *names, made.without_fold)
+        _check_names(originals, made.name)
         say(f"From {names[0]!r} ({len(first)} photographs) to {names[1]!r} ({len(second)})")
-        _warn(originals, min(len(first), len(second)), without_fold)
+        _warn(originals, min(len(first), len(second)), made.without_fold)
         used = originals.take(np.concatenate([first, second]))
-        edge = round(size * CUT)
+        edge = round(training.size * CUT)
         store = make_store(folder.translated_store, used, Preprocess((edge, edge)), workers)
         rows = np.arange(len(first)), len(first) + np.arange(len(second))
-        _train(folder, store, rows, settings, names, device, digest_photographs(used, names))
-        chosen = {"there": first, "back": second} if both else {"there": first}
-        chosen = {way: draw_rows(own, pictures, seed) for way, own in chosen.items()}
-        made = _pictures(folder, originals, store, chosen, names, size, name, device)
-    say(f"{made} pictures: {folder.manifest}; with the photographs: {folder / 'joined.parquet'}")
+        _train(folder, store, rows, training, names, device, digest_photographs(used, names))
+        chosen = {"there": first, "back": second} if made.both else {"there": first}
+        chosen = {way: draw_rows(own, made.pictures, training.seed) for way, own in chosen.items()}
+        count = _pictures(folder, originals, store, chosen, names, training.size, made.name, device)
     return {
-        "pictures": made, "manifest": folder.manifest, "joined": folder / "joined.parquet",
+        "pictures": count, "manifest": folder.manifest, "joined": folder / "joined.parquet",
         "samples": folder / "samples.png", "history": FoldFolder(folder.path).history,
     }  # fmt: skip
 
@@ -227,10 +227,10 @@ def _check_names(originals: Manifest, name: str) -> None:
 
 def _warn(originals: Manifest, fewest: int, without_fold: int | None) -> None:
     if fewest < FEW:
-        say(f"Warning: with {fewest} photographs of a class, expect the translator to learn those by heart")
+        warn(f"with {fewest} photographs of a class, expect the translator to learn those by heart")
     if without_fold is None and (originals.fold >= 0).any():
-        say(
-            "Warning: the translators also see what the manifest's folds hold out, so scores of these folds would be "
+        warn(
+            "the translators also see what the manifest's folds hold out, so scores of these folds would be "
             "a little too good; for an honest score use --without-fold K, and train that fold alone (folds.only)"
         )
 

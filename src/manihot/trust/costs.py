@@ -18,7 +18,7 @@ import pandas as pd
 
 from manihot.errors import DataError
 from manihot.metrics import accuracy, ece, paired_difference
-from manihot.progress import say
+from manihot.progress import warn
 from manihot.records.files import atomic_path, save_json
 from manihot.records.groups import load_groups
 from manihot.records.predictions import Predictions
@@ -197,8 +197,8 @@ def _measure(
     y, k = made.labels[known], len(made.classes)
     tilt = ece(y, probs[known])
     if tilt > TILTED:
-        say(
-            f"Warning: these probabilities are off by {tilt:.1%} on average (ECE), and the expected costs with them; "
+        warn(
+            f"these probabilities are off by {tilt:.1%} on average (ECE), and the expected costs with them; "
             "calibrate first (`manihot calibrate`)"
         )
     group = load_groups(manifest, made.image_id[known])

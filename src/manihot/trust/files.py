@@ -93,7 +93,7 @@ def calibrate_files(
     record = {
         "predictions": str(oof),
         "photographs": len(own),
-        "calibration": calibrator.to_json(),
+        "chosen": calibrator.to_json()["kind"],
         "ece": {"before": ece(y, probs), "after": ece(y, tried[chosen])},
         "sets": {"kind": sets, "coverage": coverage, "per_class": per_class},
         **{name: _plain_rows(table) for name, table in tables.items()},

@@ -1,0 +1,246 @@
+"""Verbs that train, judge and use models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from manihot.settings import Recipe
+from manihot.settings.options import EVERYTHING_GUESSED, HERE, ONE_OF_EACH, USUAL_TRANSLATION
+from manihot.verbs.options import (
+    Columns,
+    Model,
+    NamedRecipe,
+    On,
+    Out,
+    Photos,
+    Pictures,
+    Place,
+    Places,
+    RecipeName,
+    Run,
+    Sets,
+    Training,
+    Update,
+)
+from manihot.verbs.places import as_choice, as_paths, as_recipe, as_source
+from manihot.verbs.results import (
+    Leaderboard,
+    LrFindResult,
+    PageResult,
+    PredictResult,
+    RunScores,
+    ShareResult,
+    TrainResult,
+    TranslateResult,
+    run_scores,
+)
+
+
+def run(
+    photos: Photos,
+    *,
+    out: Out,
+    recipe: RecipeName = None,
+    set: Sets = (),
+    columns: Columns = EVERYTHING_GUESSED,
+    compute: On = HERE,
+    update: Update = False,
+    smoke: Annotated[
+        bool, Parameter(help="Try the recipe's whole chain on a few small photographs: under a minute.")
+    ] = False,
+) -> RunScores:
+    """From photographs to an evaluated classifier and a report, in one command.
+
+    Scan, folds, training, out-of-fold predictions, scores, report. Stop it at any moment; run it again to resume.
+    Without --recipe it takes `quick` where there is no GPU, and says so.
+    """
+    from manihot import pipeline
+
+    scores = pipeline.run(
+        as_source(photos), Path(out), as_choice(recipe, set), overrides=set, device=compute.device,
+        workers=compute.workers, update=update, smoke=smoke, columns=columns,
+    )  # fmt: skip
+    return run_scores(Path(out), scores, smoke)
+
+
+def train(
+    photos: Photos,
+    *,
+    out: Out,
+    recipe: RecipeName = None,
+    set: Sets = (),
+    columns: Columns = EVERYTHING_GUESSED,
+    compute: On = HERE,
+    update: Update = False,
+) -> TrainResult:
+    """The training part of `run`, for several GPUs: torchrun --nproc-per-node 4 -m manihot train PHOTOS --out RUN.
+
+    `manihot run` with the same options, in one process, then goes on with blend, audit, scores and report.
+    A step sees `train.batch` photographs per process.
+    """
+    from manihot import pipeline
+
+    names = pipeline.train(
+        as_source(photos), Path(out), as_choice(recipe, set), overrides=set, device=compute.device,
+        workers=compute.workers, update=update, columns=columns,
+    )  # fmt: skip
+    return TrainResult(out=Path(out), members=tuple(names))
+
+
+def predict(
+    model: Model,
+    photos: Annotated[Place, Parameter(help="Folder, CSV or manifest.parquet.")],
+    *,
+    out: Annotated[
+        Out,
+        Parameter(help=".parquet, .csv of probabilities and names, or a name ending in submission.csv (two columns)."),
+    ],
+    tta: Annotated[int | None, Parameter(help="Use only the first so many of the model's views; 1 is fastest.")] = None,
+    raw: Annotated[bool, Parameter(help="The networks' own probabilities, not calibrated.")] = False,
+    batch: Annotated[int, Parameter(help="Photographs at a time.")] = 32,
+    columns: Columns = EVERYTHING_GUESSED,
+    compute: On = HERE,
+) -> PredictResult:
+    """Predict photographs with a trained model: every member, fold and view averaged."""
+    from manihot.engines import predict as predict_with
+
+    predictions = predict_with(
+        Path(model), Path(photos), Path(out), tta=tta, raw=raw, device=compute.device, batch=batch,
+        workers=compute.workers, columns=columns,
+    )  # fmt: skip
+    return PredictResult(predictions=predictions, path=Path(out))
+
+
+def compare(runs: Annotated[Places, Parameter(help="Run folders.")]) -> Leaderboard:
+    """A leaderboard of members and runs, finished or not, so that a team sees every score at once."""
+    from manihot.report.compare import leaderboard
+
+    return Leaderboard(table=leaderboard(as_paths(runs)))
+
+
+def report(run: Run) -> PageResult:
+    """Write RUN/report.html anew."""
+    from manihot.engines import explain_torch
+    from manihot.report.report import make_report
+
+    return PageResult(page=make_report(Path(run), explain_torch))
+
+
+def share(run: Run, *, out: Annotated[Out, Parameter(help="A .zip file.")]) -> ShareResult:
+    """Pack what a team needs of a run into one zip: networks, predictions, blend, scores, and no photograph."""
+    from manihot.report.share import share_run
+
+    files = share_run(Path(run), Path(out))
+    return ShareResult(path=Path(out), files=tuple(files), size=Path(out).stat().st_size)
+
+
+def show_augment(
+    recipe: NamedRecipe,
+    photo: Annotated[Place, Parameter(help="A photograph.")],
+    *,
+    out: Annotated[Out, Parameter(help="A .html or .png file.")] = Path("augment.html"),
+    set: Sets = (),
+    n: Annotated[int, Parameter(help="Pictures per epoch.")] = 24,
+) -> PageResult:
+    """Draw what a recipe's augmentation makes of a photograph, to be checked with your own eyes."""
+    from manihot.report.show_augment import show_augment as draw
+
+    return PageResult(page=draw(as_recipe(recipe, set), Path(photo), Path(out), n=n))
+
+
+def explain(
+    model: Model,
+    photos: Annotated[Places, Parameter(help="Photographs or folders.")],
+    *,
+    out: Out = Path("explained"),
+    every_fold: Annotated[bool, Parameter(help="The mean over all folds' networks.")] = False,
+    top: Annotated[int, Parameter(help="For how many of the most probable classes.")] = 2,
+    compute: On = HERE,
+) -> PageResult:
+    """Show where in a photograph a model found its answer: Grad-CAM, or attention rollout for ViT and DeiT.
+
+    OUT is a folder (a page and a picture per map) or one .html file.
+    """
+    from manihot.engines import explain_torch
+    from manihot.networks.runner import choose_device
+    from manihot.report.explain import explain as draw
+
+    page = draw(
+        Path(model), as_paths(photos), Path(out), every_fold=every_fold, device=choose_device(compute.device), top=top,
+        other=explain_torch,
+    )  # fmt: skip
+    return PageResult(page=page)
+
+
+def lr_find(
+    recipe: NamedRecipe,
+    photos: Annotated[
+        Photos | None,
+        Parameter(help="Folder(s), a CSV or a manifest.parquet; drawn demo photographs when left out."),
+    ] = None,
+    *,
+    out: Annotated[Out | None, Parameter(help="Where to write; lr-RECIPE when left out.")] = None,
+    set: Sets = (),
+    member: Annotated[str, Parameter(help="Which member of the recipe; the first when left out.")] = "",
+    steps: Annotated[int, Parameter(help="Steps of the sweep, at most.")] = 100,
+    columns: Columns = EVERYTHING_GUESSED,
+    compute: On = HERE,
+) -> LrFindResult:
+    """Raise the learning rate until training breaks, and suggest one from where the loss fell fastest.
+
+    Writes OUT/lr.csv and OUT/lr.png.
+    """
+    from manihot.train.lr_find import lr_find as sweep
+
+    chosen = as_choice(recipe, set)
+    name = chosen.name if isinstance(chosen, Recipe) else Path(chosen).stem
+    found = sweep(
+        None if photos is None else as_source(photos), chosen, Path(out or f"lr-{name}"), overrides=set,
+        member=member, steps=steps, device=compute.device, workers=compute.workers, columns=columns,
+    )  # fmt: skip
+    return LrFindResult(**found)
+
+
+def translate(
+    photos: Photos,
+    *,
+    from_: Annotated[str, Parameter(help="The class to start from, or a part of its name.")],
+    to: Annotated[str, Parameter(help="The class to make pictures of, or a part of its name.")],
+    out: Out,
+    training: Training = USUAL_TRANSLATION,
+    made: Pictures = ONE_OF_EACH,
+    columns: Columns = EVERYTHING_GUESSED,
+    compute: On = HERE,
+    update: Update = False,
+) -> TranslateResult:
+    """Redraw photographs of one class as another (CycleGAN), to train on where a class is rare.
+
+    Two networks learn to redraw, one each way, from the training photographs of both classes; no pairs are needed,
+    and validation and test photographs are never looked at. Stop it at any moment; run it again to resume.
+    Look at OUT/samples.png, written anew after every epoch: if it doesn't convince you, it won't teach a classifier.
+
+    OUT/joined.parquet holds your photographs and the pictures, as a source that is trained on and never judged:
+
+    manihot run OUT/joined.parquet --out runs/b --set "sources={translated: {use: train}}"
+
+    Does it help? A score says so if the translator never saw what is judged. With RUN a run without pictures:
+
+    manihot translate RUN/folds.parquet --from healthy --to mosaic --without-fold 0 --out OUT
+
+    Then train fold 0 of OUT/joined.parquet alone (--set "folds.only=[0]") and compare with fold 0 of RUN. Pictures
+    made from a photograph that a fold holds out are kept out of that fold's training in any case, as both stand in one
+    group; without --without-fold the translator itself has seen it.
+
+    A made picture is no evidence: what the networks leave in it (blur, a pattern) stands under one label, and a
+    classifier may learn that instead of the disease. --both leaves the same traces in both classes.
+    """
+    from manihot.train.translate import translate as redraw
+
+    found = redraw(
+        as_source(photos), Path(out), from_, to, training=training, made=made, device=compute.device,
+        workers=compute.workers, update=update, columns=columns,
+    )  # fmt: skip
+    return TranslateResult(**found)

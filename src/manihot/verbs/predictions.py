@@ -1,0 +1,149 @@
+"""Verbs on saved predictions: no photographs, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from manihot.errors import SettingsError
+from manihot.records.run_places import TrustFolder
+from manihot.settings.options import USUAL_BLEND
+from manihot.verbs.options import FILES, How, Manifest, Out, Place, Places, Seed
+from manihot.verbs.places import as_path, as_paths
+from manihot.verbs.results import BlendResult, CalibrateResult, DecideResult, SubmissionCheck
+
+MEMBERS = "Out-of-fold predictions, one file per member: parquet, or CSV image_id,label,c0,c1,..."
+Test = Annotated[Places, FILES, Parameter(help="The members' test predictions, in the same order.", show_default=False)]
+
+
+def blend(
+    oof: Annotated[Places, Parameter(help=f"{MEMBERS}; with --plan the run folder that holds predictions/")],
+    *,
+    out: Out,
+    test: Test = (),
+    how: How = USUAL_BLEND,
+    plan: Annotated[
+        Place | None,
+        Parameter(help="A file of members, views and weights, or the name of one that comes with the package."),
+    ] = None,
+    costs: Annotated[
+        Place | None,
+        Parameter(help="CSV member,latency,download: also find the cheaper blends that nothing beats (pareto.csv)."),
+    ] = None,
+    manifest: Manifest = None,
+    seed: Seed = 0,
+) -> BlendResult:
+    """Combine members' predictions, and say what the blend is worth on photographs it was not fitted on.
+
+    `auto` is plain averaging unless nested cross-validation shows that a fitted blend is better. A plan says it all
+    itself: `manihot blend RUN --plan lecture-avengers --out DIR`.
+    """
+    from manihot.ensemble.files import blend_files, blend_plan
+    from manihot.records.summaries import Blended
+
+    members, tests, groups, cheaper = as_paths(oof), as_paths(test), as_path(manifest), None
+    if plan is not None:
+        if tests or costs or how != USUAL_BLEND or len(members) != 1:
+            raise SettingsError(
+                "a plan says which files, weights and mean are taken",
+                "give one folder and --plan, without --test, --method, --weights, --mean and --costs",
+            )
+        found = blend_plan(str(plan), members[0], Path(out), groups, seed)
+    else:
+        found = blend_files(members, Path(out), tests, how.method, how.weights or None, how.mean, groups, seed=seed)
+        if costs is not None:
+            from manihot.ensemble.diversity import cheaper_blends
+
+            cheaper = len(cheaper_blends(members, Path(costs), Path(out)))
+    return BlendResult(out=Path(out), record=Blended.model_validate(found), cheaper=cheaper)
+
+
+def stack(
+    oof: Annotated[Places, Parameter(help=MEMBERS)],
+    *,
+    out: Out,
+    test: Test = (),
+    method: Annotated[
+        Sequence[str], Parameter(help="logistic, lightgbm, mlp, cnn1d, cnn2d; several are averaged.")
+    ] = ("logistic",),
+    manifest: Manifest = None,
+    seed: Seed = 0,
+) -> BlendResult:
+    """Fit a second level on members' out-of-fold predictions, and say whether it gains over plain averaging."""
+    from manihot.ensemble.files import stack_files
+    from manihot.ensemble.stack import FITTED_BY_TORCH
+    from manihot.records.summaries import Blended
+
+    if set(method) & set(FITTED_BY_TORCH):
+        import manihot.train.stackers  # noqa: F401  # fills STACKERS
+    found = stack_files(as_paths(oof), Path(out), as_paths(test), method, as_path(manifest), seed=seed)
+    return BlendResult(out=Path(out), record=Blended.model_validate(found))
+
+
+def calibrate(
+    oof: Annotated[Place, Parameter(help="Out-of-fold predictions: parquet or CSV.")],
+    *,
+    out: Out,
+    kind: Annotated[str, Parameter(help="auto, none, temperature, vector, isotonic, confidence.")] = "auto",
+    coverage: Annotated[float, Parameter(help="Share of photographs whose prediction set must hold the truth.")] = 0.9,
+    sets: Annotated[str, Parameter(help="lac, aps or raps.")] = "lac",
+    per_class: Annotated[
+        bool, Parameter(negative="--no-per-class", help="The share holds in every class, or on the whole alone.")
+    ] = True,
+    manifest: Manifest = None,
+    seed: Seed = 0,
+) -> CalibrateResult:
+    """Make probabilities mean what they say, and fit prediction sets that hold the truth as often as you name."""
+    from manihot.trust.files import calibrate_files
+
+    found = calibrate_files(
+        Path(oof), Path(out), kind, coverage, per_class, sets, manifest=as_path(manifest), seed=seed
+    )
+    return CalibrateResult(
+        path=TrustFolder(Path(out)).summary, photographs=found["photographs"], kind=found["chosen"],
+        ece_before=found["ece"]["before"], ece_after=found["ece"]["after"],
+    )  # fmt: skip
+
+
+def decide(
+    predictions: Annotated[Place, Parameter(help="Predictions: parquet or CSV.")],
+    costs: Annotated[Place, Parameter(help="YAML such as `missed: {mosaic: 10}`, or a matrix as CSV.")],
+    *,
+    out: Out,
+    calibrator: Annotated[
+        Place | None, Parameter(help="calibrator.json of `manihot calibrate` or RUN/trust.")
+    ] = None,
+    manifest: Manifest = None,
+    seed: Seed = 0,
+) -> DecideResult:
+    """Answer so that mistakes cost least, where a missed disease costs more than a false alarm.
+
+    Says "ask an expert" where that is cheaper. Writes OUT/decisions.csv and OUT/costs.json, with the saving against
+    plain answers where labels are known.
+    """
+    from manihot.trust.costs import decide_files
+
+    found = decide_files(
+        Path(predictions), Path(costs), Path(out), calibrator=as_path(calibrator), manifest=as_path(manifest), seed=seed
+    )
+    return DecideResult(
+        decisions=Path(out) / "decisions.csv",
+        **{name: found[name] for name in ("photographs", "asked", "changed", "expected_cost")},
+    )
+
+
+def check_submission(
+    file: Annotated[Place, Parameter(help="A submission.")],
+    sample: Annotated[Place, Parameter(help="The competition's sample submission.")],
+) -> SubmissionCheck:
+    """Report what differs between a submission and the sample: header, ids, their order, names or numbers.
+
+    The exit code is 0 where nothing differs, 3 where something does.
+    """
+    from manihot.records.submissions import check_submission as differences
+
+    found = differences(Path(file), Path(sample))
+    return SubmissionCheck(file=Path(file), sample=Path(sample), differences=tuple(found))
