@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from manihot.cli.photos import scan as command
 from PIL import Image
 
 from manihot.audit.burst_stages import audit_bursts, compare_folds
@@ -25,6 +24,7 @@ from manihot.records.predictions import Predictions
 from manihot.records.run_folder import RunFolder
 from manihot.settings import load_recipe
 from manihot.settings.options import TableOptions
+from manihot.verbs.photos import scan as command
 
 START = 1_500_000_000.0
 

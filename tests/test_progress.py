@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.table import Table
@@ -149,3 +151,10 @@ def test_the_command_line_names_warnings_and_other_processes_fall_silent():
     code = "from manihot.progress import fall_silent, say, speak, warn; speak(); {}; say('went on'); warn('odd')"
     assert run(code.format("speak()")).stderr == "went on\nWarning: odd\n"
     assert run(code.format("fall_silent()")).stderr == ""
+
+
+def test_what_may_be_wrong_is_said_as_a_warning():
+    """`say("Warning: ...")` would be hidden from library users, who see warnings alone."""
+    source = Path(progress.__file__).parent
+    pattern = re.compile(r"\bsay\(\s*f?[\"']warning", re.IGNORECASE)
+    assert not [path for path in source.rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))]

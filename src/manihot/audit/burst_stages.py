@@ -22,7 +22,7 @@ from manihot.audit.trusted import load_features
 from manihot.audit.what_if import paired_interval
 from manihot.errors import SettingsError
 from manihot.photos.times import read_times
-from manihot.progress import say
+from manihot.progress import say, warn
 from manihot.records.files import digest_file, digest_value, save_json
 from manihot.records.groups import check_groups, group_numbers
 from manihot.records.manifest import Manifest
@@ -66,7 +66,7 @@ def _keep(manifest: Manifest, found: pd.DataFrame, keep: bool) -> Manifest:
     say(f"{words}; each stays in one fold")
     grouped = with_groups(manifest, found)
     if (warning := check_groups(grouped, OPTION)) is not None:
-        warn(f"{warning}")
+        warn(warning)
     return grouped
 
 

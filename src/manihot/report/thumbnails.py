@@ -21,7 +21,7 @@ from PIL import Image
 from manihot.photos.decode import decode_photo
 from manihot.photos.faults import PhotoFault
 from manihot.photos.preprocess import resize
-from manihot.progress import track
+from manihot.progress import track, warn
 from manihot.records.files import atomic_path
 from manihot.records.manifest import Manifest
 from manihot.records.readers import read_frame
@@ -90,7 +90,7 @@ class Thumbnails:
             first = next(one for one in gone if not one.uri)
             lines.append(f"{count_of(len(gone) - kept)} can't be shown: {first.name}: {first.fault}")
         for line in lines:
-            warn(f"{line}")
+            warn(line)
         return lines
 
     def save(self, file: Path, others: dict[str, Thumbnail] | None = None) -> None:
