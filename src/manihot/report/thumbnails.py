@@ -75,8 +75,7 @@ class Thumbnails:
             small = as_thumbnail(path.name, decode_photo(path, at_least=(EDGE, EDGE)))
             return replace(small, href=link(self._folder, path))
         except PhotoFault as fault:
-            why = str(fault).splitlines()[0]
-            return replace(self._kept.get(image_id, Thumbnail(path.name)), fault=why)
+            return replace(self._kept.get(image_id, Thumbnail(path.name)), fault=fault.detail)
 
     def faults(self) -> list[str]:
         """Lines on photographs that can't be read: how many have a kept thumbnail, how many no picture; also said."""
