@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from manihot.audit.burst_stages import group_bursts
 from manihot.audit.stages import (
     audit_labels,
     audit_lookalikes,
@@ -71,7 +72,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with RunFolder(home / "run") as folder:
         manifest = Manifest.from_table(table, CLASSES, home / "photos")
         manifest.save(folder / "manifest.parquet")
-        manifest = group_duplicates(folder, manifest, workers=1)
+        manifest = group_bursts(folder, group_duplicates(folder, manifest, workers=1), keep=False)
         manifest.save(folder / "folds.parquet")
         made = Predictions.from_probs(ids, probs, CLASSES, labels, table["fold"].to_numpy(), embeddings=embeddings)
         made.save(folder / "predictions/main.oof.parquet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ from manihot.pipeline import prepare
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import RunFolder
+from manihot.report.audit_page import make_audit_page
 from manihot.settings import load_recipe
 from manihot.settings.options import TableOptions
 from manihot.verbs.photos import scan as command
@@ -196,6 +198,9 @@ def test_bursts_are_offered_and_kept_together_when_asked(tmp_path: Path, capfd) 
         assert about["apart"] > 0.6 and about["high"] < 0
         assert "Expect the lower on new scenes; use --group auto." in about["sentence"]
         assert about["sentence"] in capfd.readouterr().err
+        page = make_audit_page(folder.path).read_text(encoding="utf-8")
+        assert 'id="bursts"' in page and " s apart" in page and "12 of 40 bursts are shown" in page
+        assert about["sentence"] in html.unescape(page).replace("\u202f", " ")
     with RunFolder(tmp_path / "together") as folder:
         manifest = prepare(folder, recipe, tmp_path / "in", TableOptions(group="auto"), 1, weights=False)
         assert "each stays in one fold" in capfd.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -51,15 +52,11 @@ def as_lines(rows: list[list[str]]) -> bytes:
 
 
 def as_parquet(rows: list[list[str]]) -> bytes:
-    header, *body = rows
+    header, *body = [[cell.encode("utf-8", "replace").decode() for cell in row] for row in rows]
     width = len(header)
     frame = pd.DataFrame([[*row, *[""] * width][:width] for row in body], columns=[*map(str, range(width))])
-    frame.columns = [name.encode("utf-8", "replace").decode() for name in header]
-    for name in range(width):
-        frame.isetitem(name, [cell.encode("utf-8", "replace").decode() for cell in frame.iloc[:, name]])
+    frame.columns = header
     frame = frame.loc[:, ~frame.columns.duplicated()]
-    import io
-
     out = io.BytesIO()
     frame.to_parquet(out, index=False)
     return out.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from typing import Any
 
@@ -28,6 +27,7 @@ from manihot.records.groups import check_groups, group_numbers
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import RunFolder
+from manihot.records.summaries import read_burst_effect
 
 REPEATS, FOLDS = 3, 5
 STRENGTH = 0.01  # of the regression on standardised features; both ways of folding use the same
@@ -114,7 +114,7 @@ def audit_bursts(folder: RunFolder, manifest: Manifest, name: str, seed: int = 0
 
     inputs = [digest_file(path) for path in (table, oof, folder.folds)]
     folder.stage("burst effect", [*inputs, seed], [folder.audit.bursts], work)
-    say(json.loads(folder.audit.bursts.read_text(encoding="utf-8"))["sentence"])
+    say(read_burst_effect(folder.audit.bursts)["sentence"])
 
 
 def burst_effect(predictions: Predictions, bursts: pd.DataFrame, manifest: Manifest) -> dict[str, Any]:

@@ -243,6 +243,12 @@ class WhatIf(Open):
     run_folds: bool = False
 
 
+class BurstEffect(Open):
+    """bursts.json."""
+
+    sentence: str
+
+
 def _checked(path: Path, model: type[BaseModel], what: str, remedy: str = AGAIN) -> dict[str, Any]:
     value = read_json(path, what, remedy)
     with reading(path, what, remedy, RunFolderError):
@@ -292,6 +298,11 @@ def read_blended(path: Path) -> dict[str, Any]:
 def read_audited(path: Path) -> dict[str, Any]:
     """audit.json."""
     return _checked(path, Audited, "the figures of an audit")
+
+
+def read_burst_effect(path: Path) -> dict[str, Any]:
+    """bursts.json."""
+    return _checked(path, BurstEffect, "what bursts do to a score")
 
 
 def read_what_if(path: Path) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from manihot.photos.decode import decode_photo
 from manihot.photos.faults import PhotoFault
 from manihot.records.files import write_atomic
 from manihot.records.run_places import RunPlaces
-from manihot.records.summaries import read_audited, read_what_if
-from manihot.report.alike import alike_groups
+from manihot.records.summaries import read_audited, read_burst_effect, read_what_if
+from manihot.report.alike import alike_groups, burst_groups
 from manihot.report.audit_tables import gather_audit, list_files
 from manihot.report.audit_words import describe_findings
 from manihot.report.material import Material
@@ -76,6 +76,7 @@ def contents(material: Material, tables: dict[str, pd.DataFrame]) -> dict[str, A
     labels = _labels(tables.get("label_issues"), tables.get("duplicates"), classes)
     duplicates = _duplicates(tables.get("duplicates"), classes)
     lookalikes = alike_groups(tables.get("lookalikes"), partial(_name, classes))
+    bursts = _bursts(material, tables.get("bursts"), classes)
     outliers = _outliers(tables.get("label_issues"), tables.get("duplicates"))
     composition = _composition(tables.get("classes"), tables.get("goes_with_errors"))
     sources = _sources(material, tables)
@@ -84,6 +85,7 @@ def contents(material: Material, tables: dict[str, pd.DataFrame]) -> dict[str, A
     thumbs = Thumbnails(manifest, material.run, material.attempt(lambda: read_thumbnails(saved)))
     if manifest is not None:
         groups = [*(duplicates or {"groups": []})["groups"], *(lookalikes or {"shown": []})["shown"]]
+        groups += (bursts or {"shown": []})["shown"]
         wanted = [row["id"] for row in [*(labels or {"cards": []})["cards"], *outliers]]
         wanted += [member["id"] for group in groups for member in group["members"]]
         wanted += [i for pair in (sources or {"pairs": []})["pairs"] for row in pair["examples"] for i in row["ids"]]
@@ -98,12 +100,13 @@ def contents(material: Material, tables: dict[str, pd.DataFrame]) -> dict[str, A
         "labels": labels,
         "duplicates": duplicates,
         "lookalikes": lookalikes,
+        "bursts": bursts,
         "outliers": outliers,
         "composition": composition,
         "sources": sources,
         "what_if": what_if,
         "evidence": _evidence(material),
-        "said": describe_findings(manifest, duplicates, lookalikes, composition, sources, what_if),
+        "said": describe_findings(manifest, duplicates, lookalikes, bursts, composition, sources, what_if),
         "files": list_files(material.run),
         "report": material.places.report.is_file(),
         "same": SAME,
@@ -323,6 +326,12 @@ def _mean_images(material: Material, priors: pd.DataFrame | None) -> list[tuple[
             continue
         shown.append((names[place] if len(names) == len(paths) else "", picture))
     return shown
+
+
+def _bursts(material: Material, table: pd.DataFrame | None, classes: tuple[str, ...]) -> dict[str, Any] | None:
+    path, n = material.places.audit.bursts, 0 if material.manifest is None else len(material.manifest)
+    about = material.attempt(lambda: read_burst_effect(path)) if path.is_file() else None
+    return burst_groups(table, (about or {}).get("sentence", ""), n, partial(_name, classes))
 
 
 def _what_if(material: Material, table: pd.DataFrame | None) -> dict[str, Any] | None:

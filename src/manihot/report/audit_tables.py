@@ -33,6 +33,7 @@ TABLES = {
         "every photograph that has a duplicate, with its group, kind and distance", "so duplicates are not listed"
     ),
     "lookalikes": Table("photographs that are similar by the network's features, and whether the pixels confirm it"),
+    "bursts": Table("shots of one scene: their bursts, seconds and numbers apart, and how alike they are"),
     "classes": Table("labelled photographs per class and source", "so the imbalance is not shown"),
     "composition": Table("every photograph's measurements: sharpness, brightness, zoom and the others"),
     "goes_with_errors": Table(

@@ -13,7 +13,7 @@ from manihot.report.words import count_of, number, percent
 
 def describe_findings(
     manifest: Manifest | None, duplicates: dict[str, Any] | None, lookalikes: dict[str, Any] | None,
-    composition: dict[str, Any] | None, sources: dict[str, Any] | None, what_if: dict[str, Any] | None,
+    bursts: dict[str, Any] | None, composition: dict[str, Any] | None, sources: dict[str, Any] | None, what_if: dict[str, Any] | None,
 ) -> list[tuple[str, str]]:  # fmt: skip
     """The findings in words, after that on the labels: the section that each leads to, and the sentence."""
     said = []
@@ -21,6 +21,8 @@ def describe_findings(
         said.append(("duplicates", " ".join(_say_duplicates(duplicates))))
     if lookalikes and lookalikes["groups"]:
         said.append(("lookalikes", lookalikes["sentence"]))
+    if bursts:
+        said.append(("bursts", bursts["sentence"]))
     if sources and sources["pairs"]:
         said.append(("sources", _say_sources(sources)))
     elif manifest is not None and manifest.table["source"].nunique() < 2:

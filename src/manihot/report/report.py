@@ -17,7 +17,7 @@ from manihot.metrics import ece, reliability
 from manihot.records.files import write_atomic
 from manihot.records.predictions import Predictions
 from manihot.records.run_places import RunPlaces
-from manihot.records.summaries import read_blended
+from manihot.records.summaries import read_blended, read_burst_effect
 from manihot.report import figures
 from manihot.report.audit_page import make_audit_page
 from manihot.report.clean_page import cleaned_before
@@ -86,7 +86,7 @@ def contents(material: Material, other: OpenExplainer | None = None) -> dict[str
         "material": material,
         "found": found if found and found["n"] else None,
         "headline": headline(found, material.split, material.predictions.get(material.split), material.done),
-        "judgement": judgement(found, material.manifest, material.record.get("recipe") or {}),
+        "judgement": judgement(found, material.manifest, material.record.get("recipe") or {}) + _burst_effect(material),
         "test": material.scores.get("test") if material.split == "oof" else None,
         "score_names": SCORE_NAMES,
         "members": _members(material),
@@ -104,6 +104,13 @@ def contents(material: Material, other: OpenExplainer | None = None) -> dict[str
         "about": _about(material),
         "cleaned": material.attempt(lambda: cleaned_before(material.manifest, material.run)),
     }
+
+
+def _burst_effect(material: Material) -> list[str]:
+    """What bursts do to the score, where they are known to."""
+    path = material.places.audit.bursts
+    about = material.attempt(lambda: read_burst_effect(path)) if path.is_file() else None
+    return [about["sentence"]] if about else []
 
 
 def _members(material: Material) -> list[dict[str, Any]]:
