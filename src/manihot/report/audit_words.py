@@ -13,7 +13,8 @@ from manihot.report.words import count_of, number, percent
 
 def describe_findings(
     manifest: Manifest | None, duplicates: dict[str, Any] | None, lookalikes: dict[str, Any] | None,
-    bursts: dict[str, Any] | None, composition: dict[str, Any] | None, sources: dict[str, Any] | None, what_if: dict[str, Any] | None,
+    bursts: dict[str, Any] | None, composition: dict[str, Any] | None, sources: dict[str, Any] | None,
+    what_if: dict[str, Any] | None,
 ) -> list[tuple[str, str]]:  # fmt: skip
     """The findings in words, after that on the labels: the section that each leads to, and the sentence."""
     said = []
