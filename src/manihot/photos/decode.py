@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import stat
 import warnings
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ DNG_TAG = 50706  # DNGVersion: Pillow would read the small preview of a camera's
 KNOWN = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # baseline, extended, progressive; the last two with arithmetic codes
 LONG = 300  # characters of libtiff's words that are told
 
+# What Pillow logs of a broken TIFF would go to the terminal without the file's name.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 # Our own limit is checked before anything is decoded; Pillow's warning at 89 million pixels adds nothing.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Remarks on broken metadata, without the file's name; what matters comes as a fault.

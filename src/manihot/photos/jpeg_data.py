@@ -90,14 +90,14 @@ def check_whole(raw: bytes, head: JpegHead, said: list[str], scans: Sequence[Sca
     damage = damage or (find_damage(with_end(raw, head), head, bool(scans)) if said else "")
     if not damage:
         return
-    if raw.find(END, head.scan) < 0:
+    if raw.rfind(END, head.scan) < 0:
         raise PhotoFault("truncated", f"the JPEG ends before its picture does: {damage}", COPY_AGAIN)
     raise PhotoFault("damaged", f"the JPEG's data are damaged: {damage}", COPY_AGAIN)
 
 
 def with_end(raw: bytes, head: JpegHead) -> bytes:
     """The file with an end marker: without one opencv fills what is missing with grey and says nothing."""
-    return raw if raw.find(END, head.scan) >= 0 else raw + END
+    return raw if raw.rfind(END, head.scan) >= 0 else raw + END
 
 
 def find_damage(raw: bytes, head: JpegHead, several: bool) -> str:

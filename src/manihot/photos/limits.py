@@ -74,7 +74,7 @@ def check_scans(head: JpegHead, scans: int) -> None:
         found = f"{'more than ' * (scans > MOST_SCANS)}{min(scans, MOST_SCANS)}"
         detail = f"it is a progressive JPEG of {found} scans and {pixels / 1e6:.3g} megapixels; encoders write 10"
         raise PhotoFault("too_large", detail, "save it again as an ordinary JPEG")
-    most = max((h * v for _, h, v in head.sampling), default=1)
+    most = max([1, *(h * v for _, h, v in head.sampling)])
     need = sum(h * v / most for _, h, v in head.sampling) * 2 * pixels  # libjpeg keeps all coefficients
     if need > MEMORY and raised_limit() is None:
         said = f"as a progressive JPEG, whose decoding takes {need / 1e6:.0f} MB, more than the limit of"
