@@ -23,7 +23,7 @@ from manihot.photos import depth, limits
 from manihot.photos.decode import PhotoFault, decode_photo, inspect_photo, inspect_photos
 from manihot.photos.headers import read_jpeg_head
 from manihot.photos.jpeg_data import walk_scans
-from test_decode import JPEGS, encode, fault_of, picture, textured
+from test_decode import JPEGS, encode, exif, fault_of, picture, textured
 
 # ------------------------------------------------------------------------------------- cut and filled JPEGs
 
@@ -132,6 +132,36 @@ def test_remarks_on_metadata_hide_no_filling(tmp_path: Path) -> None:
     assert judge(tmp_path / "x.jpg", cut[:frame] + b"stray bytes" + cut[frame:]) == "damaged"
     whole = raw[:frame] + b"stray bytes" + raw[frame:]
     assert judge(tmp_path / "x.jpg", whole) == "whole"
+
+
+SMALLER = {"WEBP": {"quality": 80}, "WEBP lossless": {"lossless": True}, "AVIF": {"speed": 10, "quality": 70}}
+
+
+@pytest.mark.parametrize("kind", SMALLER)
+def test_a_cut_webp_or_avif_is_no_photograph_whatever_pattern_fills_it(tmp_path: Path, kind: str) -> None:
+    tags = exif(1)
+    tags[0x9286] = bytes(600)  # a comment of zeros, at the end of a WebP
+    raw = encode(textured(), kind.split()[0], exif=tags, **SMALLER[kind])
+    assert judge(tmp_path / "x.webp", raw) == "whole"
+    for share in (0.3, 0.5, 0.8):
+        cut = int(share * len(raw))
+        for pattern in (b"\0", b"\xff", b"ab", b"nothing to see "):
+            filled = raw[:cut] + (pattern * len(raw))[: len(raw) - cut]
+            assert judge(tmp_path / "x.webp", filled) in ("damaged", "unreadable"), (share, pattern)
+
+
+@pytest.mark.parametrize("kind", SMALLER)
+def test_flat_webp_and_avif_are_whole(tmp_path: Path, kind: str) -> None:
+    for colour in (0, 255):
+        rgb = np.full((1500, 2000, 3), colour, np.uint8)
+        assert judge(tmp_path / "x.webp", encode(rgb, kind.split()[0], **SMALLER[kind])) == "whole"
+        rgb[:40] = np.random.default_rng(0).integers(0, 256, (40, 2000, 3))
+        assert judge(tmp_path / "x.webp", encode(rgb, kind.split()[0], **SMALLER[kind])) == "whole"
+
+
+def test_another_photograph_in_the_second_half_is_damage(tmp_path: Path) -> None:
+    raw = encode(textured())
+    assert judge(tmp_path / "x.jpg", raw[: len(raw) // 2] + encode(picture(90, 90))) == "damaged"
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from manihot.errors import SettingsError
 from manihot.photos.colour import RgbReader, srgb_transform
 from manihot.photos.complaints import hear_decoders, quiet_decoders
 from manihot.photos.faults import COPY_AGAIN, SAVE_AS_JPEG, PhotoFault, explain_refusal, explain_special
+from manihot.photos.filling import check_filling
 from manihot.photos.headers import JpegHead, find_orientation, is_heif, read_jpeg_head
 from manihot.photos.jpeg_data import END, Scan, check_whole, decode_reduced, walk_scans, with_end
 from manihot.photos.kinds import DEVELOP, RAW, explain_broken, explain_unidentified, name_other, signature
@@ -212,7 +213,10 @@ def _measure(shot: Shot) -> tuple[int, int]:
     if shot.head is None:
         with _opened(shot.raw, (1, 1), None) as opened:
             opened.reader.check()
-            return opened.turned_size()
+            size = opened.turned_size()
+        if signature(shot.raw) in ("WebP", "AVIF", "HEIC"):
+            check_filling(shot.raw, size[0] * size[1], lambda raw: _decode_with_pillow(raw, None, None)[0])
+        return size
     size = _decode(shot, (1, 1), None)[1]
     if not shot.head.plain:
         decode_reduced(shot.raw)  # Pillow, which has decoded it, keeps libjpeg's remarks to itself

@@ -16,6 +16,7 @@ import numpy as np
 
 from manihot.photos.complaints import hear_decoders
 from manihot.photos.faults import COPY_AGAIN, PhotoFault
+from manihot.photos.filling import LOOKED_AT, PERIODS, count_repeated
 from manihot.photos.headers import MARKER, MOST_SEGMENTS, JpegHead
 from manihot.photos.limits import MOST_SCANS
 
@@ -26,8 +27,6 @@ EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marke
 HARMLESS = ("Invalid SOS parameters", "Warning: unknown JFIF", "Unknown Adobe", "Application transferred")
 FEW = 64  # bytes too many that some cameras leave; after damage that shifts the code there are more
 SAME = 12  # bytes of padding that may seem to be data: libjpeg reads 8 ahead, and the data's last may be alike
-PERIODS = range(1, 33)  # of a filling, in bytes
-LOOKED_AT = 1 << 16  # bytes before the end of the data in which a filling is looked for
 ROUNDS = 4  # stray bytes that are taken out, one place after the other, as libjpeg tells the first only
 EXPECTED = {0xC4, 0xDA, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # markers between scans
 
@@ -137,12 +136,11 @@ def find_damage(raw: bytes, head: JpegHead, several: bool) -> str:
 
 def _judge_rest(data: bytes, count: int) -> str:
     """Whether the last `count` bytes, which libjpeg left over, are padding behind a whole picture; else why not."""
-    last = np.frombuffer(data[-LOOKED_AT:], np.uint8)
+    seen = min(len(data), LOOKED_AT)
     for period in PERIODS:
-        differs = np.flatnonzero(last[:-period] != last[period:])
-        run = len(last) - (differs[-1] + 1 if len(differs) else 0)  # bytes at the end that repeat
-        if run >= min(count, len(last)) and run > period:
-            if run == len(last) and count > run:  # all that was looked at
+        run = count_repeated(data, period)
+        if run >= min(count, seen) and run > period:
+            if run == seen and count > run:  # all that was looked at
                 run = len(data) - len(data.rstrip(data[-1:])) if period == 1 else count
             if run - count > SAME + period - 1:
                 return f"from some place on they are filled up ({run} bytes)"
