@@ -249,7 +249,7 @@ def test_settings_reach_the_step_and_the_views():
     choice = Choice(name="fixmatch", threshold=0.9, mu=5, strong=[{"name": "cutout"}])
     assert make_step(choice).keywords == {"threshold": 0.9}
     assert unlabelled_settings(choice) == {"mu": 5, "strong": [{"name": "cutout"}]}
-    assert [one["name"] for one in STRONG][-2:] == ["rand_augment", "coarse_dropout"]
+    assert [one["name"] for one in STRONG][-3:] == ["rand_augment", "rand_augment", "cutout"]
     load_recipe("standard", ["step={name: fixmatch, threshold: 0.95, mu: 7, temperature: 0.5, weight: 2}"])
 
 

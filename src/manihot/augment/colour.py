@@ -44,7 +44,7 @@ class BrightnessContrast(ColourOp):
 class HueSaturationValue(ColourOp):
     """Hue turned, saturation multiplied, brightness shifted."""
 
-    hue: Limit = Field((-20.0, 20.0), description="degrees of the colour circle")
+    hue: Limit = Field((-40.0, 40.0), description="degrees of the colour circle; albumentations' 20 of 180 is 40")
     saturation: Limit = Field((-0.3, 0.3), description="1 + this multiplies the distance from grey")
     value: Limit = Field((-20.0, 20.0), description="levels added to all channels")
 

@@ -47,12 +47,15 @@ class CoarseDropout(ErasingOp):
     holes_count: tuple[int, int] = Field((1, 8), description="number of boxes, from..to")
     height: Span = Field((0.05, 0.15), description="height of a box, share of the picture's, from..to")
     width: Span = Field((0.05, 0.15), description="width of a box, share of the picture's, from..to")
+    edge: int = Field(0, ge=0, description="edge of each box in pixels, in place of `height` and `width`; 0: these")
 
     def holes(self, height: int, width: int, rng: np.random.Generator) -> list[tuple[int, int, int, int]]:
         drawn = []
         for _ in range(int(rng.integers(self.holes_count[0], max(self.holes_count) + 1))):
-            h = min(height, max(1, round(height * uniform(rng, self.height))))
-            w = min(width, max(1, round(width * uniform(rng, self.width))))
+            h, w = self.edge, self.edge
+            if not self.edge:
+                h, w = round(height * uniform(rng, self.height)), round(width * uniform(rng, self.width))
+            h, w = min(height, max(1, h)), min(width, max(1, w))
             drawn.append((int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w))
         return drawn
 

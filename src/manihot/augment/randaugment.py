@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from manihot.augment import colour, filters, geometry, tone
-from manihot.augment.canvas import Canvas, Op
+from manihot.augment.canvas import Canvas, Op, Span, uniform
 from manihot.augment.resample import Border
 
 TRANSLATE = 150 / 331  # share of the edge at magnitude 10: the paper's 150 pixels of 331
@@ -21,13 +22,19 @@ SHEAR = math.degrees(math.atan(0.3))  # the paper's slope
 Make = Callable[[float, dict[str, object]], Op | None]
 
 
+def _of_ten(span: tuple[float, float]) -> tuple[float, float]:
+    if span[0] < 0 or span[1] > 10:
+        raise ValueError("a magnitude is 0 to 10")
+    return span
+
+
 class RandAugment(Op):
     """`n` operations of RandAugment's list at `magnitude`."""
 
     p: float = Field(1.0, ge=0, le=1, description="probability of the whole")
     n: int = Field(2, ge=1, le=20, description="number of operations, drawn with replacement")
-    magnitude: float = Field(
-        9.0, ge=0, le=10, description="0 is almost nothing, 10 the end of each operation's range"
+    magnitude: Annotated[Span, AfterValidator(_of_ten)] = Field(
+        (9.0, 9.0), description="0 is almost nothing, 10 the end of each operation's range; one number, or from..to"
     )
     spread: float = Field(
         0.0, ge=0, description="standard deviation of the magnitude from operation to operation"
@@ -41,7 +48,7 @@ class RandAugment(Op):
         names = list(LIST)
         for _ in range(self.n):
             make = LIST[names[int(rng.integers(len(names)))]]
-            amount = float(np.clip(rng.normal(self.magnitude, self.spread), 0, 10)) / 10
+            amount = float(np.clip(rng.normal(uniform(rng, self.magnitude), self.spread), 0, 10)) / 10
             signed = amount if rng.random() < 0.5 else -amount
             op = make(signed, {"border": self.border, "fill": self.fill})
             if op is not None:

@@ -1,8 +1,10 @@
 """Photographs without a label, seen twice beside each labelled one: weakly and strongly augmented (FixMatch,
 arXiv 2001.07685).
 
-The weak view is flipped and moved a little; the strong one also goes through RandAugment and loses boxes. They stand
-in the items of the labelled photographs, so batches, workers, processes and accumulated steps need not know of them.
+The weak view is flipped and moved a little; the strong one also goes through RandAugment and loses a square of half
+its edge, filled with grey. Their settings are those of the lecture's team (choco9966/Cassava-Leaf-Disease-Classification,
+notebook 10, `TransformFixMatch` and `RandAugmentMC(n=2, m=10)`: two operations, each drawn with chance .5 and a
+magnitude of 1 to 9). They stand in the items of the labelled photographs, so batches, workers, processes and accumulated steps need not know of them.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ WEAK: tuple[dict[str, Any], ...] = (
 )
 STRONG: tuple[dict[str, Any], ...] = (
     *WEAK,
-    {"name": "rand_augment", "n": 2, "magnitude": 9.0},
-    {"name": "coarse_dropout", "p": 1.0, "fill": "mean"},
+    {"name": "rand_augment", "n": 1, "magnitude": [1.0, 9.0], "p": 0.5},
+    {"name": "rand_augment", "n": 1, "magnitude": [1.0, 9.0], "p": 0.5},
+    {"name": "cutout", "p": 1.0, "share": 0.5, "fill": 127},
 )
 SEEDS = {"weak": 1 << 40, "strong": 2 << 40}  # apart from the labelled photographs' seeds, and from each other
 

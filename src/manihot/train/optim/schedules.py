@@ -24,9 +24,9 @@ def constant(epoch: float, epochs: int) -> float:
     return 1.0
 
 
-def cosine(epoch: float, epochs: int, floor: float = 0.0) -> float:
-    """From 1 to `floor` along half a cosine (arXiv 1608.03983)."""
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / epochs)))
+def cosine(epoch: float, epochs: float, floor: float = 0.0, until: float = 1.0) -> float:
+    """From 1 to `floor` along half a cosine (arXiv 1608.03983) by the share `until` of the training, then `floor`."""
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / (epochs * until))))
 
 
 def cosine_restarts(epoch: float, epochs: int, period: float = 10.0, floor: float = 0.01) -> float:
@@ -211,6 +211,7 @@ LIMITS = {
     "threshold": (0.0, 1.0),
     "peak": (0.0, 1.0),
     "start": (0.0, 1.0),
+    "until": (0.01, 1.0),
     "momentum_low": (0.0, 0.999),
     "momentum_high": (0.0, 0.999),
 }
