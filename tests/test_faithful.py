@@ -99,7 +99,7 @@ def test_fixmatch_averages_four_epochs_after_its_rate_has_fallen():
 
 def test_the_strong_view_is_two_operations_and_a_grey_square_of_half_the_edge():
     *_, first, second, square = STRONG
-    assert first == second == {"name": "rand_augment", "n": 1, "p": 0.5, "magnitude": [1.0, 9.0]}  # RandAugmentMC(2, 10)
+    assert first == second == {"name": "rand_augment", "n": 1, "p": 0.5, "magnitude": [1.0, 9.0]}  # of RandAugmentMC
     assert square == {"name": "cutout", "p": 1.0, "share": 0.5, "fill": 127}
     assert max(hidden(square)) == pytest.approx(0.25, abs=0.01)
 
@@ -143,7 +143,7 @@ def test_regnety_learns_20_epochs_and_averages_from_the_third_on():
 # The competition's solutions, as the lecture prints them
 
 
-@pytest.mark.parametrize("name", ["cassava2020-07a", "cassava2020-08", "cassava2020-28", "cassava2020-37", "cassava2020-77"])
+@pytest.mark.parametrize("name", [f"cassava2020-{place}" for place in ("07a", "08", "28", "37", "77")])
 def test_plain_hue_saturation_value_turns_by_20_of_180(name: str):
     found = [one for recipe in members(name).values() for one in named(recipe, "hue_saturation_value")]
     assert found and all("hue" not in one for one in found)

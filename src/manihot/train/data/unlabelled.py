@@ -2,9 +2,10 @@
 arXiv 2001.07685).
 
 The weak view is flipped and moved a little; the strong one also goes through RandAugment and loses a square of half
-its edge, filled with grey. Their settings are those of the lecture's team (choco9966/Cassava-Leaf-Disease-Classification,
-notebook 10, `TransformFixMatch` and `RandAugmentMC(n=2, m=10)`: two operations, each drawn with chance .5 and a
-magnitude of 1 to 9). They stand in the items of the labelled photographs, so batches, workers, processes and accumulated steps need not know of them.
+its edge, filled with grey. Their settings are those of the lecture's team (code/10 of github.com/choco9966's
+Cassava-Leaf-Disease-Classification, `TransformFixMatch`): two operations, each drawn with chance .5 and a magnitude of
+1 to 9. They stand in the items of the labelled photographs, so batches, workers, processes and accumulated steps need
+not know of them.
 """
 
 from __future__ import annotations
