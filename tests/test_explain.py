@@ -449,7 +449,7 @@ def test_the_report_shows_heat_beside_mistakes_and_stays_the_same(tmp_path: Path
 def test_a_broken_network_never_stops_the_report(tmp_path: Path):
     run = with_networks(make_run(tmp_path), fail="not weights")
     text = Page(make_report(run, explain_torch).read_text(encoding="utf-8")).text
-    assert "heat maps: not drawn" in text and "no network of manihot" in text
+    assert "heat maps: not drawn" in text and "not a network of manihot" in text
     shutil.rmtree(run / "members")
     assert "heat maps" not in Page(make_report(run, explain_torch).read_text(encoding="utf-8")).text
 

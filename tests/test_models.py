@@ -607,7 +607,7 @@ def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(WeightsError, match="no such model"):
         load_model(path)
     path.write_bytes(b"nothing")
-    with pytest.raises(WeightsError, match=r"best\.safetensors: no network of manihot"):
+    with pytest.raises(WeightsError, match=r"best\.safetensors: not a network of manihot"):
         load_model(path)
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(WeightsError, match="no model of manihot"):

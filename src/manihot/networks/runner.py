@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from pydantic import TypeAdapter
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from manihot.errors import SettingsError, WeightsError
+from manihot.errors import DataError, SettingsError, WeightsError
 from manihot.networks.card import KEY, REMEDY
-from manihot.networks.graph import LAYOUT
+from manihot.networks.graph import LAYOUT, POOLING
 from manihot.records.files import atomic_path
+from manihot.records.readers import check_file, parse_json, reading
 
 # "embeddings" (N, D) and, where the network classifies, "logits" (N, K), and where it has that output, "unknown" (N,),
 # the probability that a photograph shows something else; float32
@@ -24,8 +26,23 @@ Outputs = dict[str, np.ndarray]
 Runner = Callable[[np.ndarray], Outputs]  # of uint8 (N, H, W, 3)
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-MAPS = "maps_"  # how the names of outputs begin that are computed only when asked for
-LARGEST_HEAD = 1 << 28  # bytes
+MAPS = "maps_"  # how the names of outputs begin that are given only when asked for
+AT_ONCE = {"cpu": 4, "cuda": 1 << 30}  # photographs: on a CPU more only take memory and miss the caches
+MOST_NETWORK = 1 << 31  # bytes, as protobuf has it
+MOST_HEAD = 1 << 28  # bytes
+AGAIN = "run the same `manihot run` again: it is written anew"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How embeddings were pooled from feature maps: the file's metadata, checked.
+
+    channels: of the maps, in the order of the outputs. power: whether their signed square root was taken.
+    """
+
+    pooling: str
+    power: bool
+    channels: tuple[int, ...]
 
 
 def choose_device(wanted: str = "auto") -> str:
@@ -44,9 +61,30 @@ def choose_device(wanted: str = "auto") -> str:
     return wanted
 
 
+def count_threads() -> int:
+    """Threads for one network: OMP_NUM_THREADS where it is set, else the cores that this process may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isascii() and asked.isdigit() and 0 < int(asked) < 1 << 16:
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _reading(path: Path, what: str, remedy: str = REMEDY) -> Iterator[None]:
+    """Turn whatever a library raises on a damaged file into a WeightsError that names it."""
+    with reading(path, what, remedy, WeightsError):
+        try:
+            yield
+        except (OSError, WeightsError):
+            raise
+        except Exception as error:  # protobuf's and onnxruntime's own families are not public
+            raise ValueError(" ".join(str(error).split())) from error
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of an ONNX or a safetensors file; WeightsError where it is neither."""
-    try:
+    with _reading(path, "a network of manihot"):
+        check_file(path, MOST_NETWORK)
         if path.suffix == ".onnx":
             import onnx
 
@@ -54,48 +92,71 @@ def read_metadata(path: Path) -> dict[str, str]:
             return {one.key: one.value for one in model.metadata_props}
         with safe_open(path, framework="numpy") as file:
             return dict(file.metadata() or {})
-    except Exception as error:  # protobuf, safetensors and the system raise unrelated families
-        raise WeightsError(f"{path}: no network of manihot ({type(error).__name__}: {error})", REMEDY) from error
 
 
 class OnnxRunner:
     """A network in onnxruntime.
 
-    Gives its outputs by name: those of `manihot.networks.graph`, or logits and embeddings of a fine-tuned network.
+    Gives its outputs by name: those of `manihot.networks.graph`, or embeddings and logits of a fine-tuned network.
+    threads: 0 as `count_threads`. device: 'cpu' or 'cuda'. Raises WeightsError for another file, SettingsError for a
+    device that this onnxruntime can't compute on.
     """
 
     def __init__(self, path: Path, threads: int = 0, device: str = "cpu") -> None:
         import onnxruntime
 
+        self.path, self.at_once = path, AT_ONCE[choose_device(device)]
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or count_threads()
         options.log_severity_level = 3
-        try:
+        # memory patterns are kept for every size of batch and take half as much again; threads that spin while they
+        # wait double the CPU time on a busy machine
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        with _reading(path, "a network that onnxruntime can read", AGAIN):
+            check_file(path, MOST_NETWORK)
             self.session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDERS[device]])
-        except Exception as error:  # onnxruntime's own families, none of them public
-            raise WeightsError(
-                f"{path}: onnxruntime can't read this network ({' '.join(str(error).split())[:200]})",
-                "run the same `manihot run` again: it is written anew",
-            ) from error
         names = [output.name for output in self.session.get_outputs()]
         self.outputs = [name for name in names if not name.startswith(MAPS)]
         self.of_maps = [name for name in names if name.startswith(MAPS)]
-        if "embeddings" not in names or [one.name for one in self.session.get_inputs()] != ["photos"]:
+        inputs = [(one.name, one.type, len(one.shape)) for one in self.session.get_inputs()]
+        if "embeddings" not in names or inputs != [("photos", "tensor(uint8)", 4)]:
             raise WeightsError(f"{path}: an ONNX file, but no network of manihot", REMEDY)
 
     def __call__(self, photos: np.ndarray) -> Outputs:
         """uint8 (N, H, W, 3) to the outputs, without the maps."""
-        return dict(zip(self.outputs, self.session.run(self.outputs, {"photos": photos}), strict=True))
+        return dict(zip(self.outputs, self._run(self.outputs, photos), strict=True))
 
     def maps(self, photos: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """uint8 (N, H, W, 3) to embeddings (N, D) and the feature maps (N, C, h, w) behind them."""
-        found = self.session.run(["embeddings", *self.of_maps], {"photos": photos})
+        found = self._run(["embeddings", *self.of_maps], photos)
         return found[0], found[1:]
 
+    def _run(self, names: list[str], photos: np.ndarray) -> list[np.ndarray]:
+        if photos.ndim != 4 or photos.shape[3] != 3 or photos.dtype != np.uint8 or not photos.size:
+            raise DataError(
+                f"{self.path.name} can't take photographs {photos.dtype} of shape {photos.shape}",
+                "give at least one, as uint8 (N, height, width, 3)",
+            )
+        some = range(0, len(photos), self.at_once)
+        try:
+            parts = [self.session.run(names, {"photos": photos[at : at + self.at_once]}) for at in some]
+        except Exception as error:  # onnxruntime's own families
+            why = " ".join(str(error).split())[-200:]
+            raise WeightsError(f"{self.path}: it fails on photographs {photos.shape} ({why})", AGAIN) from error
+        return [np.concatenate(found) if len(found) > 1 else found[0] for found in zip(*parts, strict=True)]
+
     @cached_property
-    def layout(self) -> dict[str, Any]:
-        """How the embeddings were pooled from the maps; {} where the network doesn't say."""
-        return json.loads(self.session.get_modelmeta().custom_metadata_map.get(LAYOUT, "{}"))
+    def layout(self) -> Layout:
+        """How the embeddings were pooled from the maps; WeightsError where the network doesn't say."""
+        text = self.session.get_modelmeta().custom_metadata_map.get(LAYOUT)
+        if text is None:
+            raise WeightsError(f"{self.path}: the network gives no feature maps", REMEDY)
+        with _reading(self.path, "a network with a description of its embeddings", AGAIN):
+            found = TypeAdapter(Layout).validate_python(parse_json(text))
+            if found.pooling not in POOLING or len(found.channels) != len(self.of_maps):
+                raise ValueError(f"it describes {found}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -107,7 +168,13 @@ class LinearHead:
 
     def logits(self, embeddings: np.ndarray) -> np.ndarray:
         """Embeddings (..., D) to logits (..., K)."""
-        return embeddings @ self.weight.T + self.bias
+        if embeddings.shape[-1] != self.weight.shape[1]:
+            raise WeightsError(
+                f"a linear head for {self.weight.shape[1]} features can't read {embeddings.shape[-1]}",
+                "use the backbone that it was fitted on: keep head and backbone of one run together",
+            )
+        logits: np.ndarray = embeddings @ self.weight.T + self.bias
+        return logits
 
     def save(self, path: Path, card: str) -> None:
         """Write it and its model card, atomically."""
@@ -127,16 +194,17 @@ class LinearHead:
         """The same; None for a network of another kind."""
         if path.suffix == ".onnx":
             return None
-        try:
+        with _reading(path, "a linear head"):
+            check_file(path, MOST_NETWORK)
             with safe_open(path, framework="numpy") as file:
                 if set(file.keys()) != {"weight", "bias"}:
                     return None
-                if path.stat().st_size > LARGEST_HEAD:
-                    raise ValueError(f"{path.stat().st_size} bytes")
+                check_file(path, MOST_HEAD)
                 weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
-        except (OSError, SafetensorError, ValueError, TypeError) as error:
-            raise WeightsError(f"{path}: no network of manihot ({error})", REMEDY) from error
-        fits = weight.ndim == 2 and bias.shape == weight.shape[:1] and weight.dtype == bias.dtype == np.float32
-        if not fits or not np.isfinite(weight).all() or not np.isfinite(bias).all():
-            raise WeightsError(f"{path}: a damaged linear head of shapes {weight.shape}, {bias.shape}", "run again")
+            if weight.ndim != 2 or not weight.size or bias.shape != weight.shape[:1]:
+                raise ValueError(f"a weight of shape {weight.shape} and a bias of shape {bias.shape}")
+            if weight.dtype != np.float32 or bias.dtype != np.float32:
+                raise ValueError(f"values {weight.dtype} and {bias.dtype}, expected float32")
+            if not np.isfinite(weight).all() or not np.isfinite(bias).all():
+                raise ValueError("values that are not finite")
         return cls(weight, bias)
