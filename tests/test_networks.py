@@ -139,7 +139,7 @@ def compare(onnx: OnnxRunner, network: Any, photos: np.ndarray) -> None:
     assert found.dtype == np.float32 and found.shape == wanted.shape
     # the slope of the signed square root at 0 is 5000, which the squares take off again
     assert np.abs(found - wanted).max() < 1e-3
-    assert np.abs(found * np.abs(found) - wanted * np.abs(wanted)).max() < 1e-4
+    assert np.abs(found * np.abs(found) - wanted * np.abs(wanted)).max() < 1e-3
     weight = np.random.default_rng(1).normal(0, 0.05, (5, found.shape[1]))
     assert np.abs(found @ weight.T - wanted @ weight.T).max() < 1e-3
 
