@@ -44,7 +44,8 @@ def activation_maps(
 def _gem_gain(maps: np.ndarray) -> np.ndarray:
     """Sum over places of d pooled / d map (N, K) for pooled = (mean of max(A, floor)^3)^(1/3)."""
     floored = np.maximum(maps.astype(np.float64), FLOOR)
-    return np.where(maps >= FLOOR, floored**2, 0).mean((2, 3)) / (floored**3).mean((2, 3)) ** (2 / 3)
+    gain: np.ndarray = np.where(maps >= FLOOR, floored**2, 0).mean((2, 3)) / (floored**3).mean((2, 3)) ** (2 / 3)
+    return gain
 
 
 def _enlarged(cells: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

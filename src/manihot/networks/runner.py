@@ -194,13 +194,14 @@ class LinearHead:
         """The same; None for a network of another kind."""
         if path.suffix == ".onnx":
             return None
-        with _reading(path, "a linear head"):
+        with _reading(path, "a network of manihot"):
             check_file(path, MOST_NETWORK)
             with safe_open(path, framework="numpy") as file:
                 if set(file.keys()) != {"weight", "bias"}:
                     return None
                 check_file(path, MOST_HEAD)
                 weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+        with _reading(path, "a linear head"):
             if weight.ndim != 2 or not weight.size or bias.shape != weight.shape[:1]:
                 raise ValueError(f"a weight of shape {weight.shape} and a bias of shape {bias.shape}")
             if weight.dtype != np.float32 or bias.dtype != np.float32:
