@@ -23,6 +23,7 @@ MEMORY = 800_000_000  # bytes that one photograph may take: with the libraries a
 BYTES_A_PIXEL = {"WEBP": 18, "AVIF": 16, "HEIF": 16, "JPEG2000": 22, "JPEG": 4, "MPO": 4}
 BYTES_A_PIXEL_ELSE = 8
 BYTES_A_PIXEL_DEEP = 11  # colours of 16 bits, decoded twice where they are dark
+LIGHT = 100_000_000  # bytes of a file that need not be counted
 # Photographs have 2 to 50 pixels a byte; a flat picture, which compresses best, has some thousand.
 SPARSE = 200  # pixels a byte
 SMALL = 25_000_000  # pixels up to which a flat picture is read
@@ -59,9 +60,11 @@ def check_size(kind: str, height: int, width: int, size: int, max_pixels: int | 
             raise _too_large(height, width, f"more than the limit of {allowed / 1e6:.4g} megapixels")
         return
     need = BYTES_A_PIXEL_DEEP if deep else BYTES_A_PIXEL.get(kind, BYTES_A_PIXEL_ELSE)
-    most = min(MAX_PIXELS, MEMORY // need)
+    held = 0 if kind in ("JPEG", "MPO") else max(0, size - LIGHT)
+    most = min(MAX_PIXELS, max(0, MEMORY - held) // need)
     if pixels > most:
-        raise _too_large(height, width, f"more than the limit of {most / 1e6:.0f} megapixels for {kind}")
+        of_size = f" in a file of {size / 1e6:.0f} MB" * (held > 0)
+        raise _too_large(height, width, f"more than the limit of {most / 1e6:.0f} megapixels for {kind}{of_size}")
     if pixels > SMALL and pixels > SPARSE * size:
         said = f"in {size / 1000:.0f} kB: {pixels // max(1, size)} pixels a byte, which no photograph has"
         raise _too_large(height, width, said)
