@@ -13,25 +13,7 @@ import pytest
 from manihot.cli import app
 from manihot.errors import DataError, SettingsError, WeightsError
 
-VERBS = [
-    "scan",
-    "demo-data",
-    "run",
-    "audit",
-    "clean",
-    "predict",
-    "explain",
-    "watch",
-    "decide",
-    "lr-find",
-    "compare",
-    "report",
-    "recipes",
-    "show-augment",
-    "blend",
-    "stack",
-    "calibrate",
-]
+VERBS = [name for name in app if not name.startswith("-")]
 
 
 def manihot(*words: str | Path) -> subprocess.CompletedProcess:
@@ -145,3 +127,33 @@ def test_blend_stack_and_calibrate_work_on_csv_files_without_torch(tmp_path: Pat
         found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert found.returncode == 0, found.stderr
         assert (tmp_path / left).is_file()
+
+
+HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "matplotlib", "sklearn", "scipy", "pandas", "pyarrow", "cv2")
+
+
+def loaded(code: str) -> set[str]:
+    """Of the packages that take long to load, those that `code` has loaded."""
+    code = f"import sys; {code}; print(*({{name.partition('.')[0] for name in sys.modules}} & {set(HEAVY)!r}))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_the_command_line_starts_light():
+    assert loaded("import manihot.cli, manihot.cli.show") == set()
+    assert loaded("import manihot; manihot.run, manihot.blend, manihot.TableOptions, manihot.Recipe") == set()
+    assert loaded("import pandas") >= {"pandas"}  # so that the sets can be anything but empty
+
+
+def test_verbs_on_recipes_load_nothing_heavy():
+    code = "import io; from manihot.cli import answer; usual, sys.stdout = sys.stdout, io.StringIO(); {}; sys.stdout = usual"
+    for words in (["recipes"], ["recipes", "show", "quick"], ["suite", "lecture-ablations", "--list"]):
+        assert loaded(code.format(f"answer({words!r})")) == set(), words
+
+
+def test_help_starts_within_half_a_second_of_computing():
+    """Of computing in the process rather than by the clock, so that a busy machine doesn't decide; the best of three."""
+    code = "import sys, time; from manihot.cli import app; app(['run', '--help'], result_action='return_value'); " \
+        "print(time.process_time(), file=sys.stderr)"  # fmt: skip
+    spent = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr)
+             for _ in range(3)]  # fmt: skip
+    assert min(spent) < 0.5, spent
