@@ -263,7 +263,8 @@ def _like(weights: np.ndarray | None, values: np.ndarray) -> Value:
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     part, whole = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
-    return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole > 0)
+    found: np.ndarray = np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole > 0)
+    return found
 
 
 def _nanmean(values: np.ndarray) -> np.ndarray:
@@ -272,7 +273,8 @@ def _nanmean(values: np.ndarray) -> np.ndarray:
 
 
 def _bin(confidence: np.ndarray) -> np.ndarray:
-    return np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
+    found: np.ndarray = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
+    return found
 
 
 def _area(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
@@ -106,7 +106,7 @@ def rate_in_words(rate: float) -> str:
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Yield `items`, showing how far it has come; silent where it ends within two seconds in a log."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     if not log.isEnabledFor(logging.INFO):
         yield from items

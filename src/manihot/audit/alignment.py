@@ -75,7 +75,8 @@ def _waves(low: float, high: float, side: int) -> np.ndarray:
 def crop_coefficients(small: np.ndarray, box: np.ndarray) -> np.ndarray:
     """Cosine coefficients of a crop of pictures (N, S, S), float32 (N, K, K)."""
     side = small.shape[-1]
-    return _waves(box[0], box[1], side) @ small @ _waves(box[2], box[3], side).T
+    found: np.ndarray = _waves(box[0], box[1], side) @ small @ _waves(box[2], box[3], side).T
+    return found
 
 
 class CropSearch:
@@ -107,7 +108,8 @@ class CropSearch:
     def describe(self, coefficients: np.ndarray) -> np.ndarray:
         """Unit vectors, float32 (N, 35)."""
         vectors = (coefficients * self.weight).reshape(len(coefficients), K * K)[:, 1:]
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+        found: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+        return found
 
     def crops_of(self, rows: np.ndarray) -> np.ndarray:
         """Vectors of all crops, float32 (n, 45, 35)."""
@@ -297,7 +299,8 @@ def align(
 def _cut(pictures: np.ndarray, box: np.ndarray) -> np.ndarray:
     """Boxes (n, 4) of square pictures (n, S, S), linearly interpolated to S x S again."""
     y, x = (_weights(box[:, k], box[:, k + 1], pictures.shape[-1]) for k in (0, 2))
-    return y @ pictures @ x.swapaxes(1, 2)
+    found: np.ndarray = y @ pictures @ x.swapaxes(1, 2)
+    return found
 
 
 def _weights(low: np.ndarray, high: np.ndarray, side: int) -> np.ndarray:
@@ -305,7 +308,8 @@ def _weights(low: np.ndarray, high: np.ndarray, side: int) -> np.ndarray:
     share = (np.arange(side) + 0.5) / side
     point = (low[:, None] + share * (high - low)[:, None]) * side - 0.5
     point = np.clip(point, 0, side - 1)[:, :, None]
-    return np.maximum(0, 1 - np.abs(point - np.arange(side))).astype(np.float32)
+    found: np.ndarray = np.maximum(0, 1 - np.abs(point - np.arange(side))).astype(np.float32)
+    return found
 
 
 def _fit(inner: np.ndarray, outer: np.ndarray, box: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -350,7 +354,8 @@ def _standardise(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _fine(picture: np.ndarray) -> np.ndarray:
     """The structure between 1.2 and 4 pixels wide, (S, S), evened out so that one strong outline can't outvote it."""
     fine = cv2.GaussianBlur(picture, (0, 0), 1.2) - cv2.GaussianBlur(picture, (0, 0), 4)
-    return fine / np.sqrt(cv2.GaussianBlur(fine * fine, (0, 0), 6) + FAINT**2)
+    found: np.ndarray = fine / np.sqrt(cv2.GaussianBlur(fine * fine, (0, 0), 6) + FAINT**2)
+    return found
 
 
 def _correlate(inner: np.ndarray, shown: np.ndarray) -> np.ndarray:

@@ -327,7 +327,8 @@ def check_decisions(decisions: pd.DataFrame, manifest: Manifest, where: str = "t
             f"{where}: the soft label of {spread['image_id'][abs(total - 1) > 0.01].iloc[0]!r} doesn't sum to 1",
             f"one column {SOFT}<class> a class",
         )
-    return at
+    found: np.ndarray = at
+    return found
 
 
 def soft_columns(table: pd.DataFrame) -> list[str]:

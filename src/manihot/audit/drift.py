@@ -182,10 +182,12 @@ def _reduced(part: np.ndarray, seed: int) -> np.ndarray:
     part = np.where(np.isnan(part), np.nanmedian(part, axis=0, keepdims=True), part)
     scaled = StandardScaler().fit_transform(part)
     if scaled.shape[1] <= COMPONENTS:
-        return scaled
+        found: np.ndarray = scaled
+        return found
     components = min(COMPONENTS, len(scaled) - 1)
     reduced = PCA(components, svd_solver="randomized", random_state=seed).fit_transform(scaled)
-    return StandardScaler().fit_transform(reduced)
+    found: np.ndarray = StandardScaler().fit_transform(reduced)
+    return found
 
 
 def _adversary(x: np.ndarray, is_second: np.ndarray, units: np.ndarray, seed: int) -> np.ndarray:

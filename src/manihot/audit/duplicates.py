@@ -219,7 +219,8 @@ def _torn_by_folds(table: pd.DataFrame, number: np.ndarray) -> np.ndarray:
     judged = table["fold"].where(counts)
     several = judged.groupby(number).transform("nunique") > 1
     held = (judged != ALWAYS_TRAIN) & judged.notna()
-    return (several & held.groupby(number).transform("any")).to_numpy(dtype=bool)
+    found: np.ndarray = (several & held.groupby(number).transform("any")).to_numpy(dtype=bool)
+    return found
 
 
 def with_folds(duplicates: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
@@ -247,7 +248,8 @@ def _hash_distance(
         return np.full(len(first), -1)
     phash = thumbnails.phash[thumbnails.rows(manifest.image_id)]
     turned = turned_hashes(phash[first])
-    return count_bits(turned ^ phash[second][:, None]).min(axis=1).astype(np.int64)
+    found: np.ndarray = count_bits(turned ^ phash[second][:, None]).min(axis=1).astype(np.int64)
+    return found
 
 
 # ------------------------------------------------------------------------------------------- groups

@@ -146,7 +146,8 @@ def _holdout(labels: np.ndarray, groups: np.ndarray, grouped: bool, share: float
     else:
         splitter = GroupShuffleSplit(1, test_size=share, random_state=seed)
     try:
-        return next(iter(splitter.split(labels, labels, groups if grouped else None)))[1]
+        found: np.ndarray = next(iter(splitter.split(labels, labels, groups if grouped else None)))[1]
+        return found
     except ValueError as error:
         raise DataError(
             f"can't hold out {share:.0%} of {len(labels)} photographs class by class: {error}",

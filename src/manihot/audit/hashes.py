@@ -77,7 +77,8 @@ class Thumbnails:
             raise DataError(
                 f"{len(missing)} photographs have no thumbnail, first {missing[0]!r}", "make those of all photographs"
             )
-        return where
+        found: np.ndarray = where
+        return found
 
 
 def make_thumbnails(manifest: Manifest, workers: int = 2, folder: Path | None = None) -> Thumbnails:
@@ -231,7 +232,8 @@ def turned_hashes(phash: np.ndarray) -> np.ndarray:
 def count_bits(words: np.ndarray) -> np.ndarray:
     """Bits that are set in each word of uint64."""
     if hasattr(np, "bitwise_count"):  # numpy 2
-        return np.bitwise_count(words)
+        found: np.ndarray = np.bitwise_count(words)
+        return found
     words = words - ((words >> np.uint64(1)) & np.uint64(0x5555555555555555))
     words = (words & np.uint64(0x3333333333333333)) + ((words >> np.uint64(2)) & np.uint64(0x3333333333333333))
     words = (words + (words >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)

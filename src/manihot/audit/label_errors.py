@@ -162,13 +162,16 @@ def combine_evidence(evidence: Evidence) -> np.ndarray:
     if evidence.probs is not None:
         odds = (2 * odds + _log_odds(label_scores.normalized_margin(labels, evidence.probs))) / 3
     if evidence.margins is None:
-        return expit(odds)
+        found: np.ndarray = expit(odds)
+        return found
     seen = np.isfinite(evidence.margins)
     spread = float(evidence.margins[seen].std()) if seen.any() else 0.0
     if spread == 0:
-        return expit(odds)
+        found: np.ndarray = expit(odds)
+        return found
     stretched = evidence.margins * float(odds[seen].std()) / spread
-    return expit(np.where(seen, (odds + MARGINS_COUNT * stretched) / (1 + MARGINS_COUNT), odds))
+    found: np.ndarray = expit(np.where(seen, (odds + MARGINS_COUNT * stretched) / (1 + MARGINS_COUNT), odds))
+    return found
 
 
 def _flag(evidence: Evidence, score: np.ndarray, errors: int, torn: np.ndarray) -> np.ndarray:
@@ -184,7 +187,8 @@ def _flag(evidence: Evidence, score: np.ndarray, errors: int, torn: np.ndarray) 
 
 
 def _log_odds(score: np.ndarray) -> np.ndarray:
-    return logit(np.clip(score, 1e-6, 1 - 1e-6))
+    found: np.ndarray = logit(np.clip(score, 1e-6, 1 - 1e-6))
+    return found
 
 
 def _copies_say(labels: np.ndarray, copies: np.ndarray, channel: np.ndarray) -> np.ndarray:
@@ -206,7 +210,8 @@ def _suggest(evidence: Evidence, issue: np.ndarray) -> np.ndarray:
     """The most probable true class; for a label issue, the most probable one apart from the given."""
     probs = evidence.posterior.copy()
     probs[np.flatnonzero(issue), evidence.labels[issue]] = -1
-    return probs.argmax(axis=1)
+    found: np.ndarray = probs.argmax(axis=1)
+    return found
 
 
 def cleanlab_filter(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
@@ -217,7 +222,8 @@ def cleanlab_filter(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
 
     with warnings.catch_warnings():  # of classes with few photographs; the table holds better than this filter
         warnings.filterwarnings("ignore", message="May not flag all label issues")
-        return find_label_issues(labels, pred_probs, n_jobs=1)
+        found: np.ndarray = find_label_issues(labels, pred_probs, n_jobs=1)
+        return found
 
 
 # ------------------------------------------------------------------------------------------------- records
@@ -309,7 +315,8 @@ def _margins(history: pd.DataFrame, image_id: np.ndarray) -> np.ndarray:
             "columns image_id, epoch, margin",
         )
     wide = history.pivot_table(index="epoch", columns="image_id", values="margin", aggfunc="mean")
-    return wide.reindex(columns=image_id).to_numpy(dtype=np.float64)
+    found: np.ndarray = wide.reindex(columns=image_id).to_numpy(dtype=np.float64)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------- checks

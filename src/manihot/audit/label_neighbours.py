@@ -27,7 +27,8 @@ def reduce_embeddings(embeddings: np.ndarray, dimensions: int = DIMENSIONS) -> n
     x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-6)
     if x.shape[1] > dimensions:
         x = x @ _components(x, dimensions)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    found: np.ndarray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return found
 
 
 def _components(x: np.ndarray, count: int) -> np.ndarray:

@@ -210,7 +210,8 @@ def fit_noise(probs: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
 def _sharpened(probs: np.ndarray, temperature: float) -> np.ndarray:
     """softmax(log p / T), kept away from 0 and 1."""
-    return np.clip(softmax(np.log(probs) / temperature, axis=1), LOWEST, 1 - LOWEST)
+    found: np.ndarray = np.clip(softmax(np.log(probs) / temperature, axis=1), LOWEST, 1 - LOWEST)
+    return found
 
 
 def _answers(
@@ -232,8 +233,10 @@ def _answers(
         head = LogisticRegression(C=strength, max_iter=300, tol=1e-3)
         head.fit((features[train] - centre) / scale, labels[train], sample_weight=weights[train])
         probs[np.ix_(held, head.classes_)] = head.predict_proba((features[held] - centre) / scale)
-    return probs / probs.sum(1, keepdims=True)
+    found: np.ndarray = probs / probs.sum(1, keepdims=True)
+    return found
 
 
 def _log(probs: np.ndarray) -> np.ndarray:
-    return np.log(np.clip(probs, LOWEST, 1))
+    found: np.ndarray = np.log(np.clip(probs, LOWEST, 1))
+    return found

@@ -21,12 +21,14 @@ BIAS_RATE = 0.2  # share of the rate that the biases get
 
 def self_confidence(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
     """Probability of the given label, (N,). labels: int (N,) in 0..K-1; pred_probs: (N, K), out of fold."""
-    return pred_probs[np.arange(len(labels)), labels]
+    found: np.ndarray = pred_probs[np.arange(len(labels)), labels]
+    return found
 
 
 def normalized_margin(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
     """(probability of the given label - highest other + 1) / 2, (N,)."""
-    return (self_confidence(labels, pred_probs) - best_other(labels, pred_probs) + 1) / 2
+    found: np.ndarray = (self_confidence(labels, pred_probs) - best_other(labels, pred_probs) + 1) / 2
+    return found
 
 
 def best_other(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -78,7 +80,8 @@ def calibrated_joint(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
     """Expected photographs (K, K) of each given (row) and true label (column); rows sum to the given labels."""
     joint, _ = confident_joint(labels, pred_probs)
     counts = np.bincount(labels, minlength=len(joint))
-    return joint * (counts / joint.sum(axis=1))[:, None]
+    found: np.ndarray = joint * (counts / joint.sum(axis=1))[:, None]
+    return found
 
 
 def confident_learning(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
@@ -88,7 +91,8 @@ def confident_learning(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray
     """
     relative = pred_probs / confident_thresholds(labels, pred_probs)
     own = self_confidence(labels, relative)
-    return own / np.maximum(own + best_other(labels, relative), 1e-300)
+    found: np.ndarray = own / np.maximum(own + best_other(labels, relative), 1e-300)
+    return found
 
 
 def noise_channel(labels: np.ndarray, pred_probs: np.ndarray, strength: float = STRENGTH) -> np.ndarray:
@@ -103,7 +107,8 @@ def noise_channel(labels: np.ndarray, pred_probs: np.ndarray, strength: float = 
 def shrink_channel(joint: np.ndarray, strength: float = STRENGTH) -> np.ndarray:
     """P(given | true), (K, K), from expected counts (K, K) of given (row) and true labels; see `noise_channel`."""
     even = even_channel(len(joint), 1 - np.trace(joint) / max(joint.sum(), 1))
-    return (joint + strength * even) / (joint.sum(axis=0) + strength)
+    found: np.ndarray = (joint + strength * even) / (joint.sum(axis=0) + strength)
+    return found
 
 
 def even_channel(k: int, rate: float) -> np.ndarray:

@@ -133,7 +133,8 @@ def _shorten(vectors: np.ndarray) -> np.ndarray:
         mean += vectors[at : at + BLOCK].sum(axis=0, dtype=np.float64)
     centre = (mean / n).astype(np.float32)
     if dims <= SUBSPACE + 1:
-        return vectors - centre
+        found: np.ndarray = vectors - centre
+        return found
     rng = np.random.default_rng(0)
     sample = vectors[np.sort(rng.choice(n, min(n, SAMPLE), replace=False))] - centre
     basis = rng.standard_normal((dims, SUBSPACE)).astype(np.float32)

@@ -35,7 +35,8 @@ def read_trusted(manifest: Manifest, column: str) -> np.ndarray:
             "in all), not whether its label is right",
             "true or false, yes or no, 1 or 0 for every photograph",
         )
-    return said.to_numpy(dtype=bool)
+    found: np.ndarray = said.to_numpy(dtype=bool)
+    return found
 
 
 def check_features(run: Path, recipe: Recipe) -> None:

@@ -171,8 +171,10 @@ def paired_interval(gains: np.ndarray, units: np.ndarray, level: float) -> tuple
 def _reduce(x: np.ndarray, seed: int) -> np.ndarray:
     scaled = StandardScaler().fit_transform(x)
     if min(scaled.shape) <= COMPONENTS:
-        return scaled
-    return PCA(COMPONENTS, svd_solver="randomized", random_state=seed).fit_transform(scaled)
+        found: np.ndarray = scaled
+        return found
+    found: np.ndarray = PCA(COMPONENTS, svd_solver="randomized", random_state=seed).fit_transform(scaled)
+    return found
 
 
 def _split(y: np.ndarray, units: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -231,7 +233,8 @@ def _fit(x: np.ndarray, targets: np.ndarray, weights: np.ndarray, strength: floa
     model = LogisticRegression(C=strength, max_iter=200, tol=1e-3).fit(x[row[use]], k[use], sample_weight=weight[use])
     probs = np.full((len(new), targets.shape[1]), 1e-9)
     probs[:, model.classes_] = model.predict_proba(new)
-    return probs / probs.sum(axis=1, keepdims=True)
+    found: np.ndarray = probs / probs.sum(axis=1, keepdims=True)
+    return found
 
 
 def keep(targets: np.ndarray, doubtful: np.ndarray, probs: np.ndarray) -> Cleaned:

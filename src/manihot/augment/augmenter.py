@@ -111,7 +111,8 @@ class Augmenter:
 def apply_colour(rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """uint8 (h, w, 3) through a colour matrix (3, 4), rounded and clipped to uint8."""
     flat = rgb.reshape(-1, 3).astype(np.float32) @ matrix[:, :3].T + matrix[:, 3]
-    return np.clip(np.rint(flat), 0, 255).astype(np.uint8).reshape(rgb.shape)
+    found: np.ndarray = np.clip(np.rint(flat), 0, 255).astype(np.uint8).reshape(rgb.shape)
+    return found
 
 
 def as_input(

@@ -270,4 +270,5 @@ def chain_colour(first: np.ndarray, then: np.ndarray) -> np.ndarray:
     """The colour matrix (3, 4) that does `first` and `then` one after the other, without clipping between."""
     out = then[:, :3] @ first
     out[:, 3] += then[:, 3]
-    return out
+    found: np.ndarray = out
+    return found

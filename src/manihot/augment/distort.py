@@ -115,7 +115,8 @@ class PiecewiseAffine(BendingOp):
 def _weights(places: int, points: int) -> np.ndarray:
     """Weights (places, points) of linear interpolation between points set evenly from end to end."""
     at = np.linspace(0, points - 1, places)[:, None]
-    return np.maximum(0, 1 - np.abs(at - np.arange(points))).astype(np.float32)
+    found: np.ndarray = np.maximum(0, 1 - np.abs(at - np.arange(points))).astype(np.float32)
+    return found
 
 
 def _on_grid(x: np.ndarray, y: np.ndarray, size: Size, knots: int) -> tuple[np.ndarray, np.ndarray]:

@@ -130,4 +130,5 @@ def grid_mask(
     y = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5 - height / 2)
     u = (x * np.float32(cos) + (y * np.float32(sin) + np.float32(ahead))).astype(np.int32)
     v = (x * np.float32(-sin) + (y * np.float32(cos) + np.float32(ahead))).astype(np.int32)
-    return hides[0][u] & hides[1][v]
+    found: np.ndarray = hides[0][u] & hides[1][v]
+    return found

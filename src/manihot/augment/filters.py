@@ -181,7 +181,8 @@ def line_kernel(length: float, angle: float) -> np.ndarray:
     for dy, down in ((0, 1 - (y - row)), (1, y - row)):
         for dx, right in ((0, 1 - (x - column)), (1, x - column)):
             np.add.at(kernel, (row + dy, column + dx), down * right)
-    return kernel / kernel.sum()
+    found: np.ndarray = kernel / kernel.sum()
+    return found
 
 
 def find_superpixels(rgb: np.ndarray, segments: int) -> tuple[np.ndarray, np.ndarray]:

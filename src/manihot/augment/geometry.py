@@ -208,7 +208,8 @@ def linear(degrees: float, scale: float = 1.0, shear_x: float = 0.0, shear_y: fl
     """Linear part (2, 2) from input to output in (x, y down): shear, then anticlockwise turn, then scale."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     lean = np.array([[1, -math.tan(math.radians(shear_x))], [-math.tan(math.radians(shear_y)), 1]])
-    return scale * np.array([[cos, sin], [-sin, cos]]) @ lean
+    found: np.ndarray = scale * np.array([[cos, sin], [-sin, cos]]) @ lean
+    return found
 
 
 def about_middle(size: Size, forward: np.ndarray, across: float = 0.0, down: float = 0.0) -> np.ndarray:

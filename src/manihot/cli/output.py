@@ -62,7 +62,7 @@ def watched() -> Iterator[None]:
         return
     if isinstance(usual, io.TextIOWrapper):
         usual.reconfigure(errors="replace")
-    sys.stdout = _Watched(usual)  # type: ignore[assignment]  # all that is used of a stream
+    sys.stdout = _Watched(usual)
     try:
         yield
         sys.stdout.flush()

@@ -79,7 +79,8 @@ def cells(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> tupl
 def ramp(x: np.ndarray, low: float, high: float) -> np.ndarray:
     """0 below `low`, 1 above `high`, smooth between."""
     t = np.clip((x - FLOAT(low)) * FLOAT(1 / (high - low)), 0, 1)
-    return t * t * (3 - 2 * t)
+    found: np.ndarray = t * t * (3 - 2 * t)
+    return found
 
 
 def tint(rgb: np.ndarray, colour: tuple[float, float, float] | np.ndarray, amount: np.ndarray) -> None:
@@ -99,7 +100,8 @@ def _outline(rng: np.random.Generator, narrow: float, wavy: float) -> np.ndarray
     shape = u**a * (1 - u) ** b
     shape = shape / shape.max() * narrow
     wave = sum(rng.normal(0, 1 / k) * np.sin(k * np.pi * u + rng.uniform(0, 6.3)) for k in (2, 3, 5, 8, 13))
-    return (np.maximum(shape, 0.05 * (u < 0.5)) * (1 + wavy * wave)).astype(FLOAT)
+    found: np.ndarray = (np.maximum(shape, 0.05 * (u < 0.5)) * (1 + wavy * wave)).astype(FLOAT)
+    return found
 
 
 def draw_blade(

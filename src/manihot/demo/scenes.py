@@ -68,7 +68,8 @@ def _draw_stalk(
         cv2.polylines(
             scene, line - 8 * (width // 3), False, (colour * 1.3).tolist(), max(1, width // 3), cv2.LINE_AA, 4
         )
-    return points
+    found: np.ndarray = points
+    return found
 
 
 def _closeup(rng: np.random.Generator, scene: np.ndarray, shot: Shot, shadow: float) -> None:
@@ -199,4 +200,5 @@ def take_picture(rng: np.random.Generator, scene: np.ndarray, shot: Shot) -> np.
         over = np.maximum(plane - knee, 0) / (1 - knee)
         plane = np.minimum(plane, knee) + (1 - knee) * over / (1 + over)  # highlights bend before they clip
         planes.append(cv2.convertScaleAbs(np.clip(plane + grain + speck, 0, 1), alpha=255))
-    return cv2.merge(planes)
+    found: np.ndarray = cv2.merge(planes)
+    return found

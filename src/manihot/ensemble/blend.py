@@ -37,7 +37,8 @@ def mean_geometric(pred_probs: np.ndarray, weights: np.ndarray) -> np.ndarray:
     for weight, probs in zip(weights, pred_probs):
         if weight:
             out += weight * log_probs(probs)
-    return np.exp(out - out.max(axis=1, keepdims=True))
+    found: np.ndarray = np.exp(out - out.max(axis=1, keepdims=True))
+    return found
 
 
 def mean_power(pred_probs: np.ndarray, weights: np.ndarray, power: float = 0.5) -> np.ndarray:
@@ -100,7 +101,8 @@ def blend(
             f"{int((total <= 0).sum())} photographs have no probability left in the blend",
             "check that every member's rows sum to 1",
         )
-    return out / total
+    found: np.ndarray = out / total
+    return found
 
 
 def blend_views(

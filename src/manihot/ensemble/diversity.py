@@ -33,7 +33,8 @@ def measure_error_correlation(pred_probs: np.ndarray, labels: np.ndarray) -> np.
     away = wrong - wrong.mean(axis=1, keepdims=True)
     spread = np.sqrt((away**2).sum(axis=1))
     scale = np.outer(spread, spread)
-    return np.divide(away @ away.T, scale, out=np.full(scale.shape, np.nan), where=scale > 0)
+    found: np.ndarray = np.divide(away @ away.T, scale, out=np.full(scale.shape, np.nan), where=scale > 0)
+    return found
 
 
 def measure_leave_one_out(

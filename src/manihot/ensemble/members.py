@@ -50,7 +50,8 @@ def check_weights(weights: np.ndarray | Sequence[float] | None, m: int) -> np.nd
             f"weights {np.array2string(weights, precision=3)} don't fit {m} members",
             "one weight a member, none negative, not all zero",
         )
-    return weights / weights.sum()
+    found: np.ndarray = weights / weights.sum()
+    return found
 
 
 def row_blocks(n: int, size: int = ROW_BLOCK) -> Iterator[slice]:

@@ -176,7 +176,8 @@ def _fresh(
 def _score_rows(probs: np.ndarray, labels: np.ndarray, metric: str) -> np.ndarray:
     """Right or wrong, or log p(label): larger is better, (N,)."""
     if metric == "accuracy":
-        return (probs.argmax(axis=1) == labels).astype(np.float64)
+        found: np.ndarray = (probs.argmax(axis=1) == labels).astype(np.float64)
+        return found
     return log_probs(probs[np.arange(len(labels)), labels])
 
 

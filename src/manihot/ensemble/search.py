@@ -240,7 +240,8 @@ def fit_simplex(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0) -> np
         or _pooled_log_loss(weights / weights.sum(), true)[0] > (_pooled_log_loss(start, true)[0])
     ):
         return start
-    return weights / weights.sum()
+    result: np.ndarray = weights / weights.sum()
+    return result
 
 
 def fit_nelder_mead(

@@ -83,7 +83,8 @@ def predict_cnn(arrays: Arrays, pred_probs: np.ndarray) -> np.ndarray:
         windows = sliding_window_view(np.pad(features, ((0, 0), (1, 1), (1, 1))), (3, 3), axis=(1, 2))
         maps = np.einsum("nmkij,oij->nomk", windows, kernel[:, 0]) + bias[:, None, None]
     logits = np.maximum(maps, 0).reshape(len(maps), -1) @ arrays["net.5.weight"].T + arrays["net.5.bias"]
-    return softmax(logits.astype(np.float64), axis=1)
+    found: np.ndarray = softmax(logits.astype(np.float64), axis=1)
+    return found
 
 
 def predict_mean(arrays: Arrays, pred_probs: np.ndarray) -> np.ndarray:
@@ -172,7 +173,9 @@ class Combination:
                     for name in self.inputs
                 ]
             )
-        return np.mean([np.mean([part(pred_probs) for part in folds], axis=0) for folds in self.parts], axis=0)
+        means = [np.mean([part(pred_probs) for part in folds], axis=0) for folds in self.parts]
+        found: np.ndarray = np.mean(means, axis=0)
+        return found
 
     def check(self) -> None:
         """ValueError where the arrays can't answer for these members and classes; trees are not tried."""

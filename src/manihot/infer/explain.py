@@ -161,7 +161,8 @@ def _mean_probs(logits: list[list[np.ndarray]], views: Sequence[View], classes: 
     """Logits (N, K) by network and view to the mean probabilities (N, K)."""
     weights = np.array([view.weight for view in views])
     probs = softmax(np.array(logits, dtype=np.float64)[..., :classes], axis=3)
-    return np.einsum("mvnk,v->nk", probs, weights / weights.sum()) / len(logits)
+    found: np.ndarray = np.einsum("mvnk,v->nk", probs, weights / weights.sum()) / len(logits)
+    return found
 
 
 def scale_maps(maps: np.ndarray, method: str) -> np.ndarray:

@@ -112,8 +112,11 @@ def forward_views(
 
 def _mean(results: list[np.ndarray], want: str) -> np.ndarray:
     if want == "embeddings":
-        return np.mean(results, axis=0)
-    return np.log(np.maximum(np.mean([softmax(r.astype(np.float64), axis=1) for r in results], axis=0), TINY))
+        found: np.ndarray = np.mean(results, axis=0)
+        return found
+    probs = [softmax(r.astype(np.float64), axis=1) for r in results]
+    found: np.ndarray = np.log(np.maximum(np.mean(probs, axis=0), TINY))
+    return found
 
 
 def merge_views(logits: np.ndarray, views: Sequence[View]) -> np.ndarray:
@@ -123,7 +126,8 @@ def merge_views(logits: np.ndarray, views: Sequence[View]) -> np.ndarray:
     weights = np.array([view.weight for view in views], dtype=np.float64)
     probs = softmax(logits.astype(np.float64), axis=2)
     mean = np.einsum("nvk,v->nk", probs, weights / weights.sum())
-    return np.log(np.maximum(mean, TINY)).astype(np.float32)
+    found: np.ndarray = np.log(np.maximum(mean, TINY)).astype(np.float32)
+    return found
 
 
 class UnknownOutput:

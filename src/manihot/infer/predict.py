@@ -16,7 +16,6 @@ from manihot.errors import WeightsError
 from manihot.infer.forward import PhotoFiles, UnknownOutput, forward_views, merge_views
 from manihot.infer.models import Engine, TrainedModel, load_model, network_of, open_network, read_card
 from manihot.infer.outputs import (
-    SUBMISSION,
     answer_unread,
     beside,
     check_output,
@@ -32,7 +31,7 @@ from manihot.records.files import atomic_path
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import WHOLE
-from manihot.records.run_places import RunPlaces, TrustFolder
+from manihot.records.run_places import SUBMISSION, RunPlaces, TrustFolder
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.trust.calibrate import Calibrator
 from manihot.trust.files import apply_trust
@@ -117,7 +116,8 @@ def _as_one(models: Sequence[TrainedModel], members: dict[str, np.ndarray]) -> n
 def _match(manifest: Manifest, classes: tuple[str, ...]) -> np.ndarray:
     index = {name: k for k, name in enumerate(classes)}
     table = np.array([index.get(name, -1) for name in manifest.classes] + [-1])  # the last serves label -1
-    return table[manifest.labels]
+    found: np.ndarray = table[manifest.labels]
+    return found
 
 
 def predict(

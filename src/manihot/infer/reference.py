@@ -264,7 +264,8 @@ def nearest_known(fitted: Fitted, new: Predictions, k: int = 10) -> pd.DataFrame
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:
-    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    found: np.ndarray = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    return found
 
 
 def _kth(similarity: np.ndarray, k: int) -> np.ndarray:

@@ -55,12 +55,14 @@ class Member:
         Nor those of the source of `negatives`, which show something else.
         """
         rows = self._without_label(fold)
-        return rows[self._source[rows] != str(self.recipe.negatives.settings.get("source", ""))]
+        found: np.ndarray = rows[self._source[rows] != str(self.recipe.negatives.settings.get("source", ""))]
+        return found
 
     def apart(self, rows: np.ndarray, fold: int) -> np.ndarray:
         """Those of `rows` that are in no group of which the fold holds a photograph out."""
         group, held = self.manifest.table["group"].to_numpy(), self.rows(fold)[1]
-        return rows[(group[rows] == "") | ~np.isin(group[rows], group[held])]
+        found: np.ndarray = rows[(group[rows] == "") | ~np.isin(group[rows], group[held])]
+        return found
 
     def rows_by_source(self, fold: int) -> dict[str, np.ndarray]:
         """Rows without a label by the name of their source, those of something else too."""
@@ -69,7 +71,8 @@ class Member:
 
     @property
     def _source(self) -> np.ndarray:
-        return self.manifest.table["source"].to_numpy().astype(str)
+        found: np.ndarray = self.manifest.table["source"].to_numpy().astype(str)
+        return found
 
     def _without_label(self, fold: int) -> np.ndarray:
         _, unlabelled = narrow(self.manifest, self.recipe.sources)
@@ -84,7 +87,8 @@ class Member:
         free = self.manifest.labels < 0
         if TRAIN_ONLY in table:
             free = free | table[TRAIN_ONLY].to_numpy(dtype=bool)
-        return free & (group != "") & np.isin(group, np.unique(group[held]))
+        found: np.ndarray = free & (group != "") & np.isin(group, np.unique(group[held]))
+        return found
 
     @property
     def to_augment(self) -> Photos | UnresizedFiles:

@@ -79,7 +79,8 @@ def expected_repeats(sampling: Choice, labels: np.ndarray, seed: int, epochs: in
     for epoch in range(epochs):
         seen += np.bincount(draw_epoch(sampling, labels, seed, epoch), minlength=len(labels))
     mean = np.bincount(labels, weights=seen) / np.maximum(np.bincount(labels), 1) / epochs
-    return mean[labels]
+    found: np.ndarray = mean[labels]
+    return found
 
 
 def named_classes(sampling: Choice) -> list[str | int]:

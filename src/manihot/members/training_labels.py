@@ -57,12 +57,14 @@ class TrainingLabels:
     @property
     def classes(self) -> int:
         """Outputs of the network that learns it."""
-        return self.targets.shape[1]
+        found: int = self.targets.shape[1]
+        return found
 
     @property
     def labels(self) -> np.ndarray:
         """The likeliest class of each, (n,)."""
-        return self.targets.argmax(1)
+        found: np.ndarray = self.targets.argmax(1)
+        return found
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,8 @@ def _ask(asked: LabelRequest, rows: np.ndarray, by: str, what: str = "pseudo-lab
     told = UnknownOutput(len(rows), views)
     seen = forward_views(runners, _stored(asked, preprocess), rows, preprocess, views, what=what, also=told)
     probs = softmax(merge_views(seen, views).astype(np.float64), axis=1)
-    return probs if told.probability is None else probs * (1 - told.probability)[:, None]
+    found: np.ndarray = probs if told.probability is None else probs * (1 - told.probability)[:, None]
+    return found
 
 
 def _others(asked: LabelRequest, by: str) -> tuple[list[Runner], Preprocess, tuple[View, ...]]:
@@ -288,7 +291,8 @@ def _said(of: str | Sequence[str]) -> str:
 
 def _answers(asked: LabelRequest, of: str | tuple[str, ...]) -> np.ndarray:
     """Out-of-fold probabilities (n, K) of other members, their mean, for the rows to train on; NaN without one."""
-    return np.mean([_answers_of(asked, name) for name in _names(of)], axis=0)
+    found: np.ndarray = np.mean([_answers_of(asked, name) for name in _names(of)], axis=0)
+    return found
 
 
 def _answers_of(asked: LabelRequest, of: str) -> np.ndarray:
@@ -328,7 +332,8 @@ def duplicate_groups(member: Member) -> np.ndarray | None:
     if not (member.recipe.audit.duplicates and path.is_file()):
         return None
     named = read_table(path, "duplicates", ["image_id", "group"]).set_index("image_id")["group"]
-    return named.reindex(member.manifest.image_id).fillna("").to_numpy(dtype=object)
+    found: np.ndarray | None = named.reindex(member.manifest.image_id).fillna("").to_numpy(dtype=object)
+    return found
 
 
 def one_a_group(group: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -336,7 +341,8 @@ def one_a_group(group: np.ndarray, rows: np.ndarray) -> np.ndarray:
     own = group[rows]
     first = np.zeros(len(rows), dtype=bool)
     first[np.unique(own, return_index=True)[1]] = True
-    return rows[first | (own == "")]
+    found: np.ndarray = rows[first | (own == "")]
+    return found
 
 
 def members_asked(recipe: Recipe) -> list[str]:

@@ -87,7 +87,8 @@ def to_bytes(values: np.ndarray, white: float) -> np.ndarray:
     if values.dtype.kind in "iu" and white <= 65535:
         table = np.arange(int(white) + 1, dtype=np.uint64)
         table = ((table * 510 + int(white)) // (2 * int(white))).astype(np.uint8)
-        return table[values]
+        found: np.ndarray = table[values]
+        return found
     return np.floor(np.clip(values.astype(np.float64) / white, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 

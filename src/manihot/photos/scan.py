@@ -11,7 +11,7 @@ import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -284,10 +284,11 @@ def _unique_ids(entries: list[Entry], root: Path) -> list[str]:
                 "give each photograph its own id, or leave the id column out",
             )
     ids = [entry.image_id or entry.file.name for entry in entries]
-    for longer in (
+    ways: tuple[Callable[[Entry], str], ...] = (
         lambda entry: f"{entry.source}/{entry.image_id or entry.file.name}" if entry.source else "",
         lambda entry: _relative(entry.file, root),
-    ):
+    )
+    for longer in ways:
         count = Counter(ids)
         tried = [longer(entry) or own if count[own] > 1 else own for entry, own in zip(entries, ids)]
         counted = Counter(tried)

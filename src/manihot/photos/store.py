@@ -97,7 +97,8 @@ class PhotoStore:
                 f"{self.path}: {len(missing)} photographs are not in the store, first {missing[0]!r}",
                 "make the store from the manifest that holds them",
             )
-        return where
+        found: np.ndarray = where
+        return found
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PhotoStore.open, (self.path,)

@@ -184,7 +184,8 @@ def label_column(frame: pd.DataFrame, path: Path, label: str | None, used: set[s
     for name in LABEL_NAMES:
         if name in lower and lower[name] not in used:
             check_column(frame, path, lower[name], "label")
-            return lower[name]
+            found: str | None = lower[name]
+            return found
     unnamed_ones = {unnamed(k) for k in range(1, len(frame.columns) + 1)}
     others = [name for name in frame.columns if name not in used | unnamed_ones]
     if not others:

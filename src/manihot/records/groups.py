@@ -41,7 +41,8 @@ def join_labels(label: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.
         return label
     n = int(label.max()) + 1
     edges = coo_matrix((np.ones(len(first), np.int8), (label[first], label[second])), shape=(n, n))
-    return connected_components(edges, directed=False)[1].astype(np.int64)[label]
+    found: np.ndarray = connected_components(edges, directed=False)[1].astype(np.int64)[label]
+    return found
 
 
 def same_group(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

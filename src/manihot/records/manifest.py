@@ -101,17 +101,20 @@ class Manifest:
     @property
     def image_id(self) -> np.ndarray:
         """Ids, object (N,)."""
-        return self.table["image_id"].to_numpy()
+        found: np.ndarray = self.table["image_id"].to_numpy()
+        return found
 
     @property
     def labels(self) -> np.ndarray:
         """Class indices, int64 (N,); UNLABELLED (-1) where none is known."""
-        return self.table["label"].to_numpy()
+        found: np.ndarray = self.table["label"].to_numpy()
+        return found
 
     @property
     def fold(self) -> np.ndarray:
         """Fold that holds each photograph out, int64 (N,); ALWAYS_TRAIN (-1) where none does."""
-        return self.table["fold"].to_numpy()
+        found: np.ndarray = self.table["fold"].to_numpy()
+        return found
 
     @property
     def paths(self) -> list[Path]:

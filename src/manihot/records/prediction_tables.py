@@ -96,7 +96,8 @@ def _read_probs(frame: pd.DataFrame, columns: list[str], numbered: bool, path: P
         check_probs(probs, what=what, classes=columns, row=lambda row: f"line {frame.index[row]}")
     except DataError as error:
         raise DataError(error.what, error.remedy if numbered else f"{remedy}, or: {error.remedy}") from error
-    return probs / probs.sum(axis=1, keepdims=True)
+    found: np.ndarray = probs / probs.sum(axis=1, keepdims=True)
+    return found
 
 
 def _read_numbers(cells: pd.Series, what: str, remedy: str) -> np.ndarray:
@@ -156,7 +157,8 @@ def _read_labels(cells: pd.Series, classes: Sequence[str], numbered: bool, path:
         )
     if missing:
         say(f"{path}: {missing} labels say in words that none is known ('nan' and the like); taken as no label")
-    return meaning[codes]
+    result: np.ndarray = meaning[codes]
+    return result
 
 
 def _explain_label(

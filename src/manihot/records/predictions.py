@@ -63,7 +63,8 @@ class Predictions:
     @property
     def pred_probs(self) -> np.ndarray:
         """Softmax of the logits, float32 (N, K)."""
-        return softmax(self.logits.astype(np.float64), axis=1).astype(np.float32)
+        found: np.ndarray = softmax(self.logits.astype(np.float64), axis=1).astype(np.float32)
+        return found
 
     @classmethod
     def from_probs(

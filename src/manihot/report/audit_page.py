@@ -286,7 +286,9 @@ def _sources(material: Material, tables: dict[str, pd.DataFrame]) -> dict[str, A
 def _of_pair(table: pd.DataFrame | None, row: dict[Any, Any]) -> list[dict[Any, Any]]:
     if table is None:
         return []
-    return table[(table["first"] == row["first"]) & (table["second"] == row["second"])].to_dict("records")
+    same = (table["first"] == row["first"]) & (table["second"] == row["second"])
+    found: list[dict[Any, Any]] = table[same].to_dict("records")
+    return found
 
 
 def _easily(auc: float) -> str:

@@ -144,7 +144,8 @@ def overlay(rgb: np.ndarray, heat: np.ndarray, seen: np.ndarray | None = None) -
         below = below * (0.35 + 0.65 * cv2.resize(seen, size, interpolation=cv2.INTER_NEAREST))[..., None]
     alpha = 0.65 * hot[..., None]
     colours = 255 * colormaps["inferno"](hot)[..., :3]
-    return np.round((1 - alpha) * below + alpha * colours).astype(np.uint8)
+    found: np.ndarray = np.round((1 - alpha) * below + alpha * colours).astype(np.uint8)
+    return found
 
 
 def _overlays(rgb: np.ndarray, result: Explanation) -> list[np.ndarray]:

@@ -75,7 +75,8 @@ def reach_of(rows: list[dict[str, Any]]) -> float:
     if not ends:
         return 0.01
     usual = ends[int(0.9 * len(ends))] if len(ends) >= 10 else ends[-1]
-    return max(0.005, min(ends[-1], 1.3 * usual))
+    found: float = max(0.005, min(ends[-1], 1.3 * usual))
+    return found
 
 
 def draw_suite(found: dict[str, Any], out: Path) -> None:

@@ -207,4 +207,5 @@ def _changes(name: str, arms: Mapping[str, Arm], second: str, second_but: Sequen
         return own
     without = [*second_but] if arm.second == "some" else []
     use = {"use": "train", "but": without} if arm.second else {"use": "ignore"}
-    return merge(own, {"sources": {second: use}})
+    found: Values = merge(own, {"sources": {second: use}})
+    return found

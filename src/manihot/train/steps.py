@@ -48,7 +48,8 @@ class StepState:
             return make()
         if (self.batch_number, what) not in self.kept:
             self.kept[self.batch_number, what] = make()
-        return self.kept[self.batch_number, what]
+        found: T = self.kept[self.batch_number, what]
+        return found
 
     def note_margins(self, moved: Batch, logits: Tensor, targets: Tensor) -> None:
         """Note how far ahead the given labels of a batch are, in the first pass; not where labels were mixed."""
@@ -152,7 +153,8 @@ def labelled_loss(
     if "view_logits" in state.loss.needs:
         available["view_logits"] = logits[n:].unflatten(0, (-1, n))
     extra = {name: available[name] for name in state.loss.needs}
-    return state.loss(logits[:n], targets, sample_weights=moved["weight"], **extra)
+    found: Tensor = state.loss(logits[:n], targets, sample_weights=moved["weight"], **extra)
+    return found
 
 
 def step_settings(name: str) -> dict[str, inspect.Parameter]:

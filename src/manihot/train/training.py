@@ -41,7 +41,7 @@ class Training:
     """What `fit` needs for one fold: a network, its batches, its loss and mixing, its precision by name, its layout."""
 
     model: Classifier
-    loader: DataLoader
+    loader: DataLoader[Any]
     batches: EpochBatches
     state: StepState
     precision: str

@@ -124,7 +124,8 @@ def _apply_confidence(probs: np.ndarray, curve: dict[str, list[float]]) -> np.nd
     confidence = np.maximum(confidence, second / (1 + second) * (1 + 1e-9))  # where c = (1 - c) * second
     out = rest * (1.0 - confidence)[:, None]
     out[rows, top] = confidence
-    return out
+    found: np.ndarray = out
+    return found
 
 
 class Curve(BaseModel):
@@ -203,7 +204,8 @@ class Calibrator:
         """Calibrated probabilities float64 (N, K); rows sum to 1."""
         probs = check_probs(pred_probs, least=2)
         if self.kind == "none":
-            return probs / probs.sum(axis=1, keepdims=True)
+            found: np.ndarray = probs / probs.sum(axis=1, keepdims=True)
+            return found
         if self.kind == "temperature":
             return scale_temperature(probs, self.params["temperature"])
         if self.kind == "vector":
@@ -215,7 +217,8 @@ class Calibrator:
         curves = self.params["curves"]
         self._check_classes(probs, len(curves))
         out = np.column_stack([np.interp(probs[:, k], c["x"], c["y"]) for k, c in enumerate(curves)])
-        return out / out.sum(axis=1, keepdims=True)
+        found: np.ndarray = out / out.sum(axis=1, keepdims=True)
+        return found
 
     def _check_classes(self, probs: np.ndarray, k: int) -> None:
         if probs.shape[1] != k:

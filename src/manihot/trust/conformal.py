@@ -52,7 +52,8 @@ def score_aps(probs: np.ndarray, uniforms: np.ndarray, penalty: float = 0.0, fre
         scores = scores + penalty * np.maximum(np.arange(1, probs.shape[1] + 1) - free, 0)
     out = np.empty_like(scores)
     np.put_along_axis(out, order, scores, axis=1)
-    return out
+    found: np.ndarray = out
+    return found
 
 
 def score_raps(probs: np.ndarray, uniforms: np.ndarray, penalty: float = 0.1, free: int = 1) -> np.ndarray:
@@ -123,7 +124,9 @@ class ConformalSets:
             )
         shared, ties = _uniforms(len(probs), uniforms, self.seed + 1)
         scores = np.round(SCORES[self.kind](probs, shared, **self.settings), DECIMALS)
-        return (scores < self.thresholds) | ((scores == self.thresholds) & (ties[:, None] < self.tie_shares))
+        tied = (scores == self.thresholds) & (ties[:, None] < self.tie_shares)
+        found: np.ndarray = (scores < self.thresholds) | tied
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a model's metadata; None stands for an infinite threshold."""

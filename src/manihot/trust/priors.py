@@ -29,7 +29,8 @@ def check_prior(prior: Sequence[float] | np.ndarray, k: int, what: str = "class 
         raise DataError(
             f"{what} {np.array2string(values, precision=3)} don't fit {k} classes", "one share a class"
         )
-    return values / values.sum()
+    found: np.ndarray = values / values.sum()
+    return found
 
 
 def count_prior(labels: np.ndarray, k: int) -> np.ndarray:
@@ -166,7 +167,8 @@ def fit_prior_bbse(
         seen = np.bincount(new.argmax(axis=1), minlength=k) / len(new)
     heavy = 1e3  # the row that makes the shares sum to 1
     solved, _ = nnls(np.vstack([columns, np.full(k, heavy)]), np.append(seen, heavy))
-    return solved / solved.sum()
+    found: np.ndarray = solved / solved.sum()
+    return found
 
 
 def estimate_prior(

@@ -33,7 +33,8 @@ KNOWN_LIMIT = 20_000  # training photographs kept as neighbours
 
 def score_max_prob(logits: np.ndarray) -> np.ndarray:
     """1 - the largest probability, (N,), from logits (N, K)."""
-    return 1.0 - np.exp(logits.max(axis=1) - logsumexp(logits, axis=1))
+    found: np.ndarray = 1.0 - np.exp(logits.max(axis=1) - logsumexp(logits, axis=1))
+    return found
 
 
 def score_max_logit(logits: np.ndarray) -> np.ndarray:
@@ -41,7 +42,8 @@ def score_max_logit(logits: np.ndarray) -> np.ndarray:
     probabilities).
     """
     _check_raw(logits)
-    return -logits.max(axis=1)
+    found: np.ndarray = -logits.max(axis=1)
+    return found
 
 
 def score_energy(logits: np.ndarray) -> np.ndarray:
@@ -77,7 +79,8 @@ def score_knn(known: np.ndarray, new: np.ndarray, k: int = 10) -> np.ndarray:
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:
     values = np.asarray(embeddings, dtype=np.float32)
-    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    found: np.ndarray = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    return found
 
 
 @dataclass(frozen=True)

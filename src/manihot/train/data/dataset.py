@@ -21,7 +21,7 @@ Batch = dict[str, Tensor]
 OTHER_VIEW = 1 << 40  # apart from how often an epoch saw a photograph, which its augmentation is drawn by
 
 
-class TrainingPhotos(Dataset):
+class TrainingPhotos(Dataset[Any]):
     """Items (epoch, place, repeat) -> image uint8 (h, w, 3), colour matrix float32 (3, 4), target, weight, place.
 
     repeat: how often the epoch saw the photograph before; each time it is augmented in another way.
@@ -112,7 +112,7 @@ class EpochBatches(Sampler[list[tuple[int, int, int]]]):
             yield items[first:end]
 
 
-class PhotoLoader(DataLoader):
+class PhotoLoader(DataLoader[Any]):
     """A DataLoader that raises what a user can mend as it was raised: torch would put a stack trace of the worker's in.
     """
 
@@ -138,7 +138,7 @@ def collate(items: list[Any]) -> Any:
 def make_loader(
     dataset: TrainingPhotos, batch: int, seed: int, workers: int, pin: bool,
     draw: Callable[[int], np.ndarray] | None = None, share: tuple[int, int] = (0, 1),
-) -> tuple[DataLoader, EpochBatches]:  # fmt: skip
+) -> tuple[DataLoader[Any], EpochBatches]:  # fmt: skip
     """The loader, and its batches, whose `epoch` is set before each pass; `draw` and `share` as for EpochBatches."""
     batches = EpochBatches(len(dataset), batch, seed, draw, share)
     loader = PhotoLoader(

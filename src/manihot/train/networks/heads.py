@@ -123,12 +123,14 @@ class Classifier(nn.Module):
         if self.attention is None:
             return self._embed(images)
         features = self._embed(cut_tiles(images, self.tiles)).unflatten(0, (-1, self.tiles[0] * self.tiles[1]))
-        return (self.weigh_tiles(features).unsqueeze(2) * features).sum(1)
+        found: Tensor = (self.weigh_tiles(features).unsqueeze(2) * features).sum(1)
+        return found
 
     def weigh_tiles(self, features: Tensor) -> Tensor:
         """Features of tiles (N, T, D) to their weights (N, T), which sum to 1."""
         assert self.attention is not None
-        return self.attention(features).squeeze(2).softmax(1)
+        found: Tensor = self.attention(features).squeeze(2).softmax(1)
+        return found
 
     def _embed(self, images: Tensor) -> Tensor:
         if self.taps:
@@ -148,7 +150,8 @@ class Classifier(nn.Module):
                 f"model.pooling: {self.pooling!r} needs feature maps, this backbone has tokens",
                 "use model.pooling=avg: its own pooling",
             )
-        return self.backbone.forward_head(features, pre_logits=True)
+        found: Tensor = self.backbone.forward_head(features, pre_logits=True)
+        return found
 
     @property
     def backbone_is_nchw(self) -> bool:
@@ -162,7 +165,9 @@ class Classifier(nn.Module):
     def classify(self, embeddings: Tensor) -> Tensor:
         """Pooled features (N, D) to logits (N, K), or (N, K + 1) with the output `unknown`."""
         if self.dropout_samples == 1 or not self.training:
-            return self.head(self.drop(embeddings))
+            found: Tensor = self.head(self.drop(embeddings))
+            return found
         # the head is linear: the logits of the mean are the mean of the logits, at the price of one
         samples = [self.drop(embeddings) for _ in range(self.dropout_samples)]
-        return self.head(torch.stack(samples).mean(0))
+        found: Tensor = self.head(torch.stack(samples).mean(0))
+        return found

@@ -45,14 +45,16 @@ def make_backbone(name: str, pretrained: bool | str, img_size: tuple[int, int], 
         state = {key: torch.from_numpy(value) for key, value in embedded_state(base).items()}
         model.load_state_dict(state, strict=True)
         model.reset_classifier(0)
-        return model
+        found: nn.Module = model
+        return found
     if pretrained is False:
         return _create(base, False, img_size, drop_path)
     if is_path(pretrained):
         path = find_weights(name, Path(str(pretrained)))
         model = _create(base, False, img_size, drop_path)
         _load_file(model, path)
-        return model
+        found: nn.Module = model
+        return found
     _check_free(full)
     try:
         with _quiet_hub():

@@ -36,7 +36,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, width, h, w) to the same shape."""
-        return x + self.body(x)
+        found: Tensor = x + self.body(x)
+        return found
 
 
 def _convolution(width: int) -> tuple[nn.Module, ...]:
@@ -66,7 +67,8 @@ class Generator(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """(N, 3, H, W) to the same shape, values in [-1, 1]."""
-        return self.layers(pictures)
+        found: Tensor = self.layers(pictures)
+        return found
 
 
 class Discriminator(nn.Module):
@@ -98,7 +100,8 @@ class Discriminator(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """(N, 3, H, W) to scores (N, 1, h, w)."""
-        return self.body(pictures)
+        found: Tensor = self.body(pictures)
+        return found
 
 
 def make_generator(size: int, width: int = 64, seed: int = 0) -> Generator:

@@ -70,10 +70,12 @@ class Ema(NoAveraging):
         self.average.update(model, step=step)
 
     def model(self, model: nn.Module) -> nn.Module:
-        return self.average.module
+        found: nn.Module = self.average.module
+        return found
 
     def finish(self, model: nn.Module, inputs: Callable[[], Iterable[Tensor]]) -> nn.Module:
-        return self.average.module
+        found: nn.Module = self.average.module
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         return self.average.state_dict()

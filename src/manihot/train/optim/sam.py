@@ -56,7 +56,8 @@ class Sam:
 
 def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
     """The Euclidean norm of all of them together, float32 scalar."""
-    return torch.stack([g.norm().float() for g in gradients]).norm()
+    found: Tensor = torch.stack([g.norm().float() for g in gradients]).norm()
+    return found
 
 
 @contextmanager

@@ -192,7 +192,8 @@ class WeightedSum(BatchLoss):
         for weight, loss in zip(self.weights, self._losses()):
             own = {name: extra[name] for name in loss.needs if name in extra}
             values.append(weight * loss(logits, target, sample_weights=sample_weights, **own))
-        return sum(values[1:], values[0])
+        found: Tensor = sum(values[1:], values[0])
+        return found
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """As `Loss.start_epoch`."""
