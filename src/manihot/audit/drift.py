@@ -186,7 +186,7 @@ def _reduced(part: np.ndarray, seed: int) -> np.ndarray:
         return found
     components = min(COMPONENTS, len(scaled) - 1)
     reduced = PCA(components, svd_solver="randomized", random_state=seed).fit_transform(scaled)
-    found: np.ndarray = StandardScaler().fit_transform(reduced)
+    found = StandardScaler().fit_transform(reduced)
     return found
 
 

@@ -167,10 +167,10 @@ def combine_evidence(evidence: Evidence) -> np.ndarray:
     seen = np.isfinite(evidence.margins)
     spread = float(evidence.margins[seen].std()) if seen.any() else 0.0
     if spread == 0:
-        found: np.ndarray = expit(odds)
+        found = expit(odds)
         return found
     stretched = evidence.margins * float(odds[seen].std()) / spread
-    found: np.ndarray = expit(np.where(seen, (odds + MARGINS_COUNT * stretched) / (1 + MARGINS_COUNT), odds))
+    found = expit(np.where(seen, (odds + MARGINS_COUNT * stretched) / (1 + MARGINS_COUNT), odds))
     return found
 
 

@@ -173,7 +173,7 @@ def _reduce(x: np.ndarray, seed: int) -> np.ndarray:
     if min(scaled.shape) <= COMPONENTS:
         found: np.ndarray = scaled
         return found
-    found: np.ndarray = PCA(COMPONENTS, svd_solver="randomized", random_state=seed).fit_transform(scaled)
+    found = PCA(COMPONENTS, svd_solver="randomized", random_state=seed).fit_transform(scaled)
     return found
 
 

@@ -115,7 +115,7 @@ def _mean(results: list[np.ndarray], want: str) -> np.ndarray:
         found: np.ndarray = np.mean(results, axis=0)
         return found
     probs = [softmax(r.astype(np.float64), axis=1) for r in results]
-    found: np.ndarray = np.log(np.maximum(np.mean(probs, axis=0), TINY))
+    found = np.log(np.maximum(np.mean(probs, axis=0), TINY))
     return found
 
 

@@ -217,7 +217,7 @@ class Calibrator:
         curves = self.params["curves"]
         self._check_classes(probs, len(curves))
         out = np.column_stack([np.interp(probs[:, k], c["x"], c["y"]) for k, c in enumerate(curves)])
-        found: np.ndarray = out / out.sum(axis=1, keepdims=True)
+        found = out / out.sum(axis=1, keepdims=True)
         return found
 
     def _check_classes(self, probs: np.ndarray, k: int) -> None:

@@ -169,5 +169,5 @@ class Classifier(nn.Module):
             return found
         # the head is linear: the logits of the mean are the mean of the logits, at the price of one
         samples = [self.drop(embeddings) for _ in range(self.dropout_samples)]
-        found: Tensor = self.head(torch.stack(samples).mean(0))
+        found = self.head(torch.stack(samples).mean(0))
         return found

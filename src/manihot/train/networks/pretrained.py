@@ -53,7 +53,7 @@ def make_backbone(name: str, pretrained: bool | str, img_size: tuple[int, int], 
         path = find_weights(name, Path(str(pretrained)))
         model = _create(base, False, img_size, drop_path)
         _load_file(model, path)
-        found: nn.Module = model
+        found = model
         return found
     _check_free(full)
     try:
