@@ -128,6 +128,7 @@ def test_a_whole_recipe_is_not_changed_by_settings(small_photos: Path, tmp_path:
 
 
 def test_a_run_gives_typed_scores(small_photos: Path, tmp_path: Path, tiny_recipe: Path):
+    pytest.importorskip("torch")
     here = manihot.Compute(device="cpu", workers=1)
     found = manihot.run(small_photos, out=tmp_path / "run", recipe=tiny_recipe, set=["train.epochs=1"], compute=here)
     assert found.best == "main" and found.ensemble is None and found.report.is_file()

@@ -153,7 +153,7 @@ def test_verbs_on_recipes_load_nothing_heavy():
 
 
 def test_help_starts_within_half_a_second_of_computing():
-    """Of computing in the process rather than by the clock, so that a busy machine doesn't decide; the best of three."""
+    """Time of the process, not of the clock, so that a busy machine doesn't decide; the best of three."""
     code = "import sys, time; from manihot.cli import app; app(['run', '--help'], result_action='return_value'); " \
         "print(time.process_time(), file=sys.stderr)"  # fmt: skip
     spent = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from manihot.extras import need_train
 from manihot.settings import Recipe
 from manihot.settings.options import EVERYTHING_GUESSED, HERE, ONE_OF_EACH, USUAL_TRANSLATION
 from manihot.verbs.options import (
@@ -193,6 +194,7 @@ def lr_find(
 
     Writes OUT/lr.csv and OUT/lr.png.
     """
+    need_train("`manihot lr-find`")
     from manihot.train.lr_find import lr_find as sweep
 
     chosen = as_choice(recipe, set)
@@ -237,6 +239,7 @@ def translate(
     A made picture is no evidence: what the networks leave in it (blur, a pattern) stands under one label, and a
     classifier may learn that instead of the disease. --both leaves the same traces in both classes.
     """
+    need_train("`manihot translate`")
     from manihot.train.translate import translate as redraw
 
     found = redraw(

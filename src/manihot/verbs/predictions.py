@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from manihot.errors import SettingsError
+from manihot.extras import need_train
 from manihot.records.run_places import TrustFolder
 from manihot.settings.options import USUAL_BLEND
 from manihot.verbs.options import FILES, How, Manifest, Out, Place, Places, Seed
@@ -77,7 +78,9 @@ def stack(
     from manihot.ensemble.stack import FITTED_BY_TORCH
     from manihot.records.summaries import Blended
 
-    if set(method) & set(FITTED_BY_TORCH):
+    by_torch = [name for name in method if name in FITTED_BY_TORCH]
+    if by_torch:
+        need_train(f"the stacker {by_torch[0]}")
         import manihot.train.stackers  # noqa: F401  # fills STACKERS
     found = stack_files(as_paths(oof), Path(out), as_paths(test), method, as_path(manifest), seed=seed)
     return BlendResult(out=Path(out), record=Blended.model_validate(found))
