@@ -373,37 +373,38 @@ def test_a_broken_json_file_is_named(tmp_path):
     with pytest.raises(RunFolderError, match=r"run\.json: not readable as JSON"):
         load_json(tmp_path / "run.json")
     with RunFolder(tmp_path) as run, pytest.raises(RunFolderError, match=r"run\.json"):
-        run.stage("scan", 1, [], lambda: None)
+        run.stage("scan", 1, list)
 
 
 class Work:
-    """Writes a file and counts how often."""
+    """Writes a file and counts how often; names the file, or what else it is said to write."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.times = path, 0
+    def __init__(self, path: Path, *says: str) -> None:
+        self.path, self.says, self.times = path, says or (path,), 0
 
-    def __call__(self) -> None:
+    def __call__(self) -> list[Path | str]:
         self.times += 1
         write_atomic(self.path, f"result {self.times}")
+        return list(self.says)
 
 
 def test_a_stage_runs_once_until_its_inputs_or_outputs_change(tmp_path):
     with RunFolder(tmp_path / "run") as run:
         work = Work(run / "out" / "a.txt")
-        assert run.stage("a", {"x": 1}, ["out/a.txt"], work)
-        assert not run.stage("a", {"x": 1}, ["out/a.txt"], work)
+        assert run.stage("a", {"x": 1}, work)
+        assert not run.stage("a", {"x": 1}, work)
         entry = run.record["stages"]["a"]
         assert (entry["status"], list(entry["outputs"])) == ("done", ["out/a.txt"])
-        assert run.stage("a", {"x": 2}, ["out/a.txt"], work)  # other inputs
+        assert run.stage("a", {"x": 2}, work)  # other inputs
         work.path.write_text("changed", encoding="utf-8")  # a corrupted output
-        assert run.stage("a", {"x": 2}, ["out/a.txt"], work)
+        assert run.stage("a", {"x": 2}, work)
         work.path.unlink()  # a lost output
-        assert run.stage("a", {"x": 2}, ["out/a.txt"], work)
+        assert run.stage("a", {"x": 2}, work)
         assert work.times == 4
-        assert not run.stage("a", {"x": 2}, ["out/a.txt"], work)
+        assert not run.stage("a", {"x": 2}, work)
     with RunFolder(tmp_path / "run") as run:  # another day
         run.update_record(seed=5)
-        assert not run.stage("a", {"x": 2}, ["out/a.txt"], work)
+        assert not run.stage("a", {"x": 2}, work)
         assert run.record["seed"] == 5
 
 
@@ -411,17 +412,17 @@ def test_a_stage_that_fails_is_run_again(tmp_path):
     with RunFolder(tmp_path / "run") as run:
         work = Work(run / "a.txt")
 
-        def fail() -> None:
+        def fail() -> list[Path | str]:
             work()
             raise ValueError("killed")
 
         with pytest.raises(ValueError, match="killed"):
-            run.stage("a", 1, ["a.txt"], fail)
+            run.stage("a", 1, fail)
         assert run.record["stages"]["a"]["status"] == "running"
-        assert run.stage("a", 1, ["a.txt"], work)
-        assert not run.stage("a", 1, ["a.txt"], work)
+        assert run.stage("a", 1, work)
+        assert not run.stage("a", 1, work)
         with pytest.raises(RunFolderError, match=r"stage b ended without writing b\.txt"):
-            run.stage("b", 1, ["a.txt", "b.txt"], lambda: None)
+            run.stage("b", 1, Work(run / "a.txt", "a.txt", "b.txt"))
         assert not run.is_done("b", 1)
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from manihot.errors import DataError, WeightsError
 from manihot.photos import scan as scan_module
-from manihot.pipeline import _scan
+from manihot.pipeline import job
+from manihot.pipeline.scanning import scan_stage
 from manihot.records.manifest import Manifest
 from manihot.records.run_folder import RunFolder
 from manihot.settings.options import TableOptions
@@ -18,7 +19,7 @@ from test_scan import photo, table
 
 def scanned(photos: Path | list[Path], out: Path, **options: object) -> Manifest:
     with RunFolder(out) as folder:
-        return _scan(folder, photos, 1, TableOptions(**options))
+        return scan_stage(folder, photos, 1, TableOptions(**options))
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_a_run_beside_a_table_is_no_reason_to_read_again(tmp_path: Path, reads: 
 
 def test_weights_are_asked_for_once_and_before_the_scan(tmp_path: Path, monkeypatch) -> None:
     from manihot import pipeline
-    from manihot.train.networks import pretrained
+    from manihot.pipeline import opening
 
     asked: list[tuple[str, bool | str]] = []
 
@@ -88,12 +89,12 @@ def test_weights_are_asked_for_once_and_before_the_scan(tmp_path: Path, monkeypa
         if wanted is True:
             raise WeightsError("no route to the hub")
 
-    monkeypatch.setattr(pretrained, "check_weights", refuse)
-    monkeypatch.setattr(pipeline, "_scan", lambda *_: pytest.fail("scanned without weights"))
+    monkeypatch.setattr(opening, "check_weights", refuse)
+    monkeypatch.setattr(job, "scan_stage", lambda *_: pytest.fail("scanned without weights"))
     sets = ["model.backbone=resnet18", "model.pretrained=true"]
     with pytest.raises(WeightsError, match="no route"):
         pipeline.run(tmp_path, tmp_path / "run", "quick", overrides=sets)
-    monkeypatch.setattr(pipeline, "_scan", lambda *_: (_ for _ in ()).throw(DataError("scanned")))
+    monkeypatch.setattr(job, "scan_stage", lambda *_: (_ for _ in ()).throw(DataError("scanned")))
     sets[1] = "model.pretrained=false"
     for _ in range(2):
         with pytest.raises(DataError, match="scanned"):
@@ -106,7 +107,7 @@ def test_a_trusted_column_is_asked_for_before_any_training(tmp_path: Path, monke
 
     photo(tmp_path / "in/a.jpg")
     csv = table(tmp_path / "in/t.csv", "image,label,checked\na.jpg,x,yes\n")
-    monkeypatch.setattr(pipeline, "group_duplicates", lambda *_: pytest.fail("went on without the column"))
+    monkeypatch.setattr(job, "group_duplicates", lambda *_: pytest.fail("went on without the column"))
     with pytest.raises(DataError, match="no column 'right'"):
         pipeline.run(csv, tmp_path / "run", "quick", what_if=True, columns=TableOptions(trusted="right"))
     manifest = scanned(csv, tmp_path / "scanned", trusted="checked")

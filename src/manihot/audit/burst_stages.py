@@ -26,7 +26,7 @@ from manihot.records.files import digest_file, digest_value, save_json
 from manihot.records.groups import check_groups, group_numbers
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.run_folder import RunFolder
+from manihot.records.run_folder import Files, RunFolder
 from manihot.records.summaries import read_burst_effect
 
 REPEATS, FOLDS = 3, 5
@@ -44,11 +44,12 @@ def group_bursts(folder: RunFolder, manifest: Manifest, keep: bool) -> Manifest:
     columns = ["image_id", "path", "sha256", "label", "split"]
     about = digest_value(manifest.table[columns].to_numpy().tolist())
 
-    def work() -> None:
+    def work() -> Files:
         found = find_bursts(manifest, Thumbnails.load(folder.audit.thumbnails), read_times(manifest.paths))
         save_table(found, folder.path, "bursts")
+        return [folder.audit.table("bursts"), folder.audit.csv("bursts")]
 
-    folder.stage("bursts", about, [folder.audit.table("bursts"), folder.audit.csv("bursts")], work)
+    folder.stage("bursts", about, work)
     return _keep(manifest, read_table(folder.audit.table("bursts"), "bursts"), keep)
 
 
@@ -105,15 +106,16 @@ def audit_bursts(folder: RunFolder, manifest: Manifest, name: str, seed: int = 0
         folder.audit.bursts.unlink(missing_ok=True)
         return
 
-    def work() -> None:
+    def work() -> Files:
         about = burst_effect(Predictions.load(oof), with_folds(found, manifest), manifest)
         if about["judged_with_mates"] >= LEAST:
             about |= _refit(folder, manifest, found, name, seed)
         about["sentence"] = _sentence(about)
         save_json(folder.audit.bursts, about)
+        return [folder.audit.bursts]
 
     inputs = [digest_file(path) for path in (table, oof, folder.folds)]
-    folder.stage("burst effect", [*inputs, seed], [folder.audit.bursts], work)
+    folder.stage("burst effect", [*inputs, seed], work)
     say(read_burst_effect(folder.audit.bursts)["sentence"])
 
 

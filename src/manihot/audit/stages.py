@@ -35,7 +35,7 @@ from manihot.records.files import atomic_path, digest_file, digest_value, save_j
 from manihot.records.groups import offer_name_pattern
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.run_folder import RunFolder
+from manihot.records.run_folder import Files, RunFolder
 from manihot.records.run_places import RunPlaces
 from manihot.records.summaries import read_what_if
 
@@ -46,21 +46,23 @@ def group_duplicates(folder: RunFolder, manifest: Manifest, workers: int) -> Man
     photographs = digest_value(manifest.table[columns].to_numpy().tolist())
     about = digest_value(manifest.table[[*columns, "split", "fold", "height", "width"]].to_numpy().tolist())
 
-    def make() -> None:
+    def make() -> Files:
         thumbnails = make_thumbnails(manifest, workers, folder.audit.thumbnails)
         save_table(thumbnails.composition, folder.path, "composition")
+        return names
 
     names = [folder.audit.table("composition"), folder.audit.thumbnail_table, folder.audit.thumbnail_pictures]
-    folder.stage("thumbnails", photographs, names, make)
+    folder.stage("thumbnails", photographs, make)
 
-    def find() -> None:
+    def find() -> Files:
         thumbnails = Thumbnails.load(folder.audit.thumbnails)
         found = find_duplicates(manifest, thumbnails)
         with atomic_path(folder.audit.duplicates_found) as temporary:
             found.to_parquet(temporary, index=False)
         save_table(found, folder.path, "duplicates")  # until there are folds to name in it
+        return [folder.audit.duplicates_found]
 
-    folder.stage("duplicates", about, [folder.audit.duplicates_found], find)
+    folder.stage("duplicates", about, find)
     duplicates = read_table(folder.audit.duplicates_found, "duplicates")
     if len(duplicates):
         torn = duplicates.groupby("group")["label_conflict"].first()
@@ -75,12 +77,13 @@ def group_duplicates(folder: RunFolder, manifest: Manifest, workers: int) -> Man
 def tell_folds(folder: RunFolder, manifest: Manifest) -> None:
     """Name in the table of duplicates the folds that were made since it was found, and groups that they tear."""
 
-    def work() -> None:
+    def work() -> Files:
         found = read_table(folder.audit.duplicates_found, "duplicates")
         save_table(with_folds(found, manifest), folder.path, "duplicates")
+        return folder.audit.both("duplicates")
 
     inputs = [digest_file(folder.audit.duplicates_found), digest_file(folder.folds)]
-    folder.stage("duplicate folds", inputs, folder.audit.both("duplicates"), work)
+    folder.stage("duplicate folds", inputs, work)
 
 
 def audit_lookalikes(folder: RunFolder, manifest: Manifest, name: str, embeddings: Path | None = None) -> None:
@@ -96,7 +99,7 @@ def audit_lookalikes(folder: RunFolder, manifest: Manifest, name: str, embedding
     if predictions.embeddings is None and embeddings is None:
         return
 
-    def work() -> None:
+    def work() -> Files:
         image_id, seen = predictions.image_id, predictions.embeddings
         if seen is None and embeddings is not None:
             seen = load_embeddings(embeddings, image_id)
@@ -107,9 +110,10 @@ def audit_lookalikes(folder: RunFolder, manifest: Manifest, name: str, embedding
         found = find_lookalikes(manifest.take(rows[known]), seen[known], thumbnails)
         save_table(found, folder.path, "lookalikes")
         say(f"Lookalikes: {describe_lookalikes(count_lookalikes(found))} (audit/lookalikes.csv)")
+        return folder.audit.both("lookalikes")
 
     digests = [digest_file(path) for path in (oof, folder.folds, *([embeddings] if embeddings else []))]
-    folder.stage("lookalikes", digests, folder.audit.both("lookalikes"), work)
+    folder.stage("lookalikes", digests, work)
 
 
 def audit_labels(
@@ -131,7 +135,7 @@ def audit_labels(
     alike = folder.audit.table("lookalikes")
     inputs += [digest_file(alike)] if alike.is_file() else []
 
-    def work() -> None:
+    def work() -> Files:
         duplicates = read_table(folder.audit.table("duplicates"), "duplicates")
         margins = load_margins(trained, predictions.image_id)
         seen = None if embeddings is None else load_embeddings(embeddings, predictions.image_id)
@@ -154,8 +158,9 @@ def audit_labels(
         say(f"Labels: {summary['label_issues']} of {summary['judged']} look wrong (audit/label_issues.csv)")
         say(say_evidence(summary["evidence"]))
         _warn_unlearned(summary)
+        return [*folder.audit.both("label_issues"), folder.audit.summary]
 
-    folder.stage("audit", inputs, [*folder.audit.both("label_issues"), folder.audit.summary], work)
+    folder.stage("audit", inputs, work)
 
 
 def summarise(
@@ -257,7 +262,7 @@ def audit_what_if(folder: RunFolder, manifest: Manifest, name: str, seed: int, t
     says = None if safe is None else digest_value(safe.tolist())
     inputs = [[digest_file(path) for path in files], seed, trusted, says, "the run's folds"]
 
-    def work() -> None:
+    def work() -> Files:
         found = what_if(
             features, predictions.labels, groups=manifest.table["group"].to_numpy()[rows], trusted=safe,
             fold=manifest.fold[rows], seed=seed,
@@ -265,8 +270,9 @@ def audit_what_if(folder: RunFolder, manifest: Manifest, name: str, seed: int, t
         save_table(found.table, folder.path, "what_if")
         about = {"sentence": found.sentence(), "level": found.level, "run_folds": found.run_folds}
         save_json(folder.audit.what_if, about)
+        return [*folder.audit.both("what_if"), folder.audit.what_if]
 
-    folder.stage("what_if", inputs, [*folder.audit.both("what_if"), folder.audit.what_if], work)
+    folder.stage("what_if", inputs, work)
     return str(read_what_if(folder.audit.what_if)["sentence"])
 
 

@@ -28,7 +28,7 @@ from manihot.records.files import digest_file, save_json
 from manihot.records.groups import load_groups
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.run_folder import ENSEMBLE, RunFolder
+from manihot.records.run_folder import ENSEMBLE, Files, RunFolder
 from manihot.settings import Blend, BlendSettings, Recipe, suggest
 
 Refuse = Callable[..., NoReturn]  # (what, remedy, *key)
@@ -186,7 +186,7 @@ def blend_stage(folder: RunFolder, names: Sequence[str], settings: Blend, seed: 
     tests = test if all(path.exists() for path in test) else []
     kinds = [kind for kind, files in (("oof", oof), ("test", tests)) if files]
 
-    def work() -> None:
+    def work() -> Files:
         folder.blend.clear()  # of other members or another method
         found = _combine(folder, parts, oof, tests, settings, seed)
         for kind in kinds:
@@ -194,11 +194,12 @@ def blend_stage(folder: RunFolder, names: Sequence[str], settings: Blend, seed: 
             made.save(folder.predictions(ENSEMBLE, kind))
         folder.blend.submission.unlink(missing_ok=True)  # the run's own tells of unreadable photographs too
         say(f"Blend of {len(blended)} members: {found['method']}")
+        return outputs
 
     asked = settings.model_dump(mode="json", exclude=set() if settings.groups else {"groups"})
     inputs = [[digest_file(path) for path in (*oof, *tests, folder.folds)], blended, asked, seed]
     outputs = [folder.blend.summary, folder.blend.combination, *(folder.predictions(ENSEMBLE, kind) for kind in kinds)]
-    folder.stage("blend", inputs, outputs, work)
+    folder.stage("blend", inputs, work)
     return "ensemble"
 
 
@@ -268,7 +269,7 @@ def _leave_one(folder: RunFolder, name: str, names: Sequence[str]) -> None:
     if len(names) == 1 and not (folder.blend.summary.exists() or folder.blend.combination.exists()):
         return
 
-    def work() -> None:
+    def work() -> Files:
         folder.blend.clear()
         for kind in ("oof", "test"):
             folder.predictions(ENSEMBLE, kind).unlink(missing_ok=True)
@@ -277,5 +278,6 @@ def _leave_one(folder: RunFolder, name: str, names: Sequence[str]) -> None:
         about = {"asked": "one member", "method": "one member", "mean": "arithmetic", "weights": {name: 1.0}}
         save_json(folder.blend.summary, {"members": [name], "classes": list(classes), **about})
         say(f"No blend: the run's answers are those of {name}")
+        return [folder.blend.summary]
 
-    folder.stage("blend", [name, digest_file(folder.folds)], [folder.blend.summary], work)
+    folder.stage("blend", [name, digest_file(folder.folds)], work)

@@ -17,7 +17,7 @@ from manihot.records.files import atomic_path, digest_file, explain_os_error, re
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.quarantine import load_quarantine
-from manihot.records.run_folder import RunFolder
+from manihot.records.run_folder import Files, RunFolder
 from manihot.records.run_places import SUBMISSION, RunPlaces
 from manihot.records.submissions import Sample, asks_for, save_submission
 
@@ -122,9 +122,7 @@ def submission_stage(folder: RunFolder, name: str) -> None:
     quarantine = load_quarantine(folder.quarantine)
     unread = quarantine[(quarantine["split"] == "test") & (quarantine["image_id"] != "")]["image_id"].tolist()
 
-    written: list[str | Path] = []
-
-    def work() -> None:
+    def work() -> Files:
         predictions = Predictions.load(test)
         place, why = commonest(predictions, [], folder.path)
         also = dict.fromkeys(unread, place)
@@ -140,14 +138,14 @@ def submission_stage(folder: RunFolder, name: str) -> None:
         except DataError as error:  # the run is worth keeping without a submission
             out.unlink(missing_ok=True)
             warn(f"no submission was written: {error}")
-            return
+            return []
         for remark in remarks:
             warn(f"{remark}")
-        written.append(SUBMISSION)
         say(f"Submission: {out}" + (f", as {sample.path.name} has it" if sample else ""))
+        return [SUBMISSION]
 
     inputs = [digest_file(file) for file in (test, folder.folds, folder.sample_submission) if file.is_file()]
-    folder.stage("submission", [*inputs, unread], written, work)
+    folder.stage("submission", [*inputs, unread], work)
 
 
 def paths_of(manifest: Manifest) -> dict[str, str]:

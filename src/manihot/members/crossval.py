@@ -22,7 +22,7 @@ from manihot.members.training_labels import duplicate_groups, members_asked
 from manihot.records.files import digest_file, digest_value, write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.run_folder import WHOLE, RunFolder
+from manihot.records.run_folder import WHOLE, Files, RunFolder
 from manihot.records.run_places import FoldFolder
 from manihot.settings import Recipe
 
@@ -107,15 +107,14 @@ def train_fold(member: Member, fold: int) -> None:
         inputs["copies"] = None if copies is None else digest_value(copies.tolist())
     method = member.tools.methods[member.recipe.method]
     inputs |= method.inputs(member, fold)
-    outputs = [place.oof] if len(held) else []
-    outputs += [place.test] if len(member.test_rows) else []
 
-    def work() -> None:
+    def work() -> Files:
         member.tools.from_first(lambda: _clear_unless_resumable(member.folder(fold), digest_value(inputs)))
         method.fit(member, fold, train, held)
-        outputs.extend(_networks(member, fold))
+        made = [path for path, rows in ((place.oof, held), (place.test, member.test_rows)) if len(rows)]
+        return [*made, *_networks(member, fold)]
 
-    member.run.stage(folder, inputs, outputs, work)
+    member.run.stage(folder, inputs, work)
 
 
 def _networks(member: Member, fold: int) -> list[Path]:

@@ -14,6 +14,7 @@ from manihot.members.crossval import collect
 from manihot.members.member import Member
 from manihot.members.outputs import predict_fold
 from manihot.records.files import digest_file
+from manihot.records.run_folder import Files
 
 
 def look_again(member: Member, of: str, folds: Sequence[int]) -> None:
@@ -42,7 +43,8 @@ def _one_fold(member: Member, of: str, fold: int) -> None:
         "photographs": member.manifest.table[["image_id", "sha256", "label", "split", "fold"]].to_numpy().tolist(),
     }
 
-    def work() -> None:
+    def work() -> Files:
         predict_fold(member, fold, held, open_network(network, member.tools.device, member.tools.opener))
+        return outputs
 
-    member.run.stage(member.run.relative(own.path), inputs, outputs, work)
+    member.run.stage(member.run.relative(own.path), inputs, work)

@@ -17,7 +17,7 @@ from manihot.quick.fold import features_of
 from manihot.records.files import digest_value
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.run_folder import RunFolder
+from manihot.records.run_folder import Files, RunFolder
 from manihot.settings import Model, Photo, Recipe, View
 
 LOOK = Recipe(  # as the recipe `quick` looks, but once, smaller, and straight from the files
@@ -37,13 +37,14 @@ def embed_for_audit(run: RunFolder, manifest: Manifest, oof: Path) -> Path | Non
     few = manifest.take(np.isin(manifest.image_id, predictions.image_id))
     inputs = [digest_value(few.table[["image_id", "sha256"]].to_numpy().tolist()), LOOK.resolved()]
 
-    def work() -> None:
+    def work() -> Files:
         say(
             f"Embeddings for the audit: a frozen network looks at {len(few)} photographs once, for their neighbours "
             "and outliers (audit.embeddings=false leaves it out)"
         )
         member = make_member(run, "audit", LOOK, few, Toolbox())
         save_embeddings(run.audit.embeddings, few.image_id, features_of(member)[1][:, 0])
+        return [run.audit.embeddings]
 
-    run.stage("audit embeddings", inputs, [run.audit.embeddings], work)
+    run.stage("audit embeddings", inputs, work)
     return run.audit.embeddings

@@ -34,6 +34,8 @@ __all__ = [
     "RunFolder",
 ]  # fmt: skip
 
+Files = Sequence[str | Path]  # in a run folder
+
 
 class RunFolder(RunPlaces):
     """A folder that holds one run; `stage` runs a piece of work once and remembers that it is done.
@@ -94,18 +96,17 @@ class RunFolder(RunPlaces):
             for file, digest in entry.get("outputs", {}).items()
         )
 
-    def stage(self, name: str, inputs: Any, outputs: Sequence[str | Path], work: Callable[[], object]) -> bool:
+    def stage(self, name: str, inputs: Any, work: Callable[[], Files]) -> bool:
         """Do `work` unless it was done with the same `inputs` before; returns whether it ran.
 
-        inputs: JSON-like value that decides the result (settings, digests of files read).
-        outputs: files the work writes; it may add to a list while it works.
+        inputs: JSON-like value that decides the result (settings, digests of files read). work: returns the files that
+        it wrote; the stage is done again when one of them is gone or has changed.
         """
         if self.is_done(name, inputs):
             return False
         started, clock = time.time(), time.perf_counter()
         self._set_stage(name, {"status": "running", "started": started})
-        work()
-        files = [file if isinstance(file, str) else self.relative(file) for file in outputs]
+        files = [file if isinstance(file, str) else self.relative(file) for file in work()]
         missing = [file for file in files if not (self.path / file).is_file()]
         if missing:
             raise RunFolderError(f"stage {name} ended without writing {', '.join(missing)}")

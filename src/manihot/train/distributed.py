@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from manihot import progress
 from manihot.errors import ManihotError, SettingsError
-from manihot.records.run_folder import RunFolder
+from manihot.records.run_folder import Files, RunFolder
 from manihot.train.runners import choose_device
 
 T = TypeVar("T")
@@ -412,12 +412,12 @@ class SharedRun(RunFolder):
         if is_first():
             super().update_record(**values)
 
-    def stage(self, name: str, inputs: Any, outputs: Sequence[str | Path], work: Callable[[], object]) -> bool:
+    def stage(self, name: str, inputs: Any, work: Callable[[], Files]) -> bool:
         """As RunFolder: all do `work`, the first says whether it is due and remembers that it is done."""
         if from_first(lambda: self.is_done(name, inputs)):
             return False
         if is_first():
-            super().stage(name, inputs, outputs, work)
+            super().stage(name, inputs, work)
         else:
             work()
         from_first(lambda: None)

@@ -21,7 +21,7 @@ from manihot.photos.store import PhotoStore, make_store
 from manihot.progress import say, warn
 from manihot.records.files import digest_file, digest_value
 from manihot.records.manifest import Manifest
-from manihot.records.run_folder import RunFolder
+from manihot.records.run_folder import Files, RunFolder
 from manihot.records.run_places import MANIFEST, FoldFolder, RunPlaces
 from manihot.settings import suggest
 from manihot.settings.options import (
@@ -204,12 +204,13 @@ def _originals(folder: RunFolder, photos: Any, workers: int, columns: TableOptio
     path = RunPlaces(folder / "originals").manifest
     given = Path(photos) if isinstance(photos, str | Path) and Manifest.is_file(Path(photos)) else None
 
-    def work() -> None:
+    def work() -> Files:
         read_photos(photos, columns, out=path.parent, workers=workers)[0].save(path)
+        return outputs
 
     inputs = digest_file(given) if given is not None else folder.record["translate"]["photos"]
     outputs = [RunPlaces(folder / "originals").manifest]
-    folder.stage("scan", [inputs, folder.record["translate"]["scan_options"]], outputs, work)
+    folder.stage("scan", [inputs, folder.record["translate"]["scan_options"]], work)
     return Manifest.load(path)
 
 
@@ -241,16 +242,17 @@ def _train(
 ) -> None:  # fmt: skip
     inputs = [asdict(settings), photographs]
 
-    def work() -> None:
+    def work() -> Files:
         chosen = choose_device(device)
         folder.update_record(device=describe_device(chosen))
         model, _ = fit_cyclegan(store, *rows, settings, folder.path, chosen, digest_value(inputs), names)
         for way, (start, end) in zip(WAYS, (names, names[::-1])):
             about = {"from": start, "to": end, "size": settings.size}
             save_translator(folder / f"{way}.safetensors", model.generators[way], about)  # type: ignore[arg-type]
+        return files
 
     files: list[str | Path] = [*(f"{way}.safetensors" for way in WAYS), FoldFolder(folder.path).history, "samples.png"]
-    folder.stage("train", inputs, files, work)
+    folder.stage("train", inputs, work)
     FoldFolder(folder.path).checkpoint.unlink(missing_ok=True)  # of no more use, and large
 
 
@@ -264,7 +266,7 @@ def _pictures(
              for way, rows in chosen.items()}  # fmt: skip
     flat = [file for own in files.values() for file in own]
 
-    def work() -> None:
+    def work() -> Files:
         for way in WAYS:  # of a call with other settings
             for old in (folder / "photos").glob(f"{way}-*.jpg"):
                 old.unlink()
@@ -281,10 +283,11 @@ def _pictures(
         made = Manifest.from_table(table, originals.classes, folder.path, originals.numbers)
         made.save(folder.manifest)
         join_made(originals, made).save(folder / "joined.parquet")
+        return [folder.manifest, "joined.parquet", *flat]
 
     inputs = [
         [digest_file(folder / f"{way}.safetensors") for way in chosen], size, name, store.digest,
         digest_file(RunPlaces(folder / "originals").manifest), {way: rows.tolist() for way, rows in chosen.items()},
     ]  # fmt: skip
-    folder.stage("pictures", inputs, [folder.manifest, "joined.parquet", *flat], work)
+    folder.stage("pictures", inputs, work)
     return len(flat)
