@@ -451,4 +451,4 @@ def test_a_run_is_written_by_one_process(tmp_path):
         other.kill()  # the system drops the lock of a killed process
         other.wait()
     with RunFolder(tmp_path / "run") as run:
-        assert run.stage("a", 1, [], lambda: None)
+        assert run.stage("a", 1, list)
