@@ -1,0 +1,191 @@
+"""What survives kill -9: every verb is killed at moments drawn by chance, started again, and must end bit-equal.
+
+    python benchmarks/faults.py --work /tmp/faults     # 50 moments of quick, 20 of standard, 10 of others
+    python benchmarks/faults.py --work /tmp/faults --quick 3 --standard 1 --others 1
+
+Each verb is run once undisturbed; its time says between which moments it is killed. Compared are the values of what it
+leaves (tables, predictions, arrays, pages, weights), not times, commands and paths. Prints a table; exit code 1 where
+anything differed, was left behind, or could not be resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors import safe_open
+
+from manihot.demo.make import make_demo
+from manihot.records.files import TEMPORARY
+from manihot.records.run_folder import RunFolder
+
+STANDARD = [
+    "--recipe", "standard", "--set", "photo.size=[64,64]",
+    "--set", "model={backbone: test_efficientnet, pretrained: false}",
+    "--set", "train.epochs=2", "--set", "folds.n=2", "--set", "train.precision=fp32", "--set", "augment=[]",
+]  # fmt: skip
+# run.json and report.html tell how long stages took; the others hold digests of paths
+IGNORED = {"run.json", "report.html", "inputs.txt", ".lock", "looks.json"}
+SUFFIXES = {".parquet", ".csv", ".npy", ".npz", ".safetensors", ".json", ".jsonl", ".html", ".zip", ".png"}
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What is killed. command: from the finished run and a folder to write into; where: what of it is compared."""
+
+    name: str
+    command: Callable[[Path, Path], list[str]]
+    moments: int
+
+
+def verbs(photos: Path, quick: int, standard: int, others: int) -> list[Verb]:
+    """All verbs that write, with how often each is killed."""
+    oof = RunFolder(Path()).oof("main")
+    run = ["run", str(photos), "--workers", "1", "--device", "cpu"]
+    return [
+        Verb("run, recipe quick", lambda _, out: [*run, "--recipe", "quick", "--out", str(out)], quick),
+        Verb("run, recipe standard", lambda _, out: [*run, *STANDARD, "--out", str(out)], standard),
+        Verb("scan", lambda _, out: ["scan", str(photos), "--out", str(out)], others),
+        Verb("audit", lambda _, out: ["audit", str(photos), "--out", str(out), "--device", "cpu"], others),
+        Verb("clean", lambda done, out: ["clean", str(done), "--out", str(out)], others),
+        Verb("predict", lambda done, out: ["predict", str(done), str(photos), "--out", str(out / "new.csv")], others),
+        Verb("watch", lambda done, out: ["watch", str(done), str(photos), "--out", str(out)], others),
+        Verb("calibrate", lambda done, out: ["calibrate", str(done / oof), "--out", str(out)], others),
+        Verb("share", lambda done, out: ["share", str(done), "--out", str(out / "a.zip")], others),
+        Verb("demo-data", lambda _, out: ["demo-data", str(out), "--photos", "60"], others),
+    ]
+
+
+def contents(out: Path) -> dict[str, Any]:
+    """Every value that a verb left, by the file's place in `out`."""
+    found = {}
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+        if path.name not in IGNORED and path.suffix in SUFFIXES:
+            found[path.relative_to(out).as_posix()] = value_of(path, out)
+    return found
+
+
+def value_of(path: Path, out: Path) -> str:
+    """A digest of the values in a file, without times and places."""
+    if path.suffix == ".parquet":
+        content = pd.read_parquet(path).to_json(double_precision=15, orient="split").encode()
+    elif path.suffix == ".safetensors":
+        with safe_open(path, "np") as file:
+            content = b"".join(file.get_tensor(name).tobytes() for name in sorted(file.keys()))
+    elif path.suffix in (".npz", ".zip"):
+        with zipfile.ZipFile(path) as archive:
+            inside = [name for name in sorted(archive.namelist()) if Path(name).name not in IGNORED]
+            content = b"".join(archive.read(name) for name in inside if not name.endswith((".parquet", ".npz")))
+    elif path.suffix == ".npy":
+        content = np.load(path).tobytes()
+    elif path.suffix == ".png":
+        content = path.read_bytes()
+    else:
+        text = path.read_text(encoding="utf-8").replace(str(out), "OUT").replace(out.name, "OUT")
+        text = re.sub(r'"(seconds|started|finished)": [\d.e+-]+', "", text)
+        content = re.sub(r"\d+(\.\d+)? (s|min \d+ s|min)\b", "", text).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def start(words: list[str]) -> subprocess.Popen[bytes]:
+    """The command line in a process of its own."""
+    command = [sys.executable, "-m", "manihot", *words]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def finish(words: list[str]) -> str:
+    """Run to the end; '' or what went wrong."""
+    process = start(words)
+    _, said = process.communicate()
+    return "" if process.returncode in (0, 10, 11) else f"exit {process.returncode}: {said.decode()[-300:]}"
+
+
+def kill_once(verb: Verb, done: Path, out: Path, whole: dict[str, Any], after: float) -> str:
+    """Kill the verb after so many seconds, run it again, and say what is not as it was undisturbed; '' where all is."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    process = start(verb.command(done, out))
+    try:
+        process.wait(after)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+    process.communicate()
+    wrong = finish(verb.command(done, out))
+    if wrong:
+        return wrong
+    left = [path.name for path in out.rglob("*") if TEMPORARY.fullmatch(path.name)]
+    if left:
+        return f"left behind: {', '.join(left)}"
+    found = contents(out)
+    differ = sorted(name for name in {**found, **whole} if found.get(name) != whole.get(name))
+    return f"differs: {', '.join(differ[:4])}" if differ else ""
+
+
+def campaign(verb: Verb, done: Path, work: Path, rng: random.Random) -> dict[str, Any]:
+    """One verb at all its moments."""
+    out = work / "whole"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    clock = time.monotonic()
+    wrong = finish(verb.command(done, out))
+    seconds = time.monotonic() - clock
+    if wrong:
+        return {"verb": verb.name, "seconds": seconds, "moments": 0, "equal": 0, "wrong": [f"undisturbed: {wrong}"]}
+    whole, failed = contents(out), []
+    for number in range(verb.moments):
+        after = rng.uniform(0, seconds)
+        # the same path as undisturbed, since pages and records may hold it
+        said = kill_once(verb, done, out, whole, after)
+        if said:
+            failed.append(f"moment {number}, after {after:.2f} s: {said}")
+    equal = verb.moments - len(failed)
+    return {"verb": verb.name, "seconds": seconds, "moments": verb.moments, "equal": equal, "wrong": failed}
+
+
+def main() -> int:
+    """The whole campaign; 0 where everything was bit-equal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="an empty folder")
+    parser.add_argument("--quick", type=int, default=50)
+    parser.add_argument("--standard", type=int, default=20)
+    parser.add_argument("--others", type=int, default=10)
+    parser.add_argument("--only", help="verbs whose name holds this")
+    parser.add_argument("--photos", type=int, default=80)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    photos, done = asked.work / "photos", asked.work / "done"
+    make_demo(photos, asked.photos)
+    wrong = finish(["run", str(photos), "--recipe", "quick", "--out", str(done), "--device", "cpu"])
+    if wrong:
+        print(wrong)
+        return 1
+    rows = []
+    print("| verb | seconds undisturbed | killed | bit-equal after resuming |\n|---|---|---|---|")
+    for verb in verbs(photos, asked.quick, asked.standard, asked.others):
+        if verb.moments and (asked.only is None or asked.only in verb.name):
+            row = campaign(verb, done, asked.work, random.Random(f"{asked.seed} {verb.name}"))
+            print(f"| {row['verb']} | {row['seconds']:.1f} | {row['moments']} | {row['equal']} |", flush=True)
+            rows.append(row)
+    for row in rows:
+        print(*(f"{row['verb']}: {text}" for text in row["wrong"]), sep="\n", end="\n" if row["wrong"] else "")
+    (asked.work / "faults.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    return int(any(row["wrong"] for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
