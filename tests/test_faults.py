@@ -172,7 +172,7 @@ def test_a_stop_by_hand_says_what_to_do_and_has_its_own_exit_code(
     process.send_signal(sent)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
-    assert "same command continues" in said
+    assert "run it again to resume" in said
     assert "Traceback" not in said
     subprocess.run(command(small_photos, tmp_path / "out", recipe), check=True, capture_output=True)
     found = Predictions.load(tmp_path / "out/predictions/main.oof.parquet")

@@ -17,9 +17,9 @@ from manihot.infer.models import Engine, load_model
 from manihot.infer.predict import predict_photos
 from manihot.members.crossval import collect
 from manihot.members.training_labels import LabelRequest, TrainingLabels, make_training_labels
-from manihot.records.files import load_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.records.readers import read_json
 from manihot.settings import Choice, View, load_recipe
 from manihot.train.check import check_recipe
 from manihot.train.data.negatives import NEGATIVES, Extended, Material, check_negatives, make_negatives, write_negatives
@@ -312,7 +312,7 @@ def test_a_run_says_how_probable_something_else_is(small_photos: Path, tmp_path:
     limit = strangers.output_limit
     assert strangers.false_rejection == 0.2 and limit is not None
     assert 0.1 < (oof.unknown > limit).mean() <= 0.2
-    assert load_json(tmp_path / "run/trust/sets.json")["coverage"] == 0.8
+    assert read_json(tmp_path / "run/trust/sets.json")["coverage"] == 0.8
     assert answers["unknown"].to_numpy()[new.unknown > limit].all()
     np.testing.assert_allclose(written[["c0", "c1", "c2"]].sum(axis=1), 1, rtol=1e-6)
 

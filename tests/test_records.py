@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from manihot.errors import DataError, DiskFullError, RunFolderError
-from manihot.records.files import atomic_path, digest_file, digest_value, load_json, save_json, write_atomic
+from manihot.records.files import atomic_path, digest_file, digest_value, save_json, write_atomic
 from manihot.records.manifest import ALWAYS_TRAIN, COLUMNS, UNLABELLED, Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.probabilities import TINY
+from manihot.records.readers import read_json
 from manihot.records.run_folder import RunFolder
 
 CLASSES = ("healthy", "mosaic", "blight")
@@ -295,7 +296,7 @@ def test_atomic_path_keeps_the_old_file_on_any_failure(tmp_path):
         with pytest.raises(type(failure)), atomic_path(path) as temporary:
             temporary.write_text("half", encoding="utf-8")
             raise failure
-    assert load_json(path) == {"a": 1}
+    assert read_json(path) == {"a": 1}
     assert [p.name for p in path.parent.iterdir()] == ["scores.json"]
 
 
@@ -371,7 +372,7 @@ def test_digests(tmp_path):
 def test_a_broken_json_file_is_named(tmp_path):
     (tmp_path / "run.json").write_text("{", encoding="utf-8")
     with pytest.raises(RunFolderError, match=r"run\.json: not readable as JSON"):
-        load_json(tmp_path / "run.json")
+        read_json(tmp_path / "run.json")
     with RunFolder(tmp_path) as run, pytest.raises(RunFolderError, match=r"run\.json"):
         run.stage("scan", 1, list)
 

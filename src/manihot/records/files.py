@@ -169,14 +169,6 @@ def save_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
 
 
-def load_json(path: Path) -> Any:
-    """Read a JSON file; a broken one is a RunFolderError that names it."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path}: not readable as JSON ({error})", "remove the file and run again") from error
-
-
 def digest_value(value: Any) -> str:
     """sha256 (hex) of a JSON-like value, independent of key order."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
