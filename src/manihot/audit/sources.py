@@ -12,6 +12,7 @@ import numpy as np
 
 from manihot.errors import SettingsError
 from manihot.records.manifest import UNLABELLED, Manifest
+from manihot.records.tables import list_names
 from manihot.settings import Source, suggest
 
 TRAIN_ONLY = "train_only"  # column: never held out, so never part of a score
@@ -28,6 +29,7 @@ def use_sources(manifest: Manifest, sources: Mapping[str, Source]) -> tuple[Mani
     if not sources:
         return manifest, []
     names = manifest.table["source"].astype(str).to_numpy()
+    _check_shared(manifest, names, sources)
     labels = manifest.labels.copy()
     keep = np.ones(len(manifest), dtype=bool)
     known = manifest.table.get(TRAIN_ONLY)
@@ -49,6 +51,27 @@ def use_sources(manifest: Manifest, sources: Mapping[str, Source]) -> tuple[Mani
             labels[chosen] = UNLABELLED
         said.append(f"source {name!r}: {_use(settings.use)}, {int(chosen.sum())} of {int(own.sum())} photographs")
     return manifest.with_columns(label=labels, **{TRAIN_ONLY: train_only}).take(keep), said
+
+
+def _check_shared(manifest: Manifest, names: np.ndarray, sources: Mapping[str, Source]) -> None:
+    """SettingsError where a source shares no class with those that are judged: the network would learn other classes."""
+    helps = [name for name, settings in sources.items() if settings.use in ("train", "unlabelled")]
+    judged = ~np.isin(names, [name for name, settings in sources.items() if settings.use != "all"])
+    first = _classes_of(manifest, judged)
+    for name in helps:
+        own = _classes_of(manifest, names == name)
+        if own and first and not set(own) & set(first):
+            raise SettingsError(
+                f"sources.{name}: its classes ({list_names(own, 20)}) are none of those it is to help with "
+                f"({list_names(first, 20)})",
+                "say which class each of its names is: --alias FILE with lines such as "
+                f"`{own[0]}: {first[0]}`, or `aliases` in the recipe (a manifest is to be scanned anew with it)",
+            )
+
+
+def _classes_of(manifest: Manifest, rows: np.ndarray) -> list[str]:
+    labels = manifest.labels[rows]
+    return [manifest.classes[k] for k in np.unique(labels[labels >= 0])]
 
 
 def _in_classes(manifest: Manifest, name: str, settings: Source) -> np.ndarray:

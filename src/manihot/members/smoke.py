@@ -45,7 +45,7 @@ def prepare_smoke(
     Says what stands for what. Raises DataError and SettingsError as a scan and a check of the recipe do.
     """
     place = Path(out) / "smoke"
-    manifest, _ = read_photos(photos, columns, out=place, workers=workers, few=FEW)
+    manifest, _ = read_photos(photos, columns, out=place, workers=workers, few=FEW, aliases=recipe.aliases)
     few, roles = smoke_manifest(manifest, recipe)
     made, backbones = smoke_recipe(recipe, count_stages)
     made, classes = smoke_classes(made, few.classes)

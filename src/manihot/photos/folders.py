@@ -171,6 +171,12 @@ def list_by(tree: Tree, pattern: str) -> Listing:
     for name, count in outside.items():
         place = f"{name}/ stands beside the splits" if name and parts[:1] == ("{split}",) else f"{name or 'the top'}"
         listing.left_out.append(f"{place} and is left out: {count} photographs don't fit {pattern!r}")
+        flat = {own for own, _ in tree.photos if own[:1] == (name,)}
+        if name and parts[:1] == ("{split}",) and len(flat) == 1:
+            where = tree.top.joinpath(*flat.pop())
+            listing.otherwise.append(
+                f"{count} photographs without labels, for pseudo-labels, FixMatch or clusters: give {where} as a source"
+            )
     labelled = any(entry.label is not None for entry in listing.entries)
     for name, count in shallow.items():
         tested = split_of(name.split("/")[0]) == "test" and parts[:1] == ("{split}",)

@@ -11,13 +11,14 @@ import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from manihot.errors import DataError
+from manihot.photos.aliases import apply_aliases, check_aliases, load_aliases, say_matches
 from manihot.photos.decode import SUFFIXES, PhotoFacts, PhotoFault, inspect_photos
 from manihot.photos.layouts import recognise
 from manihot.photos.left_out import Walk, check_names, note_left_out, show_path
@@ -45,6 +46,7 @@ def scan(
     few: int = 0,
     extract: Path | None = None,
     tables: bool = True,
+    aliases: Mapping[str, str] | None = None,
 ) -> tuple[Manifest, pd.DataFrame]:
     """Find, read and list photographs; returns the manifest and the quarantine.
 
@@ -59,6 +61,7 @@ def scan(
     the result does not depend on it. tables: whether a table beside the photographs may name their classes.
     few: read about so many photographs only, of each class, source and split alike; all of them when 0.
     extract: where photographs that come in TFRecords are written without `out`, in its folder photos.
+    aliases: other names of classes that a recipe knows, to the class that another source has.
     Raises DataError where there is nothing to read or the labels contradict themselves.
     """
     places = (
@@ -91,10 +94,13 @@ def scan(
         ]
     for part in listings:
         drop_second_ways(part, walk)
+    given = {} if columns.alias is None else load_aliases(columns.alias)
+    matched = apply_aliases(places, listings, given, check_aliases(aliases or {}, "the recipe's aliases"))
     if columns.merge_case:
         _merge_twins(listings)
     _check_options(places, listings, asked)
     _say_listings(places, listings)
+    say_matches(matched)
     names = _source_names(places) if len(places) > 1 else [""]
     entries = [
         replace(entry, source=entry.source or name)
@@ -161,7 +167,7 @@ def _check_options(places: list[Path], listings: list[Listing], columns: Columns
         first = next(place for place, whole in numbers.items() if whole)
         raise DataError(
             f"{first}: its classes are numbers while those of other sources are names",
-            "say what the numbers mean with --classes MAP.json",
+            "say what the numbers mean with --classes MAP.json, or which class each name is with --alias FILE",
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +18,16 @@ from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 def read_photos(
     photos: Path | Sequence[Path], columns: TableOptions = EVERYTHING_GUESSED, *, out: Path | None = None,
     workers: int = 2, few: int = 0, extract: Path | None = None, tables: bool = True,
+    aliases: Mapping[str, str] | None = None,
 ) -> tuple[Manifest, pd.DataFrame]:  # fmt: skip
     """The manifest of photographs and the quarantine of files that can't be read; arguments as for `scan`.
 
     One manifest.parquet is taken as it is, and nothing is in its quarantine. Raises DataError.
     """
     if not isinstance(photos, str | Path) or not Manifest.is_file(Path(photos)):
-        return scan(photos, out=out, columns=columns, workers=workers, few=few, extract=extract, tables=tables)
+        return scan(
+            photos, out=out, columns=columns, workers=workers, few=few, extract=extract, tables=tables, aliases=aliases
+        )
     manifest = Manifest.load(Path(photos))
     check_manifest_options(Path(photos), manifest, columns)
     return manifest, pd.DataFrame(columns=list(QUARANTINE))

@@ -128,7 +128,7 @@ def prepare(
     open_run(folder, recipe, photos, columns, update)
     if weights:
         have_weights(folder, recipe)
-    manifest, said = use_sources(scan_stage(folder, photos, workers, columns), recipe.sources)
+    manifest, said = use_sources(scan_stage(folder, photos, workers, columns, recipe.aliases), recipe.sources)
     for sentence in said:
         say(sentence)
     if recipe.audit.duplicates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ def given_manifest(photos: Any, columns: TableOptions) -> Path | None:
     return Manifest.find(Path(photos)) if one else None
 
 
-def scan_stage(folder: RunFolder, photos: Any, workers: int, columns: TableOptions) -> Manifest:
+def scan_stage(
+    folder: RunFolder, photos: Any, workers: int, columns: TableOptions, aliases: Mapping[str, str]
+) -> Manifest:
     first = given_manifest(photos, columns)
     if first is not None:
         inputs: Any = digest_file(first)
@@ -39,10 +42,10 @@ def scan_stage(folder: RunFolder, photos: Any, workers: int, columns: TableOptio
     else:
         from manihot.photos.scan import scan
 
-        inputs = [_digest_listing(photos, folder.path), columns.given(), *_digest_tables(columns)]
+        inputs = [_digest_listing(photos, folder.path), columns.given(), *_digest_tables(columns), *([dict(aliases)] if aliases else [])]
 
         def work() -> Files:
-            scan(photos, out=folder.path, columns=columns, workers=workers)
+            scan(photos, out=folder.path, columns=columns, workers=workers, aliases=aliases)
             return _scanned(folder)
 
     folder.stage("scan", inputs, work)
@@ -86,10 +89,10 @@ def _digest_listing(photos: Any, out: Path) -> str:
 
 
 def _digest_tables(columns: TableOptions) -> list[str]:
-    """Digests of the files that `csv` and `classes` name, and of a class map beside the table."""
+    """Digests of the files that `csv`, `classes` and `alias` name, and of a class map beside the table."""
     from manihot.photos.layouts import CLASS_MAPS
 
-    files = [Path(path) for path in (columns.csv, columns.classes) if path is not None]
+    files = [Path(path) for path in (columns.csv, columns.classes, columns.alias) if path is not None]
     if columns.csv is not None:
         files += [Path(columns.csv).parent / name for name in CLASS_MAPS]
     return [digest_file(path) for path in files if path.is_file()]

@@ -201,6 +201,9 @@ class Recipe(Group):
     method: Literal["features", "finetune"] = "finetune"
     seed: int = Field(default=0, ge=0)
     sources: dict[str, Source] = Field(default_factory=dict, description="a source's name to what it is used for")
+    aliases: dict[str, str] = Field(
+        default_factory=dict, description="other names of classes, in any source, to the class that another source has"
+    )
     audit: Audit = Field(default=Audit(), description="what a run looks for in photographs and labels")
     trust: Trust = Field(default=Trust(), description="what is promised of answers on new photographs")
     folds: Folds = Folds()
@@ -275,7 +278,7 @@ class Recipe(Group):
         return changed
 
 
-NOT_OF_MEMBERS = ("members", "name", "folds", "audit", "trust", "blend")
+NOT_OF_MEMBERS = ("members", "name", "aliases", "folds", "audit", "trust", "blend")
 
 
 def _check_member(name: str, changes: dict[str, Any], lines: Lines) -> None:

@@ -39,6 +39,8 @@ class TableOptions:
     """Column that is true, yes or 1 where a label is known to be right; the manifest keeps it under its name."""
     classes: Path | None = None
     """JSON file that maps label numbers to class names."""
+    alias: Path | None = None
+    """YAML or JSON file: other names of classes, such as a second source's folders, to the first's."""
     folders: str | None = None
     """What the folders below PHOTOS are, such as '{split}/{class}'; '' for nothing."""
     keep_na: bool = False
