@@ -54,7 +54,7 @@ def use_sources(manifest: Manifest, sources: Mapping[str, Source]) -> tuple[Mani
 
 
 def _check_shared(manifest: Manifest, names: np.ndarray, sources: Mapping[str, Source]) -> None:
-    """SettingsError where a source shares no class with those that are judged: the network would learn other classes."""
+    """SettingsError where a source shares no class with those that are judged, whose number it would add to."""
     helps = [name for name, settings in sources.items() if settings.use in ("train", "unlabelled")]
     judged = ~np.isin(names, [name for name, settings in sources.items() if settings.use != "all"])
     first = _classes_of(manifest, judged)

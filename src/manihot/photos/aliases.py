@@ -1,4 +1,4 @@
-"""Other names of classes: a second source's folders are called `cbb` where the first's class is Cassava Bacterial Blight.
+"""Other names of classes: the folder `cbb` of a second source is the first's class Cassava Bacterial Blight (CBB).
 
 A map of names (a file by `--alias`, or the `aliases` of a recipe) is applied to what each place was read as, before its
 classes are united with those of the others.
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from manihot.errors import DataError, SettingsError
 from manihot.photos.listing import Listing, normalise
@@ -31,7 +32,7 @@ def load_aliases(path: Path) -> dict[str, str]:
     return check_aliases(values, str(path), {str(key[0]): line for key, line in lines.items() if len(key) == 1})
 
 
-def check_aliases(values: Mapping[object, object], where: str, lines: Names | None = None) -> dict[str, str]:
+def check_aliases(values: Mapping[Any, Any], where: str, lines: Names | None = None) -> dict[str, str]:
     """The map with its names trimmed; SettingsError for what is no name, or a class that is another name itself."""
     out: dict[str, str] = {}
     for key, value in values.items():
@@ -86,7 +87,8 @@ def _rename(place: Path, part: Listing, own: Names) -> None:
     part.numbers = numbers
     part.classes = tuple(dict.fromkeys(own.get(name, name) for name in part.classes))
     part.entries = [
-        entry if entry.label not in own else replace(entry, label=own[entry.label]) for entry in part.entries
+        entry if entry.label is None else replace(entry, label=own.get(entry.label, entry.label))
+        for entry in part.entries
     ]
 
 
