@@ -26,7 +26,7 @@ def given_manifest(photos: Any, columns: TableOptions) -> Path | None:
 
 
 def scan_stage(
-    folder: RunFolder, photos: Any, workers: int, columns: TableOptions, aliases: Mapping[str, str]
+    folder: RunFolder, photos: Any, workers: int, columns: TableOptions, aliases: Mapping[str, str] | None = None
 ) -> Manifest:
     first = given_manifest(photos, columns)
     if first is not None:
@@ -42,7 +42,8 @@ def scan_stage(
     else:
         from manihot.photos.scan import scan
 
-        inputs = [_digest_listing(photos, folder.path), columns.given(), *_digest_tables(columns), *([dict(aliases)] if aliases else [])]
+        inputs = [_digest_listing(photos, folder.path), columns.given(), *_digest_tables(columns)]
+        inputs += [dict(aliases)] if aliases else []
 
         def work() -> Files:
             scan(photos, out=folder.path, columns=columns, workers=workers, aliases=aliases)
