@@ -273,10 +273,11 @@ def shared_run(folder: Path) -> None:
         run.update_record(by=distributed.rank())
         for inputs in ("a", "a", "b"):
 
-            def work() -> None:
+            def work() -> list[str]:
                 distributed.from_first(lambda: writer.write_text(str(distributed.rank()), encoding="utf-8"))
+                return ["written"]
 
-            done.append(run.stage("once", inputs, ["written"], work))
+            done.append(run.stage("once", inputs, work))
         note(folder, "run", done=done, by=run.record["by"], read=writer.read_text(encoding="utf-8"))
 
 
