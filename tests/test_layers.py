@@ -18,7 +18,7 @@ LEVELS = {
     "augment": 3, "networks": 3,
     "infer": 4,
     "members": 5, "quick": 5, "report": 5,
-    "train": 6,
+    "train": 6, "export": 6,
     "engines": 7,
     "pipeline": 8, "suites": 8,
     "verbs": 9,

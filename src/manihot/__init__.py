@@ -16,7 +16,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "verbs.photos": ("scan", "demo_data", "audit", "clean", "watch"),
     "verbs.models": (
-        "run", "train", "predict", "compare", "report", "share", "show_augment", "explain", "lr_find", "translate",
+        "run", "train", "predict", "compare", "report", "share", "export", "show_augment", "explain", "lr_find",
+        "translate",
     ),
     "verbs.predictions": ("blend", "stack", "calibrate", "decide", "check_submission"),
     "verbs.recipes": ("recipes", "show_recipe", "suite"),
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from manihot.settings.options import Translation as Translation
     from manihot.verbs.models import compare as compare
     from manihot.verbs.models import explain as explain
+    from manihot.verbs.models import export as export
     from manihot.verbs.models import lr_find as lr_find
     from manihot.verbs.models import predict as predict
     from manihot.verbs.models import report as report

@@ -22,7 +22,7 @@ VERBS: tuple[Callable[..., Any], ...] = (
     photos.scan, photos.demo_data, models.run, models.train, photos.audit, photos.clean, models.predict,
     models.explain, photos.watch, models.compare, models.report, predictions.blend, predictions.stack,
     predictions.calibrate, predictions.decide, predictions.check_submission, models.share, models.show_augment,
-    models.lr_find, models.translate, recipe_verbs.suite,
+    models.lr_find, models.translate, models.export, recipe_verbs.suite,
 )  # fmt: skip
 
 

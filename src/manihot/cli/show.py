@@ -88,6 +88,16 @@ def _share(found: r.ShareResult) -> None:
     show(f"{len(found.files)} files, {networks} networks among them, {found.size / 1e6:.1f} MB: {found.path}")
 
 
+def _export(found: r.ExportResult) -> None:
+    same = found.certificate["calibrated"]
+    show(
+        f"{same['equal_decisions']:.1%} equal decisions on {found.certificate['photographs']} photographs of the run, "
+        f"probabilities differ by at most {same['largest_difference']:.1g}"
+    )
+    for file in (*found.files, *([found.page] if found.page is not None else [])):
+        show(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+
+
 def _lr_find(found: r.LrFindResult) -> None:
     show(f"Suggested: optimizer.lr={found.suggestion:.1e} (picture: {found.picture})")
 
@@ -205,7 +215,8 @@ def _arm_results(found: r.SuiteResult) -> Table:
 SHOWN: dict[type, Callable[[Any], None]] = {
     r.ScanResult: _scan, r.DemoResult: _demo, r.AuditResult: _audit, r.CleanResult: _clean, r.WatchResult: _watch,
     r.RunScores: _run, r.TrainResult: _train, r.PredictResult: _predict, r.Leaderboard: _leaderboard,
-    r.PageResult: _page, r.ShareResult: _share, r.LrFindResult: _lr_find, r.TranslateResult: _translate,
+    r.PageResult: _page, r.ShareResult: _share, r.ExportResult: _export, r.LrFindResult: _lr_find,
+    r.TranslateResult: _translate,
     r.BlendResult: _blend, r.CalibrateResult: _calibrate, r.DecideResult: _decide, r.SubmissionCheck: _check,
     r.RecipesResult: _recipes, Recipe: _recipe, r.SuiteResult: _suite,
 }  # fmt: skip

@@ -49,7 +49,7 @@ class Preprocess:
         """The middle that 'crop' keeps."""
         (height, width), (h, w) = self.size, rgb.shape[:2]
         scale = max(height / h, width / w)
-        ch, cw = min(h, round(height / scale)), min(w, round(width / scale))
+        ch, cw = (max(1, min(edge, round(to / scale))) for edge, to in ((h, height), (w, width)))
         top, left = (h - ch) // 2, (w - cw) // 2
         return rgb[top : top + ch, left : left + cw]
 
@@ -118,8 +118,11 @@ class Unresized:
 
 
 def resize(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 (H, W, C) to `size` (height, width): area averaging down, bilinear up."""
+    """uint8 (H, W, C) to `size` (height, width): area averaging down, bilinear up.
+
+    The bilinear kind is the one that opencv keeps equal to the bit in all its versions; INTER_LINEAR changed with 5.0.
+    """
     if rgb.shape[:2] == tuple(size):
         return np.ascontiguousarray(rgb)
     down = size[0] * size[1] < rgb.shape[0] * rgb.shape[1]
-    return cv2.resize(rgb, (size[1], size[0]), interpolation=cv2.INTER_AREA if down else cv2.INTER_LINEAR)
+    return cv2.resize(rgb, (size[1], size[0]), interpolation=cv2.INTER_AREA if down else cv2.INTER_LINEAR_EXACT)

@@ -30,7 +30,7 @@ from manihot.records.files import describe_size, digest_value, explain_os_error,
 from manihot.records.manifest import Manifest
 from manihot.records.readers import read_array, read_record
 
-FORMAT = 1  # raised whenever the same settings give other pixels
+FORMAT = 2  # raised whenever the same settings give other pixels
 CHUNK = 8  # photographs a task; interrupted work is noted by the number of its chunk, so another size is another FORMAT
 SYNC_EVERY = 5.0  # seconds between moments at which finished chunks are made safe from a power cut
 SPARE = 50_000_000  # bytes that stay free beside a store

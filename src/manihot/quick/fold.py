@@ -24,19 +24,9 @@ def fit_fold(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
     """Fit a linear head on features that the frozen backbone computed once for all folds."""
     if not member.tools.is_first():  # of several processes one does it: there are no gradients to share
         return
-    recipe, manifest = member.recipe, member.manifest
+    recipe = member.recipe
     digest, computed = features_of(member)
-    learned = make_training_labels(LabelRequest(member, fold, train, features=lambda rows: computed[rows].mean(1)))
-    group = manifest.table["group"].to_numpy()
-    alone = np.where(group == "", [f"\0{i}" for i in range(len(group))], group).astype(str)
-    groups = np.unique(alone[learned.rows], return_inverse=True)[1]
-    sampling = with_class_numbers(recipe.sampling, manifest.classes)
-    weights = learned.weights * expected_repeats(sampling, learned.labels, member.seed(fold))
-    say(f"{member.what(fold)}: fitting the head on {len(learned.rows)} photographs")
-    weight, bias = fit_head(
-        computed[learned.rows], learned.labels, len(manifest.classes), weights, groups, recipe.features.c,
-        member.seed(fold),
-    )  # fmt: skip
+    weight, bias = learn_head(member, fold, train, computed)
     if not member.backbone.is_file():  # removed since its features were computed
         member.open_backbone()
     head, card = LinearHead(weight, bias), make_card(member, fold, features=digest)
@@ -46,6 +36,24 @@ def fit_fold(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
             logits = merge_views(head.logits(computed[rows]), recipe.tta)
             made = as_predictions(member, rows, logits, fold, computed[rows].mean(1))
             made.save(member.folder(fold) / f"{name}.parquet")
+
+
+def learn_head(
+    member: Member, fold: int, train: np.ndarray, computed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (K, D) and bias (K,) of a fold's head on features (N, V, D) of all photographs."""
+    recipe, manifest = member.recipe, member.manifest
+    learned = make_training_labels(LabelRequest(member, fold, train, features=lambda rows: computed[rows].mean(1)))
+    group = manifest.table["group"].to_numpy()
+    alone = np.where(group == "", [f"\0{i}" for i in range(len(group))], group).astype(str)
+    groups = np.unique(alone[learned.rows], return_inverse=True)[1]
+    sampling = with_class_numbers(recipe.sampling, manifest.classes)
+    weights = learned.weights * expected_repeats(sampling, learned.labels, member.seed(fold))
+    say(f"{member.what(fold)}: fitting the head on {len(learned.rows)} photographs")
+    return fit_head(
+        computed[learned.rows], learned.labels, len(manifest.classes), weights, groups, recipe.features.c,
+        member.seed(fold),
+    )  # fmt: skip
 
 
 def features_of(member: Member) -> tuple[str, np.ndarray]:

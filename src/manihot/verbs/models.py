@@ -26,8 +26,9 @@ from manihot.verbs.options import (
     Training,
     Update,
 )
-from manihot.verbs.places import as_choice, as_paths, as_recipe, as_source
+from manihot.verbs.places import as_choice, as_path, as_paths, as_recipe, as_source
 from manihot.verbs.results import (
+    ExportResult,
     Leaderboard,
     LrFindResult,
     PageResult,
@@ -136,6 +137,29 @@ def share(run: Run, *, out: Annotated[Out, Parameter(help="A .zip file.")]) -> S
 
     files = share_run(Path(run), Path(out))
     return ShareResult(path=Path(out), files=tuple(files), size=Path(out).stat().st_size)
+
+
+def export(
+    run: Annotated[Place, Parameter(help="A finished run of one member, or RUN/members/NAME.")],
+    *,
+    out: Annotated[Out | None, Parameter(help="The folder for the model.")] = None,
+    int8: Annotated[bool, Parameter(help="Also OUT/model.int8.onnx, a quarter of the size.")] = False,
+    phone: Annotated[Place | None, Parameter(help="Also one .html file that classifies in a browser, offline.")] = None,
+    runtime: Annotated[Place | None, Parameter(help="For --phone: the unpacked npm package onnxruntime-web.")] = None,
+    title: Annotated[str, Parameter(help="For --phone: what stands at its top.")] = "What is wrong with this plant?",
+) -> ExportResult:
+    """Write a run as one ONNX network that works without manihot, with a certificate of what it was measured to do.
+
+    OUT/model.onnx takes uint8 photographs and gives calibrated probabilities; OUT/model.json says how to feed it.
+    """
+    from manihot.export.write import export_run
+
+    folder, page = as_path(out), as_path(phone)
+    certificate = export_run(
+        Path(run), folder, int8=int8, phone=page, runtime=as_path(runtime), title=title
+    )  # fmt: skip
+    files = () if folder is None else tuple(sorted(folder.glob("model*.onnx")))
+    return ExportResult(files=files, page=page, certificate=certificate)
 
 
 def show_augment(

@@ -133,6 +133,15 @@ class ShareResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """Of `export`. files: the networks, none without `out`. page: of `phone`. certificate: what was measured."""
+
+    files: tuple[Path, ...]
+    page: Path | None
+    certificate: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LrFindResult:
     """Of `lr_find`. suggestion: the lower of the rate of steepest descent and a tenth of the one of least loss."""
 

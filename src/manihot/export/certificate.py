@@ -1,0 +1,142 @@
+"""What an exported model was measured to do: the answers of its run, and how well it does on held-out photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+from scipy.stats import binomtest
+
+from manihot.errors import WeightsError
+from manihot.infer.forward import PhotoFiles, Photos, forward_views
+from manihot.infer.models import Engine, TrainedModel
+from manihot.infer.predict import calibrated, predict_photos
+from manihot.networks.runner import Runner
+from manihot.photos.decode import decode_photo
+from manihot.photos.preprocess import Preprocess
+from manihot.records.manifest import Manifest
+from manihot.settings import View
+from manihot.trust.conformal import ConformalSets, binomial_interval, uniforms_from_ids
+
+COMPARED = 200  # photographs on which an exported model is compared with its run
+JUDGED = 2000  # held-out photographs on which int8 is judged
+BOUND = 1e-4  # largest difference of a probability between a run and its export
+EQUAL = 0.999  # least share of equal decisions
+LEVEL = 0.05  # of the test whether int8 is worse
+
+
+class WholeFiles(PhotoFiles):
+    """Files decoded at their full size, as a browser does, before they are brought to the stored size."""
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.first_step(decode_photo(self.paths[index]))
+
+
+def evenly(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the rows, evenly spaced."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
+
+
+def compare_with_run(model: TrainedModel, trust: Path, runner: Runner, manifest: Manifest) -> dict[str, Any]:
+    """What `manihot predict --tta 1` and the exported model answer on the photographs of `manifest`.
+
+    Counts raw and calibrated probabilities. Raises WeightsError where they differ beyond BOUND and EQUAL.
+    """
+    one = model.with_views(1)
+    expected = predict_photos([one], manifest, Engine())
+    shown = calibrated(expected, trust)
+    found = answers(runner, PhotoFiles(manifest.paths, model.preprocess), model.preprocess, len(manifest))
+    whole = answers(runner, WholeFiles(manifest.paths, model.preprocess), model.preprocess, len(manifest))
+    raw, sure = softmax(found["logits"].astype(np.float64), axis=1), found["probabilities"]
+    certificate = {
+        "photographs": len(manifest), "compared_with": "manihot predict --tta 1, with and without --raw",
+        "bound": BOUND, "least_equal": EQUAL,
+        "raw": _differences(expected.pred_probs, raw), "calibrated": _differences(shown.pred_probs, sure),
+        "decoded_in_full": {
+            "what": "the same photographs decoded at their full size, as a browser does; manihot decodes large JPEGs "
+            "at 1/2, 1/4 or 1/8 of their size",
+            **_differences(sure, whole["probabilities"]),
+        },
+    }  # fmt: skip
+    check(certificate)
+    return certificate
+
+
+def check(certificate: Mapping[str, Any]) -> None:
+    """WeightsError where an exported model's answers are not those of its run."""
+    for name in ("raw", "calibrated"):
+        part = certificate[name]
+        if not part["largest_difference"] <= BOUND or not part["equal_decisions"] >= EQUAL:
+            raise WeightsError(
+                f"the exported model differs from the run: {name} probabilities by up to "
+                f"{part['largest_difference']:.2g} (at most {BOUND:g}), {part['equal_decisions']:.2%} equal decisions "
+                f"on {certificate['photographs']} photographs; nothing was written",
+                "run `manihot run` again, and report this if it stays",
+            )
+
+
+def _differences(expected: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    same = expected.argmax(axis=1) == found.argmax(axis=1)
+    return {"equal_decisions": float(same.mean()), "largest_difference": float(np.abs(expected - found).max())}
+
+
+def answers(runner: Runner, photos: Photos, preprocess: Preprocess, n: int) -> dict[str, np.ndarray]:
+    """Every output of a runner for the whole photographs, by name: (n, ...)."""
+    kept: list[dict[str, np.ndarray]] = []
+    forward_views(
+        [runner], photos, np.arange(n), preprocess, (View(),), want="embeddings", what="Comparing",
+        also=lambda place, view, outputs: kept.append(outputs[0]),
+    )  # fmt: skip
+    return {name: np.concatenate([outputs[name] for outputs in kept]) for name in kept[0]}
+
+
+def held_out(
+    runners: Mapping[int, Runner], photos: Photos, manifest: Manifest, rows: np.ndarray, preprocess: Preprocess
+) -> np.ndarray:
+    """Raw probabilities (n, K) of `rows`, each by the network of the fold that held it out."""
+    fold, out = manifest.fold[rows], None
+    for number, runner in runners.items():
+        own = np.flatnonzero(fold == number)
+        if len(own):
+            what = f"Held out by fold {number}"
+            logits = forward_views([runner], photos, rows[own], preprocess, (View(),), what=what)
+            out = np.zeros((len(rows), logits.shape[2])) if out is None else out
+            out[own] = softmax(logits[:, 0].astype(np.float64), axis=1)
+    assert out is not None
+    return out
+
+
+def held_out_rows(manifest: Manifest, folds: Sequence[int], most: int = JUDGED) -> np.ndarray:
+    """Rows of labelled photographs that one of the folds holds out, at most so many, evenly spaced."""
+    usable = (manifest.labels >= 0) & np.isin(manifest.fold, list(folds))
+    return evenly(np.flatnonzero(usable & (manifest.table["split"].to_numpy() != "test")), most)
+
+
+def score(probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Accuracy with its exact 95 % interval."""
+    right = int((probs.argmax(axis=1) == labels).sum())
+    low, high = binomial_interval(np.array(right), np.array(len(labels)))
+    return {"photographs": len(labels), "accuracy": right / len(labels), "low": float(low), "high": float(high)}
+
+
+def set_coverage(sets: ConformalSets, probs: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> dict[str, float]:
+    """How often a set holds the label, and its mean size."""
+    held = sets.predict_sets(probs, uniforms_from_ids(ids))
+    return {
+        "promised": sets.coverage, "measured": float(held[np.arange(len(labels)), labels].mean()),
+        "mean_size": float(held.sum(axis=1).mean()),
+    }  # fmt: skip
+
+
+def compare_held_out(full: np.ndarray, small: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """int8 against fp32 on held-out photographs: accuracy of both, decisions that changed, McNemar's exact test."""
+    before, after = full.argmax(axis=1) == labels, small.argmax(axis=1) == labels
+    fixed, broken = int((after & ~before).sum()), int((before & ~after).sum())
+    p = float(binomtest(broken, fixed + broken, alternative="greater").pvalue) if fixed + broken else 1.0
+    return {
+        "fp32": score(full, labels), "int8": score(small, labels), **_differences(full, small), "fixed": fixed,
+        "broken": broken, "p_worse": p,
+    }  # fmt: skip
