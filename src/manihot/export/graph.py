@@ -13,7 +13,6 @@ import numpy as np
 
 from manihot.errors import WeightsError
 from manihot.infer.models import TrainedModel
-from manihot.networks.graph import Graph
 from manihot.networks.runner import LinearHead
 from manihot.records.files import atomic_path
 from manihot.records.probabilities import TINY
@@ -21,10 +20,34 @@ from manihot.records.run_folder import BACKBONE, HEAD
 from manihot.trust.calibrate import Calibrator
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto, TensorProto
 
 OUTPUTS = ("embeddings", "logits", "probabilities")
 DOUBLE, FLOAT = 11, 1  # of onnx.TensorProto
+
+
+class Graph:
+    """Nodes and constants of a graph being built; every method returns the name of what it computes."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
+
+    def constant(self, value: np.ndarray | Sequence[float] | float, kind: type = np.float32) -> str:
+        """A constant of that type."""
+        from onnx import numpy_helper
+
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.array(value, dtype=kind, order="C"), name))
+        return name
+
+    def add(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        """A node with one output."""
+        from onnx import helper
+
+        out = name or f"n{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [out], name=out, **attributes))
+        return out
 
 
 def build_model(

@@ -101,7 +101,7 @@ def _trust(source: Source, probs: np.ndarray, labels: np.ndarray) -> tuple[Calib
     if old is None:
         return calibrator, None
     sets = fit_sets(
-        probs, labels, old.coverage, old.per_class, old.kind, seed=old.seed, classes=classes, **old.settings
+        probs, labels, old.coverage, old.per_class, old.kind, "random", old.seed, classes, **old.settings
     )
     return calibrator, sets
 
@@ -139,7 +139,7 @@ def quantise(network: Path, out: Path, batch: list[np.ndarray]) -> Path:
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    class Reader(CalibrationDataReader):
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self.left: Iterator[np.ndarray] = iter(batch)
 
