@@ -460,8 +460,47 @@ def test_blend_files_end_to_end(tmp_path: Path) -> None:
     of_b = probs[1].argmax(axis=1)[labels == 1] == 1
     assert table.loc["vit", "recall[b]"] == pytest.approx(of_b.mean())
     expected = ["blend.json", "blend.oof.parquet", "blend.test.parquet", "combination.npz", "diversity.csv"]
-    expected += ["diversity.png", "members.csv", "nested.csv", "submission.csv"]
+    expected += ["diversity.png", "members.csv", "nested.csv", "submission.csv", "subsets.csv"]
     assert sorted(p.name for p in out.iterdir()) == expected
+
+
+def test_all_subsets_are_ranked(tmp_path: Path) -> None:
+    probs, labels = make_members(0, 4, 200)
+    oof = [save(tmp_path / f"m{i}.oof.parquet", p, labels) for i, p in enumerate(probs)]
+    record = blend_files(oof, tmp_path / "out", method="uniform")
+    subsets = [[k for k in range(4) if mask >> k & 1] for mask in range(1, 16)]
+    right = {tuple(f"m{k}" for k in one): int((probs[one].sum(0).argmax(1) == labels).sum()) for one in subsets}
+    found = {tuple(row["members"]): row["right"] for row in record["subsets"]}
+    assert found == right and len(record["subsets"]) == 15
+    counts = [row["right"] for row in record["subsets"]]
+    assert counts == sorted(counts, reverse=True) and record["subsets"][0]["accuracy"] == counts[0] / 200
+    table = pd.read_csv(tmp_path / "out/subsets.csv")
+    assert table["members"][0] == " + ".join(record["subsets"][0]["members"]) and table["right"].tolist() == counts
+    alone = blend_files(oof[:1], tmp_path / "one", method="uniform")
+    assert "subsets" not in alone and not (tmp_path / "one/subsets.csv").exists()
+
+
+SMALL = {  # the lecture's table of ensembles: members as it writes them
+    "lecture-eff2-regnety2": ["effb4-2019-dedup", "effb4-2020-719", "regnety40-2019-dedup", "regnety40-2020"],
+    "lecture-eff-regnety": ["effb4-2020-719", "regnety40-2020"],
+    "lecture-eff-vit": ["effb4-2020-719", "vit-relabel"],
+    "lecture-eff-vit-regnety": ["effb4-2020-719", "vit-relabel", "regnety40-2020"],
+    "lecture-lb-best-distill": [
+        "effb4-2019-dedup", "effb4-2020-719", "effb4-2020-720", "regnety40-2019-dedup", "regnety40-2020", "distill",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_lecture_s_small_ensembles_are_plans_of_a_run_of_its_avengers(name: str, tmp_path: Path) -> None:
+    assert set(SMALL[name]) <= set(load_recipe("lecture-avengers").members)
+    probs, labels = make_members(0, len(SMALL[name]), 24)
+    for member, p in zip(SMALL[name], probs, strict=True):
+        save(tmp_path / "predictions" / f"{member}.oof.parquet", p, labels)
+    record = blend_plan(name, tmp_path, tmp_path / "out")
+    assert (record["plan"], record["members"]) == (name, SMALL[name])
+    mixed = Predictions.load(tmp_path / "out" / "blend.oof.parquet").pred_probs
+    assert mixed == pytest.approx(probs.mean(0), abs=1e-5)
 
 
 def test_fitted_blends_save_held_out_rows(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from manihot.records.run_places import BlendFolder
 from manihot.settings import Recipe
 from manihot.verbs import results as r
 
+SHOWN_SUBSETS = 5  # of the 50 that are ranked
+
 
 def show_result(found: Any) -> None:
     """Show a verb's record."""
@@ -118,6 +120,10 @@ def _blend(found: r.BlendResult) -> None:
     if found.cheaper is not None:
         show(f"Blends that nothing beats in accuracy, seconds and bytes: {found.cheaper}, in {out / 'pareto.csv'}")
     weights = ", ".join(f"{name} {weight:.3g}" for name, weight in (record.weights or {}).items())
+    if record.subsets:
+        show("Subsets that are right most often, on the photographs they are chosen by (50 in subsets.csv):")
+    for rank, one in enumerate((record.subsets or [])[:SHOWN_SUBSETS], 1):
+        show(f"  {rank}. {one.accuracy:.2%} {' + '.join(one.members)}")
     show(f"Blend: {record.method}{f' ({weights})' if weights else ''}, written to {BlendFolder(out).summary}")
 
 

@@ -2,7 +2,8 @@
 
 Written into the output folder: blend.json (what was done and what it is worth), blend.oof.parquet,
 blend.test.parquet and submission.csv where there are test predictions, members.csv (every metric of each
-member and of the blend), nested.csv (what each method claims and is worth), diversity.png, diversity.csv,
+member and of the blend), subsets.csv (the best subsets, averaged), nested.csv (what each method claims and is worth),
+diversity.png, diversity.csv,
 combination.npz (how new members' predictions become one). For a stack the same names with `stack` instead of
 `blend`. Out-of-fold rows of anything fitted come from parts
 that were held out, so later stages may fit on them.
@@ -30,7 +31,7 @@ from manihot.ensemble.nested import (
     shows_gain,
 )
 from manihot.ensemble.plans import load_plan
-from manihot.ensemble.search import SEARCHES
+from manihot.ensemble.search import SEARCHES, rank_subsets, score_subsets
 from manihot.ensemble.second_level import Combination, as_weighted
 from manihot.ensemble.stack import STACKERS, Without, check_folds, fit_stack, mean_of_stacks
 from manihot.errors import DataError, SettingsError
@@ -43,6 +44,7 @@ from manihot.records.run_places import BlendFolder, RunPlaces
 from manihot.records.submissions import save_submission
 from manihot.settings import suggest
 
+MOST_RANKED = 14  # members whose subsets are all ranked: 2^14, seconds
 FEWEST_A_FOLD = 4  # photographs in each fold of a nested cross-validation
 INTERVALS_UP_TO = 200_000  # photographs; beyond, the intervals are narrower than anything that matters
 
@@ -156,7 +158,25 @@ def blend_members(
     as_weighted(members.names, members.classes, used, kind, reference).save(BlendFolder(Path(out)).combination)
     record |= {"method": method, "mean": kind, "weights": dict(zip(members.names, map(float, used)))}
     _write_diversity(members, groups, Path(out), seed)
+    if ranked := _rank(members):
+        record["subsets"] = ranked
+        rows = [{**row, "members": " + ".join(row["members"])} for row in ranked]
+        _write_table(Path(out) / "subsets.csv", pd.DataFrame(rows))
     return _write(Path(out), "blend", members, probs, tests, test_probs, record, groups)
+
+
+def _rank(members: Members) -> list[dict[str, Any]]:
+    """The 50 subsets whose plain average is right most often, on the photographs that they are chosen by, best first.
+
+    None where there are no labels, one member, or more than MOST_RANKED.
+    """
+    own = members.labelled() if (members.labels >= 0).any() else None
+    if own is None or not 2 <= len(own.names) <= MOST_RANKED:
+        return []
+    return [
+        {"members": [own.names[k] for k in chosen], "right": right, "accuracy": right / len(own.labels)}
+        for chosen, right in rank_subsets(score_subsets(own.pred_probs, own.labels))
+    ]
 
 
 def _write_diversity(members: Members, groups: np.ndarray | None, out: Path, seed: int) -> None:

@@ -214,7 +214,7 @@ class BlendFolder:
     def clear(self) -> None:
         """Remove what an earlier blend left; other files of the folder stay."""
         kinds = ("oof", "test")
-        tables = [self.path / f"{name}.csv" for name in ("members", "nested", "diversity", "submission")]
+        tables = [self.path / f"{name}.csv" for name in ("members", "subsets", "nested", "diversity", "submission")]
         ours = [self.summary, self.combination, self.diversity, *map(self.predictions, kinds), *tables]
         for path in ours:
             path.unlink(missing_ok=True)

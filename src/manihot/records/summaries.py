@@ -192,6 +192,14 @@ class Difference(Open):
     high: FiniteFloat
 
 
+class Ranked(Open):
+    """A subset of the members, averaged; `right` of the photographs that the subsets are ranked by."""
+
+    members: list[str]
+    right: NonNegativeInt
+    accuracy: FiniteFloat
+
+
 class Blended(Open):
     """blend.json."""
 
@@ -203,6 +211,7 @@ class Blended(Open):
     weights: dict[str, FiniteFloat] | None = None
     groups: dict[str, Group] | None = None
     nested: list[Tried] | None = None
+    subsets: list[Ranked] | None = None
     note: str | None = None
     folds: str | int | None = None
     accuracy: FiniteFloat | None = None
