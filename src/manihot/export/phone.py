@@ -25,7 +25,8 @@ from manihot.errors import SettingsError
 from manihot.networks.runner import OnnxRunner
 from manihot.photos.decode import decode_photo
 from manihot.photos.preprocess import Preprocess
-from manihot.records.files import load_json, write_atomic
+from manihot.records.files import write_atomic
+from manihot.records.readers import read_json
 
 VERSION = "1.30.0"  # of onnxruntime-web, with which the page is tested
 SCRIPT, WASM = "dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm"
@@ -62,7 +63,7 @@ def write_page(page: Path, model: Path, about: dict[str, Any], runtime: Path, ti
         "classes": about["classes"], "preprocess": about["preprocess"], "sets": about["sets"],
         "promise": _promise(about), "test": expected(model, preprocess, photo, int8=about.get("precision") == "int8"),
     }  # fmt: skip
-    package = load_json(runtime / "package.json")
+    package = read_json(runtime / "package.json", "the package.json of onnxruntime-web")
     script = "\n".join(_read(name) for name in ("pixels.js", "page.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     html = environment.from_string(_read("page.html")).render(
