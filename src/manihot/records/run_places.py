@@ -431,7 +431,9 @@ class RunPlaces:
             *(f"{folder}/*.{suffix}" for folder in ("blend", "trust") for suffix in tables),
             f"members/*/{BACKBONE}", *(f"members/*/*/{name}" for name in of_fold),
         )  # fmt: skip
-        return sorted({file for pattern in patterns for file in self.path.glob(pattern)})
+        found = {file for pattern in patterns for file in self.path.glob(pattern)}
+        twice = {file for file in found if file.name == TORCH_NETWORK and file.with_name(NETWORK) in found}
+        return sorted(found - twice)  # as ONNX a network needs no torch; both would double the zip
 
     def is_needed_to_predict(self, file: Path) -> bool:
         """Whether no prediction is possible, or another one is made, without this file of the run."""
