@@ -66,7 +66,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     fold.history.write_text('{"epoch": 0}\n', encoding="utf-8")
     folder.blend.path.mkdir()
     np.savez_compressed(folder.blend.combination, about=np.array(json.dumps({"from": str(home)})), w=np.ones(2))
-    _save_onnx(fold.network, home)
+    twin = folder.fold("main", 1)  # as ONNX too, which is enough
+    twin.path.mkdir(parents=True)
+    _save_onnx(twin.network, home)
+    save_file({"w": np.arange(6.0)}, twin.torch_network, {"manihot": card})
     return folder
 
 
@@ -106,6 +109,8 @@ def test_nothing_in_a_shared_run_says_where_it_was_made(run: RunFolder, tmp_path
         assert {Path(name).suffix for name in names} == {
             ".json", ".parquet", ".safetensors", ".onnx", ".jsonl", ".npz", ".csv",
         }  # fmt: skip
+        networks = {name for name in names if Path(name).suffix in (".onnx", ".safetensors")}
+        assert networks == {f"first/members/main/{name}" for name in ("fold0/best.safetensors", "fold1/network.onnx")}
     for name, text in held.items():
         for secret in (OWNER, str(tmp_path), "/home", "/tmp", "~/", "C:\\", "stack_trace"):
             assert secret not in text, name
