@@ -6,17 +6,20 @@ Apache-2.0); "the lecture" the slides on Cassava 2020.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from manihot.augment.augmenter import AUGMENTS, Augmenter
 from manihot.settings import Choice, Recipe, load_recipe, recipe_names
 from manihot.suites.format import load_suite
 from manihot.train.data.unlabelled import STRONG
 from manihot.train.optim.averaging import first_averaged
+from manihot.train.optim.losses import make_loss
 from manihot.train.optim.schedules import step_factor
 
 SHAPE = (512, 512)
@@ -204,6 +207,38 @@ def test_the_suites_boxes_and_grid_are_the_teams():
     assert hidden(grid) == pytest.approx([0.25] * 30, abs=0.01)
     (boxes,) = named(recipes["blur-transpose-dropout"], "coarse_dropout")
     assert max(hidden(boxes)) == 8 * 64 / 512**2
+
+
+def notebook_focal(logits: Tensor, target: Tensor) -> Tensor:
+    """The linked notebook's: the mean cross-entropy L of a batch, times (1 - exp(-L))^2."""
+    loss = nn.functional.cross_entropy(logits, target)
+    return (1 - (-loss).exp()) ** 2 * loss
+
+
+def notebook_sce(logits: Tensor, target: Tensor) -> Tensor:
+    """The linked notebook's: .1 CE + 1 "RCE", whose logarithm is of the prediction."""
+    onehot = nn.functional.one_hot(target, 5)
+    reverse = (-onehot * logits.softmax(1).clamp(1e-7, 1.0).log()).sum(1).mean()
+    return 0.1 * nn.functional.cross_entropy(logits, target) + reverse
+
+
+@pytest.mark.parametrize(
+    ("arm", "computed", "proper"),
+    [("focal-notebook", notebook_focal, "focal"), ("symmetric-ce-notebook", notebook_sce, "symmetric-ce")],
+)
+def test_the_suite_has_what_the_linked_notebook_computed_beside_the_proper_losses(
+    arm: str, computed: Callable[[Tensor, Tensor], Tensor], proper: str
+):
+    recipes = load_suite("lecture-ablations").recipe.member_recipes()
+    torch.manual_seed(0)
+    logits, target = torch.randn(64, 5, dtype=torch.float64, requires_grad=True), torch.randint(0, 5, (64,))
+    losses = [make_loss(recipes[name].loss.name, recipes[name].loss.settings, classes=5) for name in (arm, proper)]
+    ours, other = (loss(logits, target) for loss in losses)
+    theirs = computed(logits, target)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    slopes = [torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs)]
+    assert torch.allclose(*slopes, rtol=1e-5)
+    assert abs(other.item() - theirs.item()) > 0.01
 
 
 def test_headers_cite_the_repository_where_settings_come_from_it():

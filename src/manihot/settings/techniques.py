@@ -24,8 +24,8 @@ TECHNIQUES: dict[str, tuple[str, ...]] = {
     ),
     "mix": ("none", "mixup", "cutmix", "fmix", "snapmix", "resizemix", "cutout", "mixup_without_hesitation"),
     "loss": (
-        "cross_entropy", "label_smoothing", "focal", "focal_cosine", "cosine_focal", "symmetric_ce",
-        "taylor_ce", "taylor_series_ce", "bi_tempered", "nce", "rce", "gce", "nce_rce", "gjs", "isda",
+        "cross_entropy", "label_smoothing", "focal", "focal_of_mean", "focal_cosine", "cosine_focal",
+        "symmetric_ce", "taylor_ce", "taylor_series_ce", "bi_tempered", "nce", "rce", "gce", "nce_rce", "gjs", "isda",
         "triplet", "distillation", "elr", "sop", "class_balanced", "combo",
     ),
     "optimiser": ("adam", "adamw", "adamp", "adamp_nesterov", "nadam", "radam", "ranger", "sgd", "sgdp"),

@@ -26,6 +26,7 @@ from manihot.train.optim.losses.entropy import (
     cross_entropy,
     focal,
     focal_cosine,
+    focal_of_mean,
     taylor_ce,
     taylor_series_ce,
 )
@@ -131,6 +132,7 @@ LOSSES: dict[str, Row] = {
     "cross_entropy": Row(cross_entropy),
     "label_smoothing": Row(cross_entropy, {"smoothing": 0.1}, other_names={"over": "smoothing_over"}),
     "focal": Row(focal),
+    "focal_of_mean": Row(focal_of_mean),
     "focal_cosine": Row(focal_cosine),
     "cosine_focal": Row(cosine_focal),
     "symmetric_ce": Row(symmetric_ce),
