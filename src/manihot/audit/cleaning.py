@@ -33,7 +33,8 @@ from manihot.audit.lookalikes import with_lookalikes
 from manihot.audit.tables import read_table
 from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.progress import say
-from manihot.records.files import atomic_path, digest_file, save_json, write_atomic
+from manihot.records.csv_files import csv_text, save_csv
+from manihot.records.files import digest_file, save_json, write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.readers import read_record
@@ -85,15 +86,14 @@ def clean(
     lookalikes = _read(RunPlaces(path.parent).audit.table("lookalikes"), "lookalikes")
     if lookalikes is not None:
         cleaned = with_lookalikes(cleaned, lookalikes)
-    text = chosen.to_csv(index=False, lineterminator="\n")
+    text = csv_text(chosen)
     written = [*known[-1:], hashlib.sha256(text.encode("utf-8")).hexdigest()]
     rules_said = None if decisions is not None else [f"{rule}={action}" for rule, action in asked]
     about = {"manifest": str(path), "rules": rules_said, "decisions": None if decisions is None else str(decisions)}
     save_json(out / RECORD, {**about, "written": written})  # before the files: a crash leaves none that is unknown
     write_atomic(out / "decisions.csv", text)
     for name, table in (("dropped.csv", dropped), (COUNTS, counts)):
-        with atomic_path(out / name) as temporary:
-            table.to_csv(temporary, index=False, lineterminator="\n")
+        save_csv(table, out / name)
     cleaned.save(RunPlaces(out).manifest)
     return counts
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from manihot.audit.decisions import ACTIONS, COLUMNS, SOFT, check_decisions, soft_columns
 from manihot.errors import DataError
+from manihot.records.csv_files import as_written
 from manihot.records.manifest import Manifest
 from manihot.records.readers import MOST_JSON, check_file, read_frame, reading
 
@@ -33,7 +34,7 @@ def read_decisions(path: Path, manifest: Manifest | None = None) -> pd.DataFrame
         with reading(path, what, remedy, DataError):
             check_file(path, MOST_JSON)
             # an image or class may be named NA: no cell is read as missing
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            table = as_written(pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig"))
     table.columns = [str(name).strip() for name in table.columns]
     missing = [name for name in ("image_id", "action") if name not in table]
     if missing:

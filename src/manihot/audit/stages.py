@@ -31,6 +31,7 @@ from manihot.audit.what_if import what_if
 from manihot.errors import DataError
 from manihot.photos.labels import load_classes
 from manihot.progress import say, warn
+from manihot.records.csv_files import save_csv
 from manihot.records.files import atomic_path, digest_file, digest_value, save_json, write_atomic
 from manihot.records.groups import offer_name_pattern
 from manihot.records.manifest import Manifest
@@ -328,5 +329,4 @@ def save_table(table: pd.DataFrame, run: Path, name: str) -> None:
         table.to_parquet(temporary, index=False)
     lists = [c for c in table if len(table) and isinstance(table[c].iloc[0], (list, tuple, np.ndarray))]
     plain = table.assign(**{c: [json.dumps([*map(str, row)], ensure_ascii=False) for row in table[c]] for c in lists})
-    with atomic_path(RunPlaces(run).audit.csv(name)) as temporary:
-        plain.to_csv(temporary, index=False, lineterminator="\n")
+    save_csv(plain, RunPlaces(run).audit.csv(name))

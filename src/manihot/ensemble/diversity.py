@@ -15,6 +15,7 @@ from manihot.ensemble.members import check_members, load_members
 from manihot.ensemble.nested import paired_interval
 from manihot.ensemble.search import score_subsets, subset_members
 from manihot.errors import DataError
+from manihot.records.csv_files import save_csv
 from manihot.records.files import atomic_path
 from manihot.records.groups import group_numbers
 
@@ -136,8 +137,7 @@ def cheaper_blends(oof: Sequence[Path], costs: Path, out: Path) -> pd.DataFrame:
     front = find_pareto_front(
         members.pred_probs, members.labels, members.names, own["latency"].tolist(), own["download"].tolist()
     )
-    with atomic_path(Path(out) / "pareto.csv") as temporary:
-        front.to_csv(temporary, index=False)
+    save_csv(front, Path(out) / "pareto.csv")
     return front
 
 

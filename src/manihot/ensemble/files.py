@@ -36,7 +36,8 @@ from manihot.ensemble.second_level import Combination, as_weighted
 from manihot.ensemble.stack import STACKERS, Without, check_folds, fit_stack, mean_of_stacks
 from manihot.errors import DataError, SettingsError
 from manihot.metrics import METRICS, PER_CLASS, evaluate
-from manihot.records.files import atomic_path, save_json
+from manihot.records.csv_files import save_csv
+from manihot.records.files import save_json
 from manihot.records.folds import make_folds
 from manihot.records.groups import group_numbers, load_groups
 from manihot.records.predictions import Predictions
@@ -149,7 +150,7 @@ def blend_members(
         nested = nested_cv(
             own.pred_probs, own.labels, own_groups, methods, metric, n_folds, seed=seed, without=without
         )
-        _write_table(Path(out) / "nested.csv", nested.table)
+        save_csv(nested.table, Path(out) / "nested.csv")
         record["nested"] = nested.table.to_dict("records")
         method = nested.chosen
     probs, test_probs, used = _apply(members, tests, method, weights, mean, groups, n_folds, seed, without)
@@ -186,7 +187,7 @@ def _write_diversity(members: Members, groups: np.ndarray | None, out: Path, see
         return
     own, own_groups = members.labelled(), None if groups is None else groups[known]
     table = measure_leave_one_out(own.pred_probs, own.labels, own.names, own_groups, seed)
-    _write_table(out / "diversity.csv", table)
+    save_csv(table, out / "diversity.csv")
     draw_diversity(own.pred_probs, own.labels, own.names, out / "diversity.png")
 
 
@@ -355,7 +356,7 @@ def _write(
         rows = [(name, member[known]) for name, member in zip(members.names, members.pred_probs)]
         rows.append((stem, probs[known]))
         table = pd.DataFrame([{"member": n, **measure_all(y, p, members.classes)} for n, p in rows])
-        _write_table(out / "members.csv", table)
+        save_csv(table, out / "members.csv")
         if len(y) <= INTERVALS_UP_TO:
             own_groups = None if groups is None else groups[known]
             record["metrics"] = evaluate(y, probs[known], members.classes, own_groups, repeats=200)
@@ -374,8 +375,3 @@ def measure_all(labels: np.ndarray, pred_probs: np.ndarray, classes: Sequence[st
         values = np.asarray(metric(labels, pred_probs))
         row |= {f"{name}[{c}]": float(value) for c, value in zip(classes, values)}
     return row
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)

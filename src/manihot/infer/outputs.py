@@ -13,7 +13,8 @@ from manihot.errors import DataError, ManihotError, SettingsError
 from manihot.infer.models import TrainedModel
 from manihot.photos.kaggle import find_sample as find_sample_file
 from manihot.progress import say, warn
-from manihot.records.files import atomic_path, digest_file, explain_os_error, remove_leftovers, temporary_name
+from manihot.records.csv_files import save_csv
+from manihot.records.files import digest_file, explain_os_error, remove_leftovers, temporary_name
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.quarantine import load_quarantine
@@ -69,7 +70,7 @@ def save_predictions(
     if out.suffix.lower() == ".csv":
         columns = [f"c{k}" for k in range(len(predictions.classes))]
         table = pd.DataFrame({"column": columns, "class": predictions.classes, "number": predictions.class_numbers})
-        _save_csv(table, beside(out, "classes"))
+        save_csv(table, beside(out, "classes"))
 
 
 def scores_in_words(predictions: Predictions) -> str:
@@ -93,13 +94,13 @@ def answer_unread(
     """
     aside, n = beside(out, "quarantine"), len(quarantine)
     if not out.name.endswith(SUBMISSION):
-        _save_csv(quarantine, aside)
+        save_csv(quarantine, aside)
         say(f"{n} files could not be read and have no prediction; they are named in {aside}")
         return {}
     place, why = commonest(predictions, models, model)
     ids = quarantine["image_id"].tolist()
     name = predictions.classes[place]
-    _save_csv(quarantine.assign(submitted=[name if image_id else "" for image_id in ids]), aside)
+    save_csv(quarantine.assign(submitted=[name if image_id else "" for image_id in ids]), aside)
     files = ", ".join(map(str, quarantine["file"][:NAMED])) + (", ..." if n > NAMED else "")
     say(
         f"{n} files could not be read: {files}. A submission needs a row for each: they get {name!r}, {why}. "
@@ -189,8 +190,3 @@ def commonest(predictions: Predictions, models: Sequence[TrainedModel], model: P
 def beside(out: Path, what: str) -> Path:
     """The file of that content beside `out`."""
     return out.with_name(f"{out.stem}.{what}.csv")
-
-
-def _save_csv(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)

@@ -27,7 +27,7 @@ from manihot.infer.outputs import (
 from manihot.networks.runner import Outputs
 from manihot.photos.sources import read_photos
 from manihot.progress import say
-from manihot.records.files import atomic_path
+from manihot.records.csv_files import save_csv
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import WHOLE
@@ -238,8 +238,7 @@ def _save_answers(
         answers = flag_unknown(answers, signs)
     if predictions.unknown is not None and limit is None:
         answers = answers.assign(unknown_probability=predictions.unknown)
-    with atomic_path(out) as temporary:
-        answers.to_csv(temporary, index=False)
+    save_csv(answers, out)
     unsure = int((answers["answer"] == "ask an expert").sum())
     strange = int((answers["answer"] == NOT_OF_THIS_KIND).sum())
     sure, more = len(answers) - unsure - strange, f", {strange} show something else" if strange else ""

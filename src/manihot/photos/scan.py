@@ -26,7 +26,8 @@ from manihot.photos.listing import Entry, Listing, choose_few, drop_second_ways
 from manihot.photos.tables import Columns
 from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import say, track, warn
-from manihot.records.files import atomic_path, explain_os_error, write_atomic
+from manihot.records.csv_files import save_csv
+from manihot.records.files import explain_os_error, write_atomic
 from manihot.records.groups import check_groups, with_name_groups
 from manihot.records.manifest import COLUMNS, UNLABELLED, Manifest
 from manihot.records.quarantine import COLUMNS as QUARANTINE
@@ -123,8 +124,7 @@ def scan(
     quarantine = _to_quarantine(entries, ids, facts, listings, root, walk)
     _say_result(manifest, quarantine)
     if run is not None:
-        with atomic_path(RunPlaces(run).quarantine) as temporary:
-            quarantine.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+        save_csv(quarantine, RunPlaces(run).quarantine)
         manifest.save(RunPlaces(run).manifest)
         _keep_sample(listings, run)
     if not len(manifest):

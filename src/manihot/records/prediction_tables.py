@@ -16,6 +16,7 @@ import pandas as pd
 
 from manihot.errors import DataError
 from manihot.progress import say
+from manihot.records.csv_files import as_written
 from manihot.records.probabilities import check_probs
 from manihot.records.tables import is_missing, is_whole, list_names, read_table, shown, to_number
 
@@ -42,7 +43,7 @@ def read_predictions(path: Path, classes: tuple[str, ...] | None = None) -> Pred
     classes: names of the numbered columns, or the order of the named ones. Raises DataError with the line, the column
     and what was found there.
     """
-    frame = read_table(path)
+    frame = as_written(read_table(path))
     numbered = _numbered_columns(frame, classes, path)
     columns = numbered or _named_columns(frame, classes, path)
     if "image_id" not in frame or not columns:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from scipy.special import log_softmax, softmax
 
 from manihot.errors import DataError
+from manihot.records.csv_files import save_csv
 from manihot.records.files import atomic_path
 from manihot.records.prediction_tables import read_predictions
 from manihot.records.probabilities import check_labels, log_probs
@@ -135,8 +136,7 @@ class Predictions:
                 frame["unknown"] = self.unknown
             if named:
                 frame["predicted"] = np.array(self.classes, dtype=object)[self.logits.argmax(axis=1)]
-            with atomic_path(path) as temporary:
-                frame.to_csv(temporary, index=False)
+            save_csv(frame, path)
             return
         columns: dict[str, pa.Array] = {
             "image_id": pa.array(self.image_id.astype(str)),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from manihot.errors import DataError
+from manihot.records.csv_files import as_written
 from manihot.records.readers import MOST_JSON, check_file, reading
 
 COLUMNS = ("file", "fault", "detail", "remedy", "label", "split", "image_id")
@@ -18,5 +19,5 @@ def load_quarantine(path: Path) -> pd.DataFrame:
         raise DataError(f"{path}: not there, so unreadable files are not listed")
     with reading(path, "readable as CSV", "scan the photographs again", DataError):
         check_file(path, MOST_JSON)
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = as_written(pd.read_csv(path, dtype=str, keep_default_na=False))
     return table.reindex(columns=list(COLUMNS), fill_value="")

@@ -15,6 +15,7 @@ from manihot.audit.cleaning import CARRIED
 from manihot.audit.decisions import SOFT
 from manihot.errors import DataError
 from manihot.progress import cell
+from manihot.records.csv_files import as_written
 from manihot.records.files import write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.run_places import MANIFEST, RunPlaces
@@ -69,7 +70,7 @@ def contents(folder: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> pd.DataFrame:
     try:  # a photograph or class may be named NA: no cell is read as missing
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
+        return as_written(pd.read_csv(path, dtype=str, keep_default_na=False))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not readable as a table ({error})", "make it with `manihot clean`") from error
 

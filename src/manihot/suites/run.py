@@ -24,7 +24,8 @@ from manihot.members.other_views import look_again
 from manihot.members.toolbox import Toolbox
 from manihot.pipeline import check_settings, prepare
 from manihot.progress import say
-from manihot.records.files import atomic_path, digest_file, digest_value, save_json
+from manihot.records.csv_files import save_csv
+from manihot.records.files import digest_file, digest_value, save_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import RunFolder
@@ -207,8 +208,7 @@ def _beyond_chance(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _save(folder: RunFolder, suite: Suite, table: pd.DataFrame, units: list[int]) -> None:
-    with atomic_path(folder / "suite.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    save_csv(table, folder / "suite.csv")
     plain = json.loads(table.to_json(orient="records"))
     recipe = suite.recipe.resolved()
     save_json(

@@ -27,6 +27,7 @@ from manihot.members.member import make_member
 from manihot.members.training_labels import LabelRequest, make_training_labels
 from manihot.photos.sources import read_photos
 from manihot.progress import say, track
+from manihot.records.csv_files import save_csv
 from manihot.records.files import atomic_path
 from manihot.records.run_folder import RunFolder
 from manihot.settings import Recipe, load_recipe, suggest
@@ -92,8 +93,7 @@ def lr_find(
         lesson = make_training_labels(LabelRequest(one, which, rows))
         table = find_lr(make_training(one, which, lesson), own, one.seed(which), lowest, highest, steps)
         found = suggest_rates(table)
-        with atomic_path(folder / "lr.csv") as temporary:
-            table.to_csv(temporary, index=False)
+        save_csv(table, folder / "lr.csv")
         draw_curve(table, found, folder / "lr.png")
     say(f"Learning rate: {found['suggestion']:.1e} (--set optimizer.lr={found['suggestion']:.1e})")
     return {**found, "table": folder / "lr.csv", "picture": folder / "lr.png"}

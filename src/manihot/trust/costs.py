@@ -19,7 +19,8 @@ import pandas as pd
 from manihot.errors import DataError
 from manihot.metrics import accuracy, ece, paired_difference
 from manihot.progress import warn
-from manihot.records.files import atomic_path, save_json
+from manihot.records.csv_files import save_csv
+from manihot.records.files import save_json
 from manihot.records.groups import load_groups
 from manihot.records.predictions import Predictions
 from manihot.records.probabilities import check_probs
@@ -169,8 +170,7 @@ def decide_files(
             "expected_cost_of_most_probable": (probs @ priced.matrix)[np.arange(len(probs)), plain],
         }
     )
-    with atomic_path(Path(out) / "decisions.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    save_csv(table, Path(out) / "decisions.csv")
     record: dict[str, Any] = {
         "predictions": str(predictions),
         "classes": list(made.classes),

@@ -16,7 +16,8 @@ import pandas as pd
 
 from manihot.errors import DataError, SettingsError
 from manihot.metrics import accuracy, ece, log_loss
-from manihot.records.files import atomic_path, save_json
+from manihot.records.csv_files import save_csv
+from manihot.records.files import save_json
 from manihot.records.folds import make_folds
 from manihot.records.groups import load_groups
 from manihot.records.predictions import Predictions
@@ -83,8 +84,7 @@ def calibrate_files(
         "thresholds": fit_class_thresholds(tried[chosen], y, precision, own.classes),
     }
     for name, table in tables.items():
-        with atomic_path(out / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False)
+        save_csv(table, out / f"{name}.csv")
     draw_reliability(y, {"as predicted": probs, chosen: tried[chosen]}, TrustFolder(out).reliability)
     calibrated = Predictions.from_probs(
         whole.image_id, _calibrated(whole, calibrator, tried[chosen]), whole.classes, whole.labels, whole.fold
