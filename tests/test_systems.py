@@ -228,14 +228,25 @@ def test_the_page_of_systems_says_what_the_recipes_say():
         recipe = load_recipe(name)
         assert recipe.description.rstrip(".") in line
         assert f"| {recipe.source.partition('; ')[2]} |" in line
-        assert line.endswith(f" | {left_open(name)} |")
+        assert line.endswith(f" | {different(name)} | {left_open(name)} |")
+
+
+def head_of(name: str) -> str:
+    """The head of a recipe's file, on one line."""
+    text = (resources.files("manihot") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    head = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line[1:].strip() for line in head)
 
 
 def left_open(name: str) -> str:
-    """What the head of a recipe's file says was left open, to its end, on one line."""
-    text = (resources.files("manihot") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
-    head = takewhile(lambda line: line.startswith("#"), text.splitlines())
-    return " ".join(line[1:].strip() for line in head).partition("eft open: ")[2]
+    """What a recipe's head says was left open, to its end."""
+    return head_of(name).partition("eft open: ")[2]
+
+
+def different(name: str) -> str:
+    """What a recipe's head says is not as the lecture has it; F (faithful) where it says nothing."""
+    told = head_of(name).partition("Different on purpose: ")[2]
+    return told.partition("Left open: ")[0].strip() or "F"
 
 
 @pytest.mark.parametrize("name, member", [("heroseo", "effb3"), ("cassava2020-01", "effb4")])
