@@ -162,7 +162,7 @@ def blend_members(
     if ranked := _rank(members):
         record["subsets"] = ranked
         rows = [{**row, "members": " + ".join(row["members"])} for row in ranked]
-        _write_table(Path(out) / "subsets.csv", pd.DataFrame(rows))
+        save_csv(pd.DataFrame(rows), Path(out) / "subsets.csv")
     return _write(Path(out), "blend", members, probs, tests, test_probs, record, groups)
 
 
