@@ -6,18 +6,22 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import manihot
+from conftest import shared_data
 from manihot.errors import SettingsError
 from manihot.export import phone
 from manihot.networks.runner import OnnxRunner
 from manihot.photos.decode import decode_photo
 from manihot.photos.preprocess import Preprocess
+from manihot.trust.conformal import ConformalSets, fit_sets
 
 PAGE = Path(phone.__file__).parent / "page"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -119,45 +123,114 @@ def photographs(home: Path) -> list[Path]:
     return [*found, home / "turned.jpg", home / "large.png"]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_the_page_answers_offline_as_python_does(exported: Path):
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real Chromium without a window."""
     api = pytest.importorskip("playwright.sync_api")
-    about = json.loads((exported / "out/model.json").read_text(encoding="utf-8"))
-    preprocess, runner = Preprocess.from_json(about["preprocess"]), OnnxRunner(exported / "out/model.onnx")
-    files = photographs(exported)
-    asked, said = [], []
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
     with api.sync_playwright() as play:
-        flags = ["--no-sandbox", "--disable-gpu"]
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=flags)
+        started = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+class Opened:
+    """The page on a small screen, without a network; `asked` and `said` are its requests and complaints."""
+
+    def __init__(self, browser: Any, page: Path) -> None:
+        self.asked: list[str] = []
+        self.said: list[str] = []
         context = browser.new_context(viewport={"width": 390, "height": 844}, offline=True)
-        page = context.new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto((exported / "page.html").as_uri())
-        tested = page.evaluate("ready", None)
-        assert tested["good"] and tested["same"] and tested["differs"] < 1e-5, tested
-        page.set_input_files("#gallery", [str(file) for file in files])
-        page.wait_for_selector("#answer", state="visible", timeout=120_000)
-        answers = page.evaluate("plant.map(one => [one.probabilities, Array.from(one.input.data)])")
-        heading, shown = page.inner_text("#answer h2"), page.inner_text("#answer")
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        low = page.evaluate("Math.min(...[...document.querySelectorAll('.button')].map(b => b.offsetHeight))")
-        if folder := os.environ.get("MANIHOT_SCREENSHOTS"):
-            page.screenshot(path=str(Path(folder) / "phone.png"), full_page=True)
-        title = page.inner_text("h1")
-        page.click("#again")
-        empty = page.evaluate("plant.length")
-        page.set_input_files("#gallery", [str(exported / "page.html")])
-        page.wait_for_selector("#start.bad")
-        bad = page.inner_text("#start")
-        browser.close()
+        self.page = context.new_page()
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.goto(page.as_uri())
+        self.tested = self.page.evaluate("ready", None)
+
+    def give(self, files: Sequence[Path]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Probabilities (K,) and the network's input, as bytes, of photographs of one plant."""
+        self.page.set_input_files("#gallery", [str(file) for file in files])
+        self.page.wait_for_selector("#answer", state="visible", timeout=300_000)
+        found = self.page.evaluate("plant.map(one => [one.probabilities, Array.from(one.input.data)])")
+        assert len(found) == len(files)
+        return [(np.array(probabilities), np.array(pixels, np.uint8)) for probabilities, pixels in found]
+
+
+def differences(out: Path, files: Sequence[Path], answers: list[tuple[np.ndarray, np.ndarray]]) -> tuple[int, float]:
+    """How many photographs have other pixels than in Python, and the largest difference of a probability."""
+    about = json.loads((out / "model.json").read_text(encoding="utf-8"))
+    preprocess, runner = Preprocess.from_json(about["preprocess"]), OnnxRunner(out / "model.onnx")
+    others, largest = 0, 0.0
     for file, (probabilities, pixels) in zip(files, answers, strict=True):
         expected = preprocess(preprocess.for_store(decode_photo(file)))
-        assert np.array_equal(np.array(pixels, np.uint8), expected.reshape(-1)), file
-        assert np.abs(runner(expected[None])["probabilities"][0] - probabilities).max() < 1e-4, file
+        others += not np.array_equal(pixels, expected.reshape(-1))
+        largest = max(largest, float(np.abs(runner(expected[None])["probabilities"][0] - probabilities).max()))
+    return others, largest
+
+
+def test_the_page_answers_offline_as_python_does(exported: Path, browser: Any):
+    files = photographs(exported)
+    opened = Opened(browser, exported / "page.html")
+    page, tested = opened.page, opened.tested
+    assert tested["good"] and tested["same"] and tested["differs"] < 1e-5, tested
+    answers = opened.give(files)
+    others, largest = differences(exported / "out", files, answers)
+    assert others == 0 and largest < 1e-4
+    classes = json.loads((exported / "out/model.json").read_text(encoding="utf-8"))["classes"]
     mean = np.mean([probabilities for probabilities, _ in answers], axis=0)
-    assert about["classes"][int(mean.argmax())] in shown and f"From {len(files)} photographs" in shown and heading
-    assert title == "What's wrong </script> & <b>?" and wide <= 390 and low >= 64 and empty == 0
-    assert "could not be read as a photograph" in bad
-    assert {url.split(":")[0] for url in asked} <= {"file", "blob", "data"} and not said, (asked, said)
+    shown = page.inner_text("#answer")
+    assert classes[int(mean.argmax())] in shown and f"From {len(files)} photographs" in shown
+    assert page.inner_text("h1") == "What's wrong </script> & <b>?"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("Math.min(...[...document.querySelectorAll('.button')].map(b => b.offsetHeight))") >= 64
+    if folder := os.environ.get("MANIHOT_SCREENSHOTS"):
+        page.screenshot(path=str(Path(folder) / "phone.png"), full_page=True)
+    page.click("#again")
+    assert page.evaluate("plant.length") == 0 and not page.is_visible("#answer")
+    page.set_input_files("#gallery", [str(exported / "page.html")])
+    page.wait_for_selector("#start.bad")
+    assert "could not be read as a photograph" in page.inner_text("#start")
+    assert {url.split(":")[0] for url in opened.asked} <= {"file", "blob", "data"}
+    assert not opened.said
+
+
+def test_a_device_that_computes_otherwise_says_so(exported: Path, browser: Any, tmp_path: Path):
+    html = (exported / "page.html").read_text(encoding="utf-8")
+    known = json.loads(html.split('id="facts">')[1].split("</script>")[0])["test"]["probabilities"]
+    assert html.count(json.dumps(known)) == 1
+    (tmp_path / "other.html").write_text(html.replace(json.dumps(known), json.dumps(known[::-1])), encoding="utf-8")
+    opened = Opened(browser, tmp_path / "other.html")
+    assert not opened.tested["good"] and opened.tested["differs"] > 0.01
+    assert "this device differs" in opened.page.inner_text("#check.bad")
+
+
+def sets_of(browser: Any, exported: Path, sets: ConformalSets, raw: np.ndarray) -> list[list[int]]:
+    """The classes that the page names for each row of raw probabilities (n, K)."""
+    opened = Opened(browser, exported / "page.html")
+    words = "([sets, rows]) => { facts.sets = sets; return rows.map(row => predictionSet(row).sort()); }"
+    return [sorted(map(int, one)) for one in opened.page.evaluate(words, [sets.to_json(), raw.tolist()])]
+
+
+@pytest.mark.parametrize("kind", ["lac", "aps", "raps"])
+def test_the_page_never_names_fewer_classes_than_python(exported: Path, browser: Any, kind: str):
+    rng = np.random.default_rng(5)
+    probs = rng.dirichlet(np.full(5, 0.6), 500)
+    labels = np.array([rng.choice(5, p=row) for row in probs])
+    sets = fit_sets(probs[:300], labels[:300], 0.8, kind=kind)
+    found = sets_of(browser, exported, sets, probs[300:])
+    held = np.zeros((200, 5), dtype=bool)
+    for row, names in enumerate(found):
+        held[row, names] = True
+    largest = sets.predict_sets(probs[300:], np.zeros(200))  # the random share that lets most in
+    assert np.array_equal(held, largest)
+
+
+@pytest.mark.slow
+def test_real_photographs_are_answered_as_in_python(exported: Path, browser: Any):
+    leaves = sorted(shared_data("bracol/leaf").glob("*.jpg"))[::150]
+    crops = sorted(shared_data("bracol/symptom").rglob("*.jpg"))[::150]
+    files = [*leaves, *crops]
+    others, largest = differences(exported / "out", files, Opened(browser, exported / "page.html").give(files))
+    assert len(files) >= 20 and others == 0 and largest < 1e-4
