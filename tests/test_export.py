@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from manihot.errors import SettingsError, WeightsError
 from manihot.export import certificate
 from manihot.export.graph import build_model
 from manihot.infer.forward import PhotoFiles
+from manihot.infer.models import read_card
 from manihot.infer.predict import predict
 from manihot.networks.card import KEY
 from manihot.networks.runner import LinearHead, OnnxRunner, read_metadata
 from manihot.records.manifest import Manifest
+from manihot.records.run_folder import RunFolder
 from manihot.trust.calibrate import CALIBRATORS, Calibrator, fit_calibrator
 
 pytestmark = pytest.mark.core
@@ -110,6 +113,26 @@ def test_int8_that_is_worse_beyond_chance_is_not_written(run: Path, tmp_path: Pa
     with pytest.raises(WeightsError, match=r"int8 loses accuracy: .* nothing was written"):
         manihot.export(run, out=tmp_path / "out", int8=True)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_whole_networks_of_two_folds_become_one_graph(run: Path, tmp_path: Path):
+    """Backbone and head in one file per fold, as fine-tuning leaves them."""
+    copied = shutil.copytree(run, tmp_path / "run")
+    member = RunFolder(copied).member("main")
+    for fold in member.folds().values():
+        card = read_metadata(fold.head)
+        heads, size = [LinearHead.load(fold.head)], read_card(fold.head).preprocess.size
+        build_model([member.backbone], heads, 5, Calibrator("none", {}), size, fold.network, card)
+        fold.head.unlink()
+    certificate = manihot.export(copied, out=tmp_path / "out", int8=True).certificate
+    assert certificate["raw"]["equal_decisions"] == certificate["calibrated"]["equal_decisions"] == 1
+    assert certificate["int8"]["int8"]["photographs"] == certificate["held_out"]["photographs"]
+    photos = run.parent / "demo/train_images"
+    ours, before = (predict(file, photos) for file in (tmp_path / "out/model.onnx", run))
+    heads = predict(run, photos, tta=1, raw=True).align(ours.image_id)
+    assert np.abs(ours.pred_probs - heads.pred_probs).max() < 1e-5 < np.abs(ours.pred_probs - before.pred_probs).max()
+    sizes = [(tmp_path / "out" / name).stat().st_size for name in ("model.int8.onnx", "model.onnx")]
+    assert 3 * sizes[0] < sizes[1] and sizes[1] > 25e6
 
 
 def test_a_run_folder_is_never_written_into(run: Path):
