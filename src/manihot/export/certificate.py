@@ -18,8 +18,10 @@ from manihot.networks.runner import Runner
 from manihot.photos.decode import decode_photo
 from manihot.photos.preprocess import Preprocess
 from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
 from manihot.settings import View
-from manihot.trust.conformal import ConformalSets, binomial_interval, uniforms_from_ids
+from manihot.trust.conformal import ConformalSets, binomial_interval
+from manihot.trust.files import predict_sets_held_out
 
 COMPARED = 200  # photographs on which an exported model is compared with its run
 JUDGED = 2000  # held-out photographs on which int8 is judged
@@ -122,9 +124,12 @@ def score(probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     return {"photographs": len(labels), "accuracy": right / len(labels), "low": float(low), "high": float(high)}
 
 
-def set_coverage(sets: ConformalSets, probs: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> dict[str, float]:
-    """How often a set holds the label, and its mean size."""
-    held = sets.predict_sets(probs, uniforms_from_ids(ids))
+def set_coverage(sets: ConformalSets, predictions: Predictions) -> dict[str, float]:
+    """How often a set holds the label, each photograph's by thresholds fitted on the other folds, and its mean size."""
+    assert predictions.fold is not None
+    held, labels = predict_sets_held_out(
+        predictions, predictions.fold, sets.coverage, sets.per_class, sets.kind, sets.seed
+    ), predictions.labels  # fmt: skip
     return {
         "promised": sets.coverage, "measured": float(held[np.arange(len(labels)), labels].mean()),
         "mean_size": float(held.sum(axis=1).mean()),

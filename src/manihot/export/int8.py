@@ -82,7 +82,7 @@ def write_int8(source: Source, folder: Path) -> Small:
         )  # fmt: skip
     calibrator, sets = _trust(source, probs, manifest.labels[rows])
     if sets is not None:
-        measured["sets"] = set_coverage(sets, probs, manifest.labels[rows], manifest.image_id[rows])
+        measured["sets"] = set_coverage(sets, source.predictions(rows, probs))
     path = folder / "model.int8.onnx"
     size, kinds = model.preprocess.size, len(model.classes)
     build_model(networks, heads, kinds, calibrator, size, path, metadata(source, precision="int8"))

@@ -13,6 +13,7 @@ from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.infer.models import TrainedModel, load_model
 from manihot.networks.card import KEY
 from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
 from manihot.records.run_folder import RunFolder
 from manihot.settings import View
 from manihot.trust.calibrate import Calibrator
@@ -38,6 +39,11 @@ class Source:
     def member(self) -> Path:
         """The folder of the member that is exported."""
         return self.model.files[0].parents[1]
+
+    def predictions(self, rows: np.ndarray, probs: np.ndarray) -> Predictions:
+        """Probabilities (n, K) of some rows, as a record."""
+        own = self.manifest
+        return Predictions.from_probs(own.image_id[rows], probs, self.model.classes, own.labels[rows], own.fold[rows])
 
     @property
     def usable(self) -> np.ndarray:

@@ -125,14 +125,13 @@ def _certify(source: Source, file: Path) -> dict[str, Any]:
     model, manifest = source.model, source.manifest
     certificate = compare_with_run(model, source.place / "trust", OnnxRunner(file), manifest.take(rows))
     folds = networks_by_fold(source.member)
-    judged = held_out_rows(manifest, list(folds), COMPARED)
+    judged = held_out_rows(manifest, list(folds))
     if len(judged):
         photos = PhotoFiles(manifest.paths, model.preprocess)
         probs = _of_folds(folds, photos, source, judged)
         certificate["held_out"] = {"views": 1, **score(probs, manifest.labels[judged])}
         if source.sets is not None:
-            ids = manifest.image_id[judged]
-            certificate["sets"] = set_coverage(source.sets, probs, manifest.labels[judged], ids)
+            certificate["sets"] = set_coverage(source.sets, source.predictions(judged, probs))
     return {"manihot": manihot.__version__, "model": digest_file(file), **certificate}
 
 
