@@ -297,14 +297,15 @@ def test_training_with_it_is_the_same_twice(tmp_path: Path, tiny_recipe: Path):
 
 def test_a_run_says_how_probable_something_else_is(small_photos: Path, tmp_path: Path, tiny_recipe: Path):
     """From `manihot run` to the answers of `manihot predict`."""
-    from manihot import predict, run
+    from manihot.engines import predict
+    from manihot.pipeline import run
 
     sets = [*UNKNOWN, "train.epochs=1", "audit={duplicates: false, labels: false}"]
     sets += ["trust={coverage: 0.8, false_rejection: 0.2}"]
     run(small_photos, tmp_path / "run", str(tiny_recipe), overrides=sets, device="cpu", workers=1, report=False)
     oof = Predictions.load(tmp_path / "run/predictions/main.oof.parquet")
     assert oof.logits.shape == (45, 3) and oof.unknown.shape == (45,)
-    new = predict(tmp_path / "run", small_photos / "red", tmp_path / "new.csv", device="cpu")
+    new = predict(tmp_path / "run", small_photos / "red", tmp_path / "new.csv", device="cpu", workers=1)
     written, answers = pd.read_csv(tmp_path / "new.csv"), pd.read_csv(tmp_path / "new.answers.csv")
     np.testing.assert_allclose(written["unknown"], new.unknown, rtol=1e-5)
     np.testing.assert_allclose(answers["unknown_probability"], new.unknown, rtol=1e-5)
