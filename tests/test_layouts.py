@@ -235,6 +235,33 @@ def test_tables_find_their_photographs(tmp_path: Path, places: list[str], form: 
     assert manifest.classes == ("x", "y") and len(manifest) == 10
 
 
+def test_a_table_in_a_folder_of_its_own(tmp_path: Path, capsys) -> None:
+    make(tmp_path, *(f"images/{k}.jpg" for k in range(12)))
+    rows = "".join(f"{k}.jpg,{'xy'[k % 2]}\n" for k in range(12))
+    listed = table(tmp_path / "annotations/labels.csv", "filename,label\n" + rows)
+    assert scan(tmp_path)[0].classes == ("x", "y")
+    make(tmp_path, "plots/a.png", "plots/b.png")
+    with pytest.raises(DataError, match=r"labels\.csv names 12 of 14 photographs") as caught:
+        scan(tmp_path)
+    assert f"add --csv {listed} --image 'images/{{filename}}'" in caught.value.remedy
+    asked = TableOptions(csv=listed, image="images/{filename}")
+    assert list(scan(tmp_path, columns=asked)[0].class_counts()) == [6, 6]
+
+
+def test_lists_of_splits_beside_class_folders_change_nothing(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.jpg", "a/2.jpg", "b/3.jpg", "b/4.jpg")
+    for name in ("train", "val"):
+        table(tmp_path / f"splits/{name}.csv", "image,label\na/1.jpg,a\na/2.jpg,a\nb/3.jpg,b\n")
+    assert list(scan(tmp_path)[0].class_counts()) == [2, 2]
+
+
+def test_class_folders_named_as_missing_labels_are_remarked_on(tmp_path: Path, capsys) -> None:
+    make(tmp_path, "rust/1.jpg", "nan/2.jpg", "scab/3.jpg")
+    assert scan(tmp_path)[0].classes == ("nan", "rust", "scab")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "folders nan/ count as classes, though their names say that the label is missing" in said
+
+
 def test_a_table_that_agrees_with_the_folders(tmp_path: Path, capsys) -> None:
     make(tmp_path, "a/1.jpg", "a/2.jpg", "b/3.jpg")
     table(tmp_path / "t.csv", "image,label\n1.jpg,a\n2.jpg,a\n3.jpg,b\n")

@@ -200,6 +200,18 @@ RAMP = np.linspace(0, 1, 60 * 80).reshape(60, 80)
 EIGHT = np.round(RAMP * 255)
 
 
+def test_a_portable_map_whose_maximum_is_its_containers_is_scaled_by_its_bits() -> None:
+    for bits in (8, 10, 12, 14, 16):
+        values = np.round(RAMP * (2**bits - 1)).astype(">u2")
+        grey = decode_photo(b"P5\n# a camera\n80 60 # wide\n65535\n" + values.tobytes())
+        assert np.abs(grey[..., 0].astype(float) - RAMP * 255).max() <= 1
+    dark = np.dstack([np.round(RAMP * 255)] * 3).astype(">u2")
+    with pytest.raises(PhotoFault, match="use the lower ones only"):
+        decode_photo(b"P6\n80 60\n65535\n" + dark.tobytes())
+    full = decode_photo(b"P6\n80 60\n65535\n" + (dark * 257).astype(">u2").tobytes())
+    assert np.abs(full[..., 0].astype(float) - RAMP * 255).max() <= 1
+
+
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "int32", "float", "RGB PNG", "RGBA PNG", "RGB TIFF", "packed"])
 def test_fewer_bits_than_the_file_has_are_scaled(bits: int, kind: str) -> None:
@@ -314,6 +326,7 @@ OTHERS = {
     "float RGB": (save(np.ones((9, 9, 3), np.float32)), "unsupported", "floating-point numbers, RGB", "JPEG"),
     "double": (tiff(9, 9, 1, 64, sample_format=3), "unsupported", "64 bits, floating-point", "JPEG"),
     "a cut TIFF of 5 bands": (tiff(9, 9, 5, 8)[:300], "truncated", "TIFF", "copy the file again"),
+    "git-annex": (b"/annex/objects/SHA256E-s9--0.jpg\n", "not_an_image", "git-annex pointer", "git annex get"),
     "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "not_an_image",
                 "Git LFS pointer", "git lfs pull"),
     "web page": (b"<!DOCTYPE html><html>404</html>", "not_an_image", "web page", "download"),

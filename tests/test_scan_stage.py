@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +14,7 @@ from manihot.photos import scan as scan_module
 from manihot.pipeline import job
 from manihot.pipeline.scanning import scan_stage
 from manihot.records.manifest import Manifest
+from manihot.records.quarantine import load_quarantine
 from manihot.records.run_folder import RunFolder
 from manihot.settings.options import TableOptions
 from test_scan import photo, table
@@ -67,6 +70,16 @@ def test_a_link_to_nowhere_is_quarantined(tmp_path: Path) -> None:
         (tmp_path / "photos/train/a" / name).symlink_to("/nowhere")
     assert len(scanned(tmp_path / "photos", tmp_path / "run")) == 2
     assert list(pd.read_csv(tmp_path / "run/quarantine.csv")["file"]) == ["train/a/link.jpg"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8 can be made on Linux only")
+def test_names_that_are_no_utf_8_are_quarantined_by_a_run(tmp_path: Path) -> None:
+    photo(tmp_path / "photos/rust/a.jpg")
+    photo(tmp_path / "photos/rust/b.jpg").rename(tmp_path / "photos/rust" / os.fsdecode(b"caf\xe9.jpg"))
+    photo(tmp_path / "photos/spot/c.jpg").parent.rename(tmp_path / "photos" / os.fsdecode(b"f\xff"))
+    assert len(scanned(tmp_path / "photos", tmp_path / "run")) == 1
+    found = load_quarantine(tmp_path / "run/quarantine.csv")
+    assert dict(zip(found["file"], found["fault"])) == {"f\\xff": "bad_name", "rust/caf\\xe9.jpg": "bad_name"}
 
 
 def test_a_run_beside_a_table_is_no_reason_to_read_again(tmp_path: Path, reads: list[int]) -> None:

@@ -225,6 +225,14 @@ def test_what_a_killed_share_left_is_removed_by_the_next(run: RunFolder, tmp_pat
     assert sorted(path.name for path in place.iterdir()) == sorted(["a.zip", *(path.name for path in theirs)])
 
 
+@pytest.mark.parametrize("content", ["[]", "null", '"x"', "3"])
+def test_a_record_that_is_no_record_is_an_error(run: RunFolder, tmp_path: Path, content: str):
+    run.record_file.write_text(content, encoding="utf-8")
+    with pytest.raises(RunFolderError, match=r"run\.json: not the record of a run"):
+        share_run(run.path, tmp_path / "x.zip")
+    assert not (tmp_path / "x.zip").exists()
+
+
 def test_what_is_no_run_is_not_shared(run: RunFolder, tmp_path: Path):
     with pytest.raises(SettingsError, match=r"not a \.zip"):
         share_run(run.path, tmp_path / "a.tar")

@@ -156,7 +156,7 @@ def test_damaged_parquet(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------- cells
 
 
-@pytest.mark.parametrize("word", ["nan", "None", "null", "N/A", "NA", "NaN", "<NA>", "#N/A", "", "   "])
+@pytest.mark.parametrize("word", ["nan", "None", "null", "N/A", "NA", "NaN", "<NA>", "#N/A", "-", "?", "", "   "])
 def test_missing_labels_are_missing(tmp_path: Path, capsys, word: str) -> None:
     for k in range(3):
         photo(tmp_path / f"{k}.jpg")

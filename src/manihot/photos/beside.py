@@ -15,7 +15,7 @@ from manihot.photos.folders import FILLERS, split_of
 from manihot.photos.image_paths import IN_BRACES, Files, fill, guess_image_column
 from manihot.photos.kaggle import SAMPLE
 from manihot.photos.labels import ClassNames
-from manihot.photos.listing import Entry, Listing, list_folder, normalise
+from manihot.photos.listing import Entry, Listing, list_folder, list_folders, normalise
 from manihot.photos.tables import Columns, label_column, list_table
 from manihot.records.tables import TABLE_SUFFIXES, list_names, read_table, shown
 
@@ -35,12 +35,14 @@ class Evidence:
     pattern: str
     label: str
     found: list[str]
+    top: Path
 
     def command(self) -> str:
         """What a user writes to choose this table."""
         label = "" if self.label.lower() == "label" else f" --label '{self.label}'"
         alone = re.fullmatch(r"\{([^{}]+)\}", self.pattern)
-        return f"give {self.table} --image '{alone[1] if alone else self.pattern}'{label}"
+        table = f"give {self.table}" if self.table.parent == self.top else f"add --csv {self.table}"
+        return f"{table} --image '{alone[1] if alone else self.pattern}'{label}"
 
 
 def weigh_tables(listing: Listing, top: Path, columns: Columns, names: ClassNames | None, out: Path | None) -> Listing:
@@ -48,7 +50,8 @@ def weigh_tables(listing: Listing, top: Path, columns: Columns, names: ClassName
 
     Raises DataError, with the options for both readings, where folders and table contradict each other.
     """
-    tables = _tables_of(top)
+    apart = _tables_apart(top, listing)
+    tables = [*_tables_of(top), *apart]
     if not tables or not listing.entries:
         return listing
     files = Files(top, out)
@@ -56,7 +59,8 @@ def weigh_tables(listing: Listing, top: Path, columns: Columns, names: ClassName
     for table in tables:
         found = examine(table, files, columns, listing.classes)
         if isinstance(found, Evidence):
-            labelled.append(found)
+            if table not in apart or len(listing.classes) < 2 or _disagreement(listing, found, top) is not None:
+                labelled.append(found)
         else:
             listing.left_out.append(found)
     if not labelled:
@@ -102,6 +106,12 @@ def _tables_of(top: Path) -> list[Path]:
     ]  # fmt: skip
 
 
+def _tables_apart(top: Path, listing: Listing) -> list[Path]:
+    """Tables in folders below `top` that hold none of the photographs, such as annotations/."""
+    used = {e.file.relative_to(top).parts[0] for e in listing.entries if e.file.is_relative_to(top)}
+    return [table for folder in list_folders(top) if folder.name not in used for table in _tables_of(folder)]
+
+
 def says_nothing(folder: str) -> bool:
     """Whether a folder's name is a word for photographs or a number, such as images, part_2 or DCIM, and no class."""
     words = [word for word in re.split(r"[\W_\d]+", folder.lower()) if word]
@@ -145,7 +155,8 @@ def examine(table: Path, files: Files, columns: Columns, classes: Sequence[str] 
     if label is None:
         return f"{table.name} is not used: it names photographs without a label"
     found = [paths[0] if len(paths) == 1 else "" for paths in files.find(fill(pattern, frame))]
-    return Evidence(table, frame.assign(**{"\0file": found}), pattern, label, sorted({path for path in found if path}))
+    once = sorted({path for path in found if path})
+    return Evidence(table, frame.assign(**{"\0file": found}), pattern, label, once, files.folder)
 
 
 def _names_files(column: pd.Series, files: Files) -> bool:

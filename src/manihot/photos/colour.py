@@ -48,6 +48,7 @@ class RgbReader:
         if self.deep_colours:
             return depth.read_dark_colours(image, self.raw, image.mode in ("RGBA", "LA"))
         if not depth.is_deep(image):
+            depth.check_dark_colours(image, self.raw)
             return image
         values = np.asarray(image)
         stored = 8 * values.dtype.itemsize

@@ -7,6 +7,7 @@ stand, they are nearly black. What can't be told is a fault, never a guess.
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import numpy as np
@@ -22,6 +23,8 @@ BLACK = 1 / 32  # of white: seven levels of 255
 HOT = 0.001  # share of pixels that may be brighter in a picture without any other light, as sensors have hot pixels
 BRIGHT = 64  # high byte from which 16 bits are in use
 BAND = 1 << 20  # pixels that are worked on at once
+# The maximum in the head of a PGM or PPM, behind width and height; blanks and comments lie between.
+PORTABLE = re.compile(rb"P[56](?:(?:\s|#[^\r\n]*[\r\n])+\d{1,10}){2}(?:\s|#[^\r\n]*[\r\n])+(\d{1,5})\s")
 SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
 
@@ -95,7 +98,8 @@ def to_bytes(values: np.ndarray, white: float) -> np.ndarray:
 def given_white(image: Image.Image, raw: bytes) -> float | None:
     """The number that the file's tags call white; None where they don't, or say what its container can hold."""
     if image.format == "PPM":
-        return 65535.0 if image.mode != "F" else None  # Pillow scales by the maximum in its head
+        # Pillow scales by the maximum in its head, which is no more than what the container can hold where it is 65535
+        return 65535.0 if image.mode != "F" and not _has_full_range(raw) else None
     if image.format == "JPEG2000":
         at = raw.find(b"\xff\x4f\xff\x51")
         bits = (raw[at + 42] & 127) + 1 if 0 <= at < len(raw) - 42 else 16
@@ -111,6 +115,19 @@ def given_white(image: Image.Image, raw: bytes) -> float | None:
         if value is not None and value > 0 and value not in (2.0**depth - 1, 2.0 ** (depth - 1) - 1):
             return value
     return None
+
+
+def _has_full_range(raw: bytes) -> bool:
+    head = PORTABLE.match(raw)
+    return head is not None and int(head[1]) == 65535
+
+
+def check_dark_colours(image: Image.Image, raw: bytes) -> None:
+    """PhotoFault for a loaded PPM in colours whose 16 bits use the lower ones only: Pillow keeps the upper eight."""
+    if image.format == "PPM" and image.mode == "RGB" and _has_full_range(raw):
+        high = max(int(most) for _, most in image.getextrema())
+        if high < BRIGHT:
+            raise _unknown("its channels of 16 bits use the lower ones only")
 
 
 def read_dark_colours(image: Image.Image, raw: bytes, alpha: bool) -> Image.Image:

@@ -70,6 +70,7 @@ OTHERS = (  # offset, bytes, kind of the fault, what it is, remedy
     (0, b"\x7fELF", "not_an_image", "a program", "leave it out"),
 )  # fmt: skip
 LFS = re.compile(rb"version https://(?:git-lfs\.github\.com|hawser\.github\.com)/spec/")
+ANNEX = re.compile(rb"(?:\.\./)*(?:\.git)?/?annex/objects/")
 WEB = (b"<!doctype", b"<html", b"<?xml", b"<svg", b"<head", b"<body", b"<!--", b"<error")
 PRINTED = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]+")
 
@@ -93,6 +94,9 @@ def name_other(raw: bytes) -> PhotoFault | None:
     if LFS.match(raw):
         remedy = "run `git lfs pull` in its folder to fetch the photographs"
         return PhotoFault("not_an_image", "it is a Git LFS pointer, not the photograph itself", remedy)
+    if ANNEX.match(raw):
+        remedy = "run `git annex get .` in its folder to fetch the photographs"
+        return PhotoFault("not_an_image", "it is a git-annex pointer, not the photograph itself", remedy)
     return None
 
 

@@ -20,8 +20,9 @@ from manihot.photos.kaggle import find_records, find_sample, is_competition, lis
 from manihot.photos.labels import ClassNames, load_classes
 from manihot.photos.listing import Entry, Listing, find_photos, list_folder, list_folders
 from manihot.photos.tables import Columns, list_table, to_trusted
+from manihot.progress import warn
 from manihot.records.manifest import COLUMNS, Manifest
-from manihot.records.tables import TABLE_SUFFIXES, list_names, shown
+from manihot.records.tables import TABLE_SUFFIXES, is_missing, list_names, shown
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CLASS_MAPS = ("label_num_to_disease_map.json",)
@@ -182,6 +183,9 @@ def list_class_folders(folder: Path, classes: Path | None, out: Path | None, pat
                 "write one part for each folder from PHOTOS down",
             )
     listing.pattern = pattern
+    if missing := [name for name in listing.classes if is_missing(name)]:
+        said = list_names([f"{name}/" for name in missing])
+        warn(f"folders {said} count as classes, though their names say that the label is missing; if so, move them away")
     if classes is not None:
         given = load_classes(classes)
         unknown = [name for name in listing.classes if name not in given.names]

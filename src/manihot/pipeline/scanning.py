@@ -64,6 +64,8 @@ def _digest_listing(photos: Any, out: Path) -> str:
 
     Folders of runs (with run.json) are left out, as scan leaves them out.
     """
+    from manihot.photos.left_out import show_path
+
     seen: list[tuple[str, int, int]] = []
     for source in [photos] if isinstance(photos, (str, os.PathLike)) else photos:
         place = Path(source)
@@ -80,7 +82,7 @@ def _digest_listing(photos: Any, out: Path) -> str:
                 and not RunPlaces(Path(parent, f)).record_file.exists()
             )  # fmt: skip
             for name in sorted(files):
-                relative = Path(parent, name).relative_to(place).as_posix()
+                relative = show_path(Path(parent, name).relative_to(place).as_posix())
                 try:
                     facts = Path(parent, name).stat()
                     seen.append((relative, facts.st_size, facts.st_mtime_ns))

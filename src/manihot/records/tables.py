@@ -36,7 +36,8 @@ OTHER_KINDS = {
 AS_UTF8 = "save it as UTF-8; in Excel: File, Save As, CSV UTF-8"
 WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 MOST_DIGITS = 15  # of a class number: all that a float holds exactly, as tables pass through spreadsheets
-MISSING = {"nan", "none", "null", "n/a", "na", "<na>", "#n/a", "-nan", "nil"}  # what pandas, R, Excel, SQL write
+# What pandas, R, Excel and SQL write, and what people do.
+MISSING = {"nan", "none", "null", "n/a", "na", "<na>", "#n/a", "-nan", "nil", "-", "?"}
 NESTED = "nested"  # in DataFrame.attrs: column -> (line, what was found) of columns with lists, objects or bytes
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from manihot.errors import RunFolderError
 from manihot.records.manifest import Manifest
 from manihot.records.readers import read_json
 from manihot.records.run_folder import RunFolder
@@ -41,6 +42,10 @@ class Relative:
         if file.suffix == ".json":
             value = read_json(file)
             plain = self._value(value)
+            if file == self.run.record_file and not isinstance(value, dict):
+                raise RunFolderError(
+                    f"{file}: not the record of a run", "restore it from a copy, or run the same command again"
+                )
             if file == self.run.record_file and isinstance(plain.get("command"), list):
                 plain["command"] = ["manihot", *plain["command"][1:]]
             return None if plain == value else (json.dumps(plain, indent=1, ensure_ascii=False) + "\n").encode()
