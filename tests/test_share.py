@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from manihot.errors import RunFolderError, SettingsError
+from manihot.errors import ManihotError, RunFolderError, SettingsError
 from manihot.records.files import save_json
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
@@ -229,6 +230,18 @@ def test_what_a_killed_share_left_is_removed_by_the_next(run: RunFolder, tmp_pat
 def test_a_record_that_is_no_record_is_an_error(run: RunFolder, tmp_path: Path, content: str):
     run.record_file.write_text(content, encoding="utf-8")
     with pytest.raises(RunFolderError, match=r"run\.json: not the record of a run"):
+        share_run(run.path, tmp_path / "x.zip")
+    assert not (tmp_path / "x.zip").exists()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".onnx", ".npz", ".parquet", ".json", ".csv"])
+@pytest.mark.parametrize("content", [b"", b"\xff\x00 no such file" * 20])
+def test_a_damaged_file_is_named_and_nothing_is_shared(run: RunFolder, tmp_path: Path, suffix: str, content: bytes):
+    files = [file for file in run.shared_files() if file.suffix == suffix]
+    if not files or (not content and suffix in (".csv", ".onnx")):  # an empty one is whole
+        pytest.skip(f"nothing damaged in {suffix}")
+    files[-1].write_bytes(content)
+    with pytest.raises(ManihotError, match=re.escape(files[-1].name)):
         share_run(run.path, tmp_path / "x.zip")
     assert not (tmp_path / "x.zip").exists()
 

@@ -185,7 +185,7 @@ def list_class_folders(folder: Path, classes: Path | None, out: Path | None, pat
     listing.pattern = pattern
     if missing := [name for name in listing.classes if is_missing(name)]:
         said = list_names([f"{name}/" for name in missing])
-        warn(f"folders {said} count as classes, though their names say that the label is missing; if so, move them away")
+        warn(f"folders {said} count as classes, though their names say that the label is missing; if so, move them")
     if classes is not None:
         given = load_classes(classes)
         unknown = [name for name in listing.classes if name not in given.names]

@@ -16,6 +16,7 @@ from pathlib import Path
 from manihot.errors import RunFolderError, SettingsError
 from manihot.progress import track, warn
 from manihot.records.files import atomic_path, remove_leftovers
+from manihot.records.readers import reading
 from manihot.records.run_folder import RunFolder
 from manihot.report.relative import Relative
 
@@ -44,7 +45,8 @@ def share_run(run: Path, out: Path) -> list[str]:
         for file in track(files, "Zip"):
             kind = zipfile.ZIP_STORED if file.suffix in PACKED else zipfile.ZIP_DEFLATED
             where = f"{name}/{folder.relative(file)}"
-            content = relative(file)
+            with reading(file, "readable", "restore the file from a copy, or train this run again", RunFolderError):
+                content = relative(file)
             if content is None:
                 archive.write(file, where, kind)
             else:
