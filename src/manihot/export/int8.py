@@ -116,7 +116,7 @@ def _refit(
     member = Member(card.member, recipe, manifest, card.preprocess, photos, source.run, Toolbox())
     runner = OnnxRunner(backbone)
     features = make_features(
-        folder / "features", runner, photos, card.preprocess, recipe.tta, recipe.features.batch
+        folder / "int8 features", runner, photos, card.preprocess, recipe.tta, recipe.features.batch
     )
     heads = {
         fold: LinearHead(*learn_head(member, fold, member.rows(fold)[0], features))

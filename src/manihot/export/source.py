@@ -54,7 +54,7 @@ class Source:
 def open_source(place: Path) -> Source:
     """What is exported: a run of one member, or RUN/members/NAME; SettingsError, WeightsError for anything else."""
     place = Path(place)
-    run = RunFolder(place if (place / "members").is_dir() else place.absolute().parents[1])
+    run = RunFolder(place if RunFolder(place).member_root.is_dir() else place.absolute().parents[1])
     if not run.exists:
         raise RunFolderError(f"{place}: no run folder", "name a finished run, or RUN/members/NAME")
     models = load_model(place)
@@ -62,7 +62,7 @@ def open_source(place: Path) -> Source:
         names = ", ".join(dict.fromkeys(model.card.member for model in models))
         raise SettingsError(
             f"{place}: its answer is a blend of {names}, and one model can be exported",
-            f"name one: {place / 'members' / models[0].card.member}",
+            f"name one: {run.member(models[0].card.member).path}",
         )
     model = models[0]
     if model.views[0] != View(weight=model.views[0].weight):

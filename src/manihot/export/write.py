@@ -27,6 +27,7 @@ from manihot.infer.forward import PhotoFiles
 from manihot.infer.models import networks_by_fold, open_network
 from manihot.networks.runner import OnnxRunner
 from manihot.records.files import digest_file, explain_os_error, save_json
+from manihot.records.run_folder import RunFolder
 from manihot.trust.calibrate import Calibrator
 from manihot.trust.conformal import ConformalSets
 
@@ -51,7 +52,7 @@ def export_run(
         raise SettingsError("nowhere to write to", "--out FOLDER for the model, --phone page.html for the page")
     found = find_runtime(runtime) if phone is not None else None
     source, home = open_source(run), Path(out) if out is not None else Path(str(phone)).parent
-    if out is not None and (home / "run.json").exists():
+    if out is not None and RunFolder(home).exists:
         raise SettingsError(f"--out {out}: this is a run folder", "choose another folder")
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -123,7 +124,7 @@ def _certify(source: Source, file: Path) -> dict[str, Any]:
     if not len(rows):
         raise DataError(f"{source.run.folds}: no photographs to compare on", "run `manihot run` again")
     model, manifest = source.model, source.manifest
-    certificate = compare_with_run(model, source.place / "trust", OnnxRunner(file), manifest.take(rows))
+    certificate = compare_with_run(model, RunFolder(source.place).trust.path, OnnxRunner(file), manifest.take(rows))
     folds = networks_by_fold(source.member)
     judged = held_out_rows(manifest, list(folds))
     if len(judged):
