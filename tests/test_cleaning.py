@@ -144,6 +144,14 @@ def test_what_others_wrote_is_never_written_over(audited: Path, tmp_path: Path):
         assert {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} == before
 
 
+def test_the_same_call_again_leaves_the_same_files(audited: Path, tmp_path: Path):
+    """As after a kill in its last moments."""
+    clean(audited, tmp_path / "c")
+    first = {path.name: path.read_bytes() for path in (tmp_path / "c").iterdir() if path.is_file()}
+    clean(audited, tmp_path / "c")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "c").iterdir() if path.is_file()} == first
+
+
 def test_decisions_edited_by_hand_are_kept(audited: Path, tmp_path: Path):
     out, edited = tmp_path / "c", tmp_path / "c/decisions.csv"
     clean(audited, out)

@@ -87,7 +87,7 @@ def clean(
     if lookalikes is not None:
         cleaned = with_lookalikes(cleaned, lookalikes)
     text = csv_text(chosen)
-    written = [*known[-1:], hashlib.sha256(text.encode("utf-8")).hexdigest()]
+    written = list(dict.fromkeys([*known[-1:], hashlib.sha256(text.encode("utf-8")).hexdigest()]))
     rules_said = None if decisions is not None else [f"{rule}={action}" for rule, action in asked]
     about = {"manifest": str(path), "rules": rules_said, "decisions": None if decisions is None else str(decisions)}
     save_json(out / RECORD, {**about, "written": written})  # before the files: a crash leaves none that is unknown
