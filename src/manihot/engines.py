@@ -73,7 +73,7 @@ def open_torch(path: Path, device: str) -> Runner:
 
 def explain_torch(path: Path, device: str) -> Explainer:
     """A fine-tuned network that explains its answers; MissingExtraError where torch isn't installed."""
-    need_train(f"{path}: to explain a fine-tuned network")
+    need_train(f"{path}: explaining a fine-tuned network")
     from manihot.train.explain import open_torch_explainer
 
     return open_torch_explainer(path, device)

@@ -26,13 +26,13 @@ from manihot.photos.decode import decode_photo
 from manihot.photos.faults import PhotoFault
 from manihot.photos.preprocess import Preprocess
 from manihot.progress import track
+from manihot.records.probabilities import TINY
 from manihot.records.run_folder import BACKBONE
 from manihot.settings import View
 
 EDGE = 512  # pixels of a heat map's longer edge
 CHUNK = 4  # photographs whose feature maps are held at once
 ROUNDING = 1e-5  # share of a map's values within which its places are the same
-TINY = 1e-12
 
 Evidence = Callable[[np.ndarray], np.ndarray]  # classes int64 (N, C) -> maps float32 (N, C, h, w), not negative
 
@@ -81,7 +81,7 @@ def open_explainer(path: Path, device: str, other: OpenExplainer | None) -> Expl
     if LinearHead.load_if(path) is not None:
         return HeadExplainer(path, device)
     if other is None:
-        raise MissingExtraError(f"{path}: to explain a fine-tuned network")
+        raise MissingExtraError(f"{path}: explaining a fine-tuned network")
     return other(path, device)
 
 

@@ -6,7 +6,7 @@ its member), and `best.safetensors` (fine-tuned, as torch keeps it), which only 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -118,8 +118,7 @@ def open_network(
     backbones = {} if backbones is None else backbones
     if place not in backbones:
         backbones[place] = SharedBackbone(place, device)
-    backbone = backbones[place]
-    return HeadRunner(backbone, head)
+    return HeadRunner(backbones[place], head)
 
 
 def read_card(path: Path) -> ModelCard:
@@ -200,10 +199,3 @@ def _as_blended(run: Path, models: list[TrainedModel]) -> list[TrainedModel]:
 
 def _alike(card: ModelCard) -> tuple[object, ...]:
     return card.classes, card.preprocess, card.views, card.member
-
-
-def check_classes(paths: Sequence[Path], classes: tuple[str, ...]) -> None:
-    """WeightsError where a network's classes are not `classes`."""
-    for path in paths:
-        if read_card(path).classes != classes:
-            raise WeightsError(f"{path}: its classes are not those of the predictions", "run again")
