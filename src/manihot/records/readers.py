@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError, model_validator
 
-from manihot.errors import DataError, ManihotError, RunFolderError, WeightsError
+from manihot.errors import DataError, ManihotError, RunFolderError
 
 MOST_JSON = 256 << 20  # bytes; the ids of a store of a million photographs take 40 MB
 MOST_PARQUET = 64 << 30  # bytes of its values: embeddings of four million photographs
@@ -319,14 +319,3 @@ def metadata_record(table: pa.Table, model: type[Model]) -> Model:
 def about_of(arrays: Mapping[str, np.ndarray], model: type[Model]) -> Model:
     """The checked record in the array `about` of an .npz; for use within `reading`."""
     return model.model_validate(parse_json(str(arrays["about"])))
-
-
-def read_tensors(path: Path, what: str, remedy: str, kind: Kind = WeightsError) -> dict[str, np.ndarray]:
-    """The arrays of a .safetensors."""
-    from safetensors import safe_open
-
-    path = Path(path)
-    with reading(path, what, remedy, kind):
-        check_file(path, MOST_TENSORS)
-        with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
