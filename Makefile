@@ -38,5 +38,6 @@ core: .venv-core/installed
 	$(CORE)/python -m pytest -m core
 
 check: .venv/all
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -149,9 +149,11 @@ def print_speed(parts: dict[tuple[str, int], dict[str, Any]]) -> None:
             if name in own:
                 row = own[name]
                 mark = told if name == "embed" else "" if row.get("real", True) else " (made ones)"
-                print(f"| {text}{mark} | {row['seconds']:.1f} | {row['seconds'] / total:.0%} | "
-                      f"{row['processor']:.1f} | {row['megabytes']:,.0f} | "
-                      f"{row['seconds'] / whole:.2f} | {row['seconds'] / decoding:.2f} |")  # fmt: skip
+                print(
+                    f"| {text}{mark} | {row['seconds']:.1f} | {row['seconds'] / total:.0%} | "
+                    f"{row['processor']:.1f} | {row['megabytes']:,.0f} | "
+                    f"{row['seconds'] / whole:.2f} | {row['seconds'] / decoding:.2f} |"
+                )
         print(f"| sum | {total:.1f} | 100% | {sum(row['processor'] for row in own.values()):.1f} | | | |")
         print_floors(parts["floor", n], own.get("embed"), n, total)
 
@@ -159,15 +161,19 @@ def print_speed(parts: dict[tuple[str, int], dict[str, Any]]) -> None:
 def print_floors(floor: dict[str, Any], embed: dict[str, Any] | None, n: int, total: float) -> None:
     """The floors of n photographs, and how many times their sum everything took."""
     eighth, whole = floor["seconds"], floor["whole"]["seconds"]
-    print(f"Floor of decoding, libjpeg-turbo: 1/8 scale in grey {eighth:.1f} s ({n / eighth:,.0f} photographs/s), "
-          f"all pixels in colour {whole:.1f} s ({n / whole:,.0f}/s).")  # fmt: skip
+    print(
+        f"Floor of decoding, libjpeg-turbo: 1/8 scale in grey {eighth:.1f} s ({n / eighth:,.0f} photographs/s), "
+        f"all pixels in colour {whole:.1f} s ({n / whole:,.0f}/s)."
+    )
     if embed is None:
         print(f"Nothing was embedded: the rest took {total / eighth:.1f} times the floor at 1/8 scale.")
         return
     for kind, each in embed["bare"].items():
-        print(f"Floor of the embedding, {kind} at {embed['size']}: {each * n:.1f} s ({1 / each:.1f} photographs/s); "
-              f"all took {total / (each * n + eighth):.2f} times both floors, "
-              f"{total / (each * n + whole):.2f} times with all pixels decoded.")  # fmt: skip
+        print(
+            f"Floor of the embedding, {kind} at {embed['size']}: {each * n:.1f} s ({1 / each:.1f} photographs/s); "
+            f"all took {total / (each * n + eighth):.2f} times both floors, "
+            f"{total / (each * n + whole):.2f} times with all pixels decoded."
+        )
 
 
 def print_neighbours(parts: dict[tuple[str, int], dict[str, Any]]) -> None:
@@ -177,8 +183,10 @@ def print_neighbours(parts: dict[tuple[str, int], dict[str, Any]]) -> None:
     print("\n| among embeddings of 1,280 | s | processor s | peak memory, MB | groups |\n|---|---|---|---|---|")
     for row in rows:
         found = row.get("components", row.get("groups"))
-        print(f"| {row['part']}, {row['n']:,} | {row['seconds']:.1f} | {row.get('processor', float('nan')):.1f} | "
-              f"{row['megabytes']:,.0f} | {found:,} |")  # fmt: skip
+        print(
+            f"| {row['part']}, {row['n']:,} | {row['seconds']:.1f} | {row.get('processor', float('nan')):.1f} | "
+            f"{row['megabytes']:,.0f} | {found:,} |"
+        )
     for row in rows:
         slow = parts.get(("dbscan", row["n"]))
         if row["part"] == "components" and slow and "cores" in row and "cores" in slow:
@@ -209,8 +217,10 @@ def print_lookalikes(rows: list[dict[str, Any]]) -> None:
         if row.get("set", "").startswith("lookalikes of "):
             truth = f" ({row['right']} right and {row['wrong']} wrong pairs)" if "right" in row else ""
             alone = f"{row['alone']} groups by embeddings alone{truth}"
-            print(f"\n{row['set']}, {row['photographs']} photographs: {alone}; "
-                  f"with photographs: {describe_lookalikes(row['checked'])}.")  # fmt: skip
+            print(
+                f"\n{row['set']}, {row['photographs']} photographs: {alone}; "
+                f"with photographs: {describe_lookalikes(row['checked'])}."
+            )
 
 
 def print_tables(results: Path) -> None:

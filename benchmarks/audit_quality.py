@@ -112,16 +112,20 @@ def measure_bracol(leaves: Path) -> dict[str, Any]:
     upper = np.triu_indices(len(apart), 1)
     turned = pd.concat(
         pd.DataFrame({"i": i, "j": j}) for i, j, _, _ in hash_pairs(thumbnails.phash, 6)
-    ).drop_duplicates()  # fmt: skip
+    ).drop_duplicates()
     start = time.process_time()
     found = find_duplicates(manifest, thumbnails)
     return {
-        "set": "bracol/leaf", "photographs": len(manifest),
+        "set": "bracol/leaf",
+        "photographs": len(manifest),
         "phash": {str(most): int((apart[upper] <= most).sum()) for most in (2, 4, 6, 8, 10)},
-        "turned_phash_6": len(turned), "groups": int(found["group"].nunique()), "rows": len(found),
-        "kinds": found["kind"].value_counts().to_dict(), "seconds": time.process_time() - start,
+        "turned_phash_6": len(turned),
+        "groups": int(found["group"].nunique()),
+        "rows": len(found),
+        "kinds": found["kind"].value_counts().to_dict(),
+        "seconds": time.process_time() - start,
         "found": [list(ids) for _, ids in found.groupby("group")["image_id"]],
-    }  # fmt: skip
+    }
 
 
 def measure_lookalikes(photos: Path) -> dict[str, Any]:

@@ -69,9 +69,7 @@ def albumentations_pipeline() -> Pipeline:
         ],
         seed=0,
     )
-    return lambda rgb, index: torch.from_numpy(
-        np.ascontiguousarray(pipeline(image=rgb)["image"].transpose(2, 0, 1))
-    )
+    return lambda rgb, index: torch.from_numpy(np.ascontiguousarray(pipeline(image=rgb)["image"].transpose(2, 0, 1)))
 
 
 def torchvision_pipeline() -> Pipeline:
@@ -83,12 +81,7 @@ def torchvision_pipeline() -> Pipeline:
             v2.RandomHorizontalFlip(0.5),
             v2.RandomVerticalFlip(0.5),
             v2.RandomApply(
-                [
-                    v2.RandomAffine(
-                        45, (0.0625, 0.0625), (0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR
-                    )
-                ],
-                p=0.5,
+                [v2.RandomAffine(45, (0.0625, 0.0625), (0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR)], p=0.5
             ),
             v2.RandomApply([v2.ColorJitter(saturation=0.3, hue=20 / 360)], p=0.5),
             v2.RandomApply([v2.ColorJitter(brightness=0.2, contrast=0.2)], p=0.5),
@@ -107,9 +100,7 @@ def photograph(height: int, width: int) -> np.ndarray:
     return np.clip(np.mean(layers, axis=0) * 255, 0, 255).astype(np.uint8)
 
 
-def measure(
-    pipelines: dict[str, Pipeline], rgb: np.ndarray, rounds: int = 7, images: int = 100
-) -> dict[str, float]:
+def measure(pipelines: dict[str, Pipeline], rgb: np.ndarray, rounds: int = 7, images: int = 100) -> dict[str, float]:
     """CPU milliseconds an image, the best round of each; the pipelines take turns."""
     best = dict.fromkeys(pipelines, float("inf"))
     for turn in range(rounds + 1):  # the first warms up

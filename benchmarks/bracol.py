@@ -54,26 +54,14 @@ def split_of(n: int, rotation: int) -> np.ndarray:
     return split
 
 
-def measure(
-    data: Path, work: Path, recipe: str, target: str, rotation: int, sets: list[str]
-) -> dict[str, Any]:
+def measure(data: Path, work: Path, recipe: str, target: str, rotation: int, sets: list[str]) -> dict[str, Any]:
     """Run one rotation in a process of its own; accuracy on validation and test, seconds, peak memory."""
     run = work / f"{recipe}-{target}-{rotation}"
     manifest_path = work / f"{target}-{rotation}.parquet"
     if not manifest_path.exists():
         manifest, _ = scan(data / "leaf.csv", columns=TableOptions(image="leaf/{id}.jpg", label=TARGETS[target]))
         manifest.with_columns(split=split_of(len(manifest), rotation)).save(manifest_path)
-    command = [
-        sys.executable,
-        "-m",
-        "manihot.cli",
-        "run",
-        str(manifest_path),
-        "--out",
-        str(run),
-        "--recipe",
-        recipe,
-    ]
+    command = [sys.executable, "-m", "manihot.cli", "run", str(manifest_path), "--out", str(run), "--recipe", recipe]
     command += [part for one in sets for part in ("--set", one)]
     clock = time.perf_counter()
     child = subprocess.Popen(command)
@@ -87,11 +75,19 @@ def measure(
         found = Predictions.load(run / f"predictions/main.{part}.parquet")
         scores["val" if part == "oof" else part] = float(accuracy(found.labels, found.pred_probs))
     return {
-        "recipe": recipe, "target": target, "rotation": rotation, **scores, "seconds": round(seconds, 1),
+        "recipe": recipe,
+        "target": target,
+        "rotation": rotation,
+        **scores,
+        "seconds": round(seconds, 1),
         "stages": {name: stage["seconds"] for name, stage in record["stages"].items()},
-        "peak_memory": usage.ru_maxrss * 1024, "settings": settings_digest(recipe, sets), "sets": sets,
-        "machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat(),
-    }  # fmt: skip
+        "peak_memory": usage.ru_maxrss * 1024,
+        "settings": settings_digest(recipe, sets),
+        "sets": sets,
+        "machine": machine(),
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def settings_digest(recipe: str, sets: list[str]) -> str:
@@ -117,9 +113,7 @@ def commit() -> str:
     """The short commit, with '+' where the working tree differs from it."""
     try:
         head = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True).strip()
-        dirty = subprocess.check_output(
-            ["git", "status", "--porcelain", "-uno", "../src"], cwd=HERE, text=True
-        ).strip()
+        dirty = subprocess.check_output(["git", "status", "--porcelain", "-uno", "../src"], cwd=HERE, text=True).strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+" if dirty else "")
@@ -163,9 +157,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(os.environ.get("MANIHOT_DATA", HERE.parents[1] / "shared" / "data"))
     parser.add_argument("--data", type=Path, default=default / "bracol")
     parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "bracol")
@@ -187,10 +179,7 @@ def main() -> None:
             if known and known[0]["settings"] == digest and not options.fresh:
                 continue
             row = measure(options.data, options.work, options.recipe, options.target, rotation, options.sets)
-            print(
-                f"{key}: validation {row['val']:.4f}, test {row['test']:.4f}, {row['seconds']:.0f} s",
-                flush=True,
-            )
+            print(f"{key}: validation {row['val']:.4f}, test {row['test']:.4f}, {row['seconds']:.0f} s", flush=True)
             rows = [r for r in rows if (r["recipe"], r["target"], r["rotation"]) != key] + [row]
             save_json(RESULTS, rows)
     print(table(rows))

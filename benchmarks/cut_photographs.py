@@ -25,13 +25,22 @@ from manihot.photos.decode import PhotoFault, decode_photo, inspect_photos
 from manihot.photos.headers import read_jpeg_head
 
 FORMS = {
-    "as it is": None, "optimised": {"optimize": True}, "progressive": {"progressive": True},
-    "restart markers": {"restart_marker_blocks": 8}, "grey": {},
-}  # fmt: skip
+    "as it is": None,
+    "optimised": {"optimize": True},
+    "progressive": {"progressive": True},
+    "restart markers": {"restart_marker_blocks": 8},
+    "grey": {},
+}
 FILLINGS = {
-    "zeros": b"\0", "0xff": b"\xff", "0x55": b"\x55", "0xaa55": b"\xaa\x55", "0xff00": b"\xff\0",
-    "text": b"the quick brown fox ", "random": None, "its own data": None,
-}  # fmt: skip
+    "zeros": b"\0",
+    "0xff": b"\xff",
+    "0x55": b"\x55",
+    "0xaa55": b"\xaa\x55",
+    "0xff00": b"\xff\0",
+    "text": b"the quick brown fox ",
+    "random": None,
+    "its own data": None,
+}
 
 
 def cut_and_fill(raw: bytes, filling: str, rng: random.Random) -> bytes:

@@ -48,9 +48,7 @@ def load_real() -> tuple[np.ndarray, np.ndarray]:
     home = os.environ.get("MANIHOT_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data"
     path = Path(home) / "cassava" / "oof_blend_14th.csv"
     if not path.exists():
-        raise SystemExit(
-            f"{path}: not there; set MANIHOT_DATA to the folder that holds cassava/oof_blend_14th.csv"
-        )
+        raise SystemExit(f"{path}: not there; set MANIHOT_DATA to the folder that holds cassava/oof_blend_14th.csv")
     real = Predictions.load(path)
     return real.logits, real.labels
 
@@ -74,11 +72,7 @@ def best_of(work: Callable[[], object], times: int = 5) -> float:
 
 def evaluate_ensemble(df: pd.DataFrame, columns: tuple[str, ...]) -> np.ndarray:
     """As printed in the lecture: the first place's search over all subsets."""
-    return (
-        df[[*columns]]
-        .apply(lambda x: np.argmax([np.sum(v) for v in zip(*[x[c] for c in columns])]), axis=1)
-        .values
-    )
+    return df[[*columns]].apply(lambda x: np.argmax([np.sum(v) for v in zip(*[x[c] for c in columns])]), axis=1).values
 
 
 def calculate_accuracy(y_true: np.ndarray, y_pred: list[int]) -> float:
@@ -114,12 +108,8 @@ def measure_speed(n_subsets: int, n_evaluations: int) -> None:
     single = members.astype(np.float32)
     fast32 = best_of(lambda: score_subsets(single, labels))
     print(f"all 511 subsets of 9 members over {len(labels)} photographs")
-    print(
-        f"  lecture's code     {lecture:9.1f} s   extrapolated from {n_subsets} subsets, counts equal: {same}"
-    )
-    print(
-        f"  score_subsets      {fast:9.4f} s   {lecture / fast:8.0f}x, all counts equal the sum: {identical}"
-    )
+    print(f"  lecture's code     {lecture:9.1f} s   extrapolated from {n_subsets} subsets, counts equal: {same}")
+    print(f"  score_subsets      {fast:9.4f} s   {lecture / fast:8.0f}x, all counts equal the sum: {identical}")
     print(f"  ... float32        {fast32:9.4f} s   {lecture / fast32:8.0f}x")
     twelve = np.concatenate([members, members[:3] ** 1.1 / (members[:3] ** 1.1).sum(axis=2, keepdims=True)])
     print(f"  4,095 subsets of 12 {best_of(lambda: score_subsets(twelve, labels), 3):8.4f} s")
@@ -140,15 +130,11 @@ def measure_speed(n_subsets: int, n_evaluations: int) -> None:
     lecture = float(np.median(each)) * evaluations
     fast = best_of(lambda: fit_differential_evolution(members[:, train], y, 8, GENERATIONS, POPULATION))
     print(f"differential evolution, 9 weights, one fold of {len(y)} photographs, {evaluations} evaluations")
-    print(
-        f"  lecture's code     {lecture:9.1f} s   extrapolated from {n_evaluations} evaluations, values equal"
-    )
+    print(f"  lecture's code     {lecture:9.1f} s   extrapolated from {n_evaluations} evaluations, values equal")
     print(f"  fit_differential_evolution {fast:.4f} s   {lecture / fast:8.0f}x")
     start = time.perf_counter()
     found = nested_cv(members, labels)
-    print(
-        f"nested cross-validation of six methods: {time.perf_counter() - start:.1f} s, chosen: {found.chosen}"
-    )
+    print(f"nested cross-validation of six methods: {time.perf_counter() - start:.1f} s, chosen: {found.chosen}")
     print(found.table.round(5).to_string(index=False))
 
 
@@ -228,9 +214,7 @@ def measure_trust(splits: int) -> None:
 
 def main() -> None:
     """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["speed", "memory", "trust"])
     parser.add_argument("--subsets", type=int, default=12)
     parser.add_argument("--evaluations", type=int, default=4)

@@ -113,9 +113,16 @@ def judge(work: Path, what: str, rate: float, test: list[str]) -> dict[str, Any]
         if one is not None:
             parts[arm] = float(accuracy(one.labels, one.pred_probs))
     return {
-        "photographs": what, "wrong": rate, "rotations": rotations, "n": len(base), "rows": rows, "test": parts,
-        "machine": machine(), "commit": commit(), "date": str(datetime.date.today()),
-    }  # fmt: skip
+        "photographs": what,
+        "wrong": rate,
+        "rotations": rotations,
+        "n": len(base),
+        "rows": rows,
+        "test": parts,
+        "machine": machine(),
+        "commit": commit(),
+        "date": str(datetime.date.today()),
+    }
 
 
 def read_results() -> list[dict[str, Any]]:

@@ -35,10 +35,21 @@ from manihot.records.files import TEMPORARY
 from manihot.records.run_folder import RunFolder
 
 STANDARD = [
-    "--recipe", "standard", "--set", "photo.size=[64,64]",
-    "--set", "model={backbone: test_efficientnet, pretrained: false}",
-    "--set", "train.epochs=2", "--set", "folds.n=2", "--set", "train.precision=fp32", "--set", "augment=[]",
-]  # fmt: skip
+    "--recipe",
+    "standard",
+    "--set",
+    "photo.size=[64,64]",
+    "--set",
+    "model={backbone: test_efficientnet, pretrained: false}",
+    "--set",
+    "train.epochs=2",
+    "--set",
+    "folds.n=2",
+    "--set",
+    "train.precision=fp32",
+    "--set",
+    "augment=[]",
+]
 # run.json and report.html tell how long stages took; the others hold digests of paths
 IGNORED = {"run.json", "report.html", "inputs.txt", ".lock", "looks.json"}
 SUFFIXES = {".parquet", ".csv", ".npy", ".npz", ".safetensors", ".json", ".jsonl", ".html", ".zip", ".png"}

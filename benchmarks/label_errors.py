@@ -158,21 +158,26 @@ def measure(
     }
     found = wrong & flags["is_label_issue"]
     return {
-        **about, "photographs": len(true), "wrong": int(wrong.sum()), "seconds": round(seconds, 2),
+        **about,
+        "photographs": len(true),
+        "wrong": int(wrong.sum()),
+        "seconds": round(seconds, 2),
         "accuracy": float((probs.argmax(axis=1) == true).mean()),
         "ap": {name: float(average_precision_score(wrong, -score)) for name, score in ranks.items() if wrong.any()},
         "flags": {name: judge(wrong, flag) for name, flag in flags.items()},
         "suggestion_right": float((table["suggested_label"].to_numpy() == true)[found].mean()) if found.any() else None,
-    }  # fmt: skip
+    }
 
 
 def judge(wrong: np.ndarray, flag: np.ndarray) -> dict[str, float]:
     hits = int((wrong & flag).sum())
     precision, recall = hits / max(int(flag.sum()), 1), hits / max(int(wrong.sum()), 1)
     return {
-        "flagged": int(flag.sum()), "precision": precision, "recall": recall,
+        "flagged": int(flag.sum()),
+        "precision": precision,
+        "recall": recall,
         "f1": 2 * hits / max(int(flag.sum() + wrong.sum()), 1),
-    }  # fmt: skip
+    }
 
 
 def photographs(part: str, work: Path, data: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Any]:
@@ -421,9 +426,10 @@ def main() -> None:
             say(f"{part} skipped: {reason}")
             continue
         results[part]["about"] = {
-            "machine": machine(), "cpu_seconds": time.process_time() - clock,
+            "machine": machine(),
+            "cpu_seconds": time.process_time() - clock,
             "date": datetime.date.today().isoformat(),
-        }  # fmt: skip
+        }
         save_json(RESULTS, results)
     print(table(results))
 

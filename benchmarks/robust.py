@@ -35,10 +35,7 @@ RECIPES = {  # recipe and what is set beside it
     "unregularised": ("quick", ["features.c=[1000]"]),
     "quick": ("quick", []),
     "robust": ("robust", []),
-    "finetuned": (
-        "standard",
-        ["loss.smoothing=0", "photo.area=8192", "train.epochs=24", "averaging={name: none}"],
-    ),
+    "finetuned": ("standard", ["loss.smoothing=0", "photo.area=8192", "train.epochs=24", "averaging={name: none}"]),
 }
 
 

@@ -143,10 +143,23 @@ def other_passes(paths: list[Path], size: int) -> dict[str, Pass]:
 
     def timms(prefetcher: bool) -> Iterable[Any]:
         return timm.data.create_loader(
-            folder, (3, size, size), BATCH, is_training=True, use_prefetcher=prefetcher, num_workers=0,
-            scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3), hflip=0.5, vflip=0.5, color_jitter=0.2, mean=MEAN, std=STD,
-            interpolation="bilinear", persistent_workers=False, device=torch.device("cpu"),
-        )  # fmt: skip
+            folder,
+            (3, size, size),
+            BATCH,
+            is_training=True,
+            use_prefetcher=prefetcher,
+            num_workers=0,
+            scale=(0.5, 1.0),
+            ratio=(3 / 4, 4 / 3),
+            hflip=0.5,
+            vflip=0.5,
+            color_jitter=0.2,
+            mean=MEAN,
+            std=STD,
+            interpolation="bilinear",
+            persistent_workers=False,
+            device=torch.device("cpu"),
+        )
 
     # a loader sets the transform of its dataset: each has a dataset of its own when it is passed over
     plain = timms(False)
@@ -155,11 +168,14 @@ def other_passes(paths: list[Path], size: int) -> dict[str, Pass]:
     passes[TIMM["uint8"]], passes[TIMM["normalised"]] = lambda: uint8, lambda: plain
     pipeline = v2.Compose(
         [
-            v2.RandomResizedCrop((size, size), scale=(0.5, 1.0), antialias=True), v2.RandomHorizontalFlip(0.5),
-            v2.RandomVerticalFlip(0.5), v2.ColorJitter(0.2, 0.2, 0.2), v2.ToDtype(torch.float32, scale=True),
+            v2.RandomResizedCrop((size, size), scale=(0.5, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(0.5),
+            v2.RandomVerticalFlip(0.5),
+            v2.ColorJitter(0.2, 0.2, 0.2),
+            v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(MEAN, STD),
         ]
-    )  # fmt: skip
+    )
     torchvisions = DataLoader(
         Files(paths, lambda path: pipeline(decode_jpeg(read_file(str(path)), ImageReadMode.RGB))), BATCH, shuffle=True
     )
@@ -170,11 +186,13 @@ def other_passes(paths: list[Path], size: int) -> dict[str, Pass]:
         compose = A.Compose(
             [
                 A.RandomResizedCrop((size, size), scale=(0.5, 1.0), p=1),
-                A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5),
-                A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.8, 1.2), (0, 0), p=1), A.Normalize(MEAN, STD, p=1),
+                A.HorizontalFlip(p=0.5),
+                A.VerticalFlip(p=0.5),
+                A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.8, 1.2), (0, 0), p=1),
+                A.Normalize(MEAN, STD, p=1),
             ],
             seed=0,
-        )  # fmt: skip
+        )
 
         def notebook(path: Path) -> torch.Tensor:
             rgb = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
@@ -247,9 +265,18 @@ class Training:
         def epoch() -> None:
             (folder / "last.ckpt").unlink(missing_ok=True)
             fit(
-                self.model, self.loader, self.batches, STEPS["supervised"], self.state, once, 0, folder, None,
-                lambda network: None, "fit",
-            )  # fmt: skip
+                self.model,
+                self.loader,
+                self.batches,
+                STEPS["supervised"],
+                self.state,
+                once,
+                0,
+                folder,
+                None,
+                lambda network: None,
+                "fit",
+            )
 
         return epoch
 
@@ -261,11 +288,7 @@ def measure_loop(folder: Path, rounds: int) -> dict[str, Any]:
     images = torch.rand(BATCH, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     targets = torch.eye(CLASSES)[torch.arange(BATCH) % CLASSES]
     took = best_cpu(
-        {
-            "bare": training.bare(),
-            "fit": training.fitted(folder),
-            "loader": lambda: [None for _ in training.loader],
-        },
+        {"bare": training.bare(), "fit": training.fitted(folder), "loader": lambda: [None for _ in training.loader]},
         rounds,
     )
     ms = {name: 1000 * seconds / steps for name, seconds in took.items()}
@@ -348,9 +371,12 @@ def main() -> None:
             if options.only != "input":
                 found["loop"] = measure_loop(Path(name), options.rounds)
         found |= {
-            "rounds": options.rounds, "machine": machine(), "commit": commit(),
-            "date": datetime.date.today().isoformat(), "note": options.note,
-        }  # fmt: skip
+            "rounds": options.rounds,
+            "machine": machine(),
+            "commit": commit(),
+            "date": datetime.date.today().isoformat(),
+            "note": options.note,
+        }
         save_json(options.results, found)
     print(table(json.loads(options.results.read_text(encoding="utf-8"))))
 

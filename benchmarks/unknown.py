@@ -32,16 +32,7 @@ from manihot.trust.unknown import auroc, fit_unknown
 
 SIZE = (224, 224)
 FALSE_REJECTION = 0.05
-SKIP = (
-    "chessboard",
-    "color",
-    "logo",
-    "page",
-    "text",
-    "phantom",
-    "horse",
-    "test",
-)  # drawings and pages of text
+SKIP = ("chessboard", "color", "logo", "page", "text", "phantom", "horse", "test")  # drawings and pages of text
 
 
 def data_folder() -> Path:
@@ -89,9 +80,7 @@ def embed(photos: list[np.ndarray], what: str) -> np.ndarray:
 
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--leaves", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
@@ -131,10 +120,7 @@ def main() -> None:
     for kind in ("max_prob", "max_logit", "energy", "knn", "mahalanobis"):
         detector = fit_unknown(kind, fit, FALSE_REJECTION)
         known = detector.score(fresh)
-        row: dict[str, object] = {
-            "score": kind,
-            "leaves rejected": f"{detector.is_unknown(fresh).mean():.3f}",
-        }
+        row: dict[str, object] = {"score": kind, "leaves rejected": f"{detector.is_unknown(fresh).mean():.3f}"}
         for name, embeddings in strange.items():
             other = predict(embeddings, np.full(len(embeddings), -1))
             row[name] = f"{auroc(known, detector.score(other)):.3f} ({detector.is_unknown(other).mean():.2f})"

@@ -18,6 +18,7 @@ from manihot.progress import speak
 
 speak()  # messages on standard error, as the command line shows them
 
+
 def shared_data(name: str = "") -> Path:
     """The folder of real data: $MANIHOT_DATA, or `shared/data` beside the checkout; skips the test without it."""
     home = os.environ.get("MANIHOT_DATA")
@@ -70,9 +71,7 @@ def small_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(15):
             picture = rng.integers(40, 120, (48, 64, 3))
             picture[..., k] += 90
-            Image.fromarray(picture.astype(np.uint8)).save(
-                folder / name / f"{name[:1]}{i:02d}.jpg", quality=90
-            )
+            Image.fromarray(picture.astype(np.uint8)).save(folder / name / f"{name[:1]}{i:02d}.jpg", quality=90)
     (folder / "red" / "empty.jpg").write_bytes(b"")
     (folder / "green" / "page.jpg").write_text("<html></html>", encoding="utf-8")
     return folder

@@ -23,9 +23,12 @@ from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 
 OLD = {"cbb": 4, "cbsd": 3, "cgm": 3, "cmd": 6, "healthy": 2}
 CLASSES = (
-    "Cassava Bacterial Blight (CBB)", "Cassava Brown Streak Disease (CBSD)", "Cassava Green Mottle (CGM)",
-    "Cassava Mosaic Disease (CMD)", "Healthy",
-)  # fmt: skip
+    "Cassava Bacterial Blight (CBB)",
+    "Cassava Brown Streak Disease (CBSD)",
+    "Cassava Green Mottle (CGM)",
+    "Cassava Mosaic Disease (CMD)",
+    "Healthy",
+)
 NAMES = dict(zip(OLD, CLASSES))
 EACH = 5  # photographs of each class of 2020
 
@@ -72,10 +75,19 @@ WITH_2019 = [name for name in recipe_names() if "2019" in load_recipe(name).sour
 
 def test_the_recipes_with_2019_are_those_of_the_lecture():
     assert {
-        "lecture-effb4-2019", "lecture-regnety40-2019", "lecture-vit-2019", "lecture-fixmatch", "lecture-avengers",
-        "lecture-lb-best", "cassava2020-18", "cassava2020-25", "cassava2020-28", "cassava2020-37", "cassava2020-77",
+        "lecture-effb4-2019",
+        "lecture-regnety40-2019",
+        "lecture-vit-2019",
+        "lecture-fixmatch",
+        "lecture-avengers",
+        "lecture-lb-best",
+        "cassava2020-18",
+        "cassava2020-25",
+        "cassava2020-28",
+        "cassava2020-37",
+        "cassava2020-77",
         "cassava2020-606",
-    } <= set(WITH_2019)  # fmt: skip
+    } <= set(WITH_2019)
 
 
 @pytest.mark.parametrize("name", WITH_2019)

@@ -178,8 +178,17 @@ def test_every_part_of_the_audit_is_shown(run: Path) -> None:
     _, page = read(run)
     headings = {attrs["id"] for name, attrs in page.tags if name == "section"}
     assert headings == {
-        "result", "labels", "duplicates", "lookalikes", "outliers", "composition", "sources", "what-if", "next", "how"
-    }  # fmt: skip
+        "result",
+        "labels",
+        "duplicates",
+        "lookalikes",
+        "outliers",
+        "composition",
+        "sources",
+        "what-if",
+        "next",
+        "how",
+    }
     assert "Missing from this run folder" not in page.text
     drift = table_of(run, "drift").iloc[0]
     assert f"{drift['auc']:.2f}" in page.text and "Most typical of 2019" in page.text

@@ -241,9 +241,7 @@ def test_borders_are_those_of_the_photograph(border: str) -> None:
     photo = leafy(60, 60)
     shift = fixed("affine", translate_x=[0.25, 0.25], shear_x=0, border=border, fill=9)
     pixels = augment(shift, size=(60, 60))(photo, 0, 0)[0].astype(int)
-    beyond = {"reflect": photo[:, 14::-1], "replicate": photo[:, :1], "constant": np.full((60, 1, 3), 9)}[
-        border
-    ]
+    beyond = {"reflect": photo[:, 14::-1], "replicate": photo[:, :1], "constant": np.full((60, 1, 3), 9)}[border]
     assert np.abs(pixels[:, 15:] - photo[:, :45]).max() <= 1
     assert np.abs(pixels[:, :15] - beyond).max() <= 1
 
@@ -289,9 +287,9 @@ def test_colour_conventions() -> None:
     assert np.abs(grey - cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)[..., None]).max() <= 1
     flat = np.zeros((64, 48, 3), np.uint8)
     flat[:] = (150, 90, 90)
-    turned = apply_colour(
-        *augment(fixed("hue_saturation_value", hue=[120, 120], saturation=0, value=0))(flat, 0, 0)
-    )[0, 0]
+    turned = apply_colour(*augment(fixed("hue_saturation_value", hue=[120, 120], saturation=0, value=0))(flat, 0, 0))[
+        0, 0
+    ]
     assert turned[1] > turned[0] and turned[1] > turned[2]  # red by 120 degrees is green
     luma = np.array([0.299, 0.587, 0.114])
     assert abs(float(turned @ luma) - float(flat[0, 0] @ luma)) < 1
@@ -384,9 +382,7 @@ def test_strength_schedules() -> None:
     ramp = AUGMENTS["grid_mask"](p=0.8, strength=[(0, 0), (1, 1)])
     assert [ramp.chance(epoch, 5) for epoch in range(5)] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
     # 28th place: off at first, on, less, off in the last epoch
-    lessen = AUGMENTS["rotate"](
-        p=1.0, from_epoch=2, until_epoch=-1, strength=[(0.6, 1), (0.61, 0.4), (1, 0.4)]
-    )
+    lessen = AUGMENTS["rotate"](p=1.0, from_epoch=2, until_epoch=-1, strength=[(0.6, 1), (0.61, 0.4), (1, 0.4)])
     assert [lessen.chance(e, 10) for e in range(10)] == pytest.approx([0, 0, 1, 1, 1, 1, 0.4, 0.4, 0.4, 0])
     assert AUGMENTS["rotate"](p=0.5, strength=[(0, 3)]).chance(0, 4) == 1.0
     assert ramp.chance(0, 1) == pytest.approx(0.4)  # one epoch is its own middle
@@ -397,9 +393,7 @@ def test_schedules_reach_the_pixels_and_the_choices_within() -> None:
     assert share_applied(op, 0, 11) == 0
     assert abs(share_applied(op, 5, 11) - 0.5) < 0.08
     assert share_applied(op, 10, 11) == 1
-    either = choice(
-        "one_of", p=1.0, choices=[{"name": "rotate", "until_epoch": 1}, {"name": "blur", "from_epoch": 1}]
-    )
+    either = choice("one_of", p=1.0, choices=[{"name": "rotate", "until_epoch": 1}, {"name": "blur", "from_epoch": 1}])
     white = np.full((8, 8, 3), 255, np.uint8)
     for epoch, name in ((0, "rotate"), (3, "blur")):
         augmenter = augment(either, size=(8, 8), epochs=5)
@@ -422,8 +416,15 @@ def test_rand_augment_applies_its_whole_list_and_magnitude_0_changes_little() ->
     augmenter = augment(choice("rand_augment", n=3, magnitude=9))
     names = {name for index in range(150) for name, _ in augmenter.explain(photo, 0, index)[1]}
     assert names == {
-        "auto_contrast", "equalize", "rotate", "solarize", "posterize", "color_jitter", "sharpen", "affine"
-    }  # fmt: skip
+        "auto_contrast",
+        "equalize",
+        "rotate",
+        "solarize",
+        "posterize",
+        "color_jitter",
+        "sharpen",
+        "affine",
+    }
     pictures = augment(choice("rand_augment", n=3, magnitude=0))
     still = {"auto_contrast", "equalize"}  # these have no magnitude
     for index in range(40):
@@ -439,9 +440,7 @@ def test_unsharp_mask_and_jpeg_do_what_they_say() -> None:
     edges[:, 24:] = 150
     sharp = augment(fixed("sharpen", amount=1.0))(edges, 0, 0)[0].astype(int)
     assert sharp.max() > 160 and sharp.min() < 90
-    good, poor = (
-        np.abs(augment(fixed("jpeg", quality=q))(photo, 0, 0)[0].astype(int) - photo).mean() for q in (95, 5)
-    )
+    good, poor = (np.abs(augment(fixed("jpeg", quality=q))(photo, 0, 0)[0].astype(int) - photo).mean() for q in (95, 5))
     assert good < 2 < poor
 
 

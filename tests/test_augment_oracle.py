@@ -16,9 +16,7 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for its
 A = pytest.importorskip("albumentations", reason="the oracle is not installed: the extra `oracles`")
 
 EDGE = 96
-CASES: dict[
-    str, tuple[dict[str, Any], Any, float, float]
-] = {  # ours, theirs, largest mean and single difference
+CASES: dict[str, tuple[dict[str, Any], Any, float, float]] = {  # ours, theirs, largest mean and single difference
     "horizontal flip": ({"name": "horizontal_flip"}, lambda: A.HorizontalFlip(p=1), 0, 0),
     "vertical flip": ({"name": "vertical_flip"}, lambda: A.VerticalFlip(p=1), 0, 0),
     "transpose": ({"name": "transpose"}, lambda: A.Transpose(p=1), 0, 0),
@@ -28,12 +26,7 @@ CASES: dict[
         0.5,
         255,  # along the picture's border the two blend half a pixel apart
     ),
-    "scale": (
-        {"name": "affine", "scale": 1.3, "shear_x": 0},
-        lambda: A.Affine(scale=(1.3, 1.3), p=1),
-        0.6,
-        6,
-    ),
+    "scale": ({"name": "affine", "scale": 1.3, "shear_x": 0}, lambda: A.Affine(scale=(1.3, 1.3), p=1), 0.6, 6),
     "translate": (
         {
             "name": "affine",
@@ -113,10 +106,7 @@ def test_agrees_with_albumentations(case: str) -> None:
     difference = np.abs(got.astype(int) - right)
     assert difference.mean() <= mean and difference.max() <= most, (difference.mean(), difference.max())
     if case not in ("to gray",):
-        assert np.abs(right - photo).mean() > 1 or case in (
-            "median blur",
-            "mean blur",
-        )  # the oracle did something
+        assert np.abs(right - photo).mean() > 1 or case in ("median blur", "mean blur")  # the oracle did something
 
 
 def test_operations_in_fractions_hardly_move_a_pixel_there() -> None:

@@ -27,6 +27,7 @@ from test_ensemble_search import make_members
 
 __all__ = ["trained"]  # the fixture
 
+
 def grouped(method: str = "uniform", **more: Any) -> dict[str, BlendGroup]:
     return {"pair": BlendGroup(members=("three", "one"), method=method, **more)}
 
@@ -37,8 +38,10 @@ def test_a_group_stands_where_its_first_member_does():
     assert members_of_blend(NAMES, settings) == NAMES
     assert parts_of_blend([*NAMES, "four"], Blend(groups=grouped(), members=("four", "pair"))) == ["pair", "four"]
     assert members_of_blend([*NAMES, "four"], Blend(groups=grouped(), members=("four", "pair"))) == [
-        "one", "three", "four",
-    ]  # fmt: skip
+        "one",
+        "three",
+        "four",
+    ]
     assert members_of_blend(NAMES, Blend(groups=grouped(), members=("two",))) == ["two"]
 
 
@@ -215,9 +218,7 @@ def test_a_run_blends_groups_and_new_photographs_get_the_same_answers(
     members = f"members={{a: {{{small}}}, b: {{{small}, seed: 1}}, c: {{{small}, seed: 2}}}}"
     groups = "blend={method: uniform, groups: {ab: {members: [a, b], method: stack}}}"
     out = tmp_path / "out"
-    scores = pipeline.run(
-        tmp_path / "split.parquet", out, str(tiny_recipe), overrides=[members, groups], workers=1
-    )
+    scores = pipeline.run(tmp_path / "split.parquet", out, str(tiny_recipe), overrides=[members, groups], workers=1)
     assert scores["best"] == "ensemble"
     test = Predictions.load(out / "predictions/ensemble.test.parquet")
     again = predict_photos(manihot.load_model(out), manifest.take(split == "test"))

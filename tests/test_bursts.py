@@ -36,8 +36,11 @@ def draw_scene(rng: np.random.Generator, white: bool = False) -> np.ndarray:
     ground = 245 + 0 * smooth_noise(rng, (150, 190), 30) if white else 110 + 45 * smooth_noise(rng, (150, 190), 30, 3)
     scene = np.stack([ground * tint for tint in (1.0, 1.0 if white else 1.05, 1.0 if white else 0.7)], axis=-1)
     for _ in range(1 if white else int(rng.integers(1, 4))):
-        centre = (95 + int(rng.integers(-12, 13)), 75 + int(rng.integers(-9, 10))) if white else (
-            int(rng.integers(30, 160)), int(rng.integers(25, 125)))  # fmt: skip
+        centre = (
+            (95 + int(rng.integers(-12, 13)), 75 + int(rng.integers(-9, 10)))
+            if white
+            else (int(rng.integers(30, 160)), int(rng.integers(25, 125)))
+        )
         axes = (int(rng.integers(42, 60)), int(rng.integers(18, 34)))
         angle = float(rng.uniform(-20, 20) if white else rng.uniform(0, 180))
         colour = tuple(float(v) for v in (rng.integers(40, 110), rng.integers(110, 190), rng.integers(30, 80)))
@@ -67,8 +70,14 @@ def save_shot(path: Path, pixels: np.ndarray, seconds: float | None) -> None:
 
 
 def shoot(
-    home: Path, shots: list[int], times: bool = True, named: str = "IMG_{:04d}.jpg", white: bool = False, seed: int = 0,
-    pause: tuple[float, float] = (40, 400), shake: int = 5,
+    home: Path,
+    shots: list[int],
+    times: bool = True,
+    named: str = "IMG_{:04d}.jpg",
+    white: bool = False,
+    seed: int = 0,
+    pause: tuple[float, float] = (40, 400),
+    shake: int = 5,
 ) -> np.ndarray:
     """Photographs of len(shots) scenes in two class folders, one after the other; the scene of each, in name order."""
     rng = np.random.default_rng(seed)

@@ -95,8 +95,11 @@ def test_snapmix_on_tokens_that_no_check_saw_is_no_stack_trace(tmp_path: Path, t
     sets = ("photo.size=[160,160]", "model.backbone=test_vit", "mixing=[{name: snapmix, p: 1.0}]")
     member = tiny_member(tmp_path, tiny_recipe, sets)
     rows, _ = member.rows(0)
-    training = make_training(member, 0, TrainingLabels(rows, torch.eye(3)[member.manifest.labels[rows]].numpy(),
-                                               torch.ones(len(rows)).numpy()))  # fmt: skip
+    training = make_training(
+        member,
+        0,
+        TrainingLabels(rows, torch.eye(3)[member.manifest.labels[rows]].numpy(), torch.ones(len(rows)).numpy()),
+    )
     mixer = make_mixer(member.recipe, 1, 0, training.model)
     with pytest.raises(SettingsError, match="SnapMix needs feature maps"):
         mixer(torch.zeros(2, 3, 160, 160), torch.eye(3)[:2], 0, 0)

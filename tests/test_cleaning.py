@@ -42,10 +42,15 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = [f"{i:02d}.png" for i in range(90)]
     table = pd.DataFrame(
         {
-            "image_id": names, "path": names, "label": given, "source": np.where(np.arange(90) < 45, "a", "b"),
-            "sha256": [digest_file(run / name) for name in names], "height": 240, "width": 320,
+            "image_id": names,
+            "path": names,
+            "label": given,
+            "source": np.where(np.arange(90) < 45, "a", "b"),
+            "sha256": [digest_file(run / name) for name in names],
+            "height": 240,
+            "width": 320,
         }
-    )  # fmt: skip
+    )
     manifest = Manifest.from_table(table, CLASSES, run)
     with RunFolder(run) as folder:
         manifest = group_duplicates(folder, manifest, workers=1)
@@ -178,9 +183,13 @@ def test_options_that_nothing_would_follow_are_refused(audited: Path, tmp_path: 
     own = tmp_path / "own.csv"
     own.write_text("image_id,action\n10.png,drop\n", encoding="utf-8")
     idle: list[tuple[dict, str]] = [
-        ({"n": 2}, "--n"), ({"classes": ["healthy"]}, "--only"), ({"predictions": tmp_path / "no"}, "--predictions"),
-        ({"threshold": 0.9}, "--threshold"), ({"weight": 0.5}, "--weight"), ({"rules": ["flagged=drop"]}, "--rule"),
-    ]  # fmt: skip
+        ({"n": 2}, "--n"),
+        ({"classes": ["healthy"]}, "--only"),
+        ({"predictions": tmp_path / "no"}, "--predictions"),
+        ({"threshold": 0.9}, "--threshold"),
+        ({"weight": 0.5}, "--weight"),
+        ({"rules": ["flagged=drop"]}, "--rule"),
+    ]
     for settings, name in idle:
         with pytest.raises(SettingsError, match=name):
             clean(audited, tmp_path / "x", decisions=own, **settings)

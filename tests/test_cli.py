@@ -17,9 +17,7 @@ VERBS = [name for name in app if not name.startswith("-")]
 
 
 def manihot(*words: str | Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "manihot.cli", *map(str, words)], capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, "-m", "manihot.cli", *map(str, words)], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -130,8 +128,18 @@ def test_blend_stack_and_calibrate_work_on_csv_files_without_torch(tmp_path: Pat
 
 
 HEAVY = (
-    "torch", "torchvision", "timm", "onnx", "onnxruntime", "matplotlib", "sklearn", "scipy", "pandas", "pyarrow", "cv2",
-)  # fmt: skip
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "pandas",
+    "pyarrow",
+    "cv2",
+)
 
 
 def loaded(code: str) -> set[str]:
@@ -154,8 +162,12 @@ def test_verbs_on_recipes_load_nothing_heavy():
 
 def test_help_starts_within_half_a_second_of_computing():
     """Time of the process, not of the clock, so that a busy machine doesn't decide; the best of three."""
-    code = "import sys, time; from manihot.cli import app; app(['run', '--help'], result_action='return_value'); " \
-        "print(time.process_time(), file=sys.stderr)"  # fmt: skip
-    spent = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr)
-             for _ in range(3)]  # fmt: skip
+    code = (
+        "import sys, time; from manihot.cli import app; app(['run', '--help'], result_action='return_value'); "
+        "print(time.process_time(), file=sys.stderr)"
+    )
+    spent = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr)
+        for _ in range(3)
+    ]
     assert min(spent) < 0.5, spent

@@ -9,15 +9,7 @@ import pandas as pd
 import pytest
 
 from manihot.audit.decision_files import read_decisions
-from manihot.audit.decisions import (
-    ACTIONS,
-    RULES,
-    SOFT,
-    apply_decisions,
-    compare_manifests,
-    decide,
-    merge_decisions,
-)
+from manihot.audit.decisions import ACTIONS, RULES, SOFT, apply_decisions, compare_manifests, decide, merge_decisions
 from manihot.errors import DataError, SettingsError
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
@@ -33,24 +25,30 @@ def make_manifest() -> Manifest:
 
 def make_issues() -> pd.DataFrame:
     """Photographs 0 to 6, worst first: 4, 0, 2, 5, 6, 1, 3."""
-    return pd.DataFrame({
-        "image_id": ["4.jpg", "0.jpg", "2.jpg", "5.jpg", "6.jpg", "1.jpg", "3.jpg"],
-        "given_label": ["Healthy", "blight", "mosaic, green", "Healthy", "Healthy", "blight", "mosaic, green"],
-        "suggested_label": ["blight", "Healthy", "blight", "blight", "Healthy", "blight", "mosaic, green"],
-        "label_score": [0.01, 0.05, 0.2, 0.3, 0.6, 0.8, 0.9],
-        "is_label_issue": [True, True, True, False, False, False, False],
-        "cleanlab_issue": [True, False, False, True, False, False, False],
-        "predicted_label": ["blight", "Healthy", "blight", "blight", "Healthy", "blight", "mosaic, green"],
-        "predicted_probability": [0.97, 0.92, 0.9, 0.6, 0.99, 0.95, 0.99],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "image_id": ["4.jpg", "0.jpg", "2.jpg", "5.jpg", "6.jpg", "1.jpg", "3.jpg"],
+            "given_label": ["Healthy", "blight", "mosaic, green", "Healthy", "Healthy", "blight", "mosaic, green"],
+            "suggested_label": ["blight", "Healthy", "blight", "blight", "Healthy", "blight", "mosaic, green"],
+            "label_score": [0.01, 0.05, 0.2, 0.3, 0.6, 0.8, 0.9],
+            "is_label_issue": [True, True, True, False, False, False, False],
+            "cleanlab_issue": [True, False, False, True, False, False, False],
+            "predicted_label": ["blight", "Healthy", "blight", "blight", "Healthy", "blight", "mosaic, green"],
+            "predicted_probability": [0.97, 0.92, 0.9, 0.6, 0.99, 0.95, 0.99],
+        }
+    )
 
 
 def make_duplicates() -> pd.DataFrame:
-    return pd.DataFrame({
-        "image_id": ["0.jpg", "1.jpg", "2.jpg", "5.jpg", "6.jpg"], "group": ["a", "a", "b", "b", "b"], "kind": "near",
-        "label": ["blight", "blight", "mosaic, green", "Healthy", "Healthy"],
-        "label_conflict": [False, False, True, True, True],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "image_id": ["0.jpg", "1.jpg", "2.jpg", "5.jpg", "6.jpg"],
+            "group": ["a", "a", "b", "b", "b"],
+            "kind": "near",
+            "label": ["blight", "blight", "mosaic, green", "Healthy", "Healthy"],
+            "label_conflict": [False, False, True, True, True],
+        }
+    )
 
 
 def probs() -> Predictions:
@@ -119,8 +117,10 @@ def test_conflicting_copies_get_their_shares_their_majority_or_less_weight() -> 
         assert soft["reason"].tolist() == ["copies in duplicate group b are labelled Healthy, mosaic, green"] * 3
     major = decide(None, make_duplicates(), rule="conflicts", action="relabel")
     assert major[["image_id", "action", "new_label"]].to_numpy().tolist() == [
-        ["2.jpg", "relabel", "Healthy"], ["5.jpg", "keep", ""], ["6.jpg", "keep", ""],
-    ]  # fmt: skip
+        ["2.jpg", "relabel", "Healthy"],
+        ["5.jpg", "keep", ""],
+        ["6.jpg", "keep", ""],
+    ]
     tie = decide(None, make_duplicates().drop(index=4), rule="conflicts", action="relabel")
     assert (tie["action"] == "keep").all() and tie["reason"].str.contains("no label has the majority").all()
     light = decide(None, make_duplicates(), rule="conflicts", action="down_weight", weight=0.25)
@@ -181,9 +181,10 @@ def test_a_relabelled_photograph_loses_its_soft_label_and_others_keep_theirs(tmp
 def test_before_and_after_are_counted_class_by_class() -> None:
     manifest, issues = make_manifest(), make_issues()
     decisions = merge_decisions(
-        decide(issues, rule="confident", action="relabel"), decide(issues, rule="worst", n=3),
+        decide(issues, rule="confident", action="relabel"),
+        decide(issues, rule="worst", n=3),
         decide(issues, rule="worst", n=4, action="down_weight"),
-    )  # fmt: skip
+    )
     cleaned, _ = apply_decisions(manifest, decisions)
     table = compare_manifests(manifest, cleaned).set_index("class")
     assert table.loc["blight"].tolist() == [2, 2, 0, 1, 1, 0, 0]

@@ -109,9 +109,7 @@ def test_orientation_in_xmp_alone_counts() -> None:
     least=st.tuples(st.integers(1, 160), st.integers(1, 160)),
 )
 def test_fast_and_slow_jpeg_agree(height, width, subsampling, progressive, orientation, least) -> None:
-    raw = encode(
-        picture(height, width), subsampling=subsampling, progressive=progressive, exif=exif(orientation)
-    )
+    raw = encode(picture(height, width), subsampling=subsampling, progressive=progressive, exif=exif(orientation))
     assert read_jpeg_head(raw).plain
     for at_least in (None, least):
         fast = decode_photo(raw, at_least=at_least)

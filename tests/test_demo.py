@@ -62,12 +62,7 @@ def test_broken_files_fail_and_all_others_decode(drawn: tuple[Path, pd.DataFrame
 
 def test_odd_files_are_what_they_claim(drawn: tuple[Path, pd.DataFrame]) -> None:
     out, truth = drawn
-    expected = {
-        "png_alpha": ("PNG", "RGBA"),
-        "png16": ("PNG", "I;16"),
-        "cmyk": ("JPEG", "CMYK"),
-        "grey": ("JPEG", "L"),
-    }
+    expected = {"png_alpha": ("PNG", "RGBA"), "png16": ("PNG", "I;16"), "cmyk": ("JPEG", "CMYK"), "grey": ("JPEG", "L")}
     for row in truth[truth["oddity"] != ""].itertuples():
         with Image.open(out / "train_images" / row.image_id) as image:
             if row.oddity == "gif":
@@ -91,9 +86,7 @@ def test_one_worker_draws_the_same_files(drawn: tuple[Path, pd.DataFrame], tmp_p
     folder = tmp_path / "again" / "train_images"
     folder.mkdir(parents=True)
     settings = json.loads((out / "demo.json").read_text(encoding="utf-8"))
-    (tmp_path / "again" / "demo.json").write_text(
-        json.dumps({**settings, "finished": False}), encoding="utf-8"
-    )
+    (tmp_path / "again" / "demo.json").write_text(json.dumps({**settings, "finished": False}), encoding="utf-8")
     kept = sorted(set(truth["image_id"]))[::2]
     for name in kept:
         (folder / name).write_bytes((out / "train_images" / name).read_bytes())
@@ -103,9 +96,7 @@ def test_one_worker_draws_the_same_files(drawn: tuple[Path, pd.DataFrame], tmp_p
     assert (out / "train.csv").read_bytes() == (tmp_path / "again" / "train.csv").read_bytes()
 
 
-def test_finished_demo_is_recognised(
-    drawn: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finished_demo_is_recognised(drawn: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch) -> None:
     out, truth = drawn
     monkeypatch.setattr(demo, "_draw_all", lambda *_: pytest.fail("drawn again"))
     pd.testing.assert_frame_equal(truth, make_demo(out, photos=PHOTOS, seed=3, workers=1))
@@ -183,10 +174,7 @@ def test_copies_show_the_original(kind: str) -> None:
     if kind == "cropped80":
         tops = range(300 - 240 + 1)
         exact = [
-            (t, x)
-            for t in tops
-            for x in range(400 - 320 + 1)
-            if (copy == original[t : t + 240, x : x + 320]).all()
+            (t, x) for t in tops for x in range(400 - 320 + 1) if (copy == original[t : t + 240, x : x + 320]).all()
         ]
         assert len(exact) == 1
     else:

@@ -80,10 +80,11 @@ def oversampled(epoch: int) -> np.ndarray:
 EFFICIENT = {"backbone": "test_efficientnet", "pretrained": False, "dropout": 0.0, "freeze_norm": True}
 TRAINED_NORMS = Case(  # hardly moving weights, as batch norms in training make another gradient
     {
-        "model": {**EFFICIENT, "freeze_norm": False}, "averaging": {"name": "ema", "decay": 0.5},
+        "model": {**EFFICIENT, "freeze_norm": False},
+        "averaging": {"name": "ema", "decay": 0.5},
         "optimizer": {"lr": 1e-9},
     }
-)  # fmt: skip
+)
 CASES = {
     "layer norms": Case(),
     "frozen batch norms, oversampling": Case({"model": EFFICIENT}, draw=oversampled),
@@ -100,25 +101,38 @@ CASES = {
     "fixmatch": Case({"step": {"name": "fixmatch", "threshold": 0.2, "mu": 2}}),
     "class weights": Case({"loss": {"name": "class_balanced", "counts": [2, 20, 200], "beta": 0.99}}),
     "weights of photographs": Case(weights=np.linspace(0.1, 2, N)),
-    "combo": Case({
-        "loss": {"name": "combo", "terms": [
-            {"name": "focal", "class_weights": [3, 1, 0.2]}, {"name": "bi_tempered", "weight": 0.5}, {"name": "elr"},
-        ]},
-    }),
+    "combo": Case(
+        {
+            "loss": {
+                "name": "combo",
+                "terms": [
+                    {"name": "focal", "class_weights": [3, 1, 0.2]},
+                    {"name": "bi_tempered", "weight": 0.5},
+                    {"name": "elr"},
+                ],
+            }
+        }
+    ),
     "triplet, class weights": Case({"loss": {"name": "triplet", "class_weights": [3, 1, 0.2]}}),
     "gjs": Case({"loss": {"name": "gjs", "views": 2}}),
     "distillation": Case({"loss": {"name": "distillation"}}, teacher=np.random.default_rng(5).normal(size=(N, 3))),
-    "mixup, accumulation": Case({
-        "mixing": [{"name": "mixup", "p": 0.7}], "train": {"batch": 3, "accumulate": 2},
-        "loss": {"name": "cross_entropy", "smoothing": 0.1, "class_weights": [3, 1, 0.2]},
-    }),
+    "mixup, accumulation": Case(
+        {
+            "mixing": [{"name": "mixup", "p": 0.7}],
+            "train": {"batch": 3, "accumulate": 2},
+            "loss": {"name": "cross_entropy", "smoothing": 0.1, "class_weights": [3, 1, 0.2]},
+        }
+    ),
     "cutmix, sam": Case({"mixing": [{"name": "cutmix"}], "optimizer": {"sam": 0.05}}),
     "snapmix": Case({"model": EFFICIENT, "mixing": [{"name": "snapmix"}]}),
     "a mix drawn a batch": Case({"mixing": [{"name": name} for name in ("fmix", "resizemix", "cutout")]}),
-    "fixmatch, mixup, triplet": Case({
-        "step": {"name": "fixmatch", "threshold": 0.2, "mu": 2}, "mixing": [{"name": "mixup"}],
-        "loss": {"name": "triplet"},
-    }),
+    "fixmatch, mixup, triplet": Case(
+        {
+            "step": {"name": "fixmatch", "threshold": 0.2, "mu": 2},
+            "mixing": [{"name": "mixup"}],
+            "loss": {"name": "triplet"},
+        }
+    ),
     "two looks": Case(step=two_looks),
     "idle parameters": Case({"optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}}, now_and_then),
 }
@@ -146,9 +160,7 @@ def training(case: Case, folder: Path, dtype: torch.dtype = torch.float32) -> di
     loss = make_loss(recipe.loss.name, recipe.loss.settings, classes=3, photographs=N)
     views = max(getattr(term, "views", 1) for term in loss.modules())
     teacher = None if case.teacher is None else case.teacher.astype(np.float32)
-    data = TrainingPhotos(
-        PHOTOS, np.arange(N), np.eye(3)[LABELS], case.weights, augmenter, teacher, unlabelled, views
-    )  # fmt: skip
+    data = TrainingPhotos(PHOTOS, np.arange(N), np.eye(3)[LABELS], case.weights, augmenter, teacher, unlabelled, views)
     share = (distributed.rank(), distributed.world())
     loader, batches = make_loader(data, recipe.train.batch, 0, 0, False, case.draw, share)
     mixer = make_mixer(recipe, len(batches), 0, model)
@@ -186,9 +198,12 @@ def training(case: Case, folder: Path, dtype: torch.dtype = torch.float32) -> di
 
 def two_processes(number: int, port: int, folder: Path) -> None:
     os.environ |= {
-        "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "RANK": str(number),
+        "LOCAL_RANK": str(number),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-    }  # fmt: skip
+    }
     torch.set_num_threads(1)
     began = time.monotonic()
     try:
@@ -218,13 +233,19 @@ def exchange(folder: Path) -> None:
     model.weight.grad = torch.tensor([[1.0, 2.0]]) if number == 0 else torch.tensor([[5.0, 6.0]])
     loss = distributed.average_gradients(model, 10.0 * (number + 1), (3, 1)[number])
     note(
-        folder, "exchange", gathered=distributed.gather(rows).flatten().tolist(), parts=parts, loss=loss,
-        gradient=model.weight.grad.flatten().tolist(), bias=model.bias.grad is None,
-        total=distributed.total(number + 4), means=distributed.means({"a": float(number), "b": 2.0}),
+        folder,
+        "exchange",
+        gathered=distributed.gather(rows).flatten().tolist(),
+        parts=parts,
+        loss=loss,
+        gradient=model.weight.grad.flatten().tolist(),
+        bias=model.bias.grad is None,
+        total=distributed.total(number + 4),
+        means=distributed.means({"a": float(number), "b": 2.0}),
         said=distributed.from_first(lambda: {"by": number, "world": distributed.world()}),
         large=len(distributed.from_first(lambda: bytes(20_000_000))),  # more than a store takes
         alone=distributed.first_alone(lambda: number),
-    )  # fmt: skip
+    )
 
 
 def batch_norms(folder: Path) -> None:
@@ -334,9 +355,7 @@ def test_every_step_has_its_case():
 
 def test_every_loss_that_looks_beyond_its_logits_has_its_case():
     settings = {"gjs": {"views": 2}}
-    built = {
-        name: row.build(settings.get(name, {}), 3, N) for name, row in LOSSES.items() if not row.made_of_losses
-    }
+    built = {name: row.build(settings.get(name, {}), 3, N) for name, row in LOSSES.items() if not row.made_of_losses}
     tried = {recipe_of(case).loss.name for case in CASES.values()}
     assert {name for name, loss in built.items() if loss.needs} <= tried
 
@@ -439,9 +458,20 @@ def wait_for(path: Path, of: Sequence[subprocess.Popen[str]]) -> None:
 
 def options(photos: Path, out: Path, recipe: Path, epochs: int = 8) -> list[str]:
     return [
-        str(photos), "--out", str(out), "--recipe", str(recipe), "--device", "cpu", "--workers", "1",
-        "--set", f"train.epochs={epochs}", "--set", "folds.only=[0]",
-    ]  # fmt: skip
+        str(photos),
+        "--out",
+        str(out),
+        "--recipe",
+        str(recipe),
+        "--device",
+        "cpu",
+        "--workers",
+        "1",
+        "--set",
+        f"train.epochs={epochs}",
+        "--set",
+        "folds.only=[0]",
+    ]
 
 
 @pytest.mark.slow

@@ -42,12 +42,19 @@ from manihot.train.steps import STEPS, step_settings
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 GROUPS = {
-    "The recipe": settings.Recipe, "`folds`": settings.Folds, "`sources`": settings.Source, "`audit`": settings.Audit,
+    "The recipe": settings.Recipe,
+    "`folds`": settings.Folds,
+    "`sources`": settings.Source,
+    "`audit`": settings.Audit,
     "`trust`": settings.Trust,
     "`photo`": settings.Photo,
-    "`model`": settings.Model, "`optimizer`": settings.Optimizer, "`train`": settings.Train,
-    "`features`": settings.Features, "`tta`": settings.View, "`blend`": settings.Blend,
-}  # fmt: skip
+    "`model`": settings.Model,
+    "`optimizer`": settings.Optimizer,
+    "`train`": settings.Train,
+    "`features`": settings.Features,
+    "`tta`": settings.View,
+    "`blend`": settings.Blend,
+}
 
 
 def read(name: str) -> str:
@@ -78,9 +85,10 @@ def test_every_setting_stands_under_its_group(heading: str):
 
 def test_every_group_of_settings_is_listed_here():
     groups = {
-        kind for _, kind in inspect.getmembers(settings, inspect.isclass)
+        kind
+        for _, kind in inspect.getmembers(settings, inspect.isclass)
         if issubclass(kind, BaseModel) and kind.__module__.startswith(settings.__name__)
-    }  # fmt: skip
+    }
     parts = {settings.BlendSettings, settings.BlendGroup}  # of Blend
     own = {settings.Group, settings.Choice, *parts}
     assert groups - own == set(GROUPS.values())
@@ -104,9 +112,7 @@ REGISTRIES: dict[str, tuple[dict[str, Any], Callable[[str], set[str]]]] = {
     "Labels": (LABELS, lambda name: own_settings(LABELS[name], ("asked",))),
     "Steps": (STEPS, lambda name: set(step_settings(name))),
     "Negatives": (NEGATIVES, lambda name: own_settings(NEGATIVES[name], ("material",))),
-    "Augmentations": (
-        AUGMENTS, lambda name: set(AUGMENTS[name].model_fields) - (set(Op.model_fields) - {"p"}),
-    ),
+    "Augmentations": (AUGMENTS, lambda name: set(AUGMENTS[name].model_fields) - (set(Op.model_fields) - {"p"})),
     "Mixes": (MIXES, keyword_settings),
     "Optimisers": (OPTIMIZERS, lambda name: set()),
     "Schedules": (SCHEDULES, lambda name: own_settings(SCHEDULES[name], ("epoch", "epochs", "scores"))),
@@ -116,7 +122,7 @@ REGISTRIES: dict[str, tuple[dict[str, Any], Callable[[str], set[str]]]] = {
     "Views": (VIEWS, lambda name: set()),
     "Metrics": (METRICS, lambda name: set()),
     "Metrics of each class": (PER_CLASS, lambda name: set()),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("heading", REGISTRIES)

@@ -16,12 +16,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from conftest import shared_data
 from manihot.audit import alignment, hashes, measurements
-from manihot.audit.duplicates import (
-    COLUMNS,
-    KINDS,
-    find_duplicates,
-    with_groups,
-)
+from manihot.audit.duplicates import COLUMNS, KINDS, find_duplicates, with_groups
 from manihot.audit.folds import assign_folds
 from manihot.audit.hashes import SIDE, Thumbnails, make_thumbnails
 from manihot.audit.neighbours import components_within, pairs_within

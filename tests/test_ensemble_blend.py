@@ -77,14 +77,10 @@ def test_means_are_those_of_the_textbook() -> None:
     geometric = gmean(probs, axis=0, weights=np.broadcast_to(weights[:, None, None], probs.shape))
     power = (np.tensordot(weights, probs**3, 1)) ** (1 / 3)
     assert blend(probs, weights) == pytest.approx(np.average(probs, axis=0, weights=weights))
-    assert blend(probs, weights, "geometric") == pytest.approx(
-        geometric / geometric.sum(axis=1, keepdims=True)
-    )
+    assert blend(probs, weights, "geometric") == pytest.approx(geometric / geometric.sum(axis=1, keepdims=True))
     assert blend(probs, weights, "power", power=3) == pytest.approx(power / power.sum(axis=1, keepdims=True))
     assert blend(probs, weights, "power", power=1) == pytest.approx(blend(probs, weights))
-    assert blend(probs, weights, "power", power=1e-5) == pytest.approx(
-        blend(probs, weights, "geometric"), abs=1e-4
-    )
+    assert blend(probs, weights, "power", power=1e-5) == pytest.approx(blend(probs, weights, "geometric"), abs=1e-4)
     assert blend(probs, weights, "power", power=60) == pytest.approx(
         probs.max(axis=0) / probs.max(axis=0).sum(axis=1, keepdims=True), abs=0.05
     )
@@ -156,9 +152,11 @@ def test_folds_keep_groups_whole_and_classes_even() -> None:
     assert np.ptp(shares, axis=0).max() < 0.06
     assert len(np.unique(group_numbers(groups, 600)[groups == ""])) == (groups == "").sum()
     alone = make_folds(labels, None, 5, 1)
-    assert [
-        np.bincount(alone[labels == c]).max() - np.bincount(alone[labels == c]).min() for c in range(3)
-    ] <= [1, 1, 1]
+    assert [np.bincount(alone[labels == c]).max() - np.bincount(alone[labels == c]).min() for c in range(3)] <= [
+        1,
+        1,
+        1,
+    ]
 
 
 def use_stacker(name: str) -> None:
@@ -323,9 +321,7 @@ def test_a_handful_of_lucky_answers_is_no_gain() -> None:
     assert not shows_gain(difference, np.arange(1000), 0.002)
     difference[:30] = 1.0
     assert shows_gain(difference, np.arange(1000), 0.002)
-    assert not shows_gain(
-        difference, np.r_[np.zeros(30, int), np.arange(1, 971)], 0.002
-    )  # one plant, seen 30 times
+    assert not shows_gain(difference, np.r_[np.zeros(30, int), np.arange(1, 971)], 0.002)  # one plant, seen 30 times
     assert not shows_gain(-difference, np.arange(1000), 0.002)
 
 
@@ -340,9 +336,7 @@ def test_noise_copies_are_never_reported_as_a_gain(bias: float) -> None:
         found = nested_cv(tilted, labels, methods=methods, n_folds=3, seed=seed)
         assert not found.table["is_gain"].any(), f"seed {seed}:\n{found.table}"
         assert found.chosen == "uniform"
-        searched = found.table[
-            found.table["method"].isin(["best_subset", "greedy", "differential_evolution"])
-        ]
+        searched = found.table[found.table["method"].isin(["best_subset", "greedy", "differential_evolution"])]
         claimed.append((searched["claimed"] - searched["plain"]).max())
     assert np.mean(claimed) > 0.01  # what they promise in-sample, and what nested cross-validation refutes
 
@@ -366,9 +360,7 @@ def test_a_real_gain_is_found_and_taken() -> None:
     assert found.table.set_index("method").loc["best_subset", "is_gain"]
     assert found.chosen in ("best_subset", "simplex")
     predict = fit_method(found.chosen, members, labels)
-    assert (predict(members).argmax(axis=1) == labels).mean() > (
-        members.mean(axis=0).argmax(axis=1) == labels
-    ).mean()
+    assert (predict(members).argmax(axis=1) == labels).mean() > (members.mean(axis=0).argmax(axis=1) == labels).mean()
 
 
 def test_boldness_alone_is_no_gain_in_log_loss() -> None:
@@ -377,17 +369,12 @@ def test_boldness_alone_is_no_gain_in_log_loss() -> None:
     shy = softmax(0.3 * np.log(probs), axis=2)
     found = nested_cv(shy, labels, methods=("geometric", "simplex"), metric="log_loss")
     assert not found.table["is_gain"].any()
-    assert (
-        found.table["fresh"].iloc[0]
-        < 0.9 * -np.log(np.take_along_axis(shy.mean(0), labels[:, None], 1)).mean()
-    )
+    assert found.table["fresh"].iloc[0] < 0.9 * -np.log(np.take_along_axis(shy.mean(0), labels[:, None], 1)).mean()
 
 
 def test_groups_stay_whole_in_nested_folds_and_names_are_checked() -> None:
     probs, labels = make_members(0, 3, 200)
-    found = nested_cv(
-        probs, labels, np.repeat(np.arange(100), 2).astype(str), methods=("simplex",), repeats=2
-    )
+    found = nested_cv(probs, labels, np.repeat(np.arange(100), 2).astype(str), methods=("simplex",), repeats=2)
     assert found.table["method"].tolist() == ["uniform", "simplex"]
     with pytest.raises(SettingsError, match=r"simplx.*\n.*simplex"):
         nested_cv(probs, labels, methods=("simplx",))
@@ -447,9 +434,7 @@ def test_blend_files_end_to_end(tmp_path: Path) -> None:
     record = blend_files(oof, out, tests, methods=("simplex", "best_subset"))
     assert record["method"] == "uniform"
     assert record == json.loads((out / "blend.json").read_text(encoding="utf-8"))
-    assert Predictions.load(out / "blend.oof.parquet").pred_probs == pytest.approx(
-        probs.mean(axis=0), abs=1e-5
-    )
+    assert Predictions.load(out / "blend.oof.parquet").pred_probs == pytest.approx(probs.mean(axis=0), abs=1e-5)
     submission = pd.read_csv(out / "submission.csv")
     assert submission.columns.tolist() == ["image_id", "label"]
     assert submission["label"].tolist() == ["abcdefgh"[k] for k in test.mean(axis=0).argmax(axis=1)]
@@ -486,9 +471,14 @@ SMALL = {  # the lecture's table of ensembles: members as it writes them
     "lecture-eff-vit": ["effb4-2020-719", "vit-relabel"],
     "lecture-eff-vit-regnety": ["effb4-2020-719", "vit-relabel", "regnety40-2020"],
     "lecture-lb-best-distill": [
-        "effb4-2019-dedup", "effb4-2020-719", "effb4-2020-720", "regnety40-2019-dedup", "regnety40-2020", "distill",
+        "effb4-2019-dedup",
+        "effb4-2020-719",
+        "effb4-2020-720",
+        "regnety40-2019-dedup",
+        "regnety40-2020",
+        "distill",
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -520,16 +510,10 @@ def test_fixed_weights_manifest_groups_and_mistakes(tmp_path: Path) -> None:
     probs, labels = make_members(0, 2, 60)
     oof = [save(tmp_path / f"m{i}.oof.parquet", p, labels) for i, p in enumerate(probs)]
     table = pd.DataFrame(
-        {
-            "image_id": [f"{i}.jpg" for i in range(60)],
-            "label": labels,
-            "group": [f"g{i // 2}" for i in range(60)],
-        }
+        {"image_id": [f"{i}.jpg" for i in range(60)], "label": labels, "group": [f"g{i // 2}" for i in range(60)]}
     )
     Manifest.from_table(table, CLASSES, tmp_path).save(tmp_path / "manifest.parquet")
-    record = blend_files(
-        oof, tmp_path / "o", weights=[3, 1], mean="geometric", manifest=tmp_path / "manifest.parquet"
-    )
+    record = blend_files(oof, tmp_path / "o", weights=[3, 1], mean="geometric", manifest=tmp_path / "manifest.parquet")
     assert record["weights"] == {"m0": 0.75, "m1": 0.25}
     assert record["metrics"]["interval"]["n_units"] == 30
     mixed = Predictions.load(tmp_path / "o" / "blend.oof.parquet").pred_probs
@@ -571,9 +555,7 @@ def test_the_lecture_s_final_ensembles_are_plans_that_blend_reads(tmp_path: Path
         save(tmp_path / "predictions" / f"{member.name}.{view}.oof.parquet", views[i], labels)
     record = blend_plan("lecture-lb-best", tmp_path, tmp_path / "out")
     assert record["plan"] == "lecture-lb-best"
-    assert Predictions.load(tmp_path / "out" / "blend.oof.parquet").pred_probs == pytest.approx(
-        views.mean(0), abs=1e-5
-    )
+    assert Predictions.load(tmp_path / "out" / "blend.oof.parquet").pred_probs == pytest.approx(views.mean(0), abs=1e-5)
 
 
 def test_views_averaged_by_the_member_itself_serve_equal_weights_only(tmp_path: Path) -> None:

@@ -28,9 +28,7 @@ from manihot.errors import DataError
 from manihot.records.predictions import Predictions
 
 
-def make_members(
-    seed: int, m: int = 5, n: int = 300, k: int = 4, noise: float = 1.0
-) -> tuple[np.ndarray, np.ndarray]:
+def make_members(seed: int, m: int = 5, n: int = 300, k: int = 4, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     z = 2.0 * rng.normal(size=(n, k))
     labels = (softmax(z, axis=1).cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
@@ -127,9 +125,7 @@ def test_weights_lie_on_the_simplex(name: str, seed: int, m: int) -> None:
 @pytest.mark.parametrize("name", ["best_subset", "greedy", "differential_evolution"])
 def test_searches_for_accuracy_are_no_worse_in_sample_than_plain_averaging(name: str) -> None:
     probs, labels = make_members(5, 6, 400)
-    right = open_margins(probs, labels).count_right(
-        np.stack([SEARCHES[name](probs, labels, 1), np.full(6, 1 / 6)])
-    )
+    right = open_margins(probs, labels).count_right(np.stack([SEARCHES[name](probs, labels, 1), np.full(6, 1 / 6)]))
     assert right[0] > right[1]
 
 

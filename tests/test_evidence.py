@@ -12,13 +12,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from manihot.audit.duplicates import COLUMNS
-from manihot.audit.evidence import (
-    describe_evidence,
-    find_margins,
-    load_embeddings,
-    load_margins,
-    say_evidence,
-)
+from manihot.audit.evidence import describe_evidence, find_margins, load_embeddings, load_margins, say_evidence
 from manihot.audit.label_errors import find_label_errors, label_issues
 from manihot.audit.stages import audit_labels, audit_predictions, save_table
 from manihot.errors import DataError
@@ -60,9 +54,10 @@ def margin_table(given: np.ndarray, logits: np.ndarray, rows: np.ndarray) -> pd.
     return pd.DataFrame(
         {
             "image_id": np.tile([f"{i}.jpg" for i in rows], len(logits)),
-            "epoch": np.repeat(np.arange(len(logits)), len(rows)), "margin": (own - other)[:, rows].ravel(),
+            "epoch": np.repeat(np.arange(len(logits)), len(rows)),
+            "margin": (own - other)[:, rows].ravel(),
         }
-    )  # fmt: skip
+    )
 
 
 def a_run(home: Path, seed: int, margins: bool = True) -> tuple[Manifest, Predictions, np.ndarray]:
@@ -95,9 +90,11 @@ def test_margins_and_embeddings_find_more_than_predictions_alone():
         rng = np.random.default_rng(100 + seed)
         features = 1.5 * np.eye(12)[np.arange(N) % 3] + rng.normal(size=(N, 12))
         arms = {
-            "alone": {}, "margins": {"history": logits}, "embeddings": {"embeddings": features},
+            "alone": {},
+            "margins": {"history": logits},
+            "embeddings": {"embeddings": features},
             "both": {"history": logits, "embeddings": features},
-        }  # fmt: skip
+        }
         for name, more in arms.items():
             score = find_label_errors(given, probs, **more).sort_values("image_id")["label_score"]
             found[name].append(roc_auc_score(wrong, -score))
@@ -154,8 +151,11 @@ def test_margins_of_folds_are_averaged_and_members_brought_to_one_spread(tmp_pat
     one = load_margins(first)
     assert one is not None
     assert one.set_index(["image_id", "epoch"])["margin"].to_dict() == {
-        ("x", 0): 1.5, ("x", 1): 2.0, ("y", 0): 3.0, ("z", 0): 5.0
-    }  # fmt: skip
+        ("x", 0): 1.5,
+        ("x", 1): 2.0,
+        ("y", 0): 3.0,
+        ("z", 0): 5.0,
+    }
     write("a", 4, [("x", 0, 99.0)])  # a fold of before `--update`
     second = write("b", 0, [("x", 0, 100.0), ("y", 0, 300.0), ("x", 1, 100.0)])
     fold = np.array([0, 1, -1])
@@ -221,9 +221,14 @@ def test_a_fine_tuned_run_looks_once_with_a_frozen_network(
         load_embeddings(RunPlaces(tmp_path).audit.embeddings, np.array(["other", ids[0]], dtype=object))
     before = digest_file(RunPlaces(tmp_path).audit.embeddings)
     run(
-        small_photos, tmp_path, str(tiny_recipe), overrides=["audit.embeddings=false", "train.epochs=1"], workers=1,
-        report=False, update=True,
-    )  # fmt: skip
+        small_photos,
+        tmp_path,
+        str(tiny_recipe),
+        overrides=["audit.embeddings=false", "train.epochs=1"],
+        workers=1,
+        report=False,
+        update=True,
+    )
     assert digest_file(RunPlaces(tmp_path).audit.embeddings) == before and len(looks) == 1
     assert "knn_score" not in pd.read_parquet(tmp_path / "audit/label_issues.parquet")
     evidence = json.loads((tmp_path / "audit/audit.json").read_text(encoding="utf-8"))["evidence"]

@@ -30,14 +30,7 @@ from manihot.report import explain as pages
 from manihot.report.explain import explain, overlay
 from manihot.report.report import make_report
 from manihot.settings import Model, View
-from manihot.train.explain import (
-    METHODS,
-    TorchExplainer,
-    attention_rollout,
-    choose_method,
-    count_flops,
-    grad_cam,
-)
+from manihot.train.explain import METHODS, TorchExplainer, attention_rollout, choose_method, count_flops, grad_cam
 from manihot.train.networks.backbones import make_model
 from manihot.train.networks.checkpoint import save_network
 from manihot.train.networks.heads import POOLING, Classifier
@@ -248,7 +241,7 @@ LOOKS = {
     "flips": (View(flip="h"), View(flip="v"), View(flip="hv")),
     "transpose": (View(transpose=True), View(transpose=True, flip="h")),
     "crops": (View(), View(name="centre", scale=0.8, flip="h"), View(name="top_left", scale=0.7, flip="v")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("look", list(LOOKS))

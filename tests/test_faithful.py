@@ -74,9 +74,16 @@ def test_other_strengths_of_notebook_01():
     assert (colour["hue"], colour["saturation"], colour["value"]) == (0.4, 0.001, 0.2)  # .2 of 180, of 255, of 255
     assert (light["brightness"], light["contrast"]) == (0.1, 0.1)
     assert [one["name"] for one in augments(recipe)] == [
-        "random_resized_crop", "transpose", "horizontal_flip", "vertical_flip", "shift_scale_rotate",
-        "hue_saturation_value", "brightness_contrast", "coarse_dropout", "grid_mask",
-    ]  # fmt: skip
+        "random_resized_crop",
+        "transpose",
+        "horizontal_flip",
+        "vertical_flip",
+        "shift_scale_rotate",
+        "hue_saturation_value",
+        "brightness_contrast",
+        "coarse_dropout",
+        "grid_mask",
+    ]
     assert (recipe.train.epochs, recipe.train.batch, recipe.train.accumulate) == (10, 16, 2)
     assert (recipe.loss.settings["smoothing"], recipe.loss.settings["smoothing_over"]) == (0.2, "K-1")
 
@@ -153,10 +160,7 @@ def test_plain_hue_saturation_value_turns_by_20_of_180(name: str):
     assert AUGMENTS["hue_saturation_value"]().hue == (-40.0, 40.0)
 
 
-@pytest.mark.parametrize(
-    ("name", "times"),
-    [("08", 1), ("25", 2), ("28", 1), ("37", 2), ("77", 2)],
-)
+@pytest.mark.parametrize(("name", "times"), [("08", 1), ("25", 2), ("28", 1), ("37", 2), ("77", 2)])
 def test_where_the_class_alone_is_named_boxes_are_those_of_its_default(name: str, times: int):
     for recipe in members(f"cassava2020-{name}").values():
         stages = len(recipe.stage_recipes())

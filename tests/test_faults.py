@@ -25,15 +25,25 @@ SLOWER = ["--set", "train.epochs=6"]
 
 def command(photos: Path, out: Path, recipe: Path) -> list[str]:
     return [
-        sys.executable, "-m", "manihot.cli", "run", str(photos), "--out", str(out), "--recipe", str(recipe),
-        "--device", "cpu", "--workers", "1", *SLOWER,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "manihot.cli",
+        "run",
+        str(photos),
+        "--out",
+        str(out),
+        "--recipe",
+        str(recipe),
+        "--device",
+        "cpu",
+        "--workers",
+        "1",
+        *SLOWER,
+    ]
 
 
 def start(photos: Path, out: Path, recipe: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        command(photos, out, recipe), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command(photos, out, recipe), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -55,9 +65,7 @@ def whole(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
     folder = tmp_path_factory.mktemp("whole")
     (folder / "tiny.yaml").write_text(TINY_RECIPE, encoding="utf-8")
-    subprocess.run(
-        command(small_photos, folder / "out", folder / "tiny.yaml"), check=True, capture_output=True
-    )
+    subprocess.run(command(small_photos, folder / "out", folder / "tiny.yaml"), check=True, capture_output=True)
     return folder / "tiny.yaml", folder / "out/predictions/main.oof.parquet"
 
 
@@ -95,10 +103,7 @@ def test_after_kill_9_the_same_command_ends_with_the_same_numbers(
 
 
 # A frozen backbone with linear heads, as the recipe `quick` has it.
-FROZEN = [
-    "--set", "method=features", "--set", "features.c=[0.01, 0.1]",
-    "--set", "tta=[{name: full}]",
-]  # fmt: skip
+FROZEN = ["--set", "method=features", "--set", "features.c=[0.01, 0.1]", "--set", "tta=[{name: full}]"]
 
 
 def what_it_says(out: Path) -> dict[str, object]:
@@ -160,9 +165,7 @@ def test_after_kill_9_linear_heads_end_with_the_same_numbers(
     assert not list((tmp_path / "out").rglob("*.part*"))
 
 
-@pytest.mark.parametrize(
-    ("sent", "code"), [(signal.SIGINT, EXIT_INTERRUPTED), (signal.SIGTERM, EXIT_TERMINATED)]
-)
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, EXIT_INTERRUPTED), (signal.SIGTERM, EXIT_TERMINATED)])
 def test_a_stop_by_hand_says_what_to_do_and_has_its_own_exit_code(
     whole, small_photos: Path, tmp_path: Path, sent, code
 ):
@@ -204,17 +207,13 @@ def test_a_full_disk_keeps_the_last_good_state(whole, small_photos: Path, tmp_pa
 def test_a_folder_that_cannot_be_written_is_named(whole, small_photos: Path, tmp_path: Path):
     recipe, _ = whole
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    found = subprocess.run(
-        command(small_photos, tmp_path / "file" / "out", recipe), capture_output=True, text=True
-    )
+    found = subprocess.run(command(small_photos, tmp_path / "file" / "out", recipe), capture_output=True, text=True)
     assert found.returncode == RunFolderError.exit_code, found.stderr
     assert "Traceback" not in found.stderr
     if os.geteuid() == 0:
         return  # root may write anywhere
     (tmp_path / "shut").mkdir(mode=0o500)
-    found = subprocess.run(
-        command(small_photos, tmp_path / "shut/out", recipe), capture_output=True, text=True
-    )
+    found = subprocess.run(command(small_photos, tmp_path / "shut/out", recipe), capture_output=True, text=True)
     assert found.returncode == RunFolderError.exit_code
     assert "not allowed" in found.stderr
 
@@ -222,8 +221,6 @@ def test_a_folder_that_cannot_be_written_is_named(whole, small_photos: Path, tmp
 def test_two_processes_never_write_one_run(whole, small_photos: Path, tmp_path: Path):
     recipe, _ = whole
     with RunFolder(tmp_path / "out"):
-        second = subprocess.run(
-            command(small_photos, tmp_path / "out", recipe), capture_output=True, text=True
-        )
+        second = subprocess.run(command(small_photos, tmp_path / "out", recipe), capture_output=True, text=True)
     assert second.returncode == RunFolderError.exit_code
     assert "another manihot process" in second.stderr

@@ -50,9 +50,7 @@ def test_the_head_is_scikit_learns_on_standardised_rows():
     weight, bias = fit_head(x, labels, 3, np.ones(60), np.arange(60), [0.5], 0)
     rows = x.reshape(120, 5)
     scaler = StandardScaler().fit(rows)
-    oracle = LogisticRegression(C=0.5, tol=1e-6, max_iter=2000).fit(
-        scaler.transform(rows), np.repeat(labels, 2)
-    )
+    oracle = LogisticRegression(C=0.5, tol=1e-6, max_iter=2000).fit(scaler.transform(rows), np.repeat(labels, 2))
     logits = rows @ weight.T + bias
     probs = np.exp(logits - logits.max(1, keepdims=True))
     probs /= probs.sum(1, keepdims=True)

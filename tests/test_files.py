@@ -109,15 +109,24 @@ def test_a_limit_on_file_sizes_is_told_whatever_library_writes(tmp_path: Path, n
     ("error", "words", "kind"),
     [
         (ValueError("Error while serializing: I/O error: Disk quota exceeded (os error 122)"), "quota", DiskFullError),
-        (OSError("[Errno 122] Error writing bytes to file. Detail: [errno 122] Disk quota exceeded"), "quota",
-         DiskFullError),
-        (ValueError("Error while serializing: I/O error: Input/output error (os error 5)"), "input/output",
-         RunFolderError),
-        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 1 vs 0"), "unexpected pos",
-         RunFolderError),
+        (
+            OSError("[Errno 122] Error writing bytes to file. Detail: [errno 122] Disk quota exceeded"),
+            "quota",
+            DiskFullError,
+        ),
+        (
+            ValueError("Error while serializing: I/O error: Input/output error (os error 5)"),
+            "input/output",
+            RunFolderError,
+        ),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 1 vs 0"),
+            "unexpected pos",
+            RunFolderError,
+        ),
         (OSError("2000000 requested and 262112 written"), "262112 written", RunFolderError),
     ],
-)  # fmt: skip
+)
 @pytest.mark.skipif(sys.platform != "linux", reason="the system's own numbers")
 def test_a_system_error_that_a_library_tells_in_words(tmp_path: Path, error: Exception, words: str, kind: type):
     with pytest.raises(RunFolderError, match=words) as caught, atomic_path(tmp_path / "best.safetensors"):
@@ -137,24 +146,56 @@ def test_a_mistake_of_ours_is_not_taken_for_the_disk(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("size", "words"),
-    [(0, "0 bytes"), (812, "812 bytes"), (8_100, "8.1 kB"), (999_499, "999 kB"), (4_140_000, "4.1 MB"),
-     (50_000_000, "50 MB"), (61e9, "61 GB"), (1.5e12, "1.5 TB")],
-)  # fmt: skip
+    [
+        (0, "0 bytes"),
+        (812, "812 bytes"),
+        (8_100, "8.1 kB"),
+        (999_499, "999 kB"),
+        (4_140_000, "4.1 MB"),
+        (50_000_000, "50 MB"),
+        (61e9, "61 GB"),
+        (1.5e12, "1.5 TB"),
+    ],
+)
 def test_sizes_are_told_in_units_that_suit_them(size: float, words: str):
     assert describe_size(size) == words
 
 
 # What a user may have named so; each file must outlive everything that manihot removes.
 THEIRS = (
-    ".holiday.party.jpg", ".keep.part", ".thesis.part1.docx", ".a.part", ".run.123.part.json", ".x.1.part",
-    "manifest.manihot-1.part.parquet", ".notes.manihot.part", ".notes.manihot-old.part.txt", ".manihot-7.part",
-    ".a.manihot-7.part.tar.gz.bak", ".a.manihot-7.partial", ".a.manihot-7.PART.csv", ".department.csv", ".party",
-)  # fmt: skip
+    ".holiday.party.jpg",
+    ".keep.part",
+    ".thesis.part1.docx",
+    ".a.part",
+    ".run.123.part.json",
+    ".x.1.part",
+    "manifest.manihot-1.part.parquet",
+    ".notes.manihot.part",
+    ".notes.manihot-old.part.txt",
+    ".manihot-7.part",
+    ".a.manihot-7.part.tar.gz.bak",
+    ".a.manihot-7.partial",
+    ".a.manihot-7.PART.csv",
+    ".department.csv",
+    ".party",
+)
 OURS = (".run.manihot-999999.part.json", ".last.manihot-999998.part.ckpt", ".x.manihot-999997.part")
 KNOWN = (
-    "", "audit", "audit/thumbnails", "audit/thumbnails/parts/00001", "predictions", "blend", "trust", "watch", "store",
-    "features/ab12", "members/main", "members/main/fold0", "members/main/fold0/stage1", "photos/train",
-)  # fmt: skip
+    "",
+    "audit",
+    "audit/thumbnails",
+    "audit/thumbnails/parts/00001",
+    "predictions",
+    "blend",
+    "trust",
+    "watch",
+    "store",
+    "features/ab12",
+    "members/main",
+    "members/main/fold0",
+    "members/main/fold0/stage1",
+    "photos/train",
+)
 
 
 def test_leftovers_go_from_where_a_run_writes_and_nothing_else_goes(tmp_path: Path):

@@ -67,10 +67,14 @@ def test_the_loss_is_the_papers(tiny_recipe: Path, threshold: float, temperature
     for photo in range(12):  # one by one, as the definition reads
         for number in range(2):
             weak, strong = (
-                model(state.normalise(batch[f"unlabelled_{v}"][photo, number][None],
-                                      batch[f"unlabelled_{v}_colour"][photo, number][None]))
+                model(
+                    state.normalise(
+                        batch[f"unlabelled_{v}"][photo, number][None],
+                        batch[f"unlabelled_{v}_colour"][photo, number][None],
+                    )
+                )
                 for v in ("weak", "strong")
-            )  # fmt: skip
+            )
             p = (weak / temperature).softmax(1).detach()
             if p.max() >= threshold:
                 terms.append(cross_entropy(strong, p.argmax(1)))
@@ -207,10 +211,15 @@ def test_what_strong_views_change_is_unlearned(weight: float, least: float, most
         weak = points[torch.randint(500, (2, 32))]
         strong = torch.stack([weak[..., 0], torch.randn(2, 32)], 2)
         batch = {
-            "image": labelled, "colour": labelled, "target": torch.eye(2), "weight": torch.ones(2),
-            "unlabelled_weak": weak, "unlabelled_weak_colour": weak, "unlabelled_strong": strong,
+            "image": labelled,
+            "colour": labelled,
+            "target": torch.eye(2),
+            "weight": torch.ones(2),
+            "unlabelled_weak": weak,
+            "unlabelled_weak_colour": weak,
+            "unlabelled_strong": strong,
             "unlabelled_strong_colour": strong,
-        }  # fmt: skip
+        }
         optimizer.zero_grad()
         STEPS["fixmatch"](model, batch, state, weight=weight)["loss"].backward()
         optimizer.step()
@@ -258,9 +267,7 @@ def test_a_loss_of_several_views_gets_them(tiny_recipe: Path):
     assert batch["view"].shape == (12, 2, 32, 32, 3)
     out = STEPS["supervised"](model, batch, state)["loss"]
     logits = model(state.normalise(batch["image"], batch["colour"]))
-    others = torch.stack(
-        [model(state.normalise(batch["view"][:, k], batch["view_colour"][:, k])) for k in range(2)]
-    )
+    others = torch.stack([model(state.normalise(batch["view"][:, k], batch["view_colour"][:, k])) for k in range(2)])
     wanted = LOSSES["gjs"](logits, batch["target"], view_logits=others, views=3)
     assert out.item() == pytest.approx(wanted.item(), rel=1e-4)
     both = STEPS["fixmatch"](*a_step(tiny_recipe, dataset(views=3), "gjs", views=3), threshold=1.0)["loss"]

@@ -31,9 +31,13 @@ def random_labels(n: int, shares: tuple[float, ...] = (0.6, 0.3, 0.1), seed: int
 @example(seed=32, n=2, photographs=30, groups=8, kind="holdout", share=0.1)  # fewer groups than tenths
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(0, 2**31), st.integers(2, 5), st.integers(30, 120), st.integers(8, 40),
-    st.sampled_from(["stratified", "holdout"]), st.sampled_from([0.1, 0.2, 0.33, 0.45]),
-)  # fmt: skip
+    st.integers(0, 2**31),
+    st.integers(2, 5),
+    st.integers(30, 120),
+    st.integers(8, 40),
+    st.sampled_from(["stratified", "holdout"]),
+    st.sampled_from([0.1, 0.2, 0.33, 0.45]),
+)
 def test_no_group_straddles_folds(seed, n, photographs, groups, kind, share):
     rng = np.random.default_rng(seed)
     group = np.array([f"g{g}" if g else "" for g in rng.integers(0, groups, photographs)], dtype=object)

@@ -53,11 +53,7 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_scores_agree_with_cleanlab(seed: int) -> None:
-    from cleanlab.count import (
-        calibrate_confident_joint,
-        compute_confident_joint,
-        get_confident_thresholds,
-    )
+    from cleanlab.count import calibrate_confident_joint, compute_confident_joint, get_confident_thresholds
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
@@ -103,9 +99,18 @@ def test_planted_errors_are_found_and_the_combination_beats_cleanlab(share: floa
     for seed in range(3):
         labels, wrong, probs, x = planted(seed, share=share)
         table = in_order(find_label_errors(labels, probs, embeddings=x))
-        ap = {name: average_precision_score(wrong, -table[name]) for name in
-              ("label_score", "self_confidence", "normalized_margin", "knn_score", "anomaly_score", "trajectory_score",
-               "confident_learning")}  # fmt: skip
+        ap = {
+            name: average_precision_score(wrong, -table[name])
+            for name in (
+                "label_score",
+                "self_confidence",
+                "normalized_margin",
+                "knn_score",
+                "anomaly_score",
+                "trajectory_score",
+                "confident_learning",
+            )
+        }
         assert min(ap.values()) > 1.5 * wrong.mean(), ap  # better than chance, each of them
         gains.append(ap["label_score"] - ap["self_confidence"])
         flagged = table["is_label_issue"].to_numpy()
@@ -132,9 +137,12 @@ def test_order_of_rows_and_classes_plays_no_part() -> None:
     rng = np.random.default_rng(2)
     rows, classes = rng.permutation(400), rng.permutation(4)
     other = find_label_errors(
-        np.argsort(classes)[labels][rows], probs[rows][:, classes], embeddings=x[rows], groups=groups[rows],
+        np.argsort(classes)[labels][rows],
+        probs[rows][:, classes],
+        embeddings=x[rows],
+        groups=groups[rows],
         image_id=np.arange(400)[rows],
-    )  # fmt: skip
+    )
     plain, other = in_order(plain), in_order(other)
     numbers = ["label_score", "self_confidence", "confident_learning", "knn_score", "anomaly_score", "trajectory_score"]
     np.testing.assert_allclose(plain[numbers], other[numbers].astype(float), atol=2e-5)
@@ -302,9 +310,9 @@ def test_records_give_names_and_take_the_manifests_labels_and_groups() -> None:
     after = label_issues(predictions, manifest.with_columns(label=changed)).set_index("image_id")
     assert "004.jpg" not in after.index
     assert after.loc["005.jpg", "given_label"] == manifest.classes[changed[5]]
-    history = pd.DataFrame({
-        "image_id": np.repeat(manifest.image_id, 2), "epoch": [0, 1] * 120, "margin": np.arange(240.0) - 120,
-    })  # fmt: skip
+    history = pd.DataFrame(
+        {"image_id": np.repeat(manifest.image_id, 2), "epoch": [0, 1] * 120, "margin": np.arange(240.0) - 120}
+    )
     scores = label_issues(predictions, manifest, history).set_index("image_id")["trajectory_score"]
     assert scores["000.jpg"] == pytest.approx(expit(-119.5)) and scores["100.jpg"] == pytest.approx(expit(80.5))
 

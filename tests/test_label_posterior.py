@@ -13,13 +13,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from manihot.audit import label_posterior
 from manihot.audit.label_errors import SCORES, find_label_errors
 from manihot.audit.label_neighbours import reduce_embeddings
-from manihot.audit.label_posterior import (
-    count_errors,
-    held_out_logits,
-    pool_opinions,
-    pool_predictions,
-    split_by_rank,
-)
+from manihot.audit.label_posterior import count_errors, held_out_logits, pool_opinions, pool_predictions, split_by_rank
 
 EVEN = np.full((4, 4), 0.1 / 3) + np.eye(4) * (0.9 - 0.1 / 3)
 

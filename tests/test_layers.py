@@ -12,18 +12,32 @@ import manihot
 
 SOURCE = Path(manihot.__file__).parent
 LEVELS = {
-    "errors": 0, "extras": 0, "progress": 0, "settings": 0,
-    "records": 1, "metrics": 1,
-    "photos": 2, "audit": 2, "ensemble": 2, "trust": 2, "demo": 2,
-    "augment": 3, "networks": 3,
+    "errors": 0,
+    "extras": 0,
+    "progress": 0,
+    "settings": 0,
+    "records": 1,
+    "metrics": 1,
+    "photos": 2,
+    "audit": 2,
+    "ensemble": 2,
+    "trust": 2,
+    "demo": 2,
+    "augment": 3,
+    "networks": 3,
     "infer": 4,
-    "members": 5, "quick": 5, "report": 5,
-    "train": 6, "export": 6,
+    "members": 5,
+    "quick": 5,
+    "report": 5,
+    "train": 6,
+    "export": 6,
     "engines": 7,
-    "pipeline": 8, "suites": 8,
+    "pipeline": 8,
+    "suites": 8,
     "verbs": 9,
-    "cli": 10, "__main__": 10,
-}  # fmt: skip
+    "cli": 10,
+    "__main__": 10,
+}
 ABOVE_TRAIN = ("train", "engines", "pipeline", "suites", "verbs", "cli")
 
 
@@ -84,9 +98,10 @@ def test_a_circle_through_a_function_is_seen(tmp_path: Path):
 def importers(*packages: str) -> set[str]:
     """Modules, without `manihot.`, that import one of the packages or what is below them."""
     return {
-        name.removeprefix("manihot.") for name, path in modules().items()
+        name.removeprefix("manihot.")
+        for name, path in modules().items()
         if any(f"{other}.".startswith(f"{package}.") for other in imports(path) for package in packages)
-    }  # fmt: skip
+    }
 
 
 def test_only_the_room_train_imports_torch():

@@ -46,13 +46,26 @@ def kind(home: Path) -> tuple[str, str | None]:
 @pytest.mark.parametrize(
     ("name", "split"),
     [
-        ("train", "train"), ("Train", "train"), ("TRAINING", "train"), ("training_set", "train"),
+        ("train", "train"),
+        ("Train", "train"),
+        ("TRAINING", "train"),
+        ("training_set", "train"),
         ("seg_train", "train"),
-        ("Train images", "train"), ("valid", "val"), ("Validation", "val"), ("val-data", "val"), ("dev", "val"),
-        ("test", "test"), ("Testing", "test"), ("test_images", "test"), ("trains", None), ("train1", None),
-        ("test_rust", None), ("train_test", None), ("images", None),
+        ("Train images", "train"),
+        ("valid", "val"),
+        ("Validation", "val"),
+        ("val-data", "val"),
+        ("dev", "val"),
+        ("test", "test"),
+        ("Testing", "test"),
+        ("test_images", "test"),
+        ("trains", None),
+        ("train1", None),
+        ("test_rust", None),
+        ("train_test", None),
+        ("images", None),
     ],
-)  # fmt: skip
+)
 def test_names_of_splits(name: str, split: str | None) -> None:
     assert split_of(name) == split
 
@@ -61,42 +74,70 @@ TREES = [
     # files, pattern, {file: (class, split)}
     (["a/1.jpg", "b/2.jpg"], "{class}", {"a/1.jpg": ("a", "train"), "b/2.jpg": ("b", "train")}),
     (
-        ["Train/a/1.jpg", "Train/b/2.jpg", "Valid/a/3.jpg", "Test/b/4.jpg"], "{split}/{class}",
-        {"Train/a/1.jpg": ("a", "train"), "Train/b/2.jpg": ("b", "train"), "Valid/a/3.jpg": ("a", "val"),
-         "Test/b/4.jpg": ("b", "test")},
+        ["Train/a/1.jpg", "Train/b/2.jpg", "Valid/a/3.jpg", "Test/b/4.jpg"],
+        "{split}/{class}",
+        {
+            "Train/a/1.jpg": ("a", "train"),
+            "Train/b/2.jpg": ("b", "train"),
+            "Valid/a/3.jpg": ("a", "val"),
+            "Test/b/4.jpg": ("b", "test"),
+        },
     ),
     (
-        ["training/a/1.jpg", "training/b/2.jpg", "validation/a/3.jpg", "testing/b/4.jpg"], "{split}/{class}",
-        {"training/a/1.jpg": ("a", "train"), "training/b/2.jpg": ("b", "train"), "validation/a/3.jpg": ("a", "val"),
-         "testing/b/4.jpg": ("b", "test")},
+        ["training/a/1.jpg", "training/b/2.jpg", "validation/a/3.jpg", "testing/b/4.jpg"],
+        "{split}/{class}",
+        {
+            "training/a/1.jpg": ("a", "train"),
+            "training/b/2.jpg": ("b", "train"),
+            "validation/a/3.jpg": ("a", "val"),
+            "testing/b/4.jpg": ("b", "test"),
+        },
     ),
     (  # as Kaggle's archives unpack
-        ["train/train/a/1.jpg", "train/train/b/2.jpg", "test/test/3.jpg"], "{split}/{class}",
-        {"train/train/a/1.jpg": ("a", "train"), "train/train/b/2.jpg": ("b", "train"),
-         "test/test/3.jpg": (None, "test")},
+        ["train/train/a/1.jpg", "train/train/b/2.jpg", "test/test/3.jpg"],
+        "{split}/{class}",
+        {
+            "train/train/a/1.jpg": ("a", "train"),
+            "train/train/b/2.jpg": ("b", "train"),
+            "test/test/3.jpg": (None, "test"),
+        },
     ),
     (
-        ["seg_train/seg_train/a/1.jpg", "seg_train/seg_train/b/2.jpg", "seg_test/seg_test/a/3.jpg"], "{split}/{class}",
-        {"seg_train/seg_train/a/1.jpg": ("a", "train"), "seg_train/seg_train/b/2.jpg": ("b", "train"),
-         "seg_test/seg_test/a/3.jpg": ("a", "test")},
+        ["seg_train/seg_train/a/1.jpg", "seg_train/seg_train/b/2.jpg", "seg_test/seg_test/a/3.jpg"],
+        "{split}/{class}",
+        {
+            "seg_train/seg_train/a/1.jpg": ("a", "train"),
+            "seg_train/seg_train/b/2.jpg": ("b", "train"),
+            "seg_test/seg_test/a/3.jpg": ("a", "test"),
+        },
     ),
     (
-        ["train/images/a/1.jpg", "train/images/b/2.jpg", "val/images/a/3.jpg"], "{split}/{class}",
-        {"train/images/a/1.jpg": ("a", "train"), "train/images/b/2.jpg": ("b", "train"),
-         "val/images/a/3.jpg": ("a", "val")},
+        ["train/images/a/1.jpg", "train/images/b/2.jpg", "val/images/a/3.jpg"],
+        "{split}/{class}",
+        {
+            "train/images/a/1.jpg": ("a", "train"),
+            "train/images/b/2.jpg": ("b", "train"),
+            "val/images/a/3.jpg": ("a", "val"),
+        },
     ),
     (  # splits below the classes
-        ["a/train/1.jpg", "a/test/2.jpg", "b/train/3.jpg", "b/val/4.jpg"], "{class}/{split}",
-        {"a/train/1.jpg": ("a", "train"), "a/test/2.jpg": ("a", "test"), "b/train/3.jpg": ("b", "train"),
-         "b/val/4.jpg": ("b", "val")},
+        ["a/train/1.jpg", "a/test/2.jpg", "b/train/3.jpg", "b/val/4.jpg"],
+        "{class}/{split}",
+        {
+            "a/train/1.jpg": ("a", "train"),
+            "a/test/2.jpg": ("a", "test"),
+            "b/train/3.jpg": ("b", "train"),
+            "b/val/4.jpg": ("b", "val"),
+        },
     ),
     (  # vehicles, one of which is called train
-        ["bus/1.jpg", "car/2.jpg", "train/3.jpg"], "{class}",
+        ["bus/1.jpg", "car/2.jpg", "train/3.jpg"],
+        "{class}",
         {"bus/1.jpg": ("bus", "train"), "car/2.jpg": ("car", "train"), "train/3.jpg": ("train", "train")},
     ),
     (["1.jpg", "2.jpg"], "", {"1.jpg": (None, "train"), "2.jpg": (None, "train")}),
     (["train/1.jpg", "test/2.jpg"], "{split}/{class}", {"train/1.jpg": (None, "train"), "test/2.jpg": (None, "test")}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("files", "pattern", "expected"), TREES)
@@ -305,9 +346,13 @@ def test_photographs_of_a_test_folder_beside_a_table(tmp_path: Path) -> None:
     make(tmp_path, *(f"train/{k}.jpg" for k in range(4)), "test/8.jpg", "test/9.jpg")
     table(tmp_path / "train.csv", "id,label\n" + "".join(f"{k},{'xy'[k % 2]}\n" for k in range(4)))
     assert read(tmp_path) == {
-        "train/0.jpg": ("x", "train"), "train/1.jpg": ("y", "train"), "train/2.jpg": ("x", "train"),
-        "train/3.jpg": ("y", "train"), "test/8.jpg": (None, "test"), "test/9.jpg": (None, "test"),
-    }  # fmt: skip
+        "train/0.jpg": ("x", "train"),
+        "train/1.jpg": ("y", "train"),
+        "train/2.jpg": ("x", "train"),
+        "train/3.jpg": ("y", "train"),
+        "test/8.jpg": (None, "test"),
+        "test/9.jpg": (None, "test"),
+    }
 
 
 def test_photographs_to_predict_are_not_limited_by_a_table(tmp_path: Path) -> None:

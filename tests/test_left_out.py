@@ -93,9 +93,7 @@ def test_links_in_circles_end_nothing(tmp_path: Path) -> None:
     assert labels_of(manifest) == {"1.jpg": "a", "2.jpg": "b", "3.jpg": "b", "4.jpg": "c"}
     found = faults(quarantine)
     assert found.pop("c/gone.jpg") == "missing"
-    assert set(found) == {
-        "a/self", "a/self.jpg", "a/to b", "b/to a", "c/up", "loop", "c/one.jpg", "c/two.jpg"
-    }  # fmt: skip
+    assert set(found) == {"a/self", "a/self.jpg", "a/to b", "b/to a", "c/up", "loop", "c/one.jpg", "c/two.jpg"}
     assert set(found.values()) == {"link_loop"}
 
 
@@ -252,8 +250,10 @@ def test_names_in_records_may_be_long_and_targets_text(tmp_path: Path) -> None:
     place.mkdir(parents=True)
     rows = [(b"n" * 300 + b".jpg", b"rust"), (("é" * 150).encode() + b".jpg", b"mildew"), (b"3.jpg", b"rust")]
     (place / "a.tfrec").write_bytes(
-        b"".join(frame(example(image=image + b"%d" % k, image_name=name, target=label))
-                 for k, (name, label) in enumerate(rows))
-    )  # fmt: skip
+        b"".join(
+            frame(example(image=image + b"%d" % k, image_name=name, target=label))
+            for k, (name, label) in enumerate(rows)
+        )
+    )
     manifest, _ = scan(tmp_path / "in", out=tmp_path / "run")
     assert labels_of(manifest) == {"a-000000.jpg": "rust", "a-000001.jpg": "mildew", "3.jpg": "rust"}

@@ -206,8 +206,12 @@ def test_lookalikes_are_counted() -> None:
     found = find_lookalikes(_manifest(label=label, fold=fold.astype(int)), _embeddings(), _thumbnails())
     counts = lookalikes.count_lookalikes(found)
     assert counts == {
-        "groups": 3, "photographs": 6, "confirmed_groups": 2, "features_groups": 1, "conflicting_groups": 1,
+        "groups": 3,
+        "photographs": 6,
+        "confirmed_groups": 2,
+        "features_groups": 1,
+        "conflicting_groups": 1,
         "groups_across_folds": 1,
-    }  # fmt: skip
+    }
     none = lookalikes.count_lookalikes(pd.DataFrame(columns=list(COLUMNS)))
     assert not any(none.values()) and lookalikes.describe_lookalikes(none).startswith("no photographs")

@@ -106,9 +106,7 @@ def test_accumulation_weighs_by_photographs(recipe: Recipe, tmp_path: Path):
     parts = recipe.model_copy(
         update={**plain, "train": recipe.train.model_copy(update={"epochs": 1, "batch": 8, "accumulate": 3})}
     )
-    whole = recipe.model_copy(
-        update={**plain, "train": recipe.train.model_copy(update={"epochs": 1, "batch": 22})}
-    )
+    whole = recipe.model_copy(update={**plain, "train": recipe.train.model_copy(update={"epochs": 1, "batch": 22})})
     a, _ = training(parts, tmp_path / "a")
     b, _ = training(whole, tmp_path / "b")
     assert max(float((a[k].float() - b[k].float()).abs().max()) for k in a) < 1e-5
@@ -143,16 +141,16 @@ def test_accumulation_warns_where_batch_norms_see_parts(recipe: Recipe, tmp_path
 def test_batch_norms_make_accumulation_another_gradient(recipe: Recipe, tmp_path: Path):
     """Why the warning: 8 + 7 + 7 photographs in parts, batch norms in training mode, against 22 at once."""
     plain = {
-        "averaging": Choice(name="none"), "augment": (), "schedule": Choice(name="constant"),
+        "averaging": Choice(name="none"),
+        "augment": (),
+        "schedule": Choice(name="constant"),
         "model": recipe.model.model_copy(update={"dropout": 0.0}),
         "optimizer": recipe.optimizer.model_copy(update={"name": "sgd", "lr": 1e-3}),
-    }  # fmt: skip
+    }
     start = make_model(plain["model"], 3, (32, 32), seed=0).state_dict()
     moved = []
     for name, batch, accumulate in (("parts", 8, 3), ("whole", 22, 1)):
-        train = recipe.train.model_copy(
-            update={"epochs": 1, "batch": batch, "accumulate": accumulate, "clip": 0.0}
-        )
+        train = recipe.train.model_copy(update={"epochs": 1, "batch": batch, "accumulate": accumulate, "clip": 0.0})
         kept, _ = training(recipe.model_copy(update={**plain, "train": train}), tmp_path / name)
         moved.append(torch.cat([(kept[k] - start[k]).flatten() for k in kept if k.endswith("weight")]))
     assert float((moved[0] - moved[1]).norm() / moved[1].norm()) > 0.2

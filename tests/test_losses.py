@@ -20,9 +20,7 @@ def batch(
     n: int = 16, k: int = K, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, k, generator=generator, dtype=dtype) * 2, torch.randint(
-        k, (n,), generator=generator
-    )
+    return torch.randn(n, k, generator=generator, dtype=dtype) * 2, torch.randint(k, (n,), generator=generator)
 
 
 def soft(n: int = 16, k: int = K, seed: int = 1) -> torch.Tensor:
@@ -50,8 +48,7 @@ def test_a_one_hot_row_weighs_as_its_label():
     weights = [1.0, 2.0, 0.5, 3.0, 4.0]
     one_hot = F.one_hot(y, K).double()
     torch.testing.assert_close(
-        LOSSES["cross_entropy"](z, one_hot, class_weights=weights),
-        LOSSES["cross_entropy"](z, y, class_weights=weights),
+        LOSSES["cross_entropy"](z, one_hot, class_weights=weights), LOSSES["cross_entropy"](z, y, class_weights=weights)
     )
 
 
@@ -67,9 +64,7 @@ def test_sample_weights_leave_out_photographs():
     z, y = batch()
     counted = torch.zeros(16)
     counted[:4] = 1
-    torch.testing.assert_close(
-        LOSSES["cross_entropy"](z, y, sample_weights=counted), F.cross_entropy(z[:4], y[:4])
-    )
+    torch.testing.assert_close(LOSSES["cross_entropy"](z, y, sample_weights=counted), F.cross_entropy(z[:4], y[:4]))
     assert LOSSES["cross_entropy"](z, y, sample_weights=torch.zeros(16)) == 0
 
 
@@ -466,9 +461,7 @@ def test_the_tempered_softmax_is_continuous_at_one(t):
     assert (tempered_log_softmax(z, t).exp() - z.softmax(1)).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize(
-    ("t1", "t2"), [(0.2, 0.5), (0.5, 0.5), (0.8, 0.0), (0.2, 4.0), (0.0, 1.05), (1.0, 2.0)]
-)
+@pytest.mark.parametrize(("t1", "t2"), [(0.2, 0.5), (0.5, 0.5), (0.8, 0.0), (0.2, 4.0), (0.0, 1.05), (1.0, 2.0)])
 def test_the_gradient_of_bi_tempered_does_not_run_through_the_iterations(t1, t2):
     z, _ = batch(6, seed=5)
     assert torch.autograd.gradcheck(

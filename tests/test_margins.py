@@ -43,9 +43,12 @@ def test_the_margin_is_the_given_labels_logit_less_the_highest_other():
         return values[label] - np.delete(values[:3], label).max()
 
     wanted = [
-        margin(logits[0][0], 0), (margin(logits[0][1], 2) + margin(logits[1][0], 2)) / 2, np.nan, np.nan,
+        margin(logits[0][0], 0),
+        (margin(logits[0][1], 2) + margin(logits[1][0], 2)) / 2,
+        np.nan,
+        np.nan,
         margin(logits[1][1], 2),
-    ]  # fmt: skip
+    ]
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
     assert noted.end_epoch().isnan().all()
 
@@ -132,13 +135,17 @@ def test_relabelled_photographs_are_measured_by_their_given_label(tmp_path: Path
     """All photographs are learned as the next class, which says that all given labels are wrong."""
     manifest = draw_photos(tmp_path / "photos", each=4)
     answers = Predictions.from_probs(
-        manifest.image_id, np.roll(np.eye(3), 1, axis=1)[manifest.labels] * 0.96 + 0.01, manifest.classes,
+        manifest.image_id,
+        np.roll(np.eye(3), 1, axis=1)[manifest.labels] * 0.96 + 0.01,
+        manifest.classes,
         manifest.labels,
-    )  # fmt: skip
+    )
     sets = (
-        "train.epochs=8", "mixing=[]", "model.dropout=0",
+        "train.epochs=8",
+        "mixing=[]",
+        "model.dropout=0",
         "members={a: {}, b: {labels: {name: oof, of: a, do: relabel}}}",
-    )  # fmt: skip
+    )
     member = tiny_member(tmp_path, tiny_recipe, sets, manifest, "b")
     answers.save(member.run / "predictions/a.oof.parquet")
     finetune(member, 0, *member.rows(0))

@@ -38,9 +38,7 @@ def test_the_mean_pixel_is_the_mean_label(name, dtype):
         mixed = MIXES[name](images, targets, np.random.default_rng(seed), **extra(name))
         torch.testing.assert_close(mixed.targets.sum(1), torch.ones(N, dtype=torch.float64))
         mean = mixed.images.double().mean((1, 2, 3))
-        torch.testing.assert_close(
-            mean, mixed.targets @ index, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-9
-        )
+        torch.testing.assert_close(mean, mixed.targets @ index, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-9)
         moved += bool((mixed.targets != targets).any())
         assert torch.equal(images, flat(dtype)[0])  # the given batch is as it was
         assert mixed.images.dtype == dtype and mixed.images.shape == images.shape
@@ -77,12 +75,7 @@ def test_a_batch_of_one_and_wrong_batches(name):
     assert torch.equal(mixed.images, images)
     torch.testing.assert_close(mixed.targets, targets)
     images, targets = flat()
-    for wrong in (
-        (images.long(), targets),
-        (images[0], targets),
-        (images, torch.arange(N)),
-        (images, targets[:2]),
-    ):
+    for wrong in ((images.long(), targets), (images[0], targets), (images, torch.arange(N)), (images, targets[:2])):
         with pytest.raises(DataError):
             MIXES[name](*wrong, np.random.default_rng(0), **extra(name))
 
@@ -131,8 +124,7 @@ def test_the_fourier_mask_is_made_of_blobs():
 def test_fmix_shares_span_the_whole_range():
     images, targets = flat()
     shares = [
-        1 - MIXES["fmix"](images, targets, np.random.default_rng(seed)).targets[0, 0].item()
-        for seed in range(200)
+        1 - MIXES["fmix"](images, targets, np.random.default_rng(seed)).targets[0, 0].item() for seed in range(200)
     ]
     assert min(shares) < 0.05 and max(shares) > 0.95 and np.mean(shares) == pytest.approx(0.5, abs=0.07)
 
@@ -168,8 +160,7 @@ def test_snapmix_shares_of_a_known_map():
     torch.testing.assert_close(left + activation_share(maps, Box(0, 8, 4, 8), (8, 8)), torch.ones(2))
     enlarged = F.interpolate(maps[:, None], size=(9, 13), mode="bilinear")[:, 0]
     torch.testing.assert_close(
-        activation_share(maps, Box(2, 7, 3, 9), (9, 13)),
-        enlarged[:, 2:7, 3:9].sum((1, 2)) / enlarged.sum((1, 2)),
+        activation_share(maps, Box(2, 7, 3, 9), (9, 13)), enlarged[:, 2:7, 3:9].sum((1, 2)) / enlarged.sum((1, 2))
     )
     nothing = activation_share(torch.zeros(2, 4, 4), Box(0, 4, 0, 8), (8, 8))
     torch.testing.assert_close(nothing, torch.full((2,), 0.5))
@@ -359,9 +350,7 @@ def test_a_gpu_mixes_as_the_cpu_does(name):
         pytest.skip("no GPU here")
     images, targets = flat(torch.float32)
     here = MIXES[name](images, targets, np.random.default_rng(5), **extra(name))
-    moved = {
-        key: value.cuda() if isinstance(value, torch.Tensor) else value for key, value in extra(name).items()
-    }
+    moved = {key: value.cuda() if isinstance(value, torch.Tensor) else value for key, value in extra(name).items()}
     there = MIXES[name](images.cuda(), targets.cuda(), np.random.default_rng(5), **moved)
     assert there.images.is_cuda and there.targets.is_cuda
     torch.testing.assert_close(there.images.cpu(), here.images)

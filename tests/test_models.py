@@ -115,11 +115,7 @@ def test_embedded_backbone_gives_features_that_tell_pictures_apart():
     ("name", "wanted", "words"),
     [
         ("tf_efficientnet_lite00", "embedded", ["no model 'tf_efficientnet_lite00'", "for example: "]),
-        (
-            "resnet18",
-            "embedded",
-            ["no embedded weights for 'resnet18'", "pretrained: true", "pretrained: false"],
-        ),
+        ("resnet18", "embedded", ["no embedded weights for 'resnet18'", "pretrained: true", "pretrained: false"]),
         ("resnet18", "nonsense_in1k", ["no weights 'nonsense_in1k' for resnet18", "a1_in1k", "embedded"]),
         ("resnet18.nonsense", True, ["no weights 'nonsense' for resnet18"]),
         ("regnety_320.seer", True, ["'seer'", "not free for commercial use"]),
@@ -436,8 +432,11 @@ def test_like_tiles_weigh_alike_and_the_attention_learns_at_the_heads_rate():
     stages = stages_of(model)
     top = max(stages.values())
     assert {name for name, stage in stages.items() if stage == top} == {
-        "head.weight", "head.bias", "attention.weight", "attention.bias",
-    }  # fmt: skip
+        "head.weight",
+        "head.bias",
+        "attention.weight",
+        "attention.bias",
+    }
     model(photos(4)).square().sum().backward()
     assert float(model.attention.weight.grad.abs().sum()) > 0
 
@@ -621,13 +620,7 @@ def test_a_model_that_does_not_fit_its_description_is_refused(tmp_path):
     path = tmp_path / "best.safetensors"
     saved(path)
     state = load_file(path)
-    card = {
-        "format": 2,
-        "model": {"backbone": "test_efficientnet"},
-        "classes": ["a"],
-        "views": [{}],
-        "about": {},
-    }
+    card = {"format": 2, "model": {"backbone": "test_efficientnet"}, "classes": ["a"], "views": [{}], "about": {}}
     card["preprocess"] = Preprocess(SMALL).to_json()
     for change, words in (
         ({}, "don't fit"),

@@ -265,9 +265,15 @@ def test_what_is_not_taught_is_hardly_told(tmp_path: Path, tiny_recipe: Path, ta
     """
     manifest = draw_leaves(tmp_path / "photos", 180)
     sets = (
-        "model.unknown=true", f"negatives={{name: {taught}, share: 0.5}}", "train.epochs=12", "train.batch=16",
-        "photo.size=[64,64]", "averaging={name: none}", "augment=[{name: horizontal_flip}]", "mixing=[]",
-    )  # fmt: skip
+        "model.unknown=true",
+        f"negatives={{name: {taught}, share: 0.5}}",
+        "train.epochs=12",
+        "train.batch=16",
+        "photo.size=[64,64]",
+        "averaging={name: none}",
+        "augment=[{name: horizontal_flip}]",
+        "mixing=[]",
+    )
     member = tiny_member(tmp_path, tiny_recipe, sets, manifest)
     train, held = member.rows(0)
     finetune(member, 0, train, held)

@@ -238,10 +238,13 @@ def test_maps_are_those_that_were_pooled(quick: Path):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"backbone": "resnet50"}, "resnet50"), ({"pretrained": True}, "pretrained=True"), ({"pooling": "sum"}, "sum"),
-        ({"taps": (6,)}, "5 stages"), ({"tiles": (2, 2)}, "tiles"),
+        ({"backbone": "resnet50"}, "resnet50"),
+        ({"pretrained": True}, "pretrained=True"),
+        ({"pooling": "sum"}, "sum"),
+        ({"taps": (6,)}, "5 stages"),
+        ({"tiles": (2, 2)}, "tiles"),
     ],
-)  # fmt: skip
+)
 def test_what_only_torch_can_build_is_refused(change: dict[str, Any], word: str, tmp_path: Path):
     model = Model(pretrained=False).model_copy(update=change)
     with pytest.raises(SettingsError, match=word):
@@ -286,9 +289,13 @@ def test_files_of_torch_are_read_as_torch_reads_them(zipped: bool, tmp_path: Pat
     torch = pytest.importorskip("torch")
     whole = torch.arange(60, dtype=torch.float64).reshape(3, 4, 5)
     state = {
-        "permuted": whole.permute(2, 0, 1), "part": whole[1:, 2], "number": torch.tensor(7), "half": whole.half(),
-        "bytes": torch.arange(5, dtype=torch.uint8), "empty name.": torch.randn(2, 3),
-    }  # fmt: skip
+        "permuted": whole.permute(2, 0, 1),
+        "part": whole[1:, 2],
+        "number": torch.tensor(7),
+        "half": whole.half(),
+        "bytes": torch.arange(5, dtype=torch.uint8),
+        "empty name.": torch.randn(2, 3),
+    }
     torch.save(state, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     found = read_torch_file(tmp_path / "a.pth", "remedy")
     assert list(found) == list(state)
@@ -306,9 +313,12 @@ def old_file(
 
 
 def tensor_pickle(
-    count: int = 4, offset: int = 0, shape: tuple[int, ...] = (2, 2), stride: tuple[int, ...] = (2, 1),
+    count: int = 4,
+    offset: int = 0,
+    shape: tuple[int, ...] = (2, 2),
+    stride: tuple[int, ...] = (2, 1),
     kind: str = "Float",
-) -> bytes:  # fmt: skip
+) -> bytes:
     """The pickle of {"a": a tensor}, written by hand."""
     numbers = [b"J" + struct.pack("<i", one) for one in (*shape, *stride)]
     sides, steps = (b"(" + b"".join(part) + b"t" for part in (numbers[: len(shape)], numbers[len(shape) :]))
@@ -543,10 +553,14 @@ def test_a_linear_head_comes_back_as_it_was(tmp_path: Path):
 def test_damaged_heads_are_refused_and_other_networks_told_apart(tmp_path: Path):
     weight, bias = np.ones((2, 3), np.float32), np.zeros(2, np.float32)
     bad = {
-        "doubles": (weight.astype(float), bias), "flat": (weight[0], bias), "classes": (weight, bias[:1]),
-        "nan": (weight * np.nan, bias), "inf": (weight, bias + np.inf), "empty": (weight[:, :0], bias),
+        "doubles": (weight.astype(float), bias),
+        "flat": (weight[0], bias),
+        "classes": (weight, bias[:1]),
+        "nan": (weight * np.nan, bias),
+        "inf": (weight, bias + np.inf),
+        "empty": (weight[:, :0], bias),
         "whole numbers": (weight.astype(np.int32), bias),
-    }  # fmt: skip
+    }
     for name, (w, b) in bad.items():
         save_file({"weight": w, "bias": b}, tmp_path / f"{name}.safetensors")
         with pytest.raises(WeightsError, match=f"{name}.safetensors: not a linear head"):

@@ -92,8 +92,10 @@ def test_optimizers_of_another_package(network, monkeypatch):
     assert type(made) is oracle.load_optimizer("adan")
     assert {group["lr"] for group in made.param_groups} == {0.02}
     for name, words in (
-        ("adn", "has no 'adn'"), ("adahessian", "can't be used here"), ("schedulefreeadamw", "other weights"),
-    ):  # fmt: skip
+        ("adn", "has no 'adn'"),
+        ("adahessian", "can't be used here"),
+        ("schedulefreeadamw", "other weights"),
+    ):
         with pytest.raises(SettingsError, match=words) as caught:
             make_optimizer(network, Optimizer(name=f"pytorch_optimizer:{name}"))
         assert caught.value.remedy
@@ -131,9 +133,11 @@ def test_embeddings_tokens_tables_and_gammas_never_decay(backbone, expected):
         network.backbone = timm.create_model(backbone, num_classes=0)
         network.head = nn.Linear(8, 3)
     decayed = {
-        id(p) for group in parameter_groups(network, Optimizer(weight_decay=0.1)) for p in group["params"]
+        id(p)
+        for group in parameter_groups(network, Optimizer(weight_decay=0.1))
+        for p in group["params"]
         if group["weight_decay"]
-    }  # fmt: skip
+    }
     free = {name for name, p in network.named_parameters() if id(p) not in decayed}
     assert expected <= {name.rpartition(".")[2] for name in free}
     for name, parameter in network.named_parameters():
@@ -169,10 +173,7 @@ def walk(make, steps: int = 20) -> torch.Tensor:
     weights = nn.Parameter(torch.linspace(-1, 1, 24).view(4, 6))
     bias = nn.Parameter(torch.linspace(0.5, 1, 4))
     optimizer = make(
-        [
-            {"params": [bias], "weight_decay": 0.0, "lr": 0.01},
-            {"params": [weights], "weight_decay": 0.1, "lr": 0.02},
-        ]
+        [{"params": [bias], "weight_decay": 0.0, "lr": 0.01}, {"params": [weights], "weight_decay": 0.1, "lr": 0.02}]
     )
     target = torch.linspace(2, -1, 24).view(4, 6)
     for step in range(steps):
@@ -192,8 +193,7 @@ def test_adamp_is_timms_called_directly():
 
 
 @pytest.mark.parametrize(
-    ("name", "other", "settings"),
-    [("sgdp", "SGDP", {"momentum": 0.9, "nesterov": True}), ("adamp", "AdamP", {})],
+    ("name", "other", "settings"), [("sgdp", "SGDP", {"momentum": 0.9, "nesterov": True}), ("adamp", "AdamP", {})]
 )
 def test_projections_are_another_implementations(name, other, settings):
     oracle = pytest.importorskip("pytorch_optimizer", reason="not installed (extra `oracles`)")
@@ -279,10 +279,7 @@ def test_projections_are_the_papers(name: str, adam: bool, nesterov: bool):
 def test_sgd_is_nesterovs():
     ours = walk(lambda groups: OPTIMIZERS["sgd"](groups, 1e-3))
     torch.testing.assert_close(
-        ours,
-        walk(lambda groups: torch.optim.SGD(groups, lr=1e-3, momentum=0.9, nesterov=True)),
-        rtol=0,
-        atol=0,
+        ours, walk(lambda groups: torch.optim.SGD(groups, lr=1e-3, momentum=0.9, nesterov=True)), rtol=0, atol=0
     )
 
 
@@ -350,10 +347,7 @@ def test_step_and_multistep_are_torchs():
     weight = nn.Parameter(torch.zeros(1))
     for choice, make in (
         (Choice(name="step", every=3, drop=0.5), lambda o: torch.optim.lr_scheduler.StepLR(o, 3, 0.5)),
-        (
-            Choice(name="multistep", at=[0.3, 0.7]),
-            lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [3, 7], 0.1),
-        ),
+        (Choice(name="multistep", at=[0.3, 0.7]), lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [3, 7], 0.1)),
     ):
         optimizer = torch.optim.SGD([weight], lr=1.0)
         torchs = make(optimizer)

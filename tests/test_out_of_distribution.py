@@ -62,8 +62,10 @@ def test_a_space_that_all_networks_share_has_one_detector(tmp_path: Path):
     found = fit_out_of_distribution("main", Predictions(**{**vars(reference), "fold": np.arange(400) % 5}), shared=True)
     assert list(found.detectors) == [SHARED]
     found.save(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["unknown.json", "unknown.npz"] == sorted(
-        ["unknown.json", *found.files]
+    assert (
+        sorted(path.name for path in tmp_path.iterdir())
+        == ["unknown.json", "unknown.npz"]
+        == sorted(["unknown.json", *found.files])
     )
     again = OutOfDistribution.load(tmp_path)
     assert again.member == "main" and again.strangeness(seen) == pytest.approx(found.strangeness(seen))

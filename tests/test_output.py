@@ -33,9 +33,11 @@ def oof(tmp_path: Path) -> list[Path]:
     for name in "ab":
         probs = rng.dirichlet([1, 1, 1], 120) + 2 * np.eye(3)[labels]
         made = Predictions.from_probs(
-            np.array([f"{i}.jpg" for i in range(120)], dtype=object), probs / probs.sum(1, keepdims=True),
-            ("healthy", "\x1b[31mrust", "葉 – spot"), labels,
-        )  # fmt: skip
+            np.array([f"{i}.jpg" for i in range(120)], dtype=object),
+            probs / probs.sum(1, keepdims=True),
+            ("healthy", "\x1b[31mrust", "葉 – spot"),
+            labels,
+        )
         files.append(tmp_path / f"{name}.parquet")
         made.save(files[-1])
     return files

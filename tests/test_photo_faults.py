@@ -28,9 +28,15 @@ from test_decode import JPEGS, encode, exif, fault_of, picture, textured
 # ------------------------------------------------------------------------------------- cut and filled JPEGs
 
 FILLINGS = {
-    "zeros": b"\0", "ones": b"\xff", "0x55": b"\x55", "two bytes": b"\xaa\x55", "stuffed": b"\xff\0",
-    "four bytes": b"\xde\xad\xbe\xef", "text": b"nothing to see ", "random": b"",
-}  # fmt: skip
+    "zeros": b"\0",
+    "ones": b"\xff",
+    "0x55": b"\x55",
+    "two bytes": b"\xaa\x55",
+    "stuffed": b"\xff\0",
+    "four bytes": b"\xde\xad\xbe\xef",
+    "text": b"nothing to see ",
+    "random": b"",
+}
 
 
 def judge(path: Path, raw: bytes) -> str:
@@ -278,9 +284,13 @@ def test_large_pictures_come_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     rgba = np.dstack([picture(), np.arange(120, dtype=np.uint8)[:, None].repeat(161, 1)])
     deep = np.dstack([picture()[..., :3].astype(np.uint16) * 16] * 1)
     files = [
-        encode(rgba, "PNG", "RGBA"), encode(picture(), "TIFF", "CMYK"), encode(picture(), "PNG", "P"),
-        save(np.round(RAMP * 4095).astype(np.uint16)), save(deep, "PNG"), encode(picture(), "WEBP", lossless=True),
-    ]  # fmt: skip
+        encode(rgba, "PNG", "RGBA"),
+        encode(picture(), "TIFF", "CMYK"),
+        encode(picture(), "PNG", "P"),
+        save(np.round(RAMP * 4095).astype(np.uint16)),
+        save(deep, "PNG"),
+        encode(picture(), "WEBP", lossless=True),
+    ]
     whole = [decode_photo(raw) for raw in files]
     monkeypatch.setattr(depth, "BAND", 500)
     for raw, expected in zip(files, whole):
@@ -290,22 +300,34 @@ def test_large_pictures_come_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
 # --------------------------------------------------------------------------------------- what a file is instead
 
 
-def tiff(width: int, height: int, channels: int, bits: int, data: bytes = b"", sample_format: int = 1,
-         photometric: int = 1) -> bytes:  # fmt: skip
+def tiff(
+    width: int, height: int, channels: int, bits: int, data: bytes = b"", sample_format: int = 1, photometric: int = 1
+) -> bytes:
     """A TIFF in one uncompressed strip."""
     data = data or bytes(width * height * channels * bits // 8)
     depths = struct.pack(f"<{channels}H", *[bits] * channels)
     start = 8 + 2 + 12 * 10 + 4
     places = start if channels > 2 else int.from_bytes(depths, "little")
     rows = [
-        (256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, places), (259, 3, 1, 1), (262, 3, 1, photometric),
-        (273, 4, 1, start + len(depths)), (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, len(data)),
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, channels, places),
+        (259, 3, 1, 1),
+        (262, 3, 1, photometric),
+        (273, 4, 1, start + len(depths)),
+        (277, 3, 1, channels),
+        (278, 4, 1, height),
+        (279, 4, 1, len(data)),
         (339, 3, 1, sample_format),
-    ]  # fmt: skip
+    ]
     return (
-        b"II*\0" + struct.pack("<IH", 8, len(rows)) + b"".join(struct.pack("<HHII", *row) for row in rows)
-        + bytes(4) + depths + data
-    )  # fmt: skip
+        b"II*\0"
+        + struct.pack("<IH", 8, len(rows))
+        + b"".join(struct.pack("<HHII", *row) for row in rows)
+        + bytes(4)
+        + depths
+        + data
+    )
 
 
 def pack12(values: np.ndarray) -> bytes:
@@ -327,12 +349,20 @@ OTHERS = {
     "double": (tiff(9, 9, 1, 64, sample_format=3), "unsupported", "64 bits, floating-point", "JPEG"),
     "a cut TIFF of 5 bands": (tiff(9, 9, 5, 8)[:300], "truncated", "TIFF", "copy the file again"),
     "git-annex": (b"/annex/objects/SHA256E-s9--0.jpg\n", "not_an_image", "git-annex pointer", "git annex get"),
-    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "not_an_image",
-                "Git LFS pointer", "git lfs pull"),
+    "Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        "not_an_image",
+        "Git LFS pointer",
+        "git lfs pull",
+    ),
     "web page": (b"<!DOCTYPE html><html>404</html>", "not_an_image", "web page", "download"),
-    "error of a store": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "not_an_image",
-                         "XML", "download"),
-    "JSON": (b'{"error": "not found"}', "not_an_image", "a text, which begins '{\"error\"", "download"),
+    "error of a store": (
+        b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+        "not_an_image",
+        "XML",
+        "download",
+    ),
+    "JSON": (b'{"error": "not found"}', "not_an_image", 'a text, which begins \'{"error"', "download"),
     "drawing": (b"<?xml version='1.0'?>\n<svg xmlns='x'></svg>", "unsupported", "drawing (SVG)", "save it as"),
     "base64": (b"/9j/4AAQSkZJRgABAQ", "not_an_image", "base64", "decode"),
     "AppleDouble": (b"\0\x05\x16\x07\0\2\0\0Mac OS X" + bytes(99), "not_an_image", "AppleDouble", "leading '._'"),
@@ -351,11 +381,19 @@ OTHERS = {
     "empty": (b"", "empty", "0 bytes", "copy the file again"),
     "zeros": (bytes(999), "empty", "nothing but zeros", "copy the file again"),
     "zeros, then a photograph": (bytes(4096) + encode(textured())[4096:], "damaged", "beginning is filled", "copy"),
-    "12-bit JPEG": (encode(picture()).replace(b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x0c"), "unsupported",
-                    "a JPEG of 12 bits", "save it as"),
-    "lossless JPEG": (encode(picture()).replace(b"\xff\xc0\0\x11", b"\xff\xc3\0\x11"), "unsupported",
-                      "without loss", "save it as"),
-}  # fmt: skip
+    "12-bit JPEG": (
+        encode(picture()).replace(b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x0c"),
+        "unsupported",
+        "a JPEG of 12 bits",
+        "save it as",
+    ),
+    "lossless JPEG": (
+        encode(picture()).replace(b"\xff\xc0\0\x11", b"\xff\xc3\0\x11"),
+        "unsupported",
+        "without loss",
+        "save it as",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -434,18 +472,30 @@ def head_of_webp(width: int, height: int) -> bytes:
     [
         (grey_png(6000, 5000), "pixels a byte, which no photograph has"),
         (grey_png(6000, 5000) + bytes(40_000_000), None),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR" + struct.pack(">IIBBBBB", 13000, 13000, 8, 2, 0, 0, 0)
-         + struct.pack(">I", zlib.crc32(b"IHDR" + struct.pack(">IIBBBBB", 13000, 13000, 8, 2, 0, 0, 0)))
-         + b"\0\0\0\0IDAT\x35\xaf\x06\x1e", "limit of 100 megapixels for PNG"),
+        (
+            b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR"
+            + struct.pack(">IIBBBBB", 13000, 13000, 8, 2, 0, 0, 0)
+            + struct.pack(">I", zlib.crc32(b"IHDR" + struct.pack(">IIBBBBB", 13000, 13000, 8, 2, 0, 0, 0)))
+            + b"\0\0\0\0IDAT\x35\xaf\x06\x1e",
+            "limit of 100 megapixels for PNG",
+        ),
         (head_of_webp(16000, 11000), "limit of 44 megapixels for WEBP"),
-        (b"GIF89a" + struct.pack("<HH", 13000, 13000) + b"\0\0\0,\0\0\0\0" + struct.pack("<HH", 13000, 13000)
-         + b"\0\2\0;", "limit of 100 megapixels for GIF"),
-        (b"BM" + struct.pack("<IHHIIiiHHIIiiII", 99, 0, 0, 54, 40, 13000, 13000, 1, 24, 0, 0, 0, 0, 0, 0),
-         "limit of 100 megapixels for BMP"),
+        (
+            b"GIF89a"
+            + struct.pack("<HH", 13000, 13000)
+            + b"\0\0\0,\0\0\0\0"
+            + struct.pack("<HH", 13000, 13000)
+            + b"\0\2\0;",
+            "limit of 100 megapixels for GIF",
+        ),
+        (
+            b"BM" + struct.pack("<IHHIIiiHHIIiiII", 99, 0, 0, 54, 40, 13000, 13000, 1, 24, 0, 0, 0, 0, 0, 0),
+            "limit of 100 megapixels for BMP",
+        ),
         (tiff(13000, 13000, 3, 8, bytes(99), photometric=2), "limit of 100 megapixels for TIFF"),
     ],
     ids=["sparse PNG", "PNG of enough bytes", "PNG", "WebP", "GIF", "BMP", "TIFF"],
-)  # fmt: skip
+)
 def test_bombs_of_every_format_are_refused_from_their_heads(tmp_path: Path, raw: bytes, words: str | None) -> None:
     if words is None:
         assert judge(tmp_path / "x.jpg", raw) == "whole"

@@ -22,9 +22,7 @@ from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.settings.options import TableOptions
 
-FEATURES = [
-    "method=features", "model.taps=[2]", "model.pooling=avgmax", "model.power=true", "features.c=[0.01, 0.1]",
-]  # fmt: skip
+FEATURES = ["method=features", "model.taps=[2]", "model.pooling=avgmax", "model.power=true", "features.c=[0.01, 0.1]"]
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +38,16 @@ def finished(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_a_run_leaves_every_file_of_the_run_folder(finished: Path):
     for name in (
-        "run.json", "manifest.parquet", "quarantine.csv", "folds.parquet", "metrics.json", "report.html",
-        "predictions/main.oof.parquet", "members/main/fold0/network.onnx", "members/main/fold1/history.jsonl",
-    ):  # fmt: skip
+        "run.json",
+        "manifest.parquet",
+        "quarantine.csv",
+        "folds.parquet",
+        "metrics.json",
+        "report.html",
+        "predictions/main.oof.parquet",
+        "members/main/fold0/network.onnx",
+        "members/main/fold1/history.jsonl",
+    ):
         assert (finished / name).is_file(), name
     assert not list(finished.rglob("*.part*"))
     record = json.loads((finished / "run.json").read_text(encoding="utf-8"))
@@ -156,9 +161,7 @@ def test_file_names_can_tell_groups(small_photos: Path):
 def test_metrics_agree_with_the_predictions(finished: Path):
     scores = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))["members"]["main"]["oof"]
     oof = Predictions.load(finished / "predictions/main.oof.parquet")
-    assert scores["metrics"]["accuracy"]["value"] == pytest.approx(
-        (oof.logits.argmax(1) == oof.labels).mean()
-    )
+    assert scores["metrics"]["accuracy"]["value"] == pytest.approx((oof.logits.argmax(1) == oof.labels).mean())
 
 
 def test_the_same_command_does_nothing_twice(finished: Path, small_photos: Path):
@@ -179,16 +182,13 @@ def test_two_runs_with_one_seed_are_identical_and_another_seed_is_not(
     run(small_photos, tmp_path / "again", recipe, workers=1, report=False)
     run(small_photos, tmp_path / "other", recipe, overrides=["seed=1"], workers=1, report=False)
     one, two, other = (
-        Predictions.load(f / "predictions/main.oof.parquet")
-        for f in (finished, tmp_path / "again", tmp_path / "other")
+        Predictions.load(f / "predictions/main.oof.parquet") for f in (finished, tmp_path / "again", tmp_path / "other")
     )
     assert (one.logits == two.logits).all()
     assert not np.array_equal(one.logits, other.logits)
 
 
-def test_predict_with_a_run_gives_probabilities_and_kaggle_files(
-    finished: Path, small_photos: Path, tmp_path: Path
-):
+def test_predict_with_a_run_gives_probabilities_and_kaggle_files(finished: Path, small_photos: Path, tmp_path: Path):
     found = predict_files(finished, small_photos, tmp_path / "p.csv", device="cpu")
     assert len(found) == 45
     table = pd.read_csv(tmp_path / "p.csv")
@@ -334,9 +334,7 @@ def test_features_method_learns_and_its_saved_network_repeats_its_predictions(
     from manihot.infer.predict import predict_photos
 
     held = oof.fold == 1
-    found = predict_photos(
-        manihot.load_model(tmp_path / "f/members/main/fold1/head.safetensors"), manifest.take(held)
-    )
+    found = predict_photos(manihot.load_model(tmp_path / "f/members/main/fold1/head.safetensors"), manifest.take(held))
     assert np.abs(found.pred_probs - oof.pred_probs[held]).max() < 1e-3
 
 
@@ -357,28 +355,17 @@ def test_features_in_onnxruntime_equal_those_of_torch(tiny_recipe: Path, tmp_pat
     assert np.abs(torch_values - onnx_values).max() < 1e-3
 
 
-def test_several_members_are_judged_alone_and_as_their_mean(
-    small_photos: Path, tiny_recipe: Path, tmp_path: Path
-):
+def test_several_members_are_judged_alone_and_as_their_mean(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
     members = "members={a: {model: {pooling: max}}, b: {train: {epochs: 1}}}"
     scores = run(
-        small_photos,
-        tmp_path / "m",
-        str(tiny_recipe),
-        overrides=[members, "train.epochs=1"],
-        workers=1,
-        report=False,
+        small_photos, tmp_path / "m", str(tiny_recipe), overrides=[members, "train.epochs=1"], workers=1, report=False
     )
     assert set(scores["members"]) == {"a", "b"}
-    a, b, mean = (
-        Predictions.load(tmp_path / f"m/predictions/{n}.oof.parquet") for n in ("a", "b", "ensemble")
-    )
+    a, b, mean = (Predictions.load(tmp_path / f"m/predictions/{n}.oof.parquet") for n in ("a", "b", "ensemble"))
     assert np.allclose((a.pred_probs + b.pred_probs) / 2, mean.pred_probs, atol=1e-6)
 
 
-def test_test_photographs_are_predicted_by_the_mean_of_the_folds(
-    small_photos: Path, tiny_recipe: Path, tmp_path: Path
-):
+def test_test_photographs_are_predicted_by_the_mean_of_the_folds(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
     manifest, _ = scan(small_photos, workers=1)
     split = np.where(np.arange(len(manifest)) % 5 == 0, "test", "train")
     manifest.with_columns(split=split).save(tmp_path / "split.parquet")
@@ -401,9 +388,7 @@ def test_input_size_follows_the_photographs():
     from manihot.settings import Photo
 
     def sized(height: list[int], width: list[int]) -> Manifest:
-        table = pd.DataFrame(
-            {"image_id": [str(i) for i in range(len(height))], "height": height, "width": width}
-        )
+        table = pd.DataFrame({"image_id": [str(i) for i in range(len(height))], "height": height, "width": width})
         return Manifest.from_table(table, ("a",), Path())
 
     assert input_size(Photo(), sized([256] * 9, [512] * 9)) == (160, 320)

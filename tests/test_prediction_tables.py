@@ -96,7 +96,7 @@ def test_what_manihot_writes_comes_back_with_classes_that_are_numbers(tmp_path: 
 @pytest.mark.parametrize("header", ["c0,c1,c2", "1,2,3", "rust,scab,healthy"])
 @pytest.mark.parametrize(
     "label", ["1e30", "-7", "-2", "9" * 400, "0.5", "inf", "1e400", "-1.5", "rot", "999", "1,5".replace(",", ";")]
-)  # fmt: skip
+)
 def test_a_label_that_is_no_class_is_an_error_with_line_and_value(tmp_path: Path, header: str, label: str) -> None:
     with pytest.raises(DataError) as error:
         load(tmp_path, rows(header, ["1", label]))
@@ -142,9 +142,15 @@ def test_a_column_that_is_no_class_is_named_with_all_that_were_taken(tmp_path: P
 @pytest.mark.parametrize("header", ["c0,c1,c2", "rust,scab,healthy"])
 @pytest.mark.parametrize(
     ("cell", "words"),
-    [("", "the cell is empty"), ("high", "'high' is not a number"), ("nan", "holds nan"), ("-0.5", "holds -0.5"),
-     ("inf", "holds inf"), ("9" * 400, "holds inf")],
-)  # fmt: skip
+    [
+        ("", "the cell is empty"),
+        ("high", "'high' is not a number"),
+        ("nan", "holds nan"),
+        ("-0.5", "holds -0.5"),
+        ("inf", "holds inf"),
+        ("9" * 400, "holds inf"),
+    ],
+)
 def test_a_cell_that_is_no_probability_is_named(tmp_path: Path, header: str, cell: str, words: str) -> None:
     text = f"image_id,label,{header}\na,0,{THREE}\n\nb,0,0.5,{cell},0.5\n"
     with pytest.raises(DataError) as error:

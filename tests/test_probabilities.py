@@ -35,9 +35,18 @@ def good() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize(
-    ("label", "shown"), [(3, "3"), (-7, "-7"), (1e30, "1e+30"), (-1e30, "-1e+30"), (0.5, "0.5"), (np.inf, "inf"),
-                         (np.nan, "nan"), (-2, "-2")]
-)  # fmt: skip
+    ("label", "shown"),
+    [
+        (3, "3"),
+        (-7, "-7"),
+        (1e30, "1e+30"),
+        (-1e30, "-1e+30"),
+        (0.5, "0.5"),
+        (np.inf, "inf"),
+        (np.nan, "nan"),
+        (-2, "-2"),
+    ],
+)
 def test_a_label_that_is_no_class_is_named_with_its_row(door: str, label: float, shown: str) -> None:
     probs, labels = good()
     labels = labels.astype(type(label))

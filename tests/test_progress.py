@@ -49,8 +49,9 @@ def test_what_is_slow_is_told_in_seconds_each(log, capsys, monkeypatch):
     for _ in progress.track(range(2), "Training", total=2):
         clock.now += 39.0
     assert capsys.readouterr().err.splitlines() == [
-        "Training: 1/2, 40.0 s each, 40 s left", "Training: 2/2, 40.0 s each, 0 s left",
-    ]  # fmt: skip
+        "Training: 1/2, 40.0 s each, 40 s left",
+        "Training: 2/2, 40.0 s each, 0 s left",
+    ]
 
 
 def test_a_given_total_goes_with_a_generator(log, capsys):

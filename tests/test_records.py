@@ -443,10 +443,7 @@ def test_a_run_is_written_by_one_process(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline().strip() == "held"
-        with (
-            pytest.raises(RunFolderError, match="another manihot process") as caught,
-            RunFolder(tmp_path / "run"),
-        ):
+        with pytest.raises(RunFolderError, match="another manihot process") as caught, RunFolder(tmp_path / "run"):
             pass
         assert caught.value.exit_code == 5
         other.kill()  # the system drops the lock of a killed process

@@ -217,11 +217,22 @@ def test_a_run_says_who_answers_and_strangers_are_told_by_a_fold(
 
 def test_the_report_speaks_of_refitting_only_where_there_was_some():
     found = {
-        "n": 4, "majority": {"class": "a", "share": 0.5}, "metrics": {"accuracy": {"value": 0.9, "low": 0.8}},
-        "per_class": [], "classes": ["a", "b"], "confusion": [[2, 0], [0, 2]],
+        "n": 4,
+        "majority": {"class": "a", "share": 0.5},
+        "metrics": {"accuracy": {"value": 0.9, "low": 0.8}},
+        "per_class": [],
+        "classes": ["a", "b"],
+        "confusion": [[2, 0], [0, 2]],
         "reliability": {"count": [4], "confidence": [0.9]},
-    }  # fmt: skip
-    said = [" ".join(judgement(found, None, recipe)) for recipe in ({}, {"refit": True},
-            {"refit": True, "folds": {"kind": "none"}}, {"members": {"a": {"refit": True}, "b": {}}})]  # fmt: skip
+    }
+    said = [
+        " ".join(judgement(found, None, recipe))
+        for recipe in (
+            {},
+            {"refit": True},
+            {"refit": True, "folds": {"kind": "none"}},
+            {"members": {"a": {"refit": True}, "b": {}}},
+        )
+    ]
     assert ["trained on all of them" in words for words in said] == [False, True, False, True]
     assert "(of a)" in said[3]

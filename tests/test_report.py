@@ -391,6 +391,10 @@ def test_reports_need_no_torch() -> None:
 
 def test_differences_carry_their_sign() -> None:
     assert [signed(value, 1, 100) for value in (0.0123, -0.0123, -0.0001, None, float("nan"))] == [
-        "+1.2", "−1.2", "+0.0", "–", "–"
-    ]  # fmt: skip
+        "+1.2",
+        "−1.2",
+        "+0.0",
+        "–",
+        "–",
+    ]
     assert signed(-0.0104, 3) == "−0.010"

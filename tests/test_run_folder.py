@@ -19,11 +19,34 @@ from manihot.report.compare import leaderboard
 SOURCE = Path(manihot.__file__).parent
 HOME = SOURCE / "records/run_places.py"
 NAMES = (
-    "run.json", "manifest.parquet", "folds.parquet", "quarantine.csv", "submission.csv", "metrics.json", "report.html",
-    "audit.html", "audit.json", "what_if.json", "embeddings.parquet", "blend.json", "combination.npz", "trust.json",
-    "calibrator.json", "sets.json", "unknown.json", "inputs.txt", "last.ckpt", "history.jsonl", "margins.parquet",
-    "best.safetensors", "head.safetensors", "network.onnx", "backbone.onnx", "oof.parquet", "test.parquet",
-)  # fmt: skip
+    "run.json",
+    "manifest.parquet",
+    "folds.parquet",
+    "quarantine.csv",
+    "submission.csv",
+    "metrics.json",
+    "report.html",
+    "audit.html",
+    "audit.json",
+    "what_if.json",
+    "embeddings.parquet",
+    "blend.json",
+    "combination.npz",
+    "trust.json",
+    "calibrator.json",
+    "sets.json",
+    "unknown.json",
+    "inputs.txt",
+    "last.ckpt",
+    "history.jsonl",
+    "margins.parquet",
+    "best.safetensors",
+    "head.safetensors",
+    "network.onnx",
+    "backbone.onnx",
+    "oof.parquet",
+    "test.parquet",
+)
 FOLDERS = ("audit", "store", "features", "members", "predictions", "blend", "trust", "watch")
 LITERAL = re.compile(rf"(.*[/.])?({'|'.join(map(re.escape, NAMES))})|({'|'.join(FOLDERS)})/\S*")
 
@@ -34,9 +57,10 @@ def literals(path: Path) -> list[str]:
     documents = {
         id(node.body[0].value)
         for node in ast.walk(tree)
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        and node.body
         and isinstance(node.body[0], ast.Expr)
-    }  # fmt: skip
+    }
     found = []
     for node in ast.walk(tree):
         joined = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and isinstance(node.right, ast.Constant)
@@ -51,17 +75,24 @@ def literals(path: Path) -> list[str]:
 def test_no_other_module_spells_a_place_of_the_run_folder():
     found = [
         f"{path.relative_to(SOURCE)}, {one}"
-        for path in sorted(SOURCE.rglob("*.py")) if path != HOME
+        for path in sorted(SOURCE.rglob("*.py"))
+        if path != HOME
         for one in literals(path)
-    ]  # fmt: skip
+    ]
     assert found == []
 
 
 @pytest.mark.parametrize(
     "code",
-    ['run / "manifest.parquet"', 'f"predictions/{name}.oof.parquet"', 'run / "audit"',
-     '"members/*/fold*/best.safetensors"', 'sorted(run.glob("trust/*.csv"))', 'Path("x/last.ckpt")'],
-)  # fmt: skip
+    [
+        'run / "manifest.parquet"',
+        'f"predictions/{name}.oof.parquet"',
+        'run / "audit"',
+        '"members/*/fold*/best.safetensors"',
+        'sorted(run.glob("trust/*.csv"))',
+        'Path("x/last.ckpt")',
+    ],
+)
 def test_a_place_that_is_spelled_is_found(code: str, tmp_path: Path):
     (tmp_path / "a.py").write_text(f'"""audit/audit.json"""\nx = {code}\n', encoding="utf-8")
     assert literals(tmp_path / "a.py")
@@ -76,23 +107,34 @@ def test_other_texts_are_none(code: str, tmp_path: Path):
 def test_places_are_where_they_always_were():
     run = RunFolder(Path("run"))
     places = {
-        "run.json": run.record_file, "manifest.parquet": run.manifest, "folds.parquet": run.folds,
-        "quarantine.csv": run.quarantine, "metrics.json": run.metrics, "report.html": run.report,
-        "audit.html": run.audit_page, "submission.csv": run.submission, "audit/audit.json": run.audit.summary,
+        "run.json": run.record_file,
+        "manifest.parquet": run.manifest,
+        "folds.parquet": run.folds,
+        "quarantine.csv": run.quarantine,
+        "metrics.json": run.metrics,
+        "report.html": run.report,
+        "audit.html": run.audit_page,
+        "submission.csv": run.submission,
+        "audit/audit.json": run.audit.summary,
         "audit/duplicates.csv": run.audit.csv("duplicates"),
         "audit/thumbnails/thumbnails.npy": run.audit.thumbnail_pictures,
-        "audit/mean_source1.png": run.audit.mean_source(1), "store/256x192-squash.npy": run.store(256, 192, "squash"),
-        "features/ab12": run.features("ab12"), "members/main/fold3/network.onnx": run.network("main", 3),
+        "audit/mean_source1.png": run.audit.mean_source(1),
+        "store/256x192-squash.npy": run.store(256, 192, "squash"),
+        "features/ab12": run.features("ab12"),
+        "members/main/fold3/network.onnx": run.network("main", 3),
         "members/main/backbone.onnx": run.member("main").backbone,
         "members/main/refit/oof.parquet": run.fold("main", WHOLE).oof,
         "members/main/fold0/stage2/last.ckpt": run.fold("main", 0).stage(2).checkpoint,
         "members/main/fold0/head.safetensors": run.fold("main", 0).head,
         "predictions/main.oof.parquet": run.oof("main"),
-        "predictions/ensemble.test.parquet": run.predictions("ensemble", "test"), "blend/blend.json": run.blend.summary,
-        "blend/combination.npz": run.blend.combination, "trust/calibrator.json": run.trust.calibrator,
-        "trust/unknown.fold2.npz": run.trust.detector(2), "trust/unknown.npz": run.trust.detector(None),
+        "predictions/ensemble.test.parquet": run.predictions("ensemble", "test"),
+        "blend/blend.json": run.blend.summary,
+        "blend/combination.npz": run.blend.combination,
+        "trust/calibrator.json": run.trust.calibrator,
+        "trust/unknown.fold2.npz": run.trust.detector(2),
+        "trust/unknown.npz": run.trust.detector(None),
         "watch/main-ab.parquet": run.watch("main", "ab"),
-    }  # fmt: skip
+    }
     for name, path in places.items():
         assert path == Path("run") / name and run.relative(path) == name
 

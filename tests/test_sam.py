@@ -35,10 +35,7 @@ def network() -> nn.Sequential:
 
 def batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(5, 6, generator=generator), torch.randint(3, (5,), generator=generator))
-        for _ in range(count)
-    ]
+    return [(torch.randn(5, 6, generator=generator), torch.randint(3, (5,), generator=generator)) for _ in range(count)]
 
 
 def weights_of(model: nn.Module) -> torch.Tensor:
@@ -122,9 +119,13 @@ def test_sam_is_another_implementations(adaptive: bool, base: str):
 
 
 def test_batch_norms_are_left_alone_but_normalise_by_the_batch():
-    model = make_model(load_recipe("standard").model.model_copy(
-        update={"backbone": "test_efficientnet", "pretrained": False, "freeze_stages": 0, "dropout": 0.0}
-    ), 3, (32, 32))  # fmt: skip
+    model = make_model(
+        load_recipe("standard").model.model_copy(
+            update={"backbone": "test_efficientnet", "pretrained": False, "freeze_stages": 0, "dropout": 0.0}
+        ),
+        3,
+        (32, 32),
+    )
     model.train()
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) + 1
     buffers = {name: value.clone() for name, value in model.named_buffers()}

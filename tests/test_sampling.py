@@ -130,10 +130,20 @@ def test_batches_say_which_repetition_it_is():
     assert len(batches) == 3
 
 
-@pytest.mark.parametrize("wrong", ["oversampel", "{name: oversample, most: 0.5}", "{name: each_once, most: 2}",
-                                   "{name: balanced, power: high}", "{name: oversample, classes: rust}",
-                                   "{name: oversample, classes: []}", "{name: oversample, times: {rust: 0.5}}",
-                                   "{name: oversample, times: 3}", "{name: balanced, classes: [rust]}"])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "oversampel",
+        "{name: oversample, most: 0.5}",
+        "{name: each_once, most: 2}",
+        "{name: balanced, power: high}",
+        "{name: oversample, classes: rust}",
+        "{name: oversample, classes: []}",
+        "{name: oversample, times: {rust: 0.5}}",
+        "{name: oversample, times: 3}",
+        "{name: balanced, classes: [rust]}",
+    ],
+)
 def test_a_wrong_sampling_is_named(wrong: str):
     text = wrong if wrong.startswith("{") else f"{{name: {wrong}}}"
     with pytest.raises(SettingsError, match="sampling"):

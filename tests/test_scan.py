@@ -94,14 +94,7 @@ def test_class_folders(tmp_path: Path, capsys) -> None:
 
 
 def test_splits_above_classes(tmp_path: Path, capsys) -> None:
-    for name in (
-        "train/a/1.jpg",
-        "train/b/2.jpg",
-        "Validation/a/1.jpg",
-        "test/t1.jpg",
-        "test/t2.jpg",
-        "extra/x.jpg",
-    ):
+    for name in ("train/a/1.jpg", "train/b/2.jpg", "Validation/a/1.jpg", "test/t1.jpg", "test/t2.jpg", "extra/x.jpg"):
         photo(tmp_path / name)
     manifest, _ = scan(tmp_path)
     assert manifest.classes == ("a", "b")
@@ -234,9 +227,7 @@ def test_csv_with_pattern_and_columns(tmp_path: Path) -> None:
     named = {"label": "stress", "group": "farm", "split": "part", "fold": "k", "source": "farm"}
     manifest, quarantine = scan(listed, columns=TableOptions(image="leaf/{id}.jpg", **named))
     assert manifest.classes == ("miner", "rust") and manifest.root == tmp_path
-    rows = (
-        manifest.table[["image_id", "path", "label", "group", "source", "split", "fold"]].to_numpy().tolist()
-    )
+    rows = manifest.table[["image_id", "path", "label", "group", "source", "split", "fold"]].to_numpy().tolist()
     assert rows == [
         ["1.jpg", "leaf/1.jpg", 1, "F1", "F1", "train", 0],
         ["2.jpg", "leaf/2.jpg", 0, "F2", "F2", "val", 1],
@@ -248,9 +239,7 @@ def test_csv_with_pattern_and_columns(tmp_path: Path) -> None:
 
 def test_csv_guesses_columns_and_sorts_numbers(tmp_path: Path, capsys) -> None:
     rows = [(f"{k}.jpg", k) for k in (0, 2, 10)]
-    listed = table(
-        tmp_path / "l.csv", "Filename,source,Target\n" + "".join(f"{f},s{t},{t}.0\n" for f, t in rows)
-    )
+    listed = table(tmp_path / "l.csv", "Filename,source,Target\n" + "".join(f"{f},s{t},{t}.0\n" for f, t in rows))
     for name, _ in rows:
         photo(tmp_path / name)
     manifest, _ = scan(listed)
@@ -262,9 +251,7 @@ def test_csv_guesses_columns_and_sorts_numbers(tmp_path: Path, capsys) -> None:
 
 
 def test_table_beside_a_folder_and_parquet(tmp_path: Path) -> None:
-    frame = pd.DataFrame(
-        {"image_id": ["a.jpg", "b.jpg", "c.jpg"], "label": [1.0, np.nan, 0.0], "code": [5, 6, 7]}
-    )
+    frame = pd.DataFrame({"image_id": ["a.jpg", "b.jpg", "c.jpg"], "label": [1.0, np.nan, 0.0], "code": [5, 6, 7]})
     for name in frame["image_id"]:
         photo(tmp_path / "photos" / name)
     listed = tmp_path / "tables/l.parquet"
@@ -372,9 +359,7 @@ def test_imagefolder_metadata(tmp_path: Path) -> None:
     assert labels_of(manifest) == {"a.jpg": "rust", "b.jpg": "miner"}
     manifest, _ = scan(tmp_path / "two")
     assert labels_of(manifest) == {"c.jpg": "3", "d.jpg": None}
-    assert (
-        list(manifest.table["split"]) == ["train", "test"] and list(manifest.table["path"])[1] == "test/d.jpg"
-    )
+    assert list(manifest.table["split"]) == ["train", "test"] and list(manifest.table["path"])[1] == "test/d.jpg"
 
 
 def test_several_sources(tmp_path: Path) -> None:
@@ -438,8 +423,13 @@ def test_a_column_that_a_fixed_layout_lacks_is_another_sources(tmp_path: Path) -
     options = {"image": "p{nr}.jpg", "label": "stress", "group": "farm", "id": "nr"}
     manifest, _ = scan([kaggle, tmp_path / "hub", own], columns=TableOptions(**options))
     assert manifest.table.set_index("image_id")["group"].to_dict() == {
-        "11.jpg": "", "12.jpg": "", "13.jpg": "", "21.jpg": "", "4.jpg": "", "5": "F1",
-    }  # fmt: skip
+        "11.jpg": "",
+        "12.jpg": "",
+        "13.jpg": "",
+        "21.jpg": "",
+        "4.jpg": "",
+        "5": "F1",
+    }
     assert labels_of(manifest)["4.jpg"] == labels_of(manifest)["5"] == labels_of(manifest)["12.jpg"] == "mottle"
     with pytest.raises(DataError, match=r"--group names a column, but .*kaggle was read as .*no other source"):
         scan([kaggle, tmp_path / "hub"], columns=TableOptions(group="farm"))
@@ -572,13 +562,7 @@ def test_kaggle_layout_from_tfrecords(tmp_path: Path, capsys) -> None:
         scan(home)
     assert "--out" in caught.value.remedy
     manifest, _ = scan(home, out=tmp_path / "run")
-    expected = {
-        "11.jpg": "blight",
-        "12.jpg": "mottle",
-        "13.jpg": "mottle",
-        "14.jpg": "streak",
-        "21.jpg": None,
-    }
+    expected = {"11.jpg": "blight", "12.jpg": "mottle", "13.jpg": "mottle", "14.jpg": "streak", "21.jpg": None}
     assert labels_of(manifest) == expected
     assert sorted(home.rglob("*")) == before  # nothing of ours in the user's folder
     assert (tmp_path / "run/photos/train/13.jpg").is_file() and all(path.is_file() for path in manifest.paths)
@@ -646,14 +630,11 @@ def test_record_names_stay_in_their_folder(tmp_path: Path) -> None:
     place = home / "train_tfrecords"
     place.mkdir()
     names = [b"../../evil.jpg", b"C:\\x\\con:1.jpg", b"..", b"11.jpg"]
-    data = b"".join(
-        frame(example(image=image, image_name=name, target=k % 3)) for k, name in enumerate(names)
-    )
+    data = b"".join(frame(example(image=image, image_name=name, target=k % 3)) for k, name in enumerate(names))
     (place / "a.tfrec").write_bytes(data)
     scan(home, out=tmp_path / "run", columns=TableOptions(allow_missing=True))
     found = sorted(
-        path.relative_to(tmp_path / "run/photos").as_posix()
-        for path in (tmp_path / "run/photos").rglob("*.jpg")
+        path.relative_to(tmp_path / "run/photos").as_posix() for path in (tmp_path / "run/photos").rglob("*.jpg")
     )
     assert found == ["train/11.jpg", "train/a-000002.jpg", "train/con_1.jpg", "train/evil.jpg"]
 
@@ -701,11 +682,7 @@ def test_ctrl_c_stops_at_once_without_traces_of_workers(tmp_path: Path) -> None:
         "        sys.exit(130)\n",
     )
     with subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         process.stdout.readline()
         started = time.monotonic()

@@ -85,11 +85,7 @@ def test_the_name_of_a_suite_says_how_to_see_it(write):
 def test_a_choice_of_another_name_replaces_the_one_below():
     low = {"loss": {"name": "focal", "gamma": 3}, "train": {"epochs": 1}}
     assert merge(low, {"loss": {"name": "gce"}})["loss"] == {"name": "gce"}
-    assert merge(low, {"loss": {"name": "focal", "alpha": 1}})["loss"] == {
-        "name": "focal",
-        "gamma": 3,
-        "alpha": 1,
-    }
+    assert merge(low, {"loss": {"name": "focal", "alpha": 1}})["loss"] == {"name": "focal", "gamma": 3, "alpha": 1}
     assert merge(low, {"loss": {"gamma": 1}})["loss"] == {"name": "focal", "gamma": 1}
     assert low == {"loss": {"name": "focal", "gamma": 3}, "train": {"epochs": 1}}
 
@@ -180,10 +176,7 @@ def test_set_of_an_item_of_a_list_that_is_not_there(write):
         ("seed: 1\ntrain:\n  batch: 4\n  epochs: many\n", ["mine.yaml:4: train.epochs", "integer", "'many'"]),
         ("seed: 1\ntrian: {}\n", ["mine.yaml:2: unknown setting 'trian'", "did you mean 'train'"]),
         ("train:\n  epochs: 2\n  strenght: 1\n", ["mine.yaml:3: unknown setting 'train.strenght'"]),
-        (
-            "tta:\n  - {name: full}\n  - {name: full,\n     flop: h}\n",
-            ["mine.yaml:4", "tta.1.flop", "'flip'"],
-        ),
+        ("tta:\n  - {name: full}\n  - {name: full,\n     flop: h}\n", ["mine.yaml:4", "tta.1.flop", "'flip'"]),
         ("optimizer: {lr: 0}\nfolds: {n: 1}\n", ["mine.yaml:1: optimizer.lr", "mine.yaml:2: folds.n"]),
         ("photo: {size: [1, a]}\n", ["mine.yaml:1: photo.size", "integer"]),
         ("model: {pretrained: 3}\n", ["mine.yaml:1: model.pretrained"]),
@@ -328,14 +321,43 @@ def test_small_rates_and_members_survive_being_shown(write):
 
 
 SELF_EVIDENT = {
-    "Folds.kind", "Model.pooling", "Model.dropout", "Optimizer.name",
-    "Train.epochs", "Train.batch", "Train.accumulate", "Train.channels_last", "Train.monitor",
-    "Features.batch", "View.name", "View.flip", "View.transpose", "View.weight",
-    *(f"Recipe.{key}" for key in (
-        "name", "description", "method", "seed", "folds", "photo", "model", "augment", "mixing", "loss",
-        "optimizer", "schedule", "averaging", "train", "features", "tta", "members",
-    )),
-}  # fmt: skip
+    "Folds.kind",
+    "Model.pooling",
+    "Model.dropout",
+    "Optimizer.name",
+    "Train.epochs",
+    "Train.batch",
+    "Train.accumulate",
+    "Train.channels_last",
+    "Train.monitor",
+    "Features.batch",
+    "View.name",
+    "View.flip",
+    "View.transpose",
+    "View.weight",
+    *(
+        f"Recipe.{key}"
+        for key in (
+            "name",
+            "description",
+            "method",
+            "seed",
+            "folds",
+            "photo",
+            "model",
+            "augment",
+            "mixing",
+            "loss",
+            "optimizer",
+            "schedule",
+            "averaging",
+            "train",
+            "features",
+            "tta",
+            "members",
+        )
+    ),
+}
 
 
 def test_every_setting_is_described_or_self_evident():

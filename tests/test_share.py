@@ -50,12 +50,23 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     made = Predictions.from_probs(np.array(ids, dtype=object), np.full((4, 2), 0.5), manifest.classes, manifest.labels)
     made.save(folder.oof("main"))
     made.save(folder.watch("main", "0123"))
-    save_json(folder.record_file, {
-        "photos": [str(photos)], "command": [f"{home}/.local/bin/manihot", "run", str(photos), "--out", "~/runs/first",
-        f"--csv={photos}/train.csv"], "scan_options": {"csv": f"{photos}/train.csv", "image": "leaf/{id}.jpg"},
-        "recipe": {"model": {"pretrained": f"{home}/weights/b0.pth"}, "note": f"read {home}/notes.txt, then stop"},
-        "stages": {"members/main/fold0": {"outputs": {"members/main/fold0/best.safetensors": "ab"}}},
-    })  # fmt: skip
+    save_json(
+        folder.record_file,
+        {
+            "photos": [str(photos)],
+            "command": [
+                f"{home}/.local/bin/manihot",
+                "run",
+                str(photos),
+                "--out",
+                "~/runs/first",
+                f"--csv={photos}/train.csv",
+            ],
+            "scan_options": {"csv": f"{photos}/train.csv", "image": "leaf/{id}.jpg"},
+            "recipe": {"model": {"pretrained": f"{home}/weights/b0.pth"}, "note": f"read {home}/notes.txt, then stop"},
+            "stages": {"members/main/fold0": {"outputs": {"members/main/fold0/best.safetensors": "ab"}}},
+        },
+    )
     save_json(folder.metrics, {"members": {}, "made from": f"file://{photos}/1.jpg"})
     windows = "C:\\Users\\anna-secret\\x.csv"
     save_json(folder.trust.summary, {"predictions": str(folder.oof("main")), "windows": windows})
@@ -108,8 +119,14 @@ def test_nothing_in_a_shared_run_says_where_it_was_made(run: RunFolder, tmp_path
         names = archive.namelist()
         held = {name: everything_in(archive.read(name), name) for name in names}
         assert {Path(name).suffix for name in names} == {
-            ".json", ".parquet", ".safetensors", ".onnx", ".jsonl", ".npz", ".csv",
-        }  # fmt: skip
+            ".json",
+            ".parquet",
+            ".safetensors",
+            ".onnx",
+            ".jsonl",
+            ".npz",
+            ".csv",
+        }
         networks = {name for name in names if Path(name).suffix in (".onnx", ".safetensors")}
         assert networks == {f"first/members/main/{name}" for name in ("fold0/best.safetensors", "fold1/network.onnx")}
     for name, text in held.items():
@@ -207,8 +224,10 @@ def test_a_network_that_is_a_link_is_an_error(run: RunFolder, tmp_path: Path, ki
 def test_what_a_killed_share_left_is_removed_by_the_next(run: RunFolder, tmp_path: Path):
     with open(run.trust.csv("large"), "wb") as file:
         file.write(np.random.default_rng(0).bytes(30_000_000).hex().encode())
-    code = "import sys; from pathlib import Path; from manihot.report.share import share_run\n" \
-           "share_run(Path(sys.argv[1]), Path(sys.argv[2]))"  # fmt: skip
+    code = (
+        "import sys; from pathlib import Path; from manihot.report.share import share_run\n"
+        "share_run(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
     place = tmp_path / "zips"
     place.mkdir()
     theirs = [place / ".party.manihot-1.part.zip", place / ".a.part.zip"]

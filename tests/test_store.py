@@ -162,9 +162,7 @@ def test_disk_that_fills_up_keeps_what_is_done(tmp_path: Path, manifest: Manifes
     monkeypatch.setattr(store_module, "write_chunk", write)
     with pytest.raises(DiskFullError):
         make_store(tmp_path / "s.npy", manifest, SMALL)
-    monkeypatch.setattr(
-        store_module, "write_chunk", lambda chunk: written.append(chunk.number) or real(chunk)
-    )
+    monkeypatch.setattr(store_module, "write_chunk", lambda chunk: written.append(chunk.number) or real(chunk))
     make_store(tmp_path / "s.npy", manifest, SMALL)
     assert written == [0, 1, 2]
 

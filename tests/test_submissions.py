@@ -34,33 +34,51 @@ def follow(tmp_path: Path, sample: str, predictions: Predictions, paths: dict[st
 
 
 IDS = ["test_images/10.jpg", "12.jpg", "test_images/11.jpg"]
-PATHS = {"test_images/10.jpg": "test_images/10.jpg", "12.jpg": "test_images/12.jpg",
-         "test_images/11.jpg": "test_images/11.jpg"}  # fmt: skip
+PATHS = {
+    "test_images/10.jpg": "test_images/10.jpg",
+    "12.jpg": "test_images/12.jpg",
+    "test_images/11.jpg": "test_images/11.jpg",
+}
 
 
 @pytest.mark.parametrize(
     ("sample", "numbers", "expected"),
     [
         # names and another header, its own order
-        ("image,labels\n12.jpg,rust\n10.jpg,rust\n11.jpg,rust\n", None,
-         ["image,labels", "12.jpg,mite", "10.jpg,blight", "11.jpg,rust"]),
-        ("image_id,label\n10.jpg,4\n11.jpg,4\n12.jpg,4\n", (3, 1, 7),
-         ["image_id,label", "10.jpg,3", "11.jpg,7", "12.jpg,1"]),
+        (
+            "image,labels\n12.jpg,rust\n10.jpg,rust\n11.jpg,rust\n",
+            None,
+            ["image,labels", "12.jpg,mite", "10.jpg,blight", "11.jpg,rust"],
+        ),
+        (
+            "image_id,label\n10.jpg,4\n11.jpg,4\n12.jpg,4\n",
+            (3, 1, 7),
+            ["image_id,label", "10.jpg,3", "11.jpg,7", "12.jpg,1"],
+        ),
         # names are asked for, though the table has numbers too
-        ("image_id,label\n10.jpg,mite\n11.jpg,mite\n12.jpg,mite\n", (3, 1, 7),
-         ["image_id,label", "10.jpg,blight", "11.jpg,rust", "12.jpg,mite"]),
+        (
+            "image_id,label\n10.jpg,mite\n11.jpg,mite\n12.jpg,mite\n",
+            (3, 1, 7),
+            ["image_id,label", "10.jpg,blight", "11.jpg,rust", "12.jpg,mite"],
+        ),
         # ids without an ending, or with a folder
         ("Id,Category\n10,rust\n11,rust\n12,rust\n", None, ["Id,Category", "10,blight", "11,rust", "12,mite"]),
-        ("id,label\ntest_images/10.jpg,rust\ntest_images/11.jpg,rust\ntest_images/12.jpg,rust\n", None,
-         ["id,label", "test_images/10.jpg,blight", "test_images/11.jpg,rust", "test_images/12.jpg,mite"]),
+        (
+            "id,label\ntest_images/10.jpg,rust\ntest_images/11.jpg,rust\ntest_images/12.jpg,rust\n",
+            None,
+            ["id,label", "test_images/10.jpg,blight", "test_images/11.jpg,rust", "test_images/12.jpg,mite"],
+        ),
         # nothing but ids: as the table has the classes
         ("id,label\n10.jpg,\n11.jpg,\n12.jpg,\n", None, ["id,label", "10.jpg,blight", "11.jpg,rust", "12.jpg,mite"]),
         ("id,label\n10.jpg,\n11.jpg,\n12.jpg,\n", (3, 1, 7), ["id,label", "10.jpg,3", "11.jpg,7", "12.jpg,1"]),
         # a column of probabilities each, in the sample's order
-        ("image_id,rust,blight,mite\n10.jpg,0.3,0.3,0.4\n11.jpg,0.3,0.3,0.4\n12.jpg,1,0,0\n", None,
-         ["image_id,rust,blight,mite", "10.jpg,0.1,0.8,0.1", "11.jpg,0.8,0.1,0.1", "12.jpg,0.1,0.1,0.8"]),
+        (
+            "image_id,rust,blight,mite\n10.jpg,0.3,0.3,0.4\n11.jpg,0.3,0.3,0.4\n12.jpg,1,0,0\n",
+            None,
+            ["image_id,rust,blight,mite", "10.jpg,0.1,0.8,0.1", "11.jpg,0.8,0.1,0.1", "12.jpg,0.1,0.1,0.8"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_sample_is_followed_exactly(tmp_path: Path, sample: str, numbers, expected: list[str]) -> None:
     assert follow(tmp_path, sample, answers(IDS, [0, 1, 2], numbers=numbers), PATHS) == expected
 
@@ -93,8 +111,10 @@ def test_photographs_without_an_answer(tmp_path: Path) -> None:
         answers(IDS, [0, 1, 2]), tmp_path / "s.csv", {"test_images/9.jpg": 2}, paths, sample, otherwise=1
     )
     assert lines(tmp_path / "s.csv") == ["id,label", "9.jpg,rust", "10.jpg,blight", "8.jpg,mite"]
-    assert said == ["1 ids of sample.csv have no photograph: 8.jpg", "2 photographs that sample.csv does not ask for "
-                    "are left out"]  # fmt: skip
+    assert said == [
+        "1 ids of sample.csv have no photograph: 8.jpg",
+        "2 photographs that sample.csv does not ask for are left out",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -130,16 +150,25 @@ SAMPLE = "image_id,label\na.jpg,4\nb.jpg,4\nc.jpg,4\n"
         ("image,label\na.jpg,1\nb.jpg,1\nc.jpg,1\n", ["header: image, label; the sample's is image_id, label"]),
         ("image_id,label\na.jpg,1\nb.jpg,1\n", ["rows: 2; the sample has 3", "1 ids of the sample are missing: c.jpg"]),
         ("image_id,label\nb.jpg,1\na.jpg,1\nc.jpg,1\n", ["order: line 2 is 'b.jpg'; the sample has 'a.jpg' there"]),
-        ("image_id,label\na.jpg,1\na.jpg,1\nc.jpg,1\n",
-         ["1 ids stand more than once: a.jpg", "1 ids of the sample are missing: b.jpg"]),
-        ("image_id,label\nt/a.jpg,1\nb.jpg,1\nc.jpg,1\n",
-         ["1 ids of the sample are missing: a.jpg", "1 ids are not in the sample: t/a.jpg",
-          "they differ in the folder or the ending of the file name"]),
-        ("image_id,label\na.jpg,rust\nb.jpg,1\nc.jpg,1\n",
-         ["column 'label': 1 cells are not a whole number as in the sample, first 'rust' in line 2"]),
+        (
+            "image_id,label\na.jpg,1\na.jpg,1\nc.jpg,1\n",
+            ["1 ids stand more than once: a.jpg", "1 ids of the sample are missing: b.jpg"],
+        ),
+        (
+            "image_id,label\nt/a.jpg,1\nb.jpg,1\nc.jpg,1\n",
+            [
+                "1 ids of the sample are missing: a.jpg",
+                "1 ids are not in the sample: t/a.jpg",
+                "they differ in the folder or the ending of the file name",
+            ],
+        ),
+        (
+            "image_id,label\na.jpg,rust\nb.jpg,1\nc.jpg,1\n",
+            ["column 'label': 1 cells are not a whole number as in the sample, first 'rust' in line 2"],
+        ),
         ("image_id,label\na.jpg,1\nb.jpg,\nc.jpg,1\n", ["column 'label': 1 empty cells, first in line 3"]),
     ],
-)  # fmt: skip
+)
 def test_the_check_reports_what_differs(tmp_path: Path, given: str, said: list[str]) -> None:
     assert check_submission(table(tmp_path / "s.csv", given), table(tmp_path / "sample.csv", SAMPLE)) == said
 

@@ -177,9 +177,7 @@ def test_a_planted_effect_is_found_and_judged_by_what_was_reported():
     assert effect.p < 0.001 and effect.n == 1000 and effect.units == 1000
     assert effect.log_loss == pytest.approx(-2.0 * 0.05) and effect.log_loss_high < 0
     told = {verdict: judge(verdict, effect, 0.01) for verdict in ("better", "worse", "no change", "no better")}
-    assert told == {
-        "better": "agrees", "worse": "contradicts", "no change": "contradicts", "no better": "contradicts"
-    }  # fmt: skip
+    assert told == {"better": "agrees", "worse": "contradicts", "no change": "contradicts", "no better": "contradicts"}
     assert judge("not reported", effect, 0.01) == ""
     worse = effect_of(-gains)
     assert judge("worse", worse, 0.01) == judge("no better", worse, 0.01) == "agrees"
@@ -306,7 +304,7 @@ def test_a_suite_leaves_tables_a_picture_and_a_page(finished):
     assert saved.loc["plain", "difference"] == pytest.approx(rows.loc["plain", "difference"])
     assert (out / "suite.png").read_bytes()[:4] == b"\x89PNG"
     page = (out / "suite.html").read_text(encoding="utf-8")
-    assert "plain" in page and "it helped" in page and "src=\"http" not in page and "45 held-out photographs" in page
+    assert "plain" in page and "it helped" in page and 'src="http' not in page and "45 held-out photographs" in page
     assert not (out / "members/once/fold0/best.safetensors").exists()
 
 
@@ -376,12 +374,37 @@ def test_the_picture_and_page_take_any_suite(tmp_path):
     def arm(name: str, **known) -> dict:
         return dict.fromkeys(COLUMNS) | {"arm": name, "against": "baseline", "chance": False, "judgement": ""} | known
 
-    shown = {"difference": 0.02, "low": -0.3, "high": 0.9, "p": 0.01, "holm": 0.02, "table": "<b>T</b>",
-             "verdict": "better", "reported": 0.5, "said": "", "change": "x: 1", "photographs": 1200,
-             "judgement": "agrees",
-             "log_loss_difference": 0.1, "log_loss_low": 0.0, "log_loss_high": 0.2, "status": "done"}  # fmt: skip
-    found = {"name": "s", "description": "", "source": "", "level": 0.95, "margin": 0.01, "units": None,
-             "summary": ["nothing"], "base": {"seed": 0}, "photos": [], "device": "", "arms": []}  # fmt: skip
+    shown = {
+        "difference": 0.02,
+        "low": -0.3,
+        "high": 0.9,
+        "p": 0.01,
+        "holm": 0.02,
+        "table": "<b>T</b>",
+        "verdict": "better",
+        "reported": 0.5,
+        "said": "",
+        "change": "x: 1",
+        "photographs": 1200,
+        "judgement": "agrees",
+        "log_loss_difference": 0.1,
+        "log_loss_low": 0.0,
+        "log_loss_high": 0.2,
+        "status": "done",
+    }
+    found = {
+        "name": "s",
+        "description": "",
+        "source": "",
+        "level": 0.95,
+        "margin": 0.01,
+        "units": None,
+        "summary": ["nothing"],
+        "base": {"seed": 0},
+        "photos": [],
+        "device": "",
+        "arms": [],
+    }
     bare = arm("baseline", verdict="not reported", change="", said="")
     for arms in ([], [bare], [bare, arm("a", **shown), arm("$b$", **shown)]):
         (tmp_path / "suite.json").write_text(json.dumps({**found, "arms": arms}), encoding="utf-8")

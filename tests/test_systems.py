@@ -19,16 +19,7 @@ from manihot import pipeline
 from manihot.augment.views import make_view
 from manihot.cli import answer
 from manihot.errors import SettingsError
-from manihot.members.smoke import (
-    BATCH,
-    EDGE,
-    FEW,
-    SMALL,
-    small_backbone,
-    smoke_classes,
-    smoke_manifest,
-    smoke_recipe,
-)
+from manihot.members.smoke import BATCH, EDGE, FEW, SMALL, small_backbone, smoke_classes, smoke_manifest, smoke_recipe
 from manihot.members.training_labels import one_a_group
 from manihot.photos.listing import choose_few
 from manihot.photos.preprocess import Preprocess
@@ -44,15 +35,50 @@ from manihot.train.networks.pretrained import make_backbone, name_weights
 FAMILIES = ("lecture-", "cassava2020-", "cassava2019-", "plantpath2020-", "heroseo")
 SYSTEMS = [name for name in recipe_names() if name.startswith(FAMILIES)]
 ROWS = [
-    "lecture-effb4", "lecture-effb4-2019", "lecture-regnety40", "lecture-regnety40-2019", "lecture-regnety80",
-    "lecture-vit", "lecture-vit-2019", "lecture-nfnet", "lecture-distill", "lecture-fixmatch", "lecture-avengers",
-    "lecture-lb-best", "cassava2020-01", "cassava2020-02", "cassava2020-03", "cassava2020-05", "cassava2020-07a",
-    "cassava2020-07b", "cassava2020-08", "cassava2020-14", "cassava2020-17", "cassava2020-18", "cassava2020-25",
-    "cassava2020-28", "cassava2020-30", "cassava2020-34", "cassava2020-37", "cassava2020-40", "cassava2020-45",
-    "cassava2020-77", "cassava2020-78", "cassava2020-606", "plantpath2020-01", "plantpath2020-02",
-    "plantpath2020-03", "plantpath2020-04", "plantpath2020-05", "plantpath2020-07", "plantpath2020-11",
-    "cassava2019-01", "cassava2019-02", "cassava2019-03", "heroseo",
-]  # fmt: skip
+    "lecture-effb4",
+    "lecture-effb4-2019",
+    "lecture-regnety40",
+    "lecture-regnety40-2019",
+    "lecture-regnety80",
+    "lecture-vit",
+    "lecture-vit-2019",
+    "lecture-nfnet",
+    "lecture-distill",
+    "lecture-fixmatch",
+    "lecture-avengers",
+    "lecture-lb-best",
+    "cassava2020-01",
+    "cassava2020-02",
+    "cassava2020-03",
+    "cassava2020-05",
+    "cassava2020-07a",
+    "cassava2020-07b",
+    "cassava2020-08",
+    "cassava2020-14",
+    "cassava2020-17",
+    "cassava2020-18",
+    "cassava2020-25",
+    "cassava2020-28",
+    "cassava2020-30",
+    "cassava2020-34",
+    "cassava2020-37",
+    "cassava2020-40",
+    "cassava2020-45",
+    "cassava2020-77",
+    "cassava2020-78",
+    "cassava2020-606",
+    "plantpath2020-01",
+    "plantpath2020-02",
+    "plantpath2020-03",
+    "plantpath2020-04",
+    "plantpath2020-05",
+    "plantpath2020-07",
+    "plantpath2020-11",
+    "cassava2019-01",
+    "cassava2019-02",
+    "cassava2019-03",
+    "heroseo",
+]
 
 
 def stages_of(recipe: Recipe) -> list[Recipe]:

@@ -111,13 +111,15 @@ WRONG_LINES = [
     ('{"image": "a.jpg", "image": "b.jpg"}\n', "t.jsonl, line 1: 'image' stands in it twice"),
     ('{"image": ' + "[" * 100_000 + "\n", "t.jsonl, line 1: nested too deeply"),
     ('{"image": "a.jpg", "label": ' + "9" * 5000 + "}\n", "t.jsonl, line 1: a number of more than 4,300 digits"),
-    ('{"image": "a.jpg", "label": "x"}\n{"image": "b.jpg", "label": ["x", "y"]}\n',
-     "t.jsonl, line 2, column 'label': a list, and one word or number was expected"),
+    (
+        '{"image": "a.jpg", "label": "x"}\n{"image": "b.jpg", "label": ["x", "y"]}\n',
+        "t.jsonl, line 2, column 'label': a list, and one word or number was expected",
+    ),
     ('{"image": {"path": "a.jpg"}, "label": 1}\n', "t.jsonl: no column is obviously the image"),
     ('{"image": "a.jpg", "label": "x\\u0000"}\n', "t.jsonl, line 1, column 'label'"),
     ('{"image": "a.jpg", "label": "\\ud800"}\n', "t.jsonl, line 1, column 'label'"),
     ("[1]\n", "t.jsonl, line 1: not a JSON object"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("data", "words"), WRONG_LINES)
@@ -132,10 +134,16 @@ def test_values_of_json_and_parquet_are_those_of_csv(tmp_path: Path) -> None:
     lines = '{"a": 1.0, "b": true, "c": null, "d": NaN, "e": 12345678901234567890}\n{"a": 2.5}\n'
     expected = [["1", "true", "", "", "12345678901234567890"], ["2.5", "", "", "", ""]]
     assert read_table(save(tmp_path / "t.jsonl", lines)).to_numpy().tolist() == expected
-    frame = pd.DataFrame({
-        "whole": [1.0, None], "name": pd.Categorical(["x", None]), "day": pd.to_datetime(["2020-01-02", None]),
-        "raw": [b"x", b"y"], "list": [[1], [2]], "flag": [True, False],
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "whole": [1.0, None],
+            "name": pd.Categorical(["x", None]),
+            "day": pd.to_datetime(["2020-01-02", None]),
+            "raw": [b"x", b"y"],
+            "list": [[1], [2]],
+            "flag": [True, False],
+        }
+    )
     frame.to_parquet(tmp_path / "t.parquet")
     found = read_table(tmp_path / "t.parquet")
     assert found.to_numpy().tolist() == [["1", "x", "2020-01-02 00:00:00", "true"], ["", "", "", "false"]]
@@ -254,12 +262,19 @@ def test_a_table_whose_name_is_not_utf8(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b'{"0": "a", "1"', "line 1"), (b'{"0": {"x": 1}}', "is no class name"), (b"\xff\xfe\x00", "utf-16"),
-        (b"[" * 100_000, "c.json"), (b'{"' + b"9" * 5000 + b'": "a"}', "no class names"), (b"a\0b", "NUL"),
-        (b'{"0": ""}', "empty class name"), (b"true", "no class names"), (b"", "line 1"), (b"caf\xe9", "not UTF-8"),
+        (b'{"0": "a", "1"', "line 1"),
+        (b'{"0": {"x": 1}}', "is no class name"),
+        (b"\xff\xfe\x00", "utf-16"),
+        (b"[" * 100_000, "c.json"),
+        (b'{"' + b"9" * 5000 + b'": "a"}', "no class names"),
+        (b"a\0b", "NUL"),
+        (b'{"0": ""}', "empty class name"),
+        (b"true", "no class names"),
+        (b"", "line 1"),
+        (b"caf\xe9", "not UTF-8"),
         (b'{"0": true}', "is no class name"),
     ],
-)  # fmt: skip
+)
 def test_class_maps_that_are_wrong(tmp_path: Path, data: bytes, words: str) -> None:
     with pytest.raises(DataError) as caught:
         load_classes(save(tmp_path / "c.json", data))

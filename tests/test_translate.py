@@ -106,8 +106,9 @@ def test_the_paper_s_sizes():
 
 
 def test_fresh_weights_are_drawn_by_the_seed_with_the_paper_s_spread():
-    first, again, other = (torch.cat([p.flatten() for p in make_generator(64, 16, seed).parameters() if p.dim() > 1])
-                           for seed in (3, 3, 4))  # fmt: skip
+    first, again, other = (
+        torch.cat([p.flatten() for p in make_generator(64, 16, seed).parameters() if p.dim() > 1]) for seed in (3, 3, 4)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.std().item() == pytest.approx(0.02, rel=0.02)
@@ -126,8 +127,12 @@ def test_a_translator_is_saved_without_pickle_and_loads_the_same(tmp_path: Path)
     save_translator(tmp_path / "a.safetensors", generator, {"from": "healthy", "to": "mosaic", "size": 64})
     loaded, about = load_translator(tmp_path / "a.safetensors")
     assert (about["from"], about["to"], about["size"], about["width"], about["blocks"]) == (
-        "healthy", "mosaic", 64, 4, 6,
-    )  # fmt: skip
+        "healthy",
+        "mosaic",
+        64,
+        4,
+        6,
+    )
     picture = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(loaded(picture), generator(picture))

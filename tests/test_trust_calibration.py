@@ -35,18 +35,11 @@ from manihot.trust.conformal import (
     uniforms_from_ids,
 )
 from manihot.trust.costs import Costs
-from manihot.trust.decide import (
-    check_costs,
-    cost_sensitive_accuracy,
-    fit_class_thresholds,
-    mean_cost,
-)
+from manihot.trust.decide import check_costs, cost_sensitive_accuracy, fit_class_thresholds, mean_cost
 from manihot.trust.files import apply_trust, calibrate_files
 
 
-def make_probs(
-    seed: int, n: int = 1000, k: int = 4, temperature: float = 1.0
-) -> tuple[np.ndarray, np.ndarray]:
+def make_probs(seed: int, n: int = 1000, k: int = 4, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities p ** (1 / temperature) whose labels are drawn from p."""
     rng = np.random.default_rng(seed)
     z = 2.0 * rng.normal(size=(n, k)) + np.linspace(0, 1.5, k)
@@ -138,10 +131,7 @@ def test_vector_scaling_mends_a_class_that_is_always_overstated() -> None:
     tilted = softmax(np.log(probs) + np.array([1.5, 0, 0, 0]), axis=1)
     mended = fit_calibrator(tilted, labels, "vector")(tilted)
     assert np.abs(mended - probs).mean() < 0.01
-    assert (
-        log_loss(labels, mended)
-        < log_loss(labels, fit_calibrator(tilted, labels, "temperature")(tilted)) - 0.05
-    )
+    assert log_loss(labels, mended) < log_loss(labels, fit_calibrator(tilted, labels, "temperature")(tilted)) - 0.05
 
 
 def test_held_out_calibration_uses_other_folds_only() -> None:
@@ -289,9 +279,7 @@ def test_sets_agree_with_mapie() -> None:
 def test_real_sets_cover_every_class_with_few_labels() -> None:
     coverage, sizes = [], []
     for probs, labels, new, new_labels in real_halves(20):
-        table = measure_coverage(
-            fit_sets(probs, labels, coverage=0.9, per_class=True).predict_sets(new), new_labels
-        )
+        table = measure_coverage(fit_sets(probs, labels, coverage=0.9, per_class=True).predict_sets(new), new_labels)
         coverage.append(table["coverage"].to_numpy()[:5])
         sizes.append(table["mean_size"].iloc[-1])
         # one half holds 543 photographs of the rarest class: chance alone moves it by 1.8 points
@@ -345,9 +333,7 @@ def test_least_cost_decisions() -> None:
     probs = np.array([[0.2, 0.8], [0.05, 0.95]])
     assert Costs(costs).decide(probs)[0].tolist() == [0, 1]  # above a tenth, the alarm is cheaper
     assert mean_cost(np.array([0, 1]), np.array([1, 0]), costs) == 5.0
-    assert cost_sensitive_accuracy(
-        np.array([0, 1, 1]), np.array([0, 1, 0]), 1.0 - np.eye(2)
-    ) == pytest.approx(2 / 3)
+    assert cost_sensitive_accuracy(np.array([0, 1, 1]), np.array([0, 1, 0]), 1.0 - np.eye(2)) == pytest.approx(2 / 3)
     for wrong, words in ((-2.0, "answer 1 to the true class 0 is -2"), (np.nan, "is nan")):
         with pytest.raises(DataError, match=words):
             check_costs(np.array([[0.0, wrong], [1.0, 0.0]]), 2)
@@ -365,9 +351,7 @@ def test_no_decision_is_cheaper_on_calibrated_probabilities(seed: int) -> None:
     np.fill_diagonal(costs, 0)
     expected = probs @ costs
     chosen, _ = Costs(costs).decide(probs)
-    assert (
-        expected[np.arange(200), chosen].sum() <= expected[np.arange(200), probs.argmax(axis=1)].sum() + 1e-12
-    )
+    assert expected[np.arange(200), chosen].sum() <= expected[np.arange(200), probs.argmax(axis=1)].sum() + 1e-12
 
 
 def test_costs_pay_on_real_predictions() -> None:

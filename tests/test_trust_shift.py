@@ -15,14 +15,7 @@ from conftest import shared_data
 from manihot.errors import DataError, SettingsError
 from manihot.records.predictions import Predictions
 from manihot.trust.drift import EXIT_MOVED, EXIT_SAME, EXIT_TOO_FEW, compare_embeddings, watch_predictions
-from manihot.trust.priors import (
-    count_prior,
-    estimate_prior,
-    fit_prior_bbse,
-    fit_prior_em,
-    probe_shares,
-    reweight,
-)
+from manihot.trust.priors import count_prior, estimate_prior, fit_prior_bbse, fit_prior_em, probe_shares, reweight
 from manihot.trust.unknown import (
     KINDS,
     UnknownDetector,
@@ -63,9 +56,7 @@ def test_probes_cover_the_truth_as_often_as_they_say() -> None:
     assert np.mean(inside, axis=0) == pytest.approx(0.95, abs=0.04)
 
 
-@pytest.mark.parametrize(
-    "scores", [{"a": 0.7, "b": 0.6}, {"a": 0.5}, {"a": 1.2, "b": -0.2}, {"z": 0.1, "a": 0.2}]
-)
+@pytest.mark.parametrize("scores", [{"a": 0.7, "b": 0.6}, {"a": 0.5}, {"a": 1.2, "b": -0.2}, {"z": 0.1, "a": 0.2}])
 def test_probes_that_can_t_be_are_refused(scores: dict[str, float]) -> None:
     with pytest.raises(DataError, match="probes"):
         probe_shares(scores, ("a", "b", "c"), 100)
@@ -157,9 +148,7 @@ def make_embeddings(seed: int, n: int = 300, away: float = 0.0) -> Predictions:
     embeddings[:, 5] += away
     logits = (embeddings[:, :3] * (0.2 if away else 1.0)).astype(np.float32)
     ids = np.array([f"{seed}-{i}" for i in range(n)], dtype=object)
-    return Predictions(
-        ids, logits, ("a", "b", "unknown"), labels, np.full(n, -1), embeddings.astype(np.float32)
-    )
+    return Predictions(ids, logits, ("a", "b", "unknown"), labels, np.full(n, -1), embeddings.astype(np.float32))
 
 
 def test_auroc_agrees_with_scikit_learn() -> None:
@@ -178,9 +167,7 @@ def test_scores_follow_their_definitions() -> None:
     assert score_max_logit(logits) == pytest.approx(-logits.max(axis=1))
     known, new = rng.normal(size=(1500, 8)), rng.normal(size=(70, 8))
     unit = lambda e: e / np.linalg.norm(e, axis=1, keepdims=True)  # noqa: E731
-    assert score_knn(known, new, 7) == pytest.approx(
-        np.sort(cdist(unit(new), unit(known)), axis=1)[:, 6], abs=1e-4
-    )
+    assert score_knn(known, new, 7) == pytest.approx(np.sort(cdist(unit(new), unit(known)), axis=1)[:, 6], abs=1e-4)
     labels = rng.integers(0, 3, 1500)
     clouds = fit_clouds(known, labels)
     by_hand = [cdist(new, [m], "mahalanobis", VI=clouds.precision)[:, 0] ** 2 for m in clouds.means]
@@ -274,11 +261,7 @@ def test_each_question_answers_its_own_movement(change: dict[str, object], what:
 
 
 def test_many_unknown_photographs_are_a_movement() -> None:
-    known, fresh, strange = (
-        make_embeddings(0, 500),
-        make_embeddings(1, 150),
-        make_embeddings(2, 150, away=9.0),
-    )
+    known, fresh, strange = (make_embeddings(0, 500), make_embeddings(1, 150), make_embeddings(2, 150, away=9.0))
     detector = fit_unknown("mahalanobis", known)
     for new, moved in ((fresh, False), (strange, True)):
         table = watch_predictions(known, new, detector).table.set_index("what")
@@ -293,9 +276,7 @@ def test_a_handful_of_photographs_tells_nothing() -> None:
 
 def test_two_sample_test_keeps_its_promise() -> None:
     rng = np.random.default_rng(0)
-    p_values = [
-        compare_embeddings(rng.normal(size=(80, 6)), rng.normal(size=(80, 6)), s)[1] for s in range(60)
-    ]
+    p_values = [compare_embeddings(rng.normal(size=(80, 6)), rng.normal(size=(80, 6)), s)[1] for s in range(60)]
     assert np.mean(np.array(p_values) < 0.1) < 0.22
     assert compare_embeddings(rng.normal(size=(80, 6)), 1 + rng.normal(size=(80, 6)))[0] > 0.9
 

@@ -188,9 +188,7 @@ def test_features_are_those_of_the_store(small_photos: Path, tiny_recipe: Path, 
     sets = ["method=features", "features.c=[0.1]", "photo.normalise=measured"]
     for name, more in (("files", [NO_STORE]), ("store", [])):
         run(small_photos, tmp_path / name, str(tiny_recipe), overrides=[*sets, *more], workers=1, report=False)
-    files, store = (
-        Predictions.load(tmp_path / name / "predictions/main.oof.parquet") for name in ("files", "store")
-    )
+    files, store = (Predictions.load(tmp_path / name / "predictions/main.oof.parquet") for name in ("files", "store"))
     assert np.array_equal(files.logits, store.logits)
 
 

@@ -191,9 +191,7 @@ def test_fine_tuned_networks_keep_their_reference(finetune_run: Path, tmp_path: 
     )
 
 
-def test_each_new_photograph_is_looked_at_once(
-    kind_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_each_new_photograph_is_looked_at_once(kind_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Two views were judged; watching, once the reference is there, costs one look a photograph and no more."""
     import manihot.infer.forward as one_loop
     import manihot.infer.reference as reference

@@ -39,12 +39,17 @@ def draw_photos(folder: Path, each: int = 8, unlabelled: int = 6, test: int = 3,
         known = kind == "main"
         rows.append(
             {
-                "image_id": name, "path": name, "label": shows if known else -1,
-                "fold": number // 3 % 2 if known else -1, "source": "field" if kind == "field" else "main",
-                "split": "test" if kind == "test" else "train", "height": 40,
-                "width": 48, "truth": shows,
+                "image_id": name,
+                "path": name,
+                "label": shows if known else -1,
+                "fold": number // 3 % 2 if known else -1,
+                "source": "field" if kind == "field" else "main",
+                "split": "test" if kind == "test" else "train",
+                "height": 40,
+                "width": 48,
+                "truth": shows,
             }
-        )  # fmt: skip
+        )
     return Manifest.from_table(pd.DataFrame(rows), CLASSES, folder)
 
 

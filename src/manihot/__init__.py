@@ -16,13 +16,28 @@ __version__ = "0.2.0"
 _HOMES = {
     "verbs.photos": ("scan", "demo_data", "audit", "clean", "watch"),
     "verbs.models": (
-        "run", "train", "predict", "compare", "report", "share", "export", "show_augment", "explain", "lr_find",
+        "run",
+        "train",
+        "predict",
+        "compare",
+        "report",
+        "share",
+        "export",
+        "show_augment",
+        "explain",
+        "lr_find",
         "translate",
     ),
     "verbs.predictions": ("blend", "stack", "calibrate", "decide", "check_submission"),
     "verbs.recipes": ("recipes", "show_recipe", "suite"),
     "settings.options": (
-        "TableOptions", "Compute", "CleaningRules", "BlendOptions", "ArmOptions", "Translation", "TranslatedPictures",
+        "TableOptions",
+        "Compute",
+        "CleaningRules",
+        "BlendOptions",
+        "ArmOptions",
+        "Translation",
+        "TranslatedPictures",
     ),
     "errors": ("ManihotError",),
     "records.manifest": ("Manifest",),
@@ -30,7 +45,7 @@ _HOMES = {
     "records.run_folder": ("RunFolder",),
     "settings": ("Recipe", "load_recipe"),
     "infer.models": ("load_model",),
-}  # fmt: skip
+}
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *_HOME]
 

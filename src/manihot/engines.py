@@ -97,9 +97,17 @@ def check_weights(name: str, pretrained: bool | str) -> None:
 
 
 def predict(
-    model: Path, photos: Path, out: Path | None = None, *, tta: int | None = None, raw: bool = False,
-    device: str = "auto", batch: int = 32, workers: int = 2, columns: TableOptions = EVERYTHING_GUESSED,
-) -> Predictions:  # fmt: skip
+    model: Path,
+    photos: Path,
+    out: Path | None = None,
+    *,
+    tta: int | None = None,
+    raw: bool = False,
+    device: str = "auto",
+    batch: int = 32,
+    workers: int = 2,
+    columns: TableOptions = EVERYTHING_GUESSED,
+) -> Predictions:
     """`manihot.infer.predict.predict` on `device`, which opens networks that only torch can open too."""
     engine = make_engine(device, batch)
     return predict_with(model, photos, out, tta=tta, raw=raw, engine=engine, workers=workers, columns=columns)

@@ -34,7 +34,7 @@ class MissingExtraError(SettingsError):
 
     INSTALL: ClassVar[dict[str, str]] = {
         "train": 'pip install "manihot[train]"; without an NVIDIA GPU, install torch for the CPU first: choose Pip '
-        "and CPU on PyTorch's site, or with uv: uv pip install --torch-backend=cpu torch torchvision timm",
+        "and CPU on PyTorch's site, or with uv: uv pip install --torch-backend=cpu torch torchvision timm"
     }
 
     def __init__(self, what: str, extra: str = "train") -> None:

@@ -98,9 +98,7 @@ def f1(labels: np.ndarray, pred_probs: np.ndarray, weights: np.ndarray | None = 
     return _ratio(2 * np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1) + counts.sum(-2))
 
 
-def roc_auc_per_class(
-    labels: np.ndarray, pred_probs: np.ndarray, weights: np.ndarray | None = None
-) -> np.ndarray:
+def roc_auc_per_class(labels: np.ndarray, pred_probs: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """One-vs-rest area under the ROC curve of each class, (K,); NaN where all or no rows have the class."""
     y, p, w = _labelled(labels, pred_probs, weights)
     area = np.full((len(w), p.shape[1]), np.nan)
@@ -382,12 +380,7 @@ METRICS: dict[str, Metric] = {
     "log_loss": log_loss,
     "ece": ece,
 }
-PER_CLASS: dict[str, Metric] = {
-    "precision": precision,
-    "recall": recall,
-    "f1": f1,
-    "roc_auc": roc_auc_per_class,
-}
+PER_CLASS: dict[str, Metric] = {"precision": precision, "recall": recall, "f1": f1, "roc_auc": roc_auc_per_class}
 UPPER: dict[Metric, float] = {log_loss: np.inf}
 # shares of independent rows or groups, with the number of them behind each share
 SHARES: dict[Metric, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {

@@ -25,12 +25,45 @@ class Raw:
 
 
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 7, 2**31, 2**63, -(2**70), 0.5, 1e308, -1e-320, float("nan"), float("inf"), "", "x",
-    "rust", "../../etc/passwd", "/etc/passwd", "x" * 5000, "\x00\ud800", "1.5", [], {}, [[]], [None], ["a", "a"],
-    [1, 2, 3], {"a": 1}, {"": None}, Raw("[" * DEEP + "]" * DEEP),
-    Raw('{"a":' * DEEP + "1" + "}" * DEEP), Raw("9" * 5000),
-    Raw("1e999"), Raw("-1e999"), Raw('"\\ud800"'), Raw("[1,"),
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    7,
+    2**31,
+    2**63,
+    -(2**70),
+    0.5,
+    1e308,
+    -1e-320,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "rust",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "x" * 5000,
+    "\x00\ud800",
+    "1.5",
+    [],
+    {},
+    [[]],
+    [None],
+    ["a", "a"],
+    [1, 2, 3],
+    {"a": 1},
+    {"": None},
+    Raw("[" * DEEP + "]" * DEEP),
+    Raw('{"a":' * DEEP + "1" + "}" * DEEP),
+    Raw("9" * 5000),
+    Raw("1e999"),
+    Raw("-1e999"),
+    Raw('"\\ud800"'),
+    Raw("[1,"),
+)
 
 
 def damage_bytes(content: bytes, rng: random.Random) -> bytes:
@@ -114,10 +147,22 @@ def damage_lines(content: bytes, rng: random.Random) -> bytes:
     at = rng.randrange(len(lines))
     cells = lines[at].split(b",")
     place = rng.randrange(len(cells))
-    cells[place] = rng.choice((
-        b"", b"nan", b"1e400", b"-1", b"9" * 400, b'"', b'"a', b"a\x00b", b"\xff\xfe", b"x" * 140_000, b"=1+1",
-        b"0.5,0.5",
-    ))  # fmt: skip
+    cells[place] = rng.choice(
+        (
+            b"",
+            b"nan",
+            b"1e400",
+            b"-1",
+            b"9" * 400,
+            b'"',
+            b'"a',
+            b"a\x00b",
+            b"\xff\xfe",
+            b"x" * 140_000,
+            b"=1+1",
+            b"0.5,0.5",
+        )
+    )
     way = rng.randrange(5)
     if way == 0:
         del lines[at]
@@ -138,13 +183,23 @@ def damage_parquet(content: bytes, rng: random.Random) -> bytes:
     if not table.num_columns:
         return damage_bytes(content, rng)
     name = table.column_names[at]
-    odd = rng.choice((
-        pa.array([None] * len(table)), pa.array(["x"] * len(table)), pa.array([2**62] * len(table)),
-        pa.array([-7] * len(table)), pa.array([float("nan")] * len(table)), pa.array([[1.0]] * len(table)),
-        pa.array([b"\xff"] * len(table)), pa.array([True] * len(table)), pa.array([{"a": 1}] * len(table)),
-        pa.array(["same"] * len(table)).dictionary_encode(), pa.array([1e300] * len(table)),
-        pa.array(range(len(table)), pa.uint64()), pa.array([0] * len(table), pa.timestamp("s")),
-    ))  # fmt: skip
+    odd = rng.choice(
+        (
+            pa.array([None] * len(table)),
+            pa.array(["x"] * len(table)),
+            pa.array([2**62] * len(table)),
+            pa.array([-7] * len(table)),
+            pa.array([float("nan")] * len(table)),
+            pa.array([[1.0]] * len(table)),
+            pa.array([b"\xff"] * len(table)),
+            pa.array([True] * len(table)),
+            pa.array([{"a": 1}] * len(table)),
+            pa.array(["same"] * len(table)).dictionary_encode(),
+            pa.array([1e300] * len(table)),
+            pa.array(range(len(table)), pa.uint64()),
+            pa.array([0] * len(table), pa.timestamp("s")),
+        )
+    )
     if way == 0:
         table = table.drop_columns([name])
     elif way <= 3:
@@ -168,11 +223,23 @@ def damage_parquet(content: bytes, rng: random.Random) -> bytes:
 
 def _odd_array(array: np.ndarray, rng: random.Random) -> np.ndarray:
     ways: list[np.ndarray] = [
-        np.array({"a": 1}, dtype=object), np.array("x"), array.astype("U8") if array.dtype.kind in "fiu" else array,
-        array.reshape(-1), array[..., None], array.ravel()[:1], np.empty(0), np.zeros(array.shape, np.complex64),
-        np.zeros((2, 0)), np.array(b"x"), np.full(array.shape, -1), np.full(array.shape, 1e300),
-        np.full(array.shape, np.nan), np.full(array.shape, np.inf), np.zeros(array.shape, np.float16), np.array(2**40),
-    ]  # fmt: skip
+        np.array({"a": 1}, dtype=object),
+        np.array("x"),
+        array.astype("U8") if array.dtype.kind in "fiu" else array,
+        array.reshape(-1),
+        array[..., None],
+        array.ravel()[:1],
+        np.empty(0),
+        np.zeros(array.shape, np.complex64),
+        np.zeros((2, 0)),
+        np.array(b"x"),
+        np.full(array.shape, -1),
+        np.full(array.shape, 1e300),
+        np.full(array.shape, np.nan),
+        np.full(array.shape, np.inf),
+        np.zeros(array.shape, np.float16),
+        np.array(2**40),
+    ]
     return rng.choice(ways)
 
 
@@ -221,7 +288,11 @@ def damage_npy(content: bytes, rng: random.Random) -> bytes:
 def damage(path: Path, content: bytes, rng: random.Random) -> bytes:
     """Damage of any kind that suits the file."""
     structural = {
-        ".json": damage_json, ".parquet": damage_parquet, ".npz": damage_npz, ".npy": damage_npy, ".csv": damage_lines,
+        ".json": damage_json,
+        ".parquet": damage_parquet,
+        ".npz": damage_npz,
+        ".npy": damage_npy,
+        ".csv": damage_lines,
         ".jsonl": damage_lines,
-    }.get(path.suffix)  # fmt: skip
+    }.get(path.suffix)
     return damage_bytes(content, rng) if structural is None or rng.random() < 0.45 else structural(content, rng)

@@ -57,9 +57,15 @@ def labels() -> np.ndarray:
 def predictions(path: Path) -> Predictions:
     """With embeddings, unknown and folds, where the format has them."""
     made = Predictions.from_probs(
-        IDS, probs(), CLASSES, labels(), np.arange(N) % 2, _rng().normal(size=(N, 8)).astype(np.float32),
-        np.linspace(0, 1, N), (4, 7, 9),
-    )  # fmt: skip
+        IDS,
+        probs(),
+        CLASSES,
+        labels(),
+        np.arange(N) % 2,
+        _rng().normal(size=(N, 8)).astype(np.float32),
+        np.linspace(0, 1, N),
+        (4, 7, 9),
+    )
     made.save(path)
     return made
 
@@ -92,12 +98,21 @@ def _scores() -> dict[str, object]:
 def _run_record() -> dict[str, object]:
     stage = {"status": "done", "inputs": "ab", "started": 1.5, "seconds": 2.5, "outputs": {"folds.parquet": "cd"}}
     return {
-        "format": FORMAT, "recipe_name": "quick", "seed": 0, "photos": ["photos"], "scan_options": {"csv": "a.csv"},
+        "format": FORMAT,
+        "recipe_name": "quick",
+        "seed": 0,
+        "photos": ["photos"],
+        "scan_options": {"csv": "a.csv"},
         "recipe": {"name": "quick", "seed": 0, "folds": {"n": 5}, "members": {"main": {"refit": True}}},
-        "versions": {"manihot": "0.1.0"}, "command": ["manihot", "run"], "system": "Linux x86_64", "device": "cpu",
-        "weights": [["lite0", "embedded"]], "stages": {"scan": {"status": "running", "started": 1.0}, "folds": stage},
-        "arms": {"base": "ab"}, "finished": 2.0,
-    }  # fmt: skip
+        "versions": {"manihot": "0.1.0"},
+        "command": ["manihot", "run"],
+        "system": "Linux x86_64",
+        "device": "cpu",
+        "weights": [["lite0", "embedded"]],
+        "stages": {"scan": {"status": "running", "started": 1.0}, "folds": stage},
+        "arms": {"base": "ab"},
+        "finished": 2.0,
+    }
 
 
 def _use_run(path: Path) -> object:
@@ -106,20 +121,33 @@ def _use_run(path: Path) -> object:
 
 
 BLENDED = {
-    "members": ["a", "group"], "classes": list(CLASSES), "asked": "auto", "method": "hill_climbing",
+    "members": ["a", "group"],
+    "classes": list(CLASSES),
+    "asked": "auto",
+    "method": "hill_climbing",
     "mean": "arithmetic",
-    "weights": {"a": 0.5, "group": 0.5}, "note": "why",
+    "weights": {"a": 0.5, "group": 0.5},
+    "note": "why",
     "groups": {"group": {"members": ["b", "c"], "method": "uniform", "mean": "geometric", "accuracy": 0.5}},
     "nested": [{"method": "uniform", "is_gain": False}, {"method": "hill_climbing", "is_gain": True}],
-}  # fmt: skip
+}
 STACKED = {
-    "members": ["a", "b"], "asked": "stack", "method": "stack of ridge+logistic", "weights": None, "folds": 5,
-    "accuracy": 0.9, "plain_accuracy": 0.8, "difference": {"value": 0.1, "low": 0.05, "high": 0.2}, "gain": True,
-}  # fmt: skip
+    "members": ["a", "b"],
+    "asked": "stack",
+    "method": "stack of ridge+logistic",
+    "weights": None,
+    "folds": 5,
+    "accuracy": 0.9,
+    "plain_accuracy": 0.8,
+    "difference": {"value": 0.1, "low": 0.05, "high": 0.2},
+    "gain": True,
+}
 AUDITED = {
-    "judged": N, "label_issues": 3, "class_pairs": [{"given": "rust", "suggested": "scab", "count": 3}],
+    "judged": N,
+    "label_issues": 3,
+    "class_pairs": [{"given": "rust", "suggested": "scab", "count": 3}],
     "evidence": {"used": ["knn_score"], "sources": ["neighbours"], "missing": {"trajectory_score": "none"}},
-}  # fmt: skip
+}
 
 
 def _use_audited(path: Path) -> object:
@@ -130,22 +158,31 @@ def _use_audited(path: Path) -> object:
 def table_of(name: str) -> pd.DataFrame:
     """A table of the audit with every column of its schema."""
     values = {
-        "text": IDS, "texts": [["a", "b"]] * N, "whole": np.arange(N), "number": np.linspace(0, 1, N),
+        "text": IDS,
+        "texts": [["a", "b"]] * N,
+        "whole": np.arange(N),
+        "number": np.linspace(0, 1, N),
         "flag": np.arange(N) % 2 > 0,
-    }  # fmt: skip
+    }
     return pd.DataFrame({column: values[kind.rstrip("?")] for column, kind in SCHEMAS[name].items()})
 
 
 def _stack() -> Combination:
     rng, shape = _rng(), (3, 2 * 3)
     linear = {
-        "centre": np.zeros(6), "spread": np.ones(6), "weight": rng.normal(size=shape), "bias": np.zeros(3),
+        "centre": np.zeros(6),
+        "spread": np.ones(6),
+        "weight": rng.normal(size=shape),
+        "bias": np.zeros(3),
         "present": np.arange(3),
-    }  # fmt: skip
+    }
     hidden = {
-        **linear, "weight0": rng.normal(size=(6, 4)), "bias0": np.zeros(4), "weight1": rng.normal(size=(4, 3)),
+        **linear,
+        "weight0": rng.normal(size=(6, 4)),
+        "bias0": np.zeros(4),
+        "weight1": rng.normal(size=(4, 3)),
         "bias1": np.zeros(3),
-    }  # fmt: skip
+    }
     mean = weighted_mean(np.array([0.5, 0.5]), "rank", rng.random((2, 5, 3)))
     return Combination(("a", "b"), CLASSES, ((Part("linear", linear),), (Part("perceptron", hidden), mean)))
 
@@ -222,9 +259,10 @@ def _use_store(path: Path) -> object:
 
 def _decisions(path: Path) -> None:
     rows = [
-        (IDS[0], "rust", "drop", "", ""), (IDS[1], "scab", "relabel", "rust", ""),
+        (IDS[0], "rust", "drop", "", ""),
+        (IDS[1], "scab", "relabel", "rust", ""),
         (IDS[2], "", "down_weight", "", "0.5"),
-    ]  # fmt: skip
+    ]
     table = pd.DataFrame(rows, columns=["image_id", "given_label", "action", "new_label", "weight"])
     table = table.assign(reason="seen, twice")
     if path.suffix == ".parquet":

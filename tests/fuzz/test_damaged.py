@@ -81,7 +81,7 @@ FIELDS: list[tuple[str, str, Any, str]] = [
     ("store record", "image_id", ["a", "a"], "stand twice"),
     ("store record", "size", [4, 7], "not the size"),
     ("store record", "digest", 5, "'digest'"),
-]  # fmt: skip
+]
 
 
 def put(value: Any, place: str, what: Any) -> None:
@@ -128,7 +128,7 @@ BYTES: dict[str, tuple[bytes, str]] = {
     "a list": (b"[]", "not "),
     "a number": (b"1e999", "not "),
     "nothing": (b"null", "not "),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", JSON_KINDS)
@@ -232,12 +232,15 @@ def lying(shape: tuple[int, ...], values: int) -> bytes:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "not "), (pickled(), "pickled objects"), (pickle.dumps(Bomb()), "not "),
-        (lying((1 << 60, 1 << 60), 4), "are not an array"), (lying((-1,), 0), "not "),
+        (b"", "not "),
+        (pickled(), "pickled objects"),
+        (pickle.dumps(Bomb()), "not "),
+        (lying((1 << 60, 1 << 60), 4), "are not an array"),
+        (lying((-1,), 0), "not "),
         (lying((3,), 3), "values float64"),
         (b"\x93NUMPY\x09\x00" + bytes(100), "not "),
     ],
-)  # fmt: skip
+)
 def test_an_array_that_is_wrong_is_named(
     kind: str, content: bytes, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -304,19 +307,40 @@ def checkpoint_cases() -> dict[str, bytes]:
     whole = saved({"model": {"weight": torch.zeros(3, 3)}, "progress": {}})
     progress = {"epoch": -1, "step": "x", "best": None, "best_epoch": 0, "history": 5}
     return {
-        "empty": b"", "random": np.random.default_rng(0).bytes(5000), "pickled": pickle.dumps(Bomb()),
-        "pickled by torch": saved(Bomb()), "of another shape": whole, "cut off": whole[: len(whole) // 2],
-        "text": b"no checkpoint", "a list": saved([1, 2]), "a number": saved(3), "without progress": saved({}),
-        "another's progress": saved({"progress": progress}), "a zip": b"PK\x05\x06" + bytes(18),
+        "empty": b"",
+        "random": np.random.default_rng(0).bytes(5000),
+        "pickled": pickle.dumps(Bomb()),
+        "pickled by torch": saved(Bomb()),
+        "of another shape": whole,
+        "cut off": whole[: len(whole) // 2],
+        "text": b"no checkpoint",
+        "a list": saved([1, 2]),
+        "a number": saved(3),
+        "without progress": saved({}),
+        "another's progress": saved({"progress": progress}),
+        "a zip": b"PK\x05\x06" + bytes(18),
         "a legacy tar": b"./" + bytes(1000),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
     "how",
-    ["empty", "random", "pickled", "pickled by torch", "of another shape", "cut off", "text", "a list", "a number",
-     "without progress", "another's progress", "a zip", "a legacy tar"],
-)  # fmt: skip
+    [
+        "empty",
+        "random",
+        "pickled",
+        "pickled by torch",
+        "of another shape",
+        "cut off",
+        "text",
+        "a list",
+        "a number",
+        "without progress",
+        "another's progress",
+        "a zip",
+        "a legacy tar",
+    ],
+)
 def test_a_checkpoint_that_is_damaged_is_told(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     torch = pytest.importorskip("torch")
     from manihot.train.loop import _resume

@@ -26,15 +26,65 @@ INPUTS = 80  # mutated tables of each kind
 TREES = 80  # drawn trees of folders
 LONGEST = 5.0  # seconds for one
 
-ROWS = [("a.jpg", "rust", "0", "P1", "train"), ("b.jpg", "scab", "1", "P2", "val"), ("c.jpg", "rust", "", "P1", "test"),
-        ("d.jpg", "mite spot", "2", "P3", "train")]  # fmt: skip
+ROWS = [
+    ("a.jpg", "rust", "0", "P1", "train"),
+    ("b.jpg", "scab", "1", "P2", "val"),
+    ("c.jpg", "rust", "", "P1", "test"),
+    ("d.jpg", "mite spot", "2", "P3", "train"),
+]
 HEADER = ("image", "label", "fold", "group", "split")
 CELLS = (
-    "", " ", "nan", "None", "N/A", "-1", "0", "1e5", "9" * 400, "9" * 5000, str(2**70), "x" * 300, "x" * 140_000, '"',
-    '""', '"a', 'a"b', ",", ";", "\t", "\n", "\r", "\0", "\u2028", "\ufeff", "é", "\ud83d", "../../etc/passwd",
-    "/etc/passwd", "C:\\x\\a.jpg", "a.jpg", "b.jpg", "=1+1", "@x", "{image}", "*", "%s", "\x1b[31m", "true", "1.0",
-    "007", "\u0663", "rust|scab", "rust, scab", "Rust", "." * 40, "a/" * 200 + "a.jpg", "con", "label", "image",
-)  # fmt: skip
+    "",
+    " ",
+    "nan",
+    "None",
+    "N/A",
+    "-1",
+    "0",
+    "1e5",
+    "9" * 400,
+    "9" * 5000,
+    str(2**70),
+    "x" * 300,
+    "x" * 140_000,
+    '"',
+    '""',
+    '"a',
+    'a"b',
+    ",",
+    ";",
+    "\t",
+    "\n",
+    "\r",
+    "\0",
+    "\u2028",
+    "\ufeff",
+    "é",
+    "\ud83d",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "C:\\x\\a.jpg",
+    "a.jpg",
+    "b.jpg",
+    "=1+1",
+    "@x",
+    "{image}",
+    "*",
+    "%s",
+    "\x1b[31m",
+    "true",
+    "1.0",
+    "007",
+    "\u0663",
+    "rust|scab",
+    "rust, scab",
+    "Rust",
+    "." * 40,
+    "a/" * 200 + "a.jpg",
+    "con",
+    "label",
+    "image",
+)
 
 
 def as_csv(rows: list[list[str]], separator: str = ",") -> bytes:
@@ -42,8 +92,9 @@ def as_csv(rows: list[list[str]], separator: str = ",") -> bytes:
 
 
 def as_quoted(rows: list[list[str]]) -> bytes:
-    return "\r\n".join(",".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows) \
-        .encode("utf-8", "surrogatepass")  # fmt: skip
+    return "\r\n".join(",".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows).encode(
+        "utf-8", "surrogatepass"
+    )
 
 
 def as_lines(rows: list[list[str]]) -> bytes:
@@ -63,9 +114,13 @@ def as_parquet(rows: list[list[str]]) -> bytes:
 
 
 KINDS = {
-    "t.csv": as_csv, "s.csv": lambda rows: as_csv(rows, ";"), "t.tsv": lambda rows: as_csv(rows, "\t"),
-    "q.csv": as_quoted, "t.jsonl": as_lines, "t.parquet": as_parquet,
-}  # fmt: skip
+    "t.csv": as_csv,
+    "s.csv": lambda rows: as_csv(rows, ";"),
+    "t.tsv": lambda rows: as_csv(rows, "\t"),
+    "q.csv": as_quoted,
+    "t.jsonl": as_lines,
+    "t.parquet": as_parquet,
+}
 
 
 def mutate(rows: list[list[str]], rng: random.Random) -> list[list[str]]:
@@ -121,10 +176,16 @@ def attempt(what: str, work) -> bool:
 
 
 OPTIONS = (
-    TableOptions(), TableOptions(keep_na=True), TableOptions(allow_missing=True), TableOptions(merge_case=True),
-    TableOptions(image="{image}"), TableOptions(image="*/{image}", label="label", id="fold"),
-    TableOptions(group="{group}*", split=""), TableOptions(label="", fold="", group=""), TableOptions(trusted="fold"),
-)  # fmt: skip
+    TableOptions(),
+    TableOptions(keep_na=True),
+    TableOptions(allow_missing=True),
+    TableOptions(merge_case=True),
+    TableOptions(image="{image}"),
+    TableOptions(image="*/{image}", label="label", id="fold"),
+    TableOptions(group="{group}*", split=""),
+    TableOptions(label="", fold="", group=""),
+    TableOptions(trusted="fold"),
+)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -147,18 +208,74 @@ def test_tables(name: str, photos: Path, fuzz_inputs: int, monkeypatch: pytest.M
 
 
 NAMES = (
-    "train", "Train", "TRAIN", "training", "val", "valid", "test", "test_images", "images", "a", "b", "A", "rust",
-    "Rust", "leaf spot", "leaf_spot", "none", "nan", "1", "2", "007", "é", "e\u0301", "=x", "@x", "{class}", "*",
-    ".hidden", "__MACOSX", "x" * 200, "con", "labels", "new\nline", "\x1b[31m", "train.csv", "metadata.csv", "0.jpg",
-)  # fmt: skip
+    "train",
+    "Train",
+    "TRAIN",
+    "training",
+    "val",
+    "valid",
+    "test",
+    "test_images",
+    "images",
+    "a",
+    "b",
+    "A",
+    "rust",
+    "Rust",
+    "leaf spot",
+    "leaf_spot",
+    "none",
+    "nan",
+    "1",
+    "2",
+    "007",
+    "é",
+    "e\u0301",
+    "=x",
+    "@x",
+    "{class}",
+    "*",
+    ".hidden",
+    "__MACOSX",
+    "x" * 200,
+    "con",
+    "labels",
+    "new\nline",
+    "\x1b[31m",
+    "train.csv",
+    "metadata.csv",
+    "0.jpg",
+)
 PATTERNS = (
-    None, None, None, "", "{class}", "{split}/{class}", "{class}/{class}", "{source}/{class}", "{class}/{group}",
-    "*/{class}", "{class}/{split}", "train/{class}", "{klass}", "{class}*", "//", "{split}/{split}", "{class}/" * 50,
-)  # fmt: skip
+    None,
+    None,
+    None,
+    "",
+    "{class}",
+    "{split}/{class}",
+    "{class}/{class}",
+    "{source}/{class}",
+    "{class}/{group}",
+    "*/{class}",
+    "{class}/{split}",
+    "train/{class}",
+    "{klass}",
+    "{class}*",
+    "//",
+    "{split}/{split}",
+    "{class}/" * 50,
+)
 TABLES = (
-    "image,label\n", "image,label\n0.jpg,x\n1.jpg,y\n", "image_id,label\n0,x\n1,y\n2,x\n", "a,b\n1\n", "\0", "",
-    "file_name,label\n0.jpg,rust\n", "image_id,a,b\n0.jpg,0,1\n", "day,rain\n1,2\n",
-)  # fmt: skip
+    "image,label\n",
+    "image,label\n0.jpg,x\n1.jpg,y\n",
+    "image_id,label\n0,x\n1,y\n2,x\n",
+    "a,b\n1\n",
+    "\0",
+    "",
+    "file_name,label\n0.jpg,rust\n",
+    "image_id,a,b\n0.jpg,0,1\n",
+    "day,rain\n1,2\n",
+)
 
 
 def grow(home: Path, photo: bytes, rng: random.Random) -> None:
@@ -216,10 +333,23 @@ def test_class_maps(tmp_path: Path, fuzz_inputs: int) -> None:
     path, whole = tmp_path / "map.json", b'{"0": "blight", "1": "streak", "2": "mottle"}'
     for number in range(4 * (fuzz_inputs or INPUTS)):
         rng = random.Random(f"map {number}")
-        data = damage_bytes(whole, rng) if rng.random() < 0.7 else json.dumps(
-            rng.choice((CELLS, {cell: k for k, cell in enumerate(rng.sample(CELLS, 3))},
-                        {str(k): rng.choice(CELLS) for k in range(3)}, [[1]], {"0": None}, {"0": True}, 1e999)),
-        ).encode()  # fmt: skip
+        data = (
+            damage_bytes(whole, rng)
+            if rng.random() < 0.7
+            else json.dumps(
+                rng.choice(
+                    (
+                        CELLS,
+                        {cell: k for k, cell in enumerate(rng.sample(CELLS, 3))},
+                        {str(k): rng.choice(CELLS) for k in range(3)},
+                        [[1]],
+                        {"0": None},
+                        {"0": True},
+                        1e999,
+                    )
+                )
+            ).encode()
+        )
         path.write_bytes(data)
         attempt(f"map {number}", lambda: load_classes(path))
 

@@ -24,9 +24,11 @@ from manihot.suites.format import load_suite
 from manihot.trust.costs import load_costs
 
 READERS: dict[str, Callable[[Path], Any]] = {
-    "recipe": load_recipe, "suite": load_suite, "plan": load_plan,
+    "recipe": load_recipe,
+    "suite": load_suite,
+    "plan": load_plan,
     "costs": lambda path: load_costs(path, ["healthy", "rust"]),
-}  # fmt: skip
+}
 LONGEST = 1.0  # seconds of CPU that a refusal may take
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi")
@@ -104,8 +106,16 @@ def test_what_is_no_text_is_refused(tmp_path: Path, kind: str, text: bytes):
 def test_dates_and_words_of_older_yaml_are_texts():
     values, _ = read_yaml("x", "a: 2001-99-99\nb: 2020-01-02\nc: yes\nd: no\ne: 1:30\nf: 0o17\ng: 010\nh: =\n1: ~\n")
     assert values == {
-        "a": "2001-99-99", "b": "2020-01-02", "c": "yes", "d": "no", "e": "1:30", "f": 15, "g": 10, "h": "=", "1": None,
-    }  # fmt: skip
+        "a": "2001-99-99",
+        "b": "2020-01-02",
+        "c": "yes",
+        "d": "no",
+        "e": "1:30",
+        "f": 15,
+        "g": 10,
+        "h": "=",
+        "1": None,
+    }
 
 
 def test_merged_groups_keep_the_nearest_value_and_its_line():
@@ -162,11 +172,49 @@ def test_what_ruamel_writes_is_read_back(tree: dict[str, Any]):
 SEEDS = [path.read_text(encoding="utf-8") for path in sorted(Path(manihot.__file__).parent.rglob("*.yaml"))]
 SEEDS += [text for text, _, _ in HOSTILE.values() if len(text) < 3000]
 PIECES = [
-    "[", "]", "{", "}", ": ", "- ", "? ", "&a ", "*a", "<<: *a", "!!int ", "!!python/none ", "!", "|\n", ">-\n", "'",
-    '"', "\t", "\n", "\n  ", "#", "---\n", "...\n", "%YAML 1.2\n", "~", ".nan", "1e999", "9" * 400, "\\x00", "\x00",
-    "\ud7ff", "name: ", "members: ", "extends: ", "arms: ", "base: ", "stages: ", "missed: ", "costs: ", "weights: ",
-    "null", "true",
-]  # fmt: skip
+    "[",
+    "]",
+    "{",
+    "}",
+    ": ",
+    "- ",
+    "? ",
+    "&a ",
+    "*a",
+    "<<: *a",
+    "!!int ",
+    "!!python/none ",
+    "!",
+    "|\n",
+    ">-\n",
+    "'",
+    '"',
+    "\t",
+    "\n",
+    "\n  ",
+    "#",
+    "---\n",
+    "...\n",
+    "%YAML 1.2\n",
+    "~",
+    ".nan",
+    "1e999",
+    "9" * 400,
+    "\\x00",
+    "\x00",
+    "\ud7ff",
+    "name: ",
+    "members: ",
+    "extends: ",
+    "arms: ",
+    "base: ",
+    "stages: ",
+    "missed: ",
+    "costs: ",
+    "weights: ",
+    "null",
+    "true",
+]
 TRIED = 800  # mutated files of each kind, where --fuzz-inputs names no number
 
 
@@ -204,8 +252,13 @@ def test_mutated_files_give_a_value_or_an_error_of_ours(tmp_path: Path, kind: st
     assert refused > tried / 2
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(key=st.text(max_size=30), value=st.text(max_size=30) | trees.map(repr))
 def test_any_set_gives_a_recipe_or_an_error_of_ours(key: str, value: str):
     try:

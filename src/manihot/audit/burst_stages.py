@@ -135,11 +135,15 @@ def burst_effect(predictions: Predictions, bursts: pd.DataFrame, manifest: Manif
     judged = pd.Index(predictions.image_id).isin(pd.Index(own["image_id"])) & known
     rest = known & ~with_mate
     return {
-        "photographs": len(bursts), "bursts": int(bursts["group"].nunique()), "of": len(manifest),
-        "judged": int(known.sum()), "judged_with_mates": int(judged.sum()), "mate_in_training": int(with_mate.sum()),
+        "photographs": len(bursts),
+        "bursts": int(bursts["group"].nunique()),
+        "of": len(manifest),
+        "judged": int(known.sum()),
+        "judged_with_mates": int(judged.sum()),
+        "mate_in_training": int(with_mate.sum()),
         "accuracy_with_mate": float(right[with_mate].mean()) if with_mate.any() else None,
         "accuracy_without": float(right[rest].mean()) if rest.any() else None,
-    }  # fmt: skip
+    }
 
 
 def _refit(folder: RunFolder, manifest: Manifest, bursts: pd.DataFrame, name: str, seed: int) -> dict[str, Any]:

@@ -34,9 +34,21 @@ LARGEST = 0.1  # share of the photographs in one burst; larger ones are cut at t
 AT_ONCE = 2048  # pairs compared at once
 
 COLUMNS = (
-    "image_id", "group", "size", "nearest", "seconds", "numbers", "likeness", "label", "source", "split", "fold",
-    "label_conflict", "crosses_folds", "crosses_splits",
-)  # fmt: skip
+    "image_id",
+    "group",
+    "size",
+    "nearest",
+    "seconds",
+    "numbers",
+    "likeness",
+    "label",
+    "source",
+    "split",
+    "fold",
+    "label_conflict",
+    "crosses_folds",
+    "crosses_splits",
+)
 NUMBERED = re.compile(r"(.*?)(\d{1,12})(\D*)", re.DOTALL)
 
 
@@ -106,8 +118,9 @@ def _sorted_pairs(pairs: set[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
 def _pictures(thumbnails: Thumbnails, manifest: Manifest) -> np.ndarray:
     """Small grey pictures, float32 (N, SIDE, SIDE)."""
     where = thumbnails.rows(manifest.image_id)
-    return np.stack([cv2.resize(thumbnails.pictures[k], (SIDE, SIDE), interpolation=cv2.INTER_AREA) for k in where]) \
-        .astype(np.float32)  # fmt: skip
+    return np.stack(
+        [cv2.resize(thumbnails.pictures[k], (SIDE, SIDE), interpolation=cv2.INTER_AREA) for k in where]
+    ).astype(np.float32)
 
 
 def likeness(pictures: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -196,15 +209,24 @@ def _too_large(n: int, first: np.ndarray, second: np.ndarray, alike: np.ndarray,
 
 
 def _describe(
-    manifest: Manifest, first: np.ndarray, second: np.ndarray, alike: np.ndarray, number: np.ndarray, key: np.ndarray,
-    taken: Taken, kept: np.ndarray,
-) -> pd.DataFrame:  # fmt: skip
+    manifest: Manifest,
+    first: np.ndarray,
+    second: np.ndarray,
+    alike: np.ndarray,
+    number: np.ndarray,
+    key: np.ndarray,
+    taken: Taken,
+    kept: np.ndarray,
+) -> pd.DataFrame:
     first, second, alike = first[kept], second[kept], alike[kept]
     label = join_labels(np.arange(len(manifest)), first, second)
-    both = pd.DataFrame({
-        "row": np.concatenate([first, second]), "nearest": np.concatenate([second, first]),
-        "likeness": np.concatenate([alike, alike]),
-    })  # fmt: skip
+    both = pd.DataFrame(
+        {
+            "row": np.concatenate([first, second]),
+            "nearest": np.concatenate([second, first]),
+            "likeness": np.concatenate([alike, alike]),
+        }
+    )
     both = both.sort_values(["likeness", "nearest"], ascending=[False, True], kind="stable").drop_duplicates("row")
     both = both.sort_values("row", ignore_index=True)
     rows, nearest = both["row"].to_numpy(np.int64), both["nearest"].to_numpy(np.int64)

@@ -54,10 +54,18 @@ class Cleaned(BaseModel):
 
 
 def clean(
-    run: Path, out: Path, rules: Sequence[str] = (), *, decisions: Path | None = None, predictions: Path | None = None,
-    threshold: float | None = None, n: int | None = None, classes: Sequence[str] | None = None,
-    weight: float | None = None, update: bool = False,
-) -> pd.DataFrame:  # fmt: skip
+    run: Path,
+    out: Path,
+    rules: Sequence[str] = (),
+    *,
+    decisions: Path | None = None,
+    predictions: Path | None = None,
+    threshold: float | None = None,
+    n: int | None = None,
+    classes: Sequence[str] | None = None,
+    weight: float | None = None,
+    update: bool = False,
+) -> pd.DataFrame:
     """Write a cleaned manifest into `out`; gives the table of counts a class before and after.
 
     run: a run folder that was audited, or a manifest. rules: RULE=ACTION each, see `decide`; the first one's word holds
@@ -77,9 +85,11 @@ def clean(
         chosen = read_decisions(decisions, manifest)
     else:
         settings = {
-            "n": n, "classes": classes or None, "threshold": 0.9 if threshold is None else threshold,
+            "n": n,
+            "classes": classes or None,
+            "threshold": 0.9 if threshold is None else threshold,
             "weight": DOWN_WEIGHT if weight is None else weight,
-        }  # fmt: skip
+        }
         chosen = _by_rules(path, manifest, asked, predictions, settings)
     cleaned, dropped = apply_decisions(manifest, chosen)
     counts = compare_manifests(manifest, cleaned)
@@ -123,12 +133,18 @@ def _read_rules(rules: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _check_options(
-    decisions: Path | None, asked: list[tuple[str, str]], given: Mapping[str, object], threshold: float | None,
+    decisions: Path | None,
+    asked: list[tuple[str, str]],
+    given: Mapping[str, object],
+    threshold: float | None,
     weight: float | None,
-) -> None:  # fmt: skip
+) -> None:
     """SettingsError for an option that nothing would follow."""
-    idle = [name for name, value in {**given, "--threshold": threshold, "--weight": weight}.items()
-            if value is not None and value != () and value != []]  # fmt: skip
+    idle = [
+        name
+        for name, value in {**given, "--threshold": threshold, "--weight": weight}.items()
+        if value is not None and value != () and value != []
+    ]
     if decisions is not None and idle:
         raise SettingsError(
             f"a file of decisions says all itself: {', '.join(idle)} would be ignored", "leave one of them out"
@@ -202,9 +218,7 @@ def _of_photographs(predictions: Predictions, manifest: Manifest, path: Path) ->
     return predictions.take(known)
 
 
-def _check_audited(
-    path: Path, rules: list[str], issues: pd.DataFrame | None, duplicates: pd.DataFrame | None
-) -> None:
+def _check_audited(path: Path, rules: list[str], issues: pd.DataFrame | None, duplicates: pd.DataFrame | None) -> None:
     """DataError where a rule needs what no audit left beside the manifest."""
     first = f"run it first: manihot run {path} --out RUN, then manihot clean RUN"
     if RunPlaces(path.parent).record_file.is_file():

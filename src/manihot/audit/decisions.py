@@ -39,10 +39,17 @@ class Plan:
 
 
 def decide(
-    issues: pd.DataFrame | None = None, duplicates: pd.DataFrame | None = None, *, rule: str = "confident",
-    action: str = "drop", threshold: float = 0.9, n: int | None = None, classes: Sequence[str] | None = None,
-    weight: float = DOWN_WEIGHT, predictions: Predictions | None = None,
-) -> pd.DataFrame:  # fmt: skip
+    issues: pd.DataFrame | None = None,
+    duplicates: pd.DataFrame | None = None,
+    *,
+    rule: str = "confident",
+    action: str = "drop",
+    threshold: float = 0.9,
+    n: int | None = None,
+    classes: Sequence[str] | None = None,
+    weight: float = DOWN_WEIGHT,
+    predictions: Predictions | None = None,
+) -> pd.DataFrame:
     """The table of decisions that a rule comes to; photographs that it doesn't touch are not in it.
 
     issues: the table of `label_issues`. duplicates: columns image_id, group, label (image_id's label, by name).
@@ -232,11 +239,16 @@ def _of_classes(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
 
 def _rows(image_id: pd.Series, given: pd.Series, action: str, said: list[str]) -> pd.DataFrame:
     n = len(image_id)
-    return pd.DataFrame({
-        "image_id": image_id.to_numpy(dtype=object), "action": np.full(n, action, dtype=object),
-        "given_label": given.to_numpy(dtype=object), "new_label": np.full(n, "", dtype=object),
-        "weight": np.ones(n), "reason": np.array(said, dtype=object),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "image_id": image_id.to_numpy(dtype=object),
+            "action": np.full(n, action, dtype=object),
+            "given_label": given.to_numpy(dtype=object),
+            "new_label": np.full(n, "", dtype=object),
+            "weight": np.ones(n),
+            "reason": np.array(said, dtype=object),
+        }
+    )
 
 
 def _need(table: pd.DataFrame | None, what: str, columns: tuple[str, ...], rule: str) -> pd.DataFrame:
@@ -351,20 +363,21 @@ def compare_manifests(before: Manifest, after: Manifest) -> pd.DataFrame:
         soft = np.isfinite(after.soft_labels).all(axis=1)
     rows = []
     for k, name in enumerate(before.classes):
-        rows.append({
-            "class": name, "before": int((old["label"] == k).sum()), "after": int((now == k).sum()),
-            "dropped": int((gone & (old["label"] == k)).sum()), "relabelled_away": int(((was == k) & (now != k)).sum()),
-            "relabelled_to": int(((was != k) & (now == k)).sum()), "soft": int((soft & (now == k)).sum()),
-            "down_weighted": int((lighter & (now == k)).sum()),
-        })  # fmt: skip
+        rows.append(
+            {
+                "class": name,
+                "before": int((old["label"] == k).sum()),
+                "after": int((now == k).sum()),
+                "dropped": int((gone & (old["label"] == k)).sum()),
+                "relabelled_away": int(((was == k) & (now != k)).sum()),
+                "relabelled_to": int(((was != k) & (now == k)).sum()),
+                "soft": int((soft & (now == k)).sum()),
+                "down_weighted": int((lighter & (now == k)).sum()),
+            }
+        )
     return pd.DataFrame(rows)
 
 
-LABEL_RULES = {
-    "confident": _pick_confident,
-    "worst": _pick_worst,
-    "flagged": _pick_flagged,
-    "cleanlab": _pick_cleanlab,
-}
+LABEL_RULES = {"confident": _pick_confident, "worst": _pick_worst, "flagged": _pick_flagged, "cleanlab": _pick_cleanlab}
 COPY_RULES = {"duplicates": _one_a_group, "conflicts": _conflicts}
 RULES = (*LABEL_RULES, *COPY_RULES)

@@ -72,9 +72,14 @@ class SourceDrift:
 
 
 def find_drift(
-    source: np.ndarray, *, embeddings: np.ndarray | None = None, measurements: pd.DataFrame | None = None,
-    labels: np.ndarray | None = None, groups: np.ndarray | None = None, seed: int = 0,
-) -> list[SourceDrift]:  # fmt: skip
+    source: np.ndarray,
+    *,
+    embeddings: np.ndarray | None = None,
+    measurements: pd.DataFrame | None = None,
+    labels: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+) -> list[SourceDrift]:
     """Compare each pair of sources; the most different pair first, [] where there is one source.
 
     source: object (N,). embeddings: float (N, D). measurements: N rows of numbers (blur, exposure, ...), which also

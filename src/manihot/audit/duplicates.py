@@ -32,9 +32,20 @@ CUT = 0.03  # share of an edge that must be missing for a photograph to count as
 MIRRORED, TURNED = (1, 2, 4, 7), (3, 5, 6)  # orientations, as hashes.orient_pictures numbers them
 
 COLUMNS = (
-    "image_id", "group", "kind", "distance", "nearest", "phash_distance", "label", "source", "split", "fold",
-    "label_conflict", "crosses_folds", "crosses_splits",
-)  # fmt: skip
+    "image_id",
+    "group",
+    "kind",
+    "distance",
+    "nearest",
+    "phash_distance",
+    "label",
+    "source",
+    "split",
+    "fold",
+    "label_conflict",
+    "crosses_folds",
+    "crosses_splits",
+)
 KINDS = {
     "exact": "the same bytes",
     "reencoded": "the same picture, saved again",
@@ -130,9 +141,7 @@ def _proposals(
     for i, j, g, _ in hash_pairs(phash, HASH_BITS):
         score = np.einsum("nd,nd->n", turned[g[0]][i], whole[j])
         keep = (score >= HASH_LIKELY) & search.shows[i] & search.shows[j]
-        yield {
-            "part": i[keep], "whole": j[keep], "orientation": g[keep], "crop": g[keep] * 0, "score": score[keep]
-        }  # fmt: skip
+        yield {"part": i[keep], "whole": j[keep], "orientation": g[keep], "crop": g[keep] * 0, "score": score[keep]}
     if embeddings is not None:
         unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
         i, j, _ = pairs_within(unit, eps)
@@ -160,13 +169,7 @@ def _name_kinds(
     missing = np.maximum(box[:, [0, 2]], 1 - box[:, [1, 3]]).max(axis=1)
     resized = np.abs(turned / np.maximum(size[whole], 1) - 1).max(axis=1) > 0.02
     return np.select(
-        [
-            score < COPY,
-            missing > CUT,
-            np.isin(orientation, MIRRORED),
-            np.isin(orientation, TURNED),
-            resized,
-        ],
+        [score < COPY, missing > CUT, np.isin(orientation, MIRRORED), np.isin(orientation, TURNED), resized],
         ["again", "cropped", "flipped", "rotated", "resized"],
         "reencoded",
     )

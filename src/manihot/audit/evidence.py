@@ -88,9 +88,13 @@ def load_embeddings(path: Path, image_id: np.ndarray) -> np.ndarray:
 
 
 def describe_evidence(
-    issues: pd.DataFrame, *, features: str = "", why_no_features: str = "", margins: bool = False,
+    issues: pd.DataFrame,
+    *,
+    features: str = "",
+    why_no_features: str = "",
+    margins: bool = False,
     why_no_margins: str = "",
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """What the labels were judged by: scores `used`, their `sources` in words, and `missing`: a score to why it lacks.
 
     features: where the embeddings come from. margins: whether those of the training were there. why_no_margins: said

@@ -10,12 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import (
-    GroupShuffleSplit,
-    StratifiedGroupKFold,
-    StratifiedKFold,
-    StratifiedShuffleSplit,
-)
+from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold, StratifiedKFold, StratifiedShuffleSplit
 
 from manihot.audit.sources import TRAIN_ONLY
 from manihot.errors import DataError
@@ -39,8 +34,7 @@ def assign_folds(manifest: Manifest, settings: Folds, seed: int = 0) -> tuple[np
         usable &= ~table[TRAIN_ONLY].to_numpy(dtype=bool)
     if not usable.any():
         raise DataError(
-            "no labelled photographs to train on",
-            "give a label column, class folders, or check the quarantine",
+            "no labelled photographs to train on", "give a label column, class folders, or check the quarantine"
         )
     rows = np.flatnonzero(usable)
     labels = manifest.labels[rows]

@@ -16,12 +16,7 @@ import pandas as pd
 from scipy.special import expit, logit
 
 from manihot.audit import label_scores
-from manihot.audit.label_neighbours import (
-    find_neighbours,
-    label_agreement,
-    reduce_embeddings,
-    typicality,
-)
+from manihot.audit.label_neighbours import find_neighbours, label_agreement, reduce_embeddings, typicality
 from manihot.audit.label_posterior import count_errors, pool_predictions, pool_with_features
 from manihot.audit.label_scores import best_other, noise_channel, normalise, self_confidence
 from manihot.errors import DataError
@@ -35,8 +30,13 @@ NEIGHBOURS = 20  # photographs that vote; 10 and 40 gave the same within a hundr
 MARGINS_COUNT = 0.5  # of training margins against all other evidence
 SHOWN = 5  # neighbours named in the table
 SCORES = (
-    "self_confidence", "normalized_margin", "confident_learning", "knn_score", "anomaly_score", "trajectory_score",
-)  # fmt: skip
+    "self_confidence",
+    "normalized_margin",
+    "confident_learning",
+    "knn_score",
+    "anomaly_score",
+    "trajectory_score",
+)
 COMBINATIONS = ("auto", "probabilities")
 OUT_OF_FOLD = "every photograph must be predicted by a model that never saw it"
 
@@ -58,10 +58,17 @@ class Evidence:
 
 
 def find_label_errors(
-    labels: np.ndarray, pred_probs: np.ndarray, *, embeddings: np.ndarray | None = None,
-    groups: np.ndarray | None = None, copies: np.ndarray | None = None, history: np.ndarray | None = None,
-    image_id: np.ndarray | None = None, combine: str = "auto", k: int = NEIGHBOURS,
-) -> pd.DataFrame:  # fmt: skip
+    labels: np.ndarray,
+    pred_probs: np.ndarray,
+    *,
+    embeddings: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    copies: np.ndarray | None = None,
+    history: np.ndarray | None = None,
+    image_id: np.ndarray | None = None,
+    combine: str = "auto",
+    k: int = NEIGHBOURS,
+) -> pd.DataFrame:
     """One row a labelled photograph, worst first: given and suggested label, scores (low = bad), neighbours.
 
     labels: int (N,), -1 unlabelled (not judged, not in the table). pred_probs: (N, K), rows sum to 1, out of fold.
@@ -100,9 +107,16 @@ def find_label_errors(
 
 
 def _judge(
-    labels: np.ndarray, pred_probs: np.ndarray, ids: np.ndarray, embeddings: np.ndarray | None, groups: np.ndarray,
-    copies: np.ndarray, history: np.ndarray | None, combine: str, k: int,
-) -> pd.DataFrame:  # fmt: skip
+    labels: np.ndarray,
+    pred_probs: np.ndarray,
+    ids: np.ndarray,
+    embeddings: np.ndarray | None,
+    groups: np.ndarray,
+    copies: np.ndarray,
+    history: np.ndarray | None,
+    combine: str,
+    k: int,
+) -> pd.DataFrame:
     classes = pred_probs.shape[1]
     predicted = pred_probs.argmax(axis=1)
     columns: dict[str, Any] = {
@@ -131,17 +145,26 @@ def _judge(
     else:
         pool = pool_with_features(labels, pred_probs, features, index, groups, say_so)
     evidence = Evidence(
-        labels, normalise(pool.probs * say_so), normalise(pool.posterior(labels) * say_so),
-        normalise(pred_probs * say_so) if alone else None, None if combine == "probabilities" else margins,
-    )  # fmt: skip
+        labels,
+        normalise(pool.probs * say_so),
+        normalise(pool.posterior(labels) * say_so),
+        normalise(pred_probs * say_so) if alone else None,
+        None if combine == "probabilities" else margins,
+    )
     score = combine_evidence(evidence)
     errors = count_errors(labels, evidence.posterior)
     issue = _flag(evidence, score, errors, np.ptp(say_so, axis=1) > 0)
-    table = pd.DataFrame({
-        "image_id": ids, "given_label": labels, "suggested_label": _suggest(evidence, issue),
-        "label_score": score, "is_label_issue": issue, **columns,
-        "cleanlab_issue": cleanlab_filter(labels, pred_probs),
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "image_id": ids,
+            "given_label": labels,
+            "suggested_label": _suggest(evidence, issue),
+            "label_score": score,
+            "is_label_issue": issue,
+            **columns,
+            "cleanlab_issue": cleanlab_filter(labels, pred_probs),
+        }
+    )
     if "neighbours" in table:
         table["neighbours"] = table.pop("neighbours")
     table = table.sort_values("label_score", kind="stable", ignore_index=True)
@@ -230,10 +253,16 @@ def cleanlab_filter(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
 
 
 def label_issues(
-    predictions: Predictions, manifest: Manifest | None = None, history: pd.DataFrame | None = None, *,
-    duplicates: pd.DataFrame | None = None, embeddings: np.ndarray | None = None, out_of_fold: bool = False,
-    combine: str = "auto", k: int = NEIGHBOURS,
-) -> pd.DataFrame:  # fmt: skip
+    predictions: Predictions,
+    manifest: Manifest | None = None,
+    history: pd.DataFrame | None = None,
+    *,
+    duplicates: pd.DataFrame | None = None,
+    embeddings: np.ndarray | None = None,
+    out_of_fold: bool = False,
+    combine: str = "auto",
+    k: int = NEIGHBOURS,
+) -> pd.DataFrame:
     """`find_label_errors` on records: labels by name, groups from the manifest and from the table of duplicates.
 
     manifest: gives the labels and groups of the predicted photographs (otherwise the predictions' labels).
@@ -274,10 +303,16 @@ def label_issues(
     together = join_labels(_numbers(groups, len(groups)), *same_group(_numbers(copies, len(copies))))
     _warn_torn(predictions.fold, together)
     table = find_label_errors(
-        labels, predictions.pred_probs, embeddings=predictions.embeddings if embeddings is None else embeddings,
-        groups=groups, copies=copies, history=None if history is None else _margins(history, predictions.image_id),
-        image_id=predictions.image_id, combine=combine, k=k,
-    )  # fmt: skip
+        labels,
+        predictions.pred_probs,
+        embeddings=predictions.embeddings if embeddings is None else embeddings,
+        groups=groups,
+        copies=copies,
+        history=None if history is None else _margins(history, predictions.image_id),
+        image_id=predictions.image_id,
+        combine=combine,
+        k=k,
+    )
     names = np.array([*predictions.classes], dtype=object)
     for column in ("given_label", "suggested_label", "predicted_label"):
         table[column] = names[table[column].to_numpy(dtype=np.int64)]
@@ -311,8 +346,7 @@ def _margins(history: pd.DataFrame, image_id: np.ndarray) -> np.ndarray:
     missing = {"image_id", "epoch", "margin"} - set(history.columns)
     if missing:
         raise DataError(
-            f"the training history lacks the columns {', '.join(sorted(missing))}",
-            "columns image_id, epoch, margin",
+            f"the training history lacks the columns {', '.join(sorted(missing))}", "columns image_id, epoch, margin"
         )
     wide = history.pivot_table(index="epoch", columns="image_id", values="margin", aggfunc="mean")
     found: np.ndarray = wide.reindex(columns=image_id).to_numpy(dtype=np.float64)

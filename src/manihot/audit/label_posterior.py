@@ -18,14 +18,7 @@ from scipy.special import expit, logit, softmax
 from sklearn.linear_model import LogisticRegression
 
 from manihot.audit.label_neighbours import neighbour_probs
-from manihot.audit.label_scores import (
-    descend,
-    even_channel,
-    noise_channel,
-    normalise,
-    self_confidence,
-    shrink_channel,
-)
+from manihot.audit.label_scores import descend, even_channel, noise_channel, normalise, self_confidence, shrink_channel
 from manihot.records.folds import split_groups
 
 FOLDS = 5  # heads that each leave out a part of the photographs
@@ -110,9 +103,13 @@ def pool_predictions(labels: np.ndarray, pred_probs: np.ndarray) -> Pool:
 
 
 def pool_with_features(
-    labels: np.ndarray, pred_probs: np.ndarray, features: np.ndarray, neighbours: np.ndarray, groups: np.ndarray,
+    labels: np.ndarray,
+    pred_probs: np.ndarray,
+    features: np.ndarray,
+    neighbours: np.ndarray,
+    groups: np.ndarray,
     copies_say: np.ndarray,
-) -> Pool:  # fmt: skip
+) -> Pool:
     """The pool of predictions, neighbours, and linear heads that left the photograph's group out.
 
     In the second pass neighbours vote with, and heads learn, the posterior of the first: wrong labels mislead less.
@@ -126,8 +123,10 @@ def pool_with_features(
     fold = split_by_rank(features, groups)
     for _ in range(PASSES):
         opinions = [
-            _log(pred_probs), _log(neighbour_probs(neighbours, votes, share)), held_out_logits(features, targets, fold)
-        ]  # fmt: skip
+            _log(pred_probs),
+            _log(neighbour_probs(neighbours, votes, share)),
+            held_out_logits(features, targets, fold),
+        ]
         pool = pool_opinions(labels, opinions, channel)
         votes = targets = normalise(pool.posterior(labels) * copies_say)
     return pool
@@ -215,9 +214,14 @@ def _sharpened(probs: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def _answers(
-    features: np.ndarray, labels: np.ndarray, weights: np.ndarray, classes: int, groups: np.ndarray, strength: float,
+    features: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    classes: int,
+    groups: np.ndarray,
+    strength: float,
     seed: int,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Probabilities (n, K) of heads that didn't learn the photograph, never quite 0."""
     probs = np.full((len(labels), classes), LOWEST)
     most = int(np.bincount(labels).max())  # of which class the splitter wants one photograph a fold

@@ -29,15 +29,29 @@ LEAST_CHECKS = 1000  # pairs checked on pixels, or one a photograph where there 
 SAYS_NOTHING = 1e-4  # of the usual length: a vector that is hardly anything but the mean
 
 COLUMNS = (
-    "image_id", "group", "evidence", "distance", "nearest", "correlation", "label", "source", "split", "fold",
-    "label_conflict", "crosses_folds", "crosses_splits",
-)  # fmt: skip
+    "image_id",
+    "group",
+    "evidence",
+    "distance",
+    "nearest",
+    "correlation",
+    "label",
+    "source",
+    "split",
+    "fold",
+    "label_conflict",
+    "crosses_folds",
+    "crosses_splits",
+)
 
 
 def find_lookalikes(
-    manifest: Manifest, embeddings: np.ndarray, thumbnails: Thumbnails | None = None, eps: float = EPS,
+    manifest: Manifest,
+    embeddings: np.ndarray,
+    thumbnails: Thumbnails | None = None,
+    eps: float = EPS,
     reach: float = REACH,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Photographs with a lookalike, one row each, sorted by group, with the columns of COLUMNS.
 
     embeddings: (N, D) of one network, in the order of the manifest, whose groups are taken as known. thumbnails: of
@@ -63,9 +77,7 @@ def find_lookalikes(
         asked = np.flatnonzero(~known)
         asked = asked[np.argsort(distance[asked], kind="stable")][: max(LEAST_CHECKS, len(manifest))]
         correlation[asked] = check_pairs(thumbnails, thumbnails.rows(manifest.image_id), i[asked], j[asked])
-    pairs = pd.DataFrame(
-        {"first": i, "second": j, "distance": distance, "known": known, "correlation": correlation}
-    )
+    pairs = pd.DataFrame({"first": i, "second": j, "distance": distance, "known": known, "correlation": correlation})
     pairs["pixels"] = pairs["correlation"] >= SAME
     pairs = pairs[(pairs["distance"] <= eps) | pairs["pixels"] | pairs["known"]]
     return _describe(manifest, join_labels(label, pairs["first"].to_numpy(), pairs["second"].to_numpy()), pairs)
@@ -157,10 +169,13 @@ def count_lookalikes(lookalikes: pd.DataFrame) -> dict[str, int]:
     confirmed = [name for name, found in new.items() if "pixels" in found]
     about = lookalikes[lookalikes["group"].isin(new.index)].drop_duplicates("group")
     return {
-        "groups": len(evidence), "photographs": len(lookalikes), "confirmed_groups": len(confirmed),
-        "features_groups": len(new) - len(confirmed), "conflicting_groups": int(about["label_conflict"].sum()),
+        "groups": len(evidence),
+        "photographs": len(lookalikes),
+        "confirmed_groups": len(confirmed),
+        "features_groups": len(new) - len(confirmed),
+        "conflicting_groups": int(about["label_conflict"].sum()),
         "groups_across_folds": int(about["crosses_folds"].sum()),
-    }  # fmt: skip
+    }
 
 
 def describe_lookalikes(counts: dict[str, int]) -> str:
@@ -169,8 +184,9 @@ def describe_lookalikes(counts: dict[str, int]) -> str:
         return "no photographs lie close to each other by the network's features"
     known = counts["groups"] - counts["confirmed_groups"] - counts["features_groups"]
     parts = [
-        (counts["confirmed_groups"], "new and confirmed by the pictures"), (known, "known as duplicates or groups"),
+        (counts["confirmed_groups"], "new and confirmed by the pictures"),
+        (known, "known as duplicates or groups"),
         (counts["features_groups"], "told by the features alone, to be looked at"),
-    ]  # fmt: skip
+    ]
     said = ", ".join(f"{count:,} {what}" for count, what in parts if count)
     return f"{counts['photographs']:,} photographs in {counts['groups']:,} groups alike by the features: {said}"

@@ -118,9 +118,13 @@ def audit_lookalikes(folder: RunFolder, manifest: Manifest, name: str, embedding
 
 
 def audit_labels(
-    folder: RunFolder, manifest: Manifest, name: str, members: Sequence[str] | None = None,
-    embeddings: Path | None = None, why_no_embeddings: str = "the predictions hold no features",
-) -> None:  # fmt: skip
+    folder: RunFolder,
+    manifest: Manifest,
+    name: str,
+    members: Sequence[str] | None = None,
+    embeddings: Path | None = None,
+    why_no_embeddings: str = "the predictions hold no features",
+) -> None:
     """Wrong labels, what goes with errors, drift between sources: from the run's out-of-fold predictions `name`.
 
     members: whose margins in training are evidence about the labels; `name` alone when left out. embeddings: a file of
@@ -151,10 +155,12 @@ def audit_labels(
         _audit_sources(folder.path, manifest, composition, predictions)
         summary = summarise(manifest, issues, duplicates, read_table(alike, "lookalikes") if alike.is_file() else None)
         summary["evidence"] = describe_evidence(
-            issues, features="" if embeddings is None else "a frozen network", why_no_features=why_no_embeddings,
+            issues,
+            features="" if embeddings is None else "a frozen network",
+            why_no_features=why_no_embeddings,
             margins=margins is not None,
             why_no_margins="it showed none of the judged photographs unmixed" if trained else "",
-        )  # fmt: skip
+        )
         save_json(folder.audit.summary, summary)
         say(f"Labels: {summary['label_issues']} of {summary['judged']} look wrong (audit/label_issues.csv)")
         say(say_evidence(summary["evidence"]))
@@ -165,27 +171,31 @@ def audit_labels(
 
 
 def summarise(
-    manifest: Manifest | None, issues: pd.DataFrame, duplicates: pd.DataFrame | None,
+    manifest: Manifest | None,
+    issues: pd.DataFrame,
+    duplicates: pd.DataFrame | None,
     lookalikes: pd.DataFrame | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The figures of audit.json, plain values."""
     wrong = issues[issues["is_label_issue"]]
     pairs = wrong.groupby(["given_label", "suggested_label"]).size().sort_values(ascending=False)
     out: dict[str, Any] = {
-        "judged": len(issues), "label_issues": len(wrong),
+        "judged": len(issues),
+        "label_issues": len(wrong),
         "class_pairs": [{"given": str(a), "suggested": str(b), "count": int(n)} for (a, b), n in pairs.items()],
         "beats_largest_class": learned(issues),
-    }  # fmt: skip
+    }
     if manifest is not None:
         out["photographs"], out["imbalance"] = len(manifest), imbalance_ratio(manifest)
     if duplicates is not None:
         groups = duplicates.drop_duplicates("group")
         out |= {
-            "duplicate_groups": len(groups), "duplicate_photographs": len(duplicates),
+            "duplicate_groups": len(groups),
+            "duplicate_photographs": len(duplicates),
             "conflicting_groups": int(groups["label_conflict"].sum()),
             "groups_across_splits": int(groups["crosses_splits"].sum()),
             "kinds": {str(k): int(n) for k, n in duplicates["kind"].value_counts().items()},
-        }  # fmt: skip
+        }
     if lookalikes is not None:
         out["lookalikes"] = count_lookalikes(lookalikes)
     return out
@@ -214,9 +224,12 @@ def _audit_sources(run: Path, manifest: Manifest, composition: pd.DataFrame, pre
         return
     measured = composition.iloc[at][list(MEASUREMENTS)].reset_index(drop=True)
     found = find_drift(
-        source, embeddings=predictions.embeddings, measurements=measured, labels=predictions.labels,
+        source,
+        embeddings=predictions.embeddings,
+        measurements=measured,
+        labels=predictions.labels,
         groups=manifest.table["group"].to_numpy()[rows],
-    )  # fmt: skip
+    )
     save_table(compare_priors(source, predictions.labels, predictions.classes), run, "priors")
     save_table(_drift_table(found), run, "drift")
     save_table(_drift_features(found), run, "drift_features")
@@ -246,8 +259,10 @@ def _drift_features(found: list[SourceDrift]) -> pd.DataFrame:
 def _drift_examples(found: list[SourceDrift], image_id: np.ndarray) -> pd.DataFrame:
     rows = [
         (drift.first, drift.second, kind, image_id[row])
-        for drift in found for kind, places in drift.examples().items() for row in places
-    ]  # fmt: skip
+        for drift in found
+        for kind, places in drift.examples().items()
+        for row in places
+    ]
     return pd.DataFrame(rows, columns=["first", "second", "kind", "image_id"])
 
 
@@ -265,9 +280,13 @@ def audit_what_if(folder: RunFolder, manifest: Manifest, name: str, seed: int, t
 
     def work() -> Files:
         found = what_if(
-            features, predictions.labels, groups=manifest.table["group"].to_numpy()[rows], trusted=safe,
-            fold=manifest.fold[rows], seed=seed,
-        )  # fmt: skip
+            features,
+            predictions.labels,
+            groups=manifest.table["group"].to_numpy()[rows],
+            trusted=safe,
+            fold=manifest.fold[rows],
+            seed=seed,
+        )
         save_table(found.table, folder.path, "what_if")
         about = {"sentence": found.sentence(), "level": found.level, "run_folds": found.run_folds}
         save_json(folder.audit.what_if, about)

@@ -73,10 +73,18 @@ class WhatIf:
 
 
 def what_if(
-    features: np.ndarray, labels: np.ndarray, *, groups: np.ndarray | None = None, trusted: np.ndarray | None = None,
-    fold: np.ndarray | None = None, arms: Sequence[str] = ("drop", "relabel", "soft", "down_weight"),
-    repeats: int = REPEATS, folds: int = FOLDS, level: float = 0.95, seed: int = 0,
-) -> WhatIf:  # fmt: skip
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    trusted: np.ndarray | None = None,
+    fold: np.ndarray | None = None,
+    arms: Sequence[str] = ("drop", "relabel", "soft", "down_weight"),
+    repeats: int = REPEATS,
+    folds: int = FOLDS,
+    level: float = 0.95,
+    seed: int = 0,
+) -> WhatIf:
     """What each way of cleaning is worth against keeping all labels, with paired intervals.
 
     features: float (N, D), one row a photograph. labels: int (N,), -1 left out. groups: object (N,), '' alone; never
@@ -119,9 +127,13 @@ def what_if(
 
 
 def _judge(
-    judge: str, mask: np.ndarray, right: dict[str, list[tuple[np.ndarray, np.ndarray]]], changed: dict[str, float],
-    level: float, units: np.ndarray,
-) -> list[dict[str, object]]:  # fmt: skip
+    judge: str,
+    mask: np.ndarray,
+    right: dict[str, list[tuple[np.ndarray, np.ndarray]]],
+    changed: dict[str, float],
+    level: float,
+    units: np.ndarray,
+) -> list[dict[str, object]]:
     """One row an arm, and one for the mean of the arms, which alone decides whether anything is claimed."""
     accuracy = {}
     for arm, parts in right.items():
@@ -141,11 +153,17 @@ def _judge(
         share = changed[arm] if arm in changed else float(np.mean([changed[one] for one in arms]))
         rows.append(
             {
-                "arm": arm, "judged_on": judge, "photographs": int(mask.sum()), "changed": share,
-                "accuracy": float(accuracy[arm].mean()), "gain": gain, "low": low, "high": high,
+                "arm": arm,
+                "judged_on": judge,
+                "photographs": int(mask.sum()),
+                "changed": share,
+                "accuracy": float(accuracy[arm].mean()),
+                "gain": gain,
+                "low": low,
+                "high": high,
                 "verdict": "" if arm == "keep" else verdict if verdict == claim else "cannot tell",
             }
-        )  # fmt: skip
+        )
     return rows
 
 

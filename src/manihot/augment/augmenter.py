@@ -155,9 +155,7 @@ def _build(choice: Any) -> Op:
     if isinstance(choice, Choice):
         settings = {"name": choice.name, **choice.settings}
     if not isinstance(settings, dict) or "name" not in settings:
-        raise SettingsError(
-            f"augment: {choice!r} has no name", "write `- name: rotate` and its settings below it"
-        )
+        raise SettingsError(f"augment: {choice!r} has no name", "write `- name: rotate` and its settings below it")
     name, settings = str(settings["name"]), {k: v for k, v in settings.items() if k != "name"}
     if name not in AUGMENTS:
         raise SettingsError(f"augment: there is no augmentation {name!r}", suggest(name, list(AUGMENTS)))
@@ -167,9 +165,7 @@ def _build(choice: Any) -> Op:
         problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        raise SettingsError(
-            f"augment: {name} has no setting {key!r}", suggest(key, list(AUGMENTS[name].model_fields))
-        )
+        raise SettingsError(f"augment: {name} has no setting {key!r}", suggest(key, list(AUGMENTS[name].model_fields)))
     about = AUGMENTS[name].model_fields.get(str(problem["loc"][0]) if problem["loc"] else "")
     said = problem["msg"].removeprefix("Value error, ")
     raise SettingsError(

@@ -84,9 +84,7 @@ class Canvas:
         """Remember what the running operation drew, for a label."""
         self.values = values
 
-    def warp(
-        self, matrix: np.ndarray, size: Size | None = None, border: tuple[str, int] | None = None
-    ) -> None:
+    def warp(self, matrix: np.ndarray, size: Size | None = None, border: tuple[str, int] | None = None) -> None:
         """Put `matrix` (3, 3) after the pending geometry; `size` is the picture's size from now on.
 
         border: (kind, level) for operations that look beyond the edge; another kind than the pending one's
@@ -99,8 +97,7 @@ class Canvas:
         self.border = border or self.border
 
     def bend(self, field: Displacements, border: tuple[str, int]) -> None:
-        """Displace the places of the picture as it stands by `field`, after the pending geometry; border as for `warp`.
-        """
+        """Displace the places of the picture by `field`, after the pending geometry; border as for `warp`."""
         self.warp(np.eye(3), border=border)
         assert self.geometry is not None
         self.bends.append((self.geometry, field))
@@ -163,22 +160,15 @@ class Op(BaseModel):
 
     p: float = Field(0.5, ge=0, le=1, description="probability")
     strength: tuple[tuple[float, float], ...] = Field(
-        (),
-        description="[[share of epochs, factor on p], ...]: 0 is the first epoch, 1 the last; linear between",
+        (), description="[[share of epochs, factor on p], ...]: 0 is the first epoch, 1 the last; linear between"
     )
     from_epoch: int = Field(0, description="first epoch it is on, counted from 0; negative from the end")
-    until_epoch: int | None = Field(
-        None, description="epoch from which it is off again; -1 leaves the last one out"
-    )
+    until_epoch: int | None = Field(None, description="epoch from which it is off again; -1 leaves the last one out")
 
     @model_validator(mode="after")
     def _strength_rises_in_share(self) -> Op:
         shares = [share for share, _ in self.strength]
-        if (
-            shares != sorted(shares)
-            or any(not 0 <= s <= 1 for s in shares)
-            or any(f < 0 for _, f in self.strength)
-        ):
+        if shares != sorted(shares) or any(not 0 <= s <= 1 for s in shares) or any(f < 0 for _, f in self.strength):
             raise ValueError("strength: shares must rise within 0..1, factors not be negative")
         return self
 

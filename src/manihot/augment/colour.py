@@ -20,9 +20,7 @@ LUMA = np.array([0.299, 0.587, 0.114])
 YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 YIQ_BACK = np.linalg.inv(YIQ)
 IMAGENET_AXES = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
-IMAGENET_SPREAD = np.array(
-    [0.2175, 0.0188, 0.0045]
-)  # eigenvalues of RGB in [0, 1], as in AlexNet's successors
+IMAGENET_SPREAD = np.array([0.2175, 0.0188, 0.0045])  # eigenvalues of RGB in [0, 1], as in AlexNet's successors
 
 
 class BrightnessContrast(ColourOp):
@@ -49,11 +47,7 @@ class HueSaturationValue(ColourOp):
     value: Limit = Field((-20.0, 20.0), description="levels added to all channels")
 
     def matrix(self, canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-        hue, saturation, value = (
-            uniform(rng, self.hue),
-            1 + uniform(rng, self.saturation),
-            uniform(rng, self.value),
-        )
+        hue, saturation, value = (uniform(rng, self.hue), 1 + uniform(rng, self.saturation), uniform(rng, self.value))
         canvas.note(hue=hue, saturation=saturation, value=value)
         return chain_colour(chain_colour(hue_matrix(hue), saturation_matrix(saturation)), shift_matrix(value))
 

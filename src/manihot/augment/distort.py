@@ -21,8 +21,7 @@ class Elastic(BendingOp):
     """A smooth random field of displacements (Simard, Steinkraus, Platt, ICDAR 2003)."""
 
     alpha: Span = Field(
-        (0.01, 0.02),
-        description="root mean square displacement a direction, share of the shorter edge, from..to",
+        (0.01, 0.02), description="root mean square displacement a direction, share of the shorter edge, from..to"
     )
     sigma: float = Field(0.06, gt=0, le=0.5, description="smoothness of the field, share of the shorter edge")
 
@@ -95,9 +94,7 @@ class GridDistortion(BendingOp):
 class PiecewiseAffine(BendingOp):
     """The points of a grid are moved by chance, the picture between them follows bilinearly."""
 
-    scale: Span = Field(
-        (0.01, 0.03), description="standard deviation of a move, share of the shorter edge, from..to"
-    )
+    scale: Span = Field((0.01, 0.03), description="standard deviation of a move, share of the shorter edge, from..to")
     points: int = Field(4, ge=2, le=50, description="points a direction")
 
     def field(self, canvas: Canvas, rng: np.random.Generator) -> Displacements:

@@ -21,9 +21,7 @@ Fill = Literal["mean", "noise"] | Annotated[int, Field(ge=0, le=255)]
 class ErasingOp(PixelOp):
     """An operation that paints holes."""
 
-    fill: Fill = Field(
-        0, description="level 0..255, `mean` colour of the picture, or `noise`, even over all levels"
-    )
+    fill: Fill = Field(0, description="level 0..255, `mean` colour of the picture, or `noise`, even over all levels")
 
     def pixels(self, canvas: Canvas, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         out = rgb.copy()
@@ -75,12 +73,8 @@ class RandomErasing(ErasingOp):
     """One box of random area and proportion within the picture (arXiv 1708.04896)."""
 
     area: Span = Field((0.02, 0.33), description="share of the picture's area, from..to")
-    ratio: PositiveSpan = Field(
-        (0.3, 3.3), description="height over width, from..to, evenly in its logarithm"
-    )
-    fill: Fill = Field(
-        "noise", description="`noise` (the paper's), `mean` colour of the picture, or a level 0..255"
-    )
+    ratio: PositiveSpan = Field((0.3, 3.3), description="height over width, from..to, evenly in its logarithm")
+    fill: Fill = Field("noise", description="`noise` (the paper's), `mean` colour of the picture, or a level 0..255")
 
     def holes(self, height: int, width: int, rng: np.random.Generator) -> list[tuple[int, int, int, int]]:
         for _ in range(100):
@@ -118,9 +112,7 @@ class GridMask(PixelOp):
         return out
 
 
-def grid_mask(
-    height: int, width: int, period: int, kept: int, degrees: float, shift: tuple[int, int]
-) -> np.ndarray:
+def grid_mask(height: int, width: int, period: int, kept: int, degrees: float, shift: tuple[int, int]) -> np.ndarray:
     """Where GridMask hides: bool (height, width); period, kept and shift (x, y) in pixels."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     reach = math.ceil(math.hypot(height, width) / 2) + 1

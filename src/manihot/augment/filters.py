@@ -96,9 +96,7 @@ class Emboss(PixelOp):
     """Relief: lit from the upper left."""
 
     strength_of_relief: Span = Field((0.2, 0.7), description="slope of the relief's kernel, from..to")
-    alpha: Span = Field(
-        (0.2, 0.5), description="share of the relief in the mixture with the picture, from..to"
-    )
+    alpha: Span = Field((0.2, 0.5), description="share of the relief in the mixture with the picture, from..to")
 
     def pixels(self, canvas: Canvas, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         slope, alpha = uniform(rng, self.strength_of_relief), uniform(rng, self.alpha)
@@ -118,14 +116,10 @@ class Jpeg(PixelOp):
         quality = int(np.clip(round(uniform(rng, self.quality)), 1, 100))
         canvas.note(quality=quality)
         # opencv takes BGR; with red and blue exchanged the luma, and so the artefacts, would be others
-        _, packed = cv2.imencode(
-            ".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
-        )
+        _, packed = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
         read = cv2.imdecode(packed, cv2.IMREAD_COLOR)
         if read is None:
-            raise DataError(
-                f"a picture of {rgb.shape[1]} x {rgb.shape[0]} pixels did not survive JPEG compression"
-            )
+            raise DataError(f"a picture of {rgb.shape[1]} x {rgb.shape[0]} pixels did not survive JPEG compression")
         return cv2.cvtColor(read, cv2.COLOR_BGR2RGB)
 
 
@@ -138,9 +132,7 @@ class Downscale(PixelOp):
         height, width = rgb.shape[:2]
         scale = min(max(uniform(rng, self.scale), 1e-3), 1.0)
         canvas.note(scale=scale)
-        return resize(
-            resize(rgb, (max(1, round(height * scale)), max(1, round(width * scale)))), (height, width)
-        )
+        return resize(resize(rgb, (max(1, round(height * scale)), max(1, round(width * scale)))), (height, width))
 
 
 class Superpixels(PixelOp):
@@ -198,9 +190,7 @@ def find_superpixels(rgb: np.ndarray, segments: int) -> tuple[np.ndarray, np.nda
     basins = cv2.watershed(framed, seeds)[1:-1, 1:-1]
     # the lines between basins go to a neighbour
     while (basins < 1).any():
-        wider = cv2.dilate(np.maximum(basins, 0).astype(np.float32), np.ones((3, 3), np.uint8)).astype(
-            np.int32
-        )
+        wider = cv2.dilate(np.maximum(basins, 0).astype(np.float32), np.ones((3, 3), np.uint8)).astype(np.int32)
         basins = np.where(basins < 1, wider, basins)
     labels = basins - 1
     sizes = np.maximum(np.bincount(labels.ravel(), minlength=rows * columns), 1)

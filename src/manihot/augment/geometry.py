@@ -20,9 +20,7 @@ from manihot.augment.resample import Border, Size
 class EdgeOp(GeometricOp):
     """A geometric operation that may look beyond the picture's edge."""
 
-    border: Border = Field(
-        "reflect", description="what lies beyond the edge: mirrored, repeated or one level"
-    )
+    border: Border = Field("reflect", description="what lies beyond the edge: mirrored, repeated or one level")
     fill: int = Field(0, ge=0, le=255, description="level of a `constant` border")
 
     def edge(self) -> tuple[str, int]:
@@ -33,12 +31,9 @@ class RandomResizedCrop(GeometricOp):
     """A box of random area and proportion, resized to the model's input (GoogLeNet, arXiv 1409.4842)."""
 
     p: float = Field(1.0, ge=0, le=1, description="probability; else the whole photograph is resized")
-    scale: PositiveSpan = Field(
-        (0.08, 1.0), description="area of the box as a share of the photograph's, from..to"
-    )
+    scale: PositiveSpan = Field((0.08, 1.0), description="area of the box as a share of the photograph's, from..to")
     ratio: PositiveSpan = Field(
-        (3 / 4, 4 / 3),
-        description="proportion of the box, from..to, evenly in its logarithm; 1 is the model input's",
+        (3 / 4, 4 / 3), description="proportion of the box, from..to, evenly in its logarithm; 1 is the model input's"
     )
 
     def matrix(self, canvas: Canvas, rng: np.random.Generator) -> tuple[np.ndarray, Size]:
@@ -73,9 +68,7 @@ class CenterCrop(GeometricOp):
     """The middle of the photograph in the proportion of the model's input."""
 
     p: float = Field(1.0, ge=0, le=1, description="probability; else the whole photograph is resized")
-    share: float = Field(
-        0.875, gt=0, le=1, description="edge of the box as a share of the largest such box's"
-    )
+    share: float = Field(0.875, gt=0, le=1, description="edge of the box as a share of the largest such box's")
 
     def matrix(self, canvas: Canvas, rng: np.random.Generator) -> tuple[np.ndarray, Size]:
         h, w = _box_like(canvas, self.share)
@@ -235,7 +228,4 @@ def quadrilateral(corners: np.ndarray, seen_at: np.ndarray) -> np.ndarray:
 def _box_like(canvas: Canvas, share: float) -> Size:
     height, width = canvas.size
     factor = share * min(height / canvas.target[0], width / canvas.target[1])
-    return (
-        min(height, max(1, round(canvas.target[0] * factor))),
-        min(width, max(1, round(canvas.target[1] * factor))),
-    )
+    return (min(height, max(1, round(canvas.target[0] * factor))), min(width, max(1, round(canvas.target[1] * factor))))

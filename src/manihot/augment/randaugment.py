@@ -36,12 +36,8 @@ class RandAugment(Op):
     magnitude: Annotated[Span, AfterValidator(_of_ten)] = Field(
         (9.0, 9.0), description="0 is almost nothing, 10 the end of each operation's range; one number, or from..to"
     )
-    spread: float = Field(
-        0.0, ge=0, description="standard deviation of the magnitude from operation to operation"
-    )
-    border: Border = Field(
-        "reflect", description="what lies beyond the edge: mirrored, repeated or one level"
-    )
+    spread: float = Field(0.0, ge=0, description="standard deviation of the magnitude from operation to operation")
+    border: Border = Field("reflect", description="what lies beyond the edge: mirrored, repeated or one level")
     fill: int = Field(128, ge=0, le=255, description="level of a `constant` border")
 
     def run_always(self, canvas: Canvas, rng: np.random.Generator) -> None:
@@ -65,9 +61,7 @@ def _jitter(part: str) -> Make:
 
 
 def _affine(part: str, reach: float) -> Make:
-    return lambda signed, edge: geometry.Affine.model_validate(
-        {"shear_x": 0, **edge, part: (reach * signed,) * 2}
-    )
+    return lambda signed, edge: geometry.Affine.model_validate({"shear_x": 0, **edge, part: (reach * signed,) * 2})
 
 
 LIST: dict[str, Make] = {  # from the magnitude in -1..1

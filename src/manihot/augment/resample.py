@@ -21,9 +21,7 @@ BORDERS = {"reflect": cv2.BORDER_REFLECT, "replicate": cv2.BORDER_REPLICATE, "co
 ENOUGH = 1.25  # input pixels per output pixel beyond which `resample` samples twice as finely
 
 
-def warp(
-    rgb: np.ndarray, matrix: np.ndarray, size: Size, border: str = "reflect", level: int = 0
-) -> np.ndarray:
+def warp(rgb: np.ndarray, matrix: np.ndarray, size: Size, border: str = "reflect", level: int = 0) -> np.ndarray:
     """Sample `rgb` (H, W, 3) at `matrix` (output to input, continuous coordinates) into (height, width, 3).
 
     Upright boxes with whole-pixel corners are cut, resized and flipped: exact where nothing is resized, and
@@ -38,9 +36,7 @@ def warp(
     return _sample(rgb, matrix, size, border, level, across, down)
 
 
-def resample(
-    rgb: np.ndarray, matrix: np.ndarray, size: Size, border: str = "reflect", level: int = 0
-) -> np.ndarray:
+def resample(rgb: np.ndarray, matrix: np.ndarray, size: Size, border: str = "reflect", level: int = 0) -> np.ndarray:
     """As `warp`, for a photograph that nothing has brought near to its final size yet.
 
     Where an output pixel still covers more than `ENOUGH` input pixels after the means of 2, 4, ..., it is the mean of
@@ -88,9 +84,14 @@ def _sample(
 
 
 def bent(
-    rgb: np.ndarray, matrix: np.ndarray, bends: Sequence[Bend], size: Size, border: str = "reflect", level: int = 0,
+    rgb: np.ndarray,
+    matrix: np.ndarray,
+    bends: Sequence[Bend],
+    size: Size,
+    border: str = "reflect",
+    level: int = 0,
     finely: bool = False,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """As `warp`, or `resample` where `finely`, with `bends` on the way from the photograph to the output.
 
     matrix: output to input, as if nothing were bent. Each field displaces the places of the picture that it was drawn

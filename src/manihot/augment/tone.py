@@ -68,8 +68,7 @@ class AutoContrast(PixelOp):
 
     def pixels(self, canvas: Canvas, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         low, high = (
-            cv2.reduce(cv2.reduce(rgb, 0, how), 1, how)[0, 0].astype(float)
-            for how in (cv2.REDUCE_MIN, cv2.REDUCE_MAX)
+            cv2.reduce(cv2.reduce(rgb, 0, how), 1, how)[0, 0].astype(float) for how in (cv2.REDUCE_MIN, cv2.REDUCE_MAX)
         )
         flat = high <= low  # a channel of one level stays as it is
         factor = np.where(flat, 1.0, 255 / np.where(flat, 1.0, high - low))

@@ -19,11 +19,29 @@ from manihot.verbs import recipes as recipe_verbs
 from manihot.verbs.results import SubmissionCheck, WatchResult
 
 VERBS: tuple[Callable[..., Any], ...] = (
-    photos.scan, photos.demo_data, models.run, models.train, photos.audit, photos.clean, models.predict,
-    models.explain, photos.watch, models.compare, models.report, predictions.blend, predictions.stack,
-    predictions.calibrate, predictions.decide, predictions.check_submission, models.share, models.show_augment,
-    models.lr_find, models.translate, models.export, recipe_verbs.suite,
-)  # fmt: skip
+    photos.scan,
+    photos.demo_data,
+    models.run,
+    models.train,
+    photos.audit,
+    photos.clean,
+    models.predict,
+    models.explain,
+    photos.watch,
+    models.compare,
+    models.report,
+    predictions.blend,
+    predictions.stack,
+    predictions.calibrate,
+    predictions.decide,
+    predictions.check_submission,
+    models.share,
+    models.show_augment,
+    models.lr_find,
+    models.translate,
+    models.export,
+    recipe_verbs.suite,
+)
 
 
 def _default(value: Any) -> str | None:
@@ -78,9 +96,7 @@ def main(words: Sequence[str] | None = None) -> None:
 def answer(words: Sequence[str] | None) -> int:
     """Do what the process's arguments, or `words`, ask for, and show the result; the exit code. Raises ManihotError."""
     with watched():
-        found = app(
-            words, console=SafeConsole(), error_console=SafeConsole(stderr=True), result_action="return_value"
-        )
+        found = app(words, console=SafeConsole(), error_console=SafeConsole(stderr=True), result_action="return_value")
         if found is not None:  # help and the version have shown themselves
             from manihot.cli.show import show_result
 

@@ -219,10 +219,25 @@ def _arm_results(found: r.SuiteResult) -> Table:
 
 
 SHOWN: dict[type, Callable[[Any], None]] = {
-    r.ScanResult: _scan, r.DemoResult: _demo, r.AuditResult: _audit, r.CleanResult: _clean, r.WatchResult: _watch,
-    r.RunScores: _run, r.TrainResult: _train, r.PredictResult: _predict, r.Leaderboard: _leaderboard,
-    r.PageResult: _page, r.ShareResult: _share, r.ExportResult: _export, r.LrFindResult: _lr_find,
+    r.ScanResult: _scan,
+    r.DemoResult: _demo,
+    r.AuditResult: _audit,
+    r.CleanResult: _clean,
+    r.WatchResult: _watch,
+    r.RunScores: _run,
+    r.TrainResult: _train,
+    r.PredictResult: _predict,
+    r.Leaderboard: _leaderboard,
+    r.PageResult: _page,
+    r.ShareResult: _share,
+    r.ExportResult: _export,
+    r.LrFindResult: _lr_find,
     r.TranslateResult: _translate,
-    r.BlendResult: _blend, r.CalibrateResult: _calibrate, r.DecideResult: _decide, r.SubmissionCheck: _check,
-    r.RecipesResult: _recipes, Recipe: _recipe, r.SuiteResult: _suite,
-}  # fmt: skip
+    r.BlendResult: _blend,
+    r.CalibrateResult: _calibrate,
+    r.DecideResult: _decide,
+    r.SubmissionCheck: _check,
+    r.RecipesResult: _recipes,
+    Recipe: _recipe,
+    r.SuiteResult: _suite,
+}

@@ -37,9 +37,9 @@ def paste_leaf(
     corners[:, 0] *= FLOAT(1 - tilt * rng.uniform(0, 1))
     corners *= (1 + FLOAT(tilt * 0.3) * rng.uniform(-1, 1, (4, 1))).astype(FLOAT)
     angle = np.radians(turn)
-    corners = corners @ np.array(
-        [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]], FLOAT
-    ) + at.astype(FLOAT)
+    corners = corners @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]], FLOAT) + at.astype(
+        FLOAT
+    )
     reach = int(size * scale * 0.06) + 2 if shadow else 0
     low = np.maximum(np.floor(corners.min(0)).astype(int) - reach, 0)
     high = np.minimum(np.ceil(corners.max(0)).astype(int) + reach, [scene.shape[1], scene.shape[0]])
@@ -103,9 +103,7 @@ def _soil(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
         cv2.ellipse(out, (at[0] + 2, at[1] + 2), axes, turn, 0, 360, (0.12, 0.09, 0.07), -1, cv2.LINE_AA)
         cv2.ellipse(out, at, axes, turn, 0, 360, grey.tolist(), -1, cv2.LINE_AA)
         lit = (at[0] - axes[0] // 4, at[1] - axes[1] // 4)
-        cv2.ellipse(
-            out, lit, (axes[0] // 2, axes[1] // 2), turn, 0, 360, (grey * 1.18).tolist(), -1, cv2.LINE_AA
-        )
+        cv2.ellipse(out, lit, (axes[0] // 2, axes[1] // 2), turn, 0, 360, (grey * 1.18).tolist(), -1, cv2.LINE_AA)
     _scatter_straw(rng, out, int(rng.integers(0, 40)))
     return out
 
@@ -145,9 +143,9 @@ def _foliage(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
         points = foot + (tip - foot) * t + bow * t * t
         wide = (1 - t) * rng.uniform(1.5, 5) + 0.4
         outline = np.concatenate([points - [1, 0] * wide, (points + [1, 0] * wide)[::-1]])
-        colour = np.array(
-            [rng.uniform(0.18, 0.5), rng.uniform(0.34, 0.6), rng.uniform(0.08, 0.22)]
-        ) * rng.uniform(0.5, 1.1)
+        colour = np.array([rng.uniform(0.18, 0.5), rng.uniform(0.34, 0.6), rng.uniform(0.08, 0.22)]) * rng.uniform(
+            0.5, 1.1
+        )
         cv2.fillPoly(out, [np.round(outline * 16).astype(np.int32)], colour.tolist(), cv2.LINE_AA, 4)
     size = 150
     rgb, alpha = draw_leaf(rng, (size, size), (size / 2, size * 0.58), size * 0.45, -np.pi / 2, "healthy", 0)
@@ -228,15 +226,7 @@ def _draw_hand(rng: np.random.Generator, out: np.ndarray) -> None:
         turn = float(np.degrees(np.arctan2(inward[1], inward[0])))
         axes = (max(1, int(thick * 0.5)), max(1, int(thick * 0.36)))
         cv2.ellipse(
-            out,
-            tuple(int(v) for v in nail),
-            axes,
-            turn,
-            0,
-            360,
-            (skin * 1.35 + 0.08).tolist(),
-            -1,
-            cv2.LINE_AA,
+            out, tuple(int(v) for v in nail), axes, turn, 0, 360, (skin * 1.35 + 0.08).tolist(), -1, cv2.LINE_AA
         )
 
 

@@ -38,9 +38,7 @@ class Blade:
     length: float  # of the longest lobe, pixels
 
 
-def smooth_noise(
-    rng: np.random.Generator, shape: tuple[int, int], cell: float, octaves: int = 1
-) -> np.ndarray:
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float, octaves: int = 1) -> np.ndarray:
     """Value noise, float32 (H, W), mean 0, deviation about 0.6; `cell` is the size of its features, pixels.
 
     Features of 12 pixels and more are computed at a quarter of the size, which is four times as fast.
@@ -129,10 +127,7 @@ def draw_blade(
     breadth = length * rng.uniform(0.125, 0.185) * (1 - 0.3 * distortion) * (7 / lobes) ** 0.5
     for place in sorted(places, key=lambda p: -abs(p)):
         part = (
-            length
-            * (1 - 0.45 * abs(place) ** 1.6)
-            * rng.uniform(0.93, 1.06)
-            * (1 - distortion * rng.uniform(0, 0.35))
+            length * (1 - 0.45 * abs(place) ** 1.6) * rng.uniform(0.93, 1.06) * (1 - distortion * rng.uniform(0, 0.35))
         )
         turn = angle + place * spread / 2 + rng.normal(0, 0.05 + 0.12 * distortion)
         _draw_lobe(rng, blade, x, y, centre, turn, part, breadth * (1 - 0.25 * abs(place)), distortion)
@@ -164,9 +159,9 @@ def _draw_lobe(
     side = y[box] * FLOAT(cos) - x[box] * FLOAT(sin)
     outline = _outline(rng, breadth, 0.03 + 0.14 * distortion)
     line = np.linspace(0, 1, STEPS)
-    curve = rng.normal(0, 0.05 + 0.06 * distortion) * line**2 + rng.normal(
-        0, 0.02 + 0.03 * distortion
-    ) * np.sin(3 * line)
+    curve = rng.normal(0, 0.05 + 0.06 * distortion) * line**2 + rng.normal(0, 0.02 + 0.03 * distortion) * np.sin(
+        3 * line
+    )
     step = np.clip(along * FLOAT((STEPS - 1) / length), 0, STEPS - 1).astype(np.int32)
     side -= (curve * length).astype(FLOAT)[step]
     half = outline[step]
@@ -242,9 +237,7 @@ def light_blade(rng: np.random.Generator, blade: Blade, rgb: np.ndarray, relief:
     shine *= FLOAT(0.86) + FLOAT(0.14) * np.clip(blade.edge / FLOAT(max(1.5, blade.length * 0.012)), 0, 1)
     rgb *= np.clip(shine, 0.35, 1.6) * blade.shade
     if gloss > 0:
-        sheen = ramp(
-            bends + FLOAT(0.5 * fold / 0.16) * np.sign(blade.across) + blade.slope * FLOAT(0.35), 0.5, 1.7
-        )
+        sheen = ramp(bends + FLOAT(0.5 * fold / 0.16) * np.sign(blade.across) + blade.slope * FLOAT(0.35), 0.5, 1.7)
         tint(rgb, (0.80, 0.86, 0.88), FLOAT(gloss) * sheen)
 
 
@@ -283,9 +276,7 @@ def streak(rng: np.random.Generator, blade: Blade, rgb: np.ndarray, severity: fl
     blotch = smooth_noise(rng, shape, size * 0.16, 2)
     feather = smooth_noise(rng, shape, max(2.0, size * 0.02), 2)
     reach = (
-        FLOAT(0.16 + 0.55 * severity)
-        * (1 + FLOAT(0.5) * feather)
-        * np.clip(FLOAT(0.75) + blotch * FLOAT(0.6), 0, 2)
+        FLOAT(0.16 + 0.55 * severity) * (1 + FLOAT(0.5) * feather) * np.clip(FLOAT(0.75) + blotch * FLOAT(0.6), 0, 2)
     )
     chlorosis = np.clip(1 - blade.vein / np.maximum(reach, FLOAT(0.03)), 0, 1) ** FLOAT(0.7)
     present = ramp(blotch, 0.55 - 1.5 * severity, 0.95 - 1.3 * severity)
@@ -302,9 +293,7 @@ def streak(rng: np.random.Generator, blade: Blade, rgb: np.ndarray, severity: fl
 def mottle(rng: np.random.Generator, blade: Blade, rgb: np.ndarray, severity: float) -> None:
     """Green mottle: fine pale green to yellow speckles spread evenly over the leaf."""
     shape, size = blade.alpha.shape, blade.length
-    speckle = smooth_noise(rng, shape, max(1.8, size * 0.02), 2) + FLOAT(0.35) * smooth_noise(
-        rng, shape, size * 0.1
-    )
+    speckle = smooth_noise(rng, shape, max(1.8, size * 0.02), 2) + FLOAT(0.35) * smooth_noise(rng, shape, size * 0.1)
     cover = ramp(speckle, 0.75 - 0.9 * severity, 1.25 - 0.75 * severity)
     tint(rgb, (0.70, 0.76, 0.34), cover * FLOAT(0.45 + 0.4 * severity))
 
@@ -338,9 +327,7 @@ def wear(rng: np.random.Generator, blade: Blade, rgb: np.ndarray) -> None:
         dust = ramp(smooth_noise(rng, shape, size * 0.2, 3), 0.2, 1.6)
         tint(rgb, (0.60, 0.55, 0.45), dust * FLOAT(rng.uniform(0.15, 0.4)))
     if rng.random() < 0.2:
-        old = ramp(
-            blade.along + FLOAT(0.25) * smooth_noise(rng, shape, size * 0.2), rng.uniform(0.8, 0.95), 1.2
-        )
+        old = ramp(blade.along + FLOAT(0.25) * smooth_noise(rng, shape, size * 0.2), rng.uniform(0.8, 0.95), 1.2)
         tint(rgb, (0.72, 0.62, 0.20), old * FLOAT(0.8))
     if rng.random() < 0.15:
         holes = ramp(smooth_noise(rng, shape, size * 0.05), 1.75, 1.85)

@@ -74,9 +74,7 @@ truth.parquet                   what was planted in each file; not to be used in
 """
 
 
-def make_demo(
-    out: Path, photos: int = 600, seed: int = 0, wrong: float = 0.08, workers: int = 2
-) -> pd.DataFrame:
+def make_demo(out: Path, photos: int = 600, seed: int = 0, wrong: float = 0.08, workers: int = 2) -> pd.DataFrame:
     """Draw the demo photographs into `out` and return the truth, one row a file, as in `out/truth.parquet`.
 
     photos: files in all, copies and broken ones included. wrong: share of wrong labels. workers: processes;
@@ -121,9 +119,7 @@ def _is_finished(out: Path, settings: dict[str, Any]) -> bool:
     if not out.exists() or not any(out.iterdir()):
         return False
     if not (out / "demo.json").exists():
-        raise DataError(
-            f"{out}: the folder is not empty, nothing is written into it", "choose a new or empty folder"
-        )
+        raise DataError(f"{out}: the folder is not empty, nothing is written into it", "choose a new or empty folder")
     remedy = "remove the folder and draw it again"
     found = read_record(out / "demo.json", Demo, "the settings of a demo", remedy, DataError).model_dump()
     if {key: found.get(key) for key in settings} != settings:
@@ -175,13 +171,9 @@ def _plan_originals(rng: np.random.Generator, count: int) -> pd.DataFrame:
     portrait = rng.random(count) < 0.15
     height = np.where(is_old, np.where(portrait, 640, 500), np.where(portrait, 800, 600))
     width = np.where(is_old, np.where(portrait, 480, 500), np.where(portrait, 600, 800))
-    severity = np.where(
-        rng.random(count) < 0.1, rng.uniform(0.04, 0.35, count), rng.uniform(0.45, 1.0, count)
-    )
+    severity = np.where(rng.random(count) < 0.1, rng.uniform(0.04, 0.35, count), rng.uniform(0.45, 1.0, count))
     bad = rng.beta(1.1, 2.6, count)  # a steady hand and a clean lens, or not
-    cast = np.exp(
-        rng.normal(0, 0.05, (count, 3)) + np.where(is_old[:, None], [0.10, 0.02, -0.16], [-0.02, 0.0, 0.03])
-    )
+    cast = np.exp(rng.normal(0, 0.05, (count, 3)) + np.where(is_old[:, None], [0.10, 0.02, -0.16], [-0.02, 0.0, 0.03]))
     return pd.DataFrame(
         {
             "index": np.arange(count),
@@ -189,9 +181,7 @@ def _plan_originals(rng: np.random.Generator, count: int) -> pd.DataFrame:
             "source": np.where(is_old, "2019", "2020"),
             "zoom": zoom,
             "severity": np.where(label == 4, 0.0, severity).round(4),
-            "blur": (
-                (0.3 + 3.2 * bad**1.5) * np.where(is_old, 1.15, 1.0) * np.where(is_old, 500, 700) / 700
-            ).round(3),
+            "blur": ((0.3 + 3.2 * bad**1.5) * np.where(is_old, 1.15, 1.0) * np.where(is_old, 500, 700) / 700).round(3),
             "motion": np.where(rng.random(count) < 0.12, rng.uniform(3, 14, count), 0.0).round(2),
             "exposure": (rng.normal(0.25, 0.32, count) - 0.4 * bad).clip(-1.4, 1.2).round(3),
             "noise": (0.006 + 0.03 * bad * rng.random(count) + 0.008 * is_old).round(4),
@@ -236,9 +226,7 @@ def _plan_copies(rng: np.random.Generator, table: pd.DataFrame, count: int) -> p
     copies["orientation"] = np.where(exact, copies["orientation"], 1)
     turned = (copies["duplicate_kind"] == "rotated90").to_numpy()
     scale = np.select(
-        [copies["duplicate_kind"] == k for k in ("resized", "cropped80")],
-        [rng.uniform(0.5, 0.8, count), 0.8],
-        1.0,
+        [copies["duplicate_kind"] == k for k in ("resized", "cropped80")], [rng.uniform(0.5, 0.8, count), 0.8], 1.0
     )
     height, width = (copies[name] * scale for name in ("height", "width"))
     copies["height"] = np.where(turned, width, height).round().astype(int)
@@ -259,12 +247,7 @@ def _plan_labels(rng: np.random.Generator, table: pd.DataFrame, budget: int) -> 
         wrong_one = row if rng.random() < 0.5 or (copied == copied[row]).sum() > 1 else copied[row]
         given[wrong_one] = other[wrong_one]
     left = budget - len(conflicts)
-    bad = (
-        0.4 * table["blur"]
-        + table["exposure"].abs()
-        + 0.05 * table["motion"]
-        + 0.8 * (table["zoom"] == "plant")
-    )
+    bad = 0.4 * table["blur"] + table["exposure"].abs() + 0.05 * table["motion"] + 0.8 * (table["zoom"] == "plant")
     bad += np.where(true == 4, 0.3, 1.2 * (1 - table["severity"])) + 20 * table["noise"]
     order = np.argsort(-np.log(rng.random(len(table))) / (0.25 + bad.to_numpy()) ** 1.5, kind="stable")
     taken = set(copied[conflicts])
@@ -307,9 +290,7 @@ def _draw_all(folder: Path, seed: int, jobs: list[_Job], workers: int) -> Iterat
     if workers <= 1:
         yield from map(draw, jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(
-        workers, initializer=cv2.setNumThreads, initargs=(1,)
-    ) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         yield from pool.imap_unordered(draw, jobs, chunksize=4)
 
 
@@ -364,11 +345,7 @@ def _encode(rgb: np.ndarray, row: dict[str, Any]) -> bytes:
         Image.fromarray(np.dstack([rgb, alpha.astype(np.uint8)])).save(out, "PNG")
     elif oddity == "gif":
         image.save(
-            out,
-            "GIF",
-            save_all=True,
-            append_images=[image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)],
-            duration=300,
+            out, "GIF", save_all=True, append_images=[image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)], duration=300
         )
     elif row["orientation"] == 6:  # stored lying on its side, with the order to turn it when shown
         exif = Image.Exif()
@@ -385,9 +362,7 @@ def _write_tables(out: Path, plan: pd.DataFrame, settings: dict[str, Any]) -> No
     labels = plan[["image_id", "given_label", "source"]].rename(columns={"given_label": "label"})
     write_atomic(out / "train.csv", labels.to_csv(index=False, lineterminator="\n"))
     save_json(out / "label_num_to_disease_map.json", {str(k): name for k, name in enumerate(CLASSES)})
-    about = README.format(
-        **settings, copies=", ".join(COPIES), faults=", ".join(FAULTS), oddities=", ".join(ODDITIES)
-    )
+    about = README.format(**settings, copies=", ".join(COPIES), faults=", ".join(FAULTS), oddities=", ".join(ODDITIES))
     write_atomic(out / "README.txt", about)
     with atomic_path(out / "truth.parquet") as temporary:
         plan.drop(columns=["index", "cast"]).to_parquet(temporary, index=False)

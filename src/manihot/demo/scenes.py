@@ -103,9 +103,7 @@ def _leaf(rng: np.random.Generator, scene: np.ndarray, shot: Shot, shadow: float
     paste_leaf(rng, scene, rgb, alpha, at, 1 / 0.6, turn, tilt=0.2, shadow=shadow)
 
 
-def _draw_square(
-    rng: np.random.Generator, size: int, symptom: str, severity: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _draw_square(rng: np.random.Generator, size: int, symptom: str, severity: float) -> tuple[np.ndarray, np.ndarray]:
     """A whole leaf that points up and fills a square canvas of `size` pixels."""
     return draw_leaf(rng, (size, size), (size / 2, size * 0.58), size * 0.46, -np.pi / 2, symptom, severity)
 
@@ -133,15 +131,7 @@ def _plant(rng: np.random.Generator, scene: np.ndarray, shot: Shot, shadow: floa
             turn = float(np.degrees(out)) + rng.normal(0, 25)
             bright = FLOAT(rng.uniform(0.65, 1.1))
             paste_leaf(
-                rng,
-                scene,
-                np.minimum(rgb * bright, 1),
-                alpha,
-                end,
-                rng.uniform(0.7, 1.1),
-                turn,
-                0.5,
-                shadow=shadow,
+                rng, scene, np.minimum(rgb * bright, 1), alpha, end, rng.uniform(0.7, 1.1), turn, 0.5, shadow=shadow
             )
 
 

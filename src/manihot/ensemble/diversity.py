@@ -39,11 +39,7 @@ def measure_error_correlation(pred_probs: np.ndarray, labels: np.ndarray) -> np.
 
 
 def measure_leave_one_out(
-    pred_probs: np.ndarray,
-    labels: np.ndarray,
-    names: Sequence[str],
-    groups: np.ndarray | None = None,
-    seed: int = 0,
+    pred_probs: np.ndarray, labels: np.ndarray, names: Sequence[str], groups: np.ndarray | None = None, seed: int = 0
 ) -> pd.DataFrame:
     """What the plain average loses without each member.
 
@@ -76,11 +72,7 @@ def measure_leave_one_out(
 
 
 def find_pareto_front(
-    pred_probs: np.ndarray,
-    labels: np.ndarray,
-    names: Sequence[str],
-    latency: Sequence[float],
-    download: Sequence[int],
+    pred_probs: np.ndarray, labels: np.ndarray, names: Sequence[str], latency: Sequence[float], download: Sequence[int]
 ) -> pd.DataFrame:
     """Blends that no other one beats in accuracy, latency and download size together, the cheapest first.
 
@@ -96,9 +88,7 @@ def find_pareto_front(
     sums = np.zeros((len(masks), 2))
     for member in range(m):
         sums[(masks >> member & 1).astype(bool)] += cost[member]
-    order = np.lexsort(
-        (sums[:, 1], sums[:, 0], -counts)
-    )  # best first: a blend can only be beaten by an earlier one
+    order = np.lexsort((sums[:, 1], sums[:, 0], -counts))  # best first: a blend can only be beaten by an earlier one
     front: list[int] = []
     for index in order:
         kept = sums[front]

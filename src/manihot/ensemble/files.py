@@ -99,9 +99,7 @@ def blend_plan(
     members = chosen.load(folder, "oof")
     tests = chosen.load(folder, "test") if chosen.has_files(folder, "test") else None
     groups = load_groups(manifest, members.image_id)
-    return blend_members(
-        members, out, tests, "fixed", chosen.weights, chosen.mean, groups, seed=seed, plan=chosen.name
-    )
+    return blend_members(members, out, tests, "fixed", chosen.weights, chosen.mean, groups, seed=seed, plan=chosen.name)
 
 
 def blend_members(
@@ -123,11 +121,7 @@ def blend_members(
     known = members.labels >= 0
     names = ["auto", "uniform", "fixed", *(n for n in method_names() if n not in STACKERS)]
     if method not in names:
-        hint = (
-            "stackers have their own command, `manihot stack`"
-            if method in STACKERS
-            else suggest(method, names)
-        )
+        hint = "stackers have their own command, `manihot stack`" if method in STACKERS else suggest(method, names)
         raise SettingsError(f"members can't be blended by {method!r}", hint)
     if mean not in MEANS:
         raise SettingsError(f"there is no mean {mean!r}", suggest(mean, list(MEANS)))
@@ -147,9 +141,7 @@ def blend_members(
     elif method == "auto":
         own = members.labelled()
         own_groups = None if groups is None else groups[known]
-        nested = nested_cv(
-            own.pred_probs, own.labels, own_groups, methods, metric, n_folds, seed=seed, without=without
-        )
+        nested = nested_cv(own.pred_probs, own.labels, own_groups, methods, metric, n_folds, seed=seed, without=without)
         save_csv(nested.table, Path(out) / "nested.csv")
         record["nested"] = nested.table.to_dict("records")
         method = nested.chosen
@@ -253,10 +245,16 @@ def stack_files(
 
 
 def stack_level(
-    members: Members, out: Path, tests: Members | None = None, methods: Sequence[str] = ("logistic",),
-    groups: np.ndarray | None = None, n_folds: int = 5, seed: int = 0, stem: str = "stack",
+    members: Members,
+    out: Path,
+    tests: Members | None = None,
+    methods: Sequence[str] = ("logistic",),
+    groups: np.ndarray | None = None,
+    n_folds: int = 5,
+    seed: int = 0,
+    stem: str = "stack",
     without: Without | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """`stack_files` for labelled members already read; groups: (N,) or None. methods may hold names of SEARCHES:
     their weights then join the mean of the stackers (37th place). without: as in `fit_stack`.
     """
@@ -291,9 +289,7 @@ def stack_level(
     return _write(Path(out), stem, members, stacked.oof, tests, stacked.test, record, groups, folds)
 
 
-def second_level_folds(
-    members: Members, groups: np.ndarray | None, n_folds: int, seed: int
-) -> tuple[np.ndarray, str]:
+def second_level_folds(members: Members, groups: np.ndarray | None, n_folds: int, seed: int) -> tuple[np.ndarray, str]:
     """Folds (N,) that cut no group: the first level's where they are known and do that; and where they come from."""
     if members.has_folds:
         try:

@@ -53,9 +53,13 @@ def is_fitted(settings: BlendSettings) -> bool:
 
 
 def group_members(
-    members: Members, tests: Members | None, parts: list[str], groups: Mapping[str, BlendGroup],
-    duplicates: np.ndarray | None = None, seed: int = 0,
-) -> Grouped:  # fmt: skip
+    members: Members,
+    tests: Members | None,
+    parts: list[str],
+    groups: Mapping[str, BlendGroup],
+    duplicates: np.ndarray | None = None,
+    seed: int = 0,
+) -> Grouped:
     """Blend each group of labelled members; parts: names of members and groups, in the order of the blend's members.
 
     duplicates: the photographs' groups (N,), which no division cuts. Raises DataError where there are too few
@@ -77,9 +81,12 @@ def group_members(
     together = _side_by_side(members, parts, held_out)
     told = None if tests is None else {name: _answer(one, tests) for name, one in fitted.items()}
     return Grouped(
-        together, None if tests is None or told is None else _side_by_side(tests, parts, told),
-        without if any(is_fitted(groups[name]) for name in inside) else None, fitted, about,
-    )  # fmt: skip
+        together,
+        None if tests is None or told is None else _side_by_side(tests, parts, told),
+        without if any(is_fitted(groups[name]) for name in inside) else None,
+        fitted,
+        about,
+    )
 
 
 def fit_group(
@@ -115,9 +122,14 @@ def group_means(
 
 
 def _without(
-    members: Members, parts: list[str], inside: Mapping[str, Members], groups: Mapping[str, BlendGroup],
-    duplicates: np.ndarray | None, away: np.ndarray, seed: int,
-) -> np.ndarray:  # fmt: skip
+    members: Members,
+    parts: list[str],
+    inside: Mapping[str, Members],
+    groups: Mapping[str, BlendGroup],
+    duplicates: np.ndarray | None,
+    away: np.ndarray,
+    seed: int,
+) -> np.ndarray:
     """Parts (P, N, K) to which the labels of the photographs `away` taught nothing."""
     out = np.empty((len(parts), *members.pred_probs.shape[1:]), dtype=np.float32)
     for number, name in enumerate(parts):

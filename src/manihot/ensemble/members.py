@@ -26,8 +26,7 @@ def check_members(pred_probs: np.ndarray, labels: np.ndarray | None = None) -> t
     pred_probs = np.asarray(pred_probs)
     if pred_probs.ndim != 3 or 0 in pred_probs.shape or pred_probs.shape[2] < 2:
         raise DataError(
-            f"members have shape {pred_probs.shape}",
-            "an array (members, photographs, classes), two classes or more",
+            f"members have shape {pred_probs.shape}", "an array (members, photographs, classes), two classes or more"
         )
     if not np.issubdtype(pred_probs.dtype, np.floating):
         pred_probs = pred_probs.astype(np.float64)
@@ -91,9 +90,13 @@ class Members:
     def take(self, rows: np.ndarray) -> Members:
         """The photographs of `rows`, places or a mask (N,)."""
         return replace(
-            self, image_id=self.image_id[rows], pred_probs=self.pred_probs[:, rows], labels=self.labels[rows],
-            fold=self.fold[rows], unknown=None if self.unknown is None else self.unknown[rows],
-        )  # fmt: skip
+            self,
+            image_id=self.image_id[rows],
+            pred_probs=self.pred_probs[:, rows],
+            labels=self.labels[rows],
+            fold=self.fold[rows],
+            unknown=None if self.unknown is None else self.unknown[rows],
+        )
 
     def labelled(self) -> Members:
         """Only the photographs with a label; none at all is a DataError."""
@@ -135,12 +138,7 @@ def stack_members(predictions: Iterable[Predictions], names: Sequence[str]) -> M
 
 
 def _fit_to(
-    member: Predictions,
-    name: str,
-    image_id: np.ndarray,
-    classes: tuple[str, ...],
-    labels: np.ndarray,
-    first: str,
+    member: Predictions, name: str, image_id: np.ndarray, classes: tuple[str, ...], labels: np.ndarray, first: str
 ) -> Predictions:
     """The member's rows in the order of image_id, after checking that it speaks of the same things."""
     if member.classes != classes:
@@ -157,9 +155,7 @@ def _fit_to(
         try:
             member = member.align(image_id)
         except DataError as error:
-            raise DataError(
-                f"{name}: {error.what}, which {first} has", "predict the same photographs"
-            ) from error
+            raise DataError(f"{name}: {error.what}, which {first} has", "predict the same photographs") from error
     differ = (member.labels >= 0) & (labels >= 0) & (member.labels != labels)
     if differ.any():
         raise DataError(

@@ -66,9 +66,13 @@ def method_names() -> list[str]:
 
 
 def predict_held_out(
-    name: str, pred_probs: np.ndarray, labels: np.ndarray, folds: np.ndarray, seed: int = 0,
+    name: str,
+    pred_probs: np.ndarray,
+    labels: np.ndarray,
+    folds: np.ndarray,
+    seed: int = 0,
     without: Without | None = None,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Probabilities (N, K), each row by the method fitted on the other folds; folds int (N,).
 
     without: as in `fit_stack`.
@@ -117,17 +121,13 @@ def nested_cv(
     """
     pred_probs, labels = check_members(pred_probs, labels)
     if metric not in ("accuracy", "log_loss"):
-        raise SettingsError(
-            f"methods can't be chosen by {metric!r}", suggest(metric, ["accuracy", "log_loss"])
-        )
+        raise SettingsError(f"methods can't be chosen by {metric!r}", suggest(metric, ["accuracy", "log_loss"]))
     names = [name for name in dict.fromkeys(methods) if name not in ("uniform", "arithmetic")]
     if len(pred_probs) > MAX_SUBSET_MEMBERS:
         names = [name for name in names if name not in ("best_subset", "subset_evolution")]
     for name in names:
         if name not in method_names():
-            raise SettingsError(
-                f"there is no way of combining called {name!r}", suggest(name, method_names())
-            )
+            raise SettingsError(f"there is no way of combining called {name!r}", suggest(name, method_names()))
     divisions = [make_folds(labels, groups, n_folds, seed + repeat) for repeat in range(repeats)]
     for folds in divisions:
         check_folds(folds, groups, len(labels))
@@ -139,9 +139,7 @@ def nested_cv(
         away = folds == fold
         seen = pred_probs if without is None else without(away)
         fit, new, y = seen[:, ~away], seen[:, away], labels[~away]
-        scores[name][away] += (
-            _score_rows(_fresh(name, fit, y, new, metric, seed), labels[away], metric) / repeats
-        )
+        scores[name][away] += _score_rows(_fresh(name, fit, y, new, metric, seed), labels[away], metric) / repeats
         if name in alone:
             mean_fit, mean_new = (part.mean(axis=0, dtype=np.float64)[None] for part in (fit, new))
             alone_probs = _fresh(name, mean_fit, y, mean_new, metric, seed)
@@ -149,12 +147,8 @@ def nested_cv(
     tail = FAMILY_ERROR / max(1, len(names))
     rows = []
     for name in scores:
-        claimed = _score_rows(
-            _fresh(name, pred_probs, labels, pred_probs, metric, seed), labels, metric
-        ).mean()
-        rows.append(
-            {"method": name, "claimed": claimed, **_compare(scores, alone, name, units, tail, metric, seed)}
-        )
+        claimed = _score_rows(_fresh(name, pred_probs, labels, pred_probs, metric, seed), labels, metric).mean()
+        rows.append({"method": name, "claimed": claimed, **_compare(scores, alone, name, units, tail, metric, seed)})
     table = pd.DataFrame(rows)
     if metric == "log_loss":
         table[["claimed", "fresh", "plain"]] *= -1.0
@@ -163,9 +157,7 @@ def nested_cv(
     return NestedResult(table, chosen, metric)
 
 
-def _fresh(
-    name: str, fit: np.ndarray, labels: np.ndarray, new: np.ndarray, metric: str, seed: int
-) -> np.ndarray:
+def _fresh(name: str, fit: np.ndarray, labels: np.ndarray, new: np.ndarray, metric: str, seed: int) -> np.ndarray:
     predict = fit_method(name, fit, labels, seed)
     probs = predict(new)
     if metric == "log_loss" and name not in STACKERS:
@@ -207,9 +199,7 @@ def _compare(
     }
 
 
-def shows_gain(
-    difference: np.ndarray, units: np.ndarray, tail: float, seed: int = 0, sign_test: bool = True
-) -> bool:
+def shows_gain(difference: np.ndarray, units: np.ndarray, tail: float, seed: int = 0, sign_test: bool = True) -> bool:
     """Whether mean(difference) > 0 beyond chance: bootstrap bound at `tail`, and the exact sign test over
     groups.
 

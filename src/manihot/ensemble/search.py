@@ -82,9 +82,7 @@ def score_subsets(pred_probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
         open_rows = np.flatnonzero(~(right | wrong))
         for some in row_blocks(len(open_rows), SUBSET_ROWS):
             block = open_rows[some]
-            _count_block(
-                np.ascontiguousarray(margins[:, :, block]), part[:, block], part_labels[block], near, counts
-            )
+            _count_block(np.ascontiguousarray(margins[:, :, block]), part[:, block], part_labels[block], near, counts)
     return counts
 
 
@@ -245,11 +243,7 @@ def fit_simplex(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0) -> np
 
 
 def fit_nelder_mead(
-    pred_probs: np.ndarray,
-    labels: np.ndarray,
-    seed: int = 0,
-    metric: str = "log_loss",
-    max_evaluations: int = 0,
+    pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, metric: str = "log_loss", max_evaluations: int = 0
 ) -> np.ndarray:
     """Weights (M,) on the simplex by Nelder-Mead over |x| / sum |x|, for 'log_loss' or 'accuracy'."""
     pred_probs, labels = check_members(pred_probs, labels)
@@ -359,11 +353,7 @@ class FoldWeights:
 
 
 def search_folds(
-    pred_probs: np.ndarray,
-    labels: np.ndarray,
-    folds: np.ndarray,
-    search: str = "differential_evolution",
-    seed: int = 8,
+    pred_probs: np.ndarray, labels: np.ndarray, folds: np.ndarray, search: str = "differential_evolution", seed: int = 8
 ) -> FoldWeights:
     """The first place's way: fit weights on all folds but one, score the one left out; folds int (N,)."""
     pred_probs, labels = check_members(pred_probs, labels)

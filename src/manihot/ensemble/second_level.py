@@ -221,9 +221,12 @@ class Combination:
 
 
 def as_weighted(
-    members: Sequence[str], classes: Sequence[str], weights: np.ndarray, mean: str = "arithmetic",
+    members: Sequence[str],
+    classes: Sequence[str],
+    weights: np.ndarray,
+    mean: str = "arithmetic",
     reference: np.ndarray | None = None,
-) -> Combination:  # fmt: skip
+) -> Combination:
     """A blend with fixed weights (M,); members without a weight are left out, so that nobody has to run them."""
     kept = [m for m in range(len(members)) if weights[m] > 0]
     part = weighted_mean(np.asarray(weights)[kept], mean, None if reference is None else reference[kept])

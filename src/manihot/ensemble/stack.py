@@ -53,9 +53,7 @@ def _both_classes(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.
     return np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
 
 
-def fit_mlp(
-    pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, hidden: int = 32, epochs: int = 30
-) -> Part:
+def fit_mlp(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, hidden: int = 32, epochs: int = 30) -> Part:
     """A perceptron with one hidden layer on standardised log-probabilities."""
     model = MLPClassifier(
         (hidden,),
@@ -104,9 +102,7 @@ def _fit_flat(model: Any, pred_probs: np.ndarray, labels: np.ndarray) -> dict[st
     scaler = StandardScaler()
     features = scaler.fit_transform(member_features(pred_probs).reshape(len(labels), -1))
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # the number of steps is part of the regularisation
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of steps is part of the regularisation
         warnings.filterwarnings("ignore", message=".*feature names.*")
         model.fit(features, labels)
     return {"centre": scaler.mean_, "spread": scaler.scale_, "present": np.asarray(model.classes_, dtype=np.int64)}
@@ -148,8 +144,7 @@ def fit_stack(
     fit = _fitter(method)
     if test is not None and (test.ndim != 3 or test.shape[::2] != pred_probs.shape[::2]):
         raise DataError(
-            f"test members of shape {test.shape} for members {pred_probs.shape}",
-            "the same members and classes",
+            f"test members of shape {test.shape} for members {pred_probs.shape}", "the same members and classes"
         )
     folds = make_folds(labels, groups, n_folds, seed) if folds is None else np.asarray(folds)
     check_folds(folds, groups, len(labels))
@@ -200,8 +195,7 @@ def check_folds(folds: np.ndarray, groups: np.ndarray | None, n: int) -> None:
     """Folds (N,) of two or more parts that cut no group (DataError)."""
     if folds.shape != (n,) or len(np.unique(folds)) < 2:
         raise DataError(
-            f"folds of shape {folds.shape} don't divide {n} photographs",
-            "two folds or more, one a photograph",
+            f"folds of shape {folds.shape} don't divide {n} photographs", "two folds or more, one a photograph"
         )
     units = group_numbers(groups, n)
     first = np.full(int(units.max()) + 1, -1, dtype=np.int64)

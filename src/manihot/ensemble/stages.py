@@ -154,8 +154,9 @@ def _check_together(own: BlendSettings, blended: Sequence[str], refuse: Refuse, 
     elif own.mean != "arithmetic" and own.method != "uniform":
         refuse(
             f"{own.mean!r} is for averaging, and the method {own.method!r} chooses weights of the arithmetic mean",
-            "use it with method: uniform, or with fixed weights", "mean",
-        )  # fmt: skip
+            "use it with method: uniform, or with fixed weights",
+            "mean",
+        )
     if own.method != "stack" and (own.stackers or own.with_weights):
         key = "stackers" if own.stackers else "with_weights"
         refuse(f"belongs to the method 'stack', not {own.method!r}", "method: stack", key)
@@ -166,8 +167,9 @@ def _check_together(own: BlendSettings, blended: Sequence[str], refuse: Refuse, 
     if fitted and folds == "none":
         refuse(
             f"{own.method!r} is fitted on held-out photographs, but folds.kind is 'none'",
-            "use method: uniform or fixed weights, or hold photographs out", "method",
-        )  # fmt: skip
+            "use method: uniform or fixed weights, or hold photographs out",
+            "method",
+        )
 
 
 def blend_stage(folder: RunFolder, names: Sequence[str], settings: Blend, seed: int) -> str:

@@ -54,15 +54,18 @@ def compare_with_run(model: TrainedModel, trust: Path, runner: Runner, manifest:
     whole = answers(runner, WholeFiles(manifest.paths, model.preprocess), model.preprocess, len(manifest))
     raw, sure = softmax(found["logits"].astype(np.float64), axis=1), found["probabilities"]
     certificate = {
-        "photographs": len(manifest), "compared_with": "manihot predict --tta 1, with and without --raw",
-        "bound": BOUND, "least_equal": EQUAL,
-        "raw": _differences(expected.pred_probs, raw), "calibrated": _differences(shown.pred_probs, sure),
+        "photographs": len(manifest),
+        "compared_with": "manihot predict --tta 1, with and without --raw",
+        "bound": BOUND,
+        "least_equal": EQUAL,
+        "raw": _differences(expected.pred_probs, raw),
+        "calibrated": _differences(shown.pred_probs, sure),
         "decoded_in_full": {
             "what": "the same photographs decoded at their full size, as a browser does; manihot decodes large JPEGs "
             "at 1/2, 1/4 or 1/8 of their size",
             **_differences(sure, whole["probabilities"]),
         },
-    }  # fmt: skip
+    }
     check(certificate)
     return certificate
 
@@ -89,9 +92,15 @@ def answers(runner: Runner, photos: Photos, preprocess: Preprocess, n: int) -> d
     """Every output of a runner for the whole photographs, by name: (n, ...)."""
     kept: list[dict[str, np.ndarray]] = []
     forward_views(
-        [runner], photos, np.arange(n), preprocess, (View(),), want="embeddings", what="Comparing",
+        [runner],
+        photos,
+        np.arange(n),
+        preprocess,
+        (View(),),
+        want="embeddings",
+        what="Comparing",
         also=lambda place, view, outputs: kept.append(outputs[0]),
-    )  # fmt: skip
+    )
     return {name: np.concatenate([outputs[name] for outputs in kept]) for name in kept[0]}
 
 
@@ -127,13 +136,15 @@ def score(probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 def set_coverage(sets: ConformalSets, predictions: Predictions) -> dict[str, float]:
     """How often a set holds the label, each photograph's by thresholds fitted on the other folds, and its mean size."""
     assert predictions.fold is not None
-    held, labels = predict_sets_held_out(
-        predictions, predictions.fold, sets.coverage, sets.per_class, sets.kind, sets.seed
-    ), predictions.labels  # fmt: skip
+    held, labels = (
+        predict_sets_held_out(predictions, predictions.fold, sets.coverage, sets.per_class, sets.kind, sets.seed),
+        predictions.labels,
+    )
     return {
-        "promised": sets.coverage, "measured": float(held[np.arange(len(labels)), labels].mean()),
+        "promised": sets.coverage,
+        "measured": float(held[np.arange(len(labels)), labels].mean()),
         "mean_size": float(held.sum(axis=1).mean()),
-    }  # fmt: skip
+    }
 
 
 def compare_held_out(full: np.ndarray, small: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -142,6 +153,10 @@ def compare_held_out(full: np.ndarray, small: np.ndarray, labels: np.ndarray) ->
     fixed, broken = int((after & ~before).sum()), int((before & ~after).sum())
     p = float(binomtest(broken, fixed + broken, alternative="greater").pvalue) if fixed + broken else 1.0
     return {
-        "fp32": score(full, labels), "int8": score(small, labels), **_differences(full, small), "fixed": fixed,
-        "broken": broken, "p_worse": p,
-    }  # fmt: skip
+        "fp32": score(full, labels),
+        "int8": score(small, labels),
+        **_differences(full, small),
+        "fixed": fixed,
+        "broken": broken,
+        "p_worse": p,
+    }

@@ -51,9 +51,14 @@ class Graph:
 
 
 def build_model(
-    networks: Sequence[Path], heads: Sequence[LinearHead], classes: int, calibrator: Calibrator,
-    size: tuple[int, int], path: Path, metadata: dict[str, str],
-) -> None:  # fmt: skip
+    networks: Sequence[Path],
+    heads: Sequence[LinearHead],
+    classes: int,
+    calibrator: Calibrator,
+    size: tuple[int, int],
+    path: Path,
+    metadata: dict[str, str],
+) -> None:
     """Write networks as one graph, atomically.
 
     networks: a backbone, with its `heads`, or fine-tuned networks, with none. Input `photos` uint8 (N, height, width,
@@ -87,9 +92,10 @@ def build_model(
         constants += list(model.graph.initializer)
     made = helper.make_model(
         helper.make_graph([*nodes, *graph.nodes], "manihot", [photos], outputs, [*constants, *graph.constants]),
-        opset_imports=list(opened[0].opset_import), ir_version=max(model.ir_version for model in opened),
+        opset_imports=list(opened[0].opset_import),
+        ir_version=max(model.ir_version for model in opened),
         producer_name="manihot",
-    )  # fmt: skip
+    )
     helper.set_model_props(made, metadata)
     with atomic_path(path) as temporary:
         onnx.save(made, str(temporary))

@@ -78,8 +78,9 @@ def write_int8(source: Source, folder: Path) -> Small:
     if measured["p_worse"] < LEVEL:
         raise WeightsError(
             f"int8 loses accuracy: {measured['fp32']['accuracy']:.1%} to {measured['int8']['accuracy']:.1%} on "
-            f"{len(rows)} held-out photographs (p {measured['p_worse']:.2g}); nothing was written", "leave --int8 out",
-        )  # fmt: skip
+            f"{len(rows)} held-out photographs (p {measured['p_worse']:.2g}); nothing was written",
+            "leave --int8 out",
+        )
     calibrator, sets = _trust(source, probs, manifest.labels[rows])
     if sets is not None:
         measured["sets"] = set_coverage(sets, source.predictions(rows, probs))
@@ -100,9 +101,7 @@ def _trust(source: Source, probs: np.ndarray, labels: np.ndarray) -> tuple[Calib
     calibrator = fit_calibrator(probs, labels, source.calibrator.kind, classes)
     if old is None:
         return calibrator, None
-    sets = fit_sets(
-        probs, labels, old.coverage, old.per_class, old.kind, "random", old.seed, classes, **old.settings
-    )
+    sets = fit_sets(probs, labels, old.coverage, old.per_class, old.kind, "random", old.seed, classes, **old.settings)
     return calibrator, sets
 
 
@@ -156,10 +155,17 @@ def quantise(network: Path, out: Path, batch: list[np.ndarray]) -> Path:
     onnx.save(model, str(whole))
     with _quiet():
         quantize_static(
-            str(whole), str(out), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=list(QUANTISED),
+            str(whole),
+            str(out),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=list(QUANTISED),
             nodes_to_exclude=apart,
-        )  # fmt: skip
+        )
     return out
 
 

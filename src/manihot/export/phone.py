@@ -60,9 +60,12 @@ def write_page(page: Path, model: Path, about: dict[str, Any], runtime: Path, ti
     preprocess = Preprocess.from_json(about["preprocess"])
     photo = draw_test_photo()
     facts = {
-        "classes": about["classes"], "preprocess": about["preprocess"], "sets": about["sets"],
-        "promise": _promise(about), "test": expected(model, preprocess, photo, int8=about.get("precision") == "int8"),
-    }  # fmt: skip
+        "classes": about["classes"],
+        "preprocess": about["preprocess"],
+        "sets": about["sets"],
+        "promise": _promise(about),
+        "test": expected(model, preprocess, photo, int8=about.get("precision") == "int8"),
+    }
     package = read_json(runtime / "package.json", "the package.json of onnxruntime-web")
     script = "\n".join(_read(name) for name in ("pixels.js", "page.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined)
@@ -70,9 +73,13 @@ def write_page(page: Path, model: Path, about: dict[str, Any], runtime: Path, ti
         title=title,
         about=f"Made by manihot {about['manihot']} from {about['photographs']} photographs, model "
         f"{about['sha256'][:8]}. It holds onnxruntime-web {package['version']} (MIT licence, Microsoft).",
-        runtime=_base64((runtime / SCRIPT).read_bytes()), wasm=_packed(runtime / WASM), model=_packed(model),
-        test=_base64(photo), facts=json.dumps(facts).replace("<", "\\u003c"), script=script,
-    )  # fmt: skip
+        runtime=_base64((runtime / SCRIPT).read_bytes()),
+        wasm=_packed(runtime / WASM),
+        model=_packed(model),
+        test=_base64(photo),
+        facts=json.dumps(facts).replace("<", "\\u003c"),
+        script=script,
+    )
     write_atomic(page, html)
 
 
@@ -81,10 +88,11 @@ def expected(model: Path, preprocess: Preprocess, photo: bytes, int8: bool) -> d
     pixels = preprocess(preprocess.for_store(decode_photo(photo)))
     found = OnnxRunner(model)(pixels[None])
     return {
-        "probabilities": found["probabilities"][0].astype(float).tolist(), "checksum": zlib.crc32(pixels.tobytes()),
+        "probabilities": found["probabilities"][0].astype(float).tolist(),
+        "checksum": zlib.crc32(pixels.tobytes()),
         "embeddings": [float(f"{value:.7g}") for value in found["embeddings"][0]],
         "bound": INT8_BOUND if int8 else BOUND,
-    }  # fmt: skip
+    }
 
 
 def draw_test_photo() -> bytes:

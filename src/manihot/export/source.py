@@ -68,8 +68,9 @@ def open_source(place: Path) -> Source:
     if model.views[0] != View(weight=model.views[0].weight):
         raise SettingsError(
             f"{place}: the first view of this model is {model.views[0].name}, and an exported model sees whole "
-            "photographs as they are", "train with `{name: full}` as the first entry of `tta`",
-        )  # fmt: skip
+            "photographs as they are",
+            "train with `{name: full}` as the first entry of `tta`",
+        )
     calibrator, sets = Calibrator("none", {}), None
     if run.path == place and run.trust.calibrator.is_file():
         calibrator = Calibrator.load(run.trust.calibrator)

@@ -10,15 +10,7 @@ import numpy as np
 
 import manihot
 from manihot.errors import DataError, SettingsError
-from manihot.export.certificate import (
-    COMPARED,
-    compare_with_run,
-    evenly,
-    held_out,
-    held_out_rows,
-    score,
-    set_coverage,
-)
+from manihot.export.certificate import COMPARED, compare_with_run, evenly, held_out, held_out_rows, score, set_coverage
 from manihot.export.graph import build_model, parts_of
 from manihot.export.int8 import write_int8
 from manihot.export.phone import find_runtime, write_page
@@ -36,9 +28,14 @@ FORMAT = 1  # of model.json
 
 
 def export_run(
-    run: Path, out: Path | None = None, *, int8: bool = False, phone: Path | None = None, runtime: Path | None = None,
+    run: Path,
+    out: Path | None = None,
+    *,
+    int8: bool = False,
+    phone: Path | None = None,
+    runtime: Path | None = None,
     title: str = "What is wrong with this plant?",
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Write a run as files that work without manihot; gives what certificate.json says.
 
     OUT/model.onnx: uint8 photographs of the model's size to calibrated probabilities, the mean over folds inside.
@@ -94,28 +91,35 @@ def write_model(source: Source, path: Path) -> None:
     """The model in single precision."""
     model = source.model
     networks, heads = parts_of(model)
-    build_model(
-        networks, heads, len(model.classes), source.calibrator, model.preprocess.size, path, metadata(source)
-    )
+    build_model(networks, heads, len(model.classes), source.calibrator, model.preprocess.size, path, metadata(source))
 
 
 def describe(source: Source, path: Path, calibrator: Calibrator, sets: ConformalSets | None) -> dict[str, Any]:
     """What whoever feeds an exported model must know."""
     card, about = source.model.card, source.model.about
     return {
-        "format": FORMAT, "manihot": manihot.__version__, "sha256": digest_file(path),
-        "classes": list(card.classes), "numbers": None if card.numbers is None else list(card.numbers),
-        "preprocess": card.preprocess.to_json(), "views": [source.model.views[0].model_dump(mode="json")],
+        "format": FORMAT,
+        "manihot": manihot.__version__,
+        "sha256": digest_file(path),
+        "classes": list(card.classes),
+        "numbers": None if card.numbers is None else list(card.numbers),
+        "preprocess": card.preprocess.to_json(),
+        "views": [source.model.views[0].model_dump(mode="json")],
         "input": {"name": "photos", "type": "uint8", "shape": ["n", *card.preprocess.size, 3], "colours": "sRGB"},
         "outputs": {
-            "probabilities": "calibrated, (n, classes)", "logits": "logarithm of the networks' mean probability, for "
-            "prediction sets", "embeddings": "(n, features)",
+            "probabilities": "calibrated, (n, classes)",
+            "logits": "logarithm of the networks' mean probability, for prediction sets",
+            "embeddings": "(n, features)",
         },
-        "calibration": {**calibrator.to_json(), "inside": True}, "sets": None if sets is None else sets.to_json(),
-        "folds": source.model.folds, "member": card.member, "class_counts": about.get("class_counts"),
-        "run": source.run.record.get("recipe_name"), "photographs": len(source.manifest),
+        "calibration": {**calibrator.to_json(), "inside": True},
+        "sets": None if sets is None else sets.to_json(),
+        "folds": source.model.folds,
+        "member": card.member,
+        "class_counts": about.get("class_counts"),
+        "run": source.run.record.get("recipe_name"),
+        "photographs": len(source.manifest),
         "data": digest_file(source.run.folds),
-    }  # fmt: skip
+    }
 
 
 def _certify(source: Source, file: Path) -> dict[str, Any]:

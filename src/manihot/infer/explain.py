@@ -102,9 +102,15 @@ class Explanation:
 
 
 def explain_photos(
-    explainers: Sequence[Explainer], card: ModelCard, photos: Sequence[np.ndarray | Path],
-    classes: np.ndarray | None = None, *, top: int = 2, every_view: bool = True, edge: int = EDGE,
-) -> Iterator[Explanation]:  # fmt: skip
+    explainers: Sequence[Explainer],
+    card: ModelCard,
+    photos: Sequence[np.ndarray | Path],
+    classes: np.ndarray | None = None,
+    *,
+    top: int = 2,
+    every_view: bool = True,
+    edge: int = EDGE,
+) -> Iterator[Explanation]:
     """Heat maps of photographs for some classes, one photograph after the other.
 
     explainers: networks of one card; of several the mean, each map divided by its own maximum. photos: uint8 RGB
@@ -126,9 +132,7 @@ def explain_photos(
             shape = _scaled(picture.shape[:2], edge)
             layers = []
             for explainer, of_views in zip(explainers, raw, strict=True):
-                maps, covered = merge_maps(
-                    [maps[i] for maps in of_views], views, preprocess, picture.shape, shape
-                )
+                maps, covered = merge_maps([maps[i] for maps in of_views], views, preprocess, picture.shape, shape)
                 layers.append(scale_maps(maps, explainer.method))
             maps = scale_maps(np.mean(layers, axis=0), "") if len(layers) > 1 else layers[0]
             method = " and ".join(dict.fromkeys(explainer.method for explainer in explainers))

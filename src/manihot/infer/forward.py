@@ -88,10 +88,16 @@ def each_batch(
 
 
 def forward_views(
-    runners: Sequence[Runner], photos: Photos, rows: np.ndarray, preprocess: Preprocess,
-    views: Sequence[View], batch: int = 32, want: str = "logits", what: str = "Predicting",
+    runners: Sequence[Runner],
+    photos: Photos,
+    rows: np.ndarray,
+    preprocess: Preprocess,
+    views: Sequence[View],
+    batch: int = 32,
+    want: str = "logits",
+    what: str = "Predicting",
     also: Callable[[slice, int, list[Outputs]], None] | None = None,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """`want` ('logits' or 'embeddings') of each view, mean over the runners: float32 (N, V, D).
 
     Logits are averaged over runners as probabilities (their logarithm is returned), embeddings as they are. also: is

@@ -54,9 +54,12 @@ def first_views(models: Sequence[TrainedModel], tta: int) -> list[TrainedModel]:
 
 
 def save_predictions(
-    predictions: Predictions, out: Path, also: dict[str, int] | None = None, paths: Mapping[str, str] | None = None,
+    predictions: Predictions,
+    out: Path,
+    also: dict[str, int] | None = None,
+    paths: Mapping[str, str] | None = None,
     sample: Sample | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Parquet, CSV of probabilities, or, where the name ends in submission.csv, a submission as `sample` has it.
 
     Beside a CSV of probabilities `<out>.classes.csv` says which class each column is of. also, paths: see

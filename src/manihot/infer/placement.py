@@ -86,9 +86,12 @@ def place_map(cells: np.ndarray, rectangle: Rectangle, shape: tuple[int, int]) -
 
 
 def merge_maps(
-    parts: Sequence[np.ndarray], views: Sequence[View], preprocess: Preprocess, shape: Sequence[int],
+    parts: Sequence[np.ndarray],
+    views: Sequence[View],
+    preprocess: Preprocess,
+    shape: Sequence[int],
     size: tuple[int, int],
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray]:
     """Weighted mean of the views' maps (C, h, w) at every place of the photograph over the views that see it.
 
     shape: of the photograph. size: (height, width) of the result. Returns float32 (C, *size) and 1 where some

@@ -93,9 +93,7 @@ def predict_photos(
     shares = [weight / networks[name] for name, weight, _ in unknown]  # members count alike, whatever their networks
     mean = np.average([p for _, _, p in unknown], axis=0, weights=shares) if unknown else None
     numbers = models[0].card.numbers
-    return Predictions.from_probs(
-        manifest.image_id, total, models[0].classes, labels, unknown=mean, numbers=numbers
-    )
+    return Predictions.from_probs(manifest.image_id, total, models[0].classes, labels, unknown=mean, numbers=numbers)
 
 
 def _as_one(models: Sequence[TrainedModel], members: dict[str, np.ndarray]) -> np.ndarray:
@@ -121,9 +119,16 @@ def _match(manifest: Manifest, classes: tuple[str, ...]) -> np.ndarray:
 
 
 def predict(
-    model: Path, photos: Path, out: Path | None = None, *, tta: int | None = None, raw: bool = False,
-    engine: Engine | None = None, workers: int = 2, columns: TableOptions = EVERYTHING_GUESSED,
-) -> Predictions:  # fmt: skip
+    model: Path,
+    photos: Path,
+    out: Path | None = None,
+    *,
+    tta: int | None = None,
+    raw: bool = False,
+    engine: Engine | None = None,
+    workers: int = 2,
+    columns: TableOptions = EVERYTHING_GUESSED,
+) -> Predictions:
     """Predict the photographs of a folder, CSV or manifest with a run, a member or a network's file.
 
     tta: use the first so many of each model's views; all when left out. raw: the networks' own probabilities, also
@@ -141,16 +146,19 @@ def predict(
     if tta is not None:
         models = first_views(models, tta)
     with TemporaryDirectory(prefix="manihot-", ignore_cleanup_errors=True) as extract:
-        manifest, quarantine = read_photos(
-            Path(photos), columns, workers=workers, extract=Path(extract), tables=False
-        )
+        manifest, quarantine = read_photos(Path(photos), columns, workers=workers, extract=Path(extract), tables=False)
         return _predict_with(models, Path(model), manifest, quarantine, out, raw, engine or Engine())
 
 
 def _predict_with(
-    models: list[TrainedModel], model: Path, manifest: Manifest, quarantine: pd.DataFrame, out: Path | None, raw: bool,
+    models: list[TrainedModel],
+    model: Path,
+    manifest: Manifest,
+    quarantine: pd.DataFrame,
+    out: Path | None,
+    raw: bool,
     engine: Engine,
-) -> Predictions:  # fmt: skip
+) -> Predictions:
     trust = RunPlaces(Path(model)).trust.path
     asked = out is not None and TrustFolder(trust).sets.is_file() and not Path(out).name.endswith(SUBMISSION)
     strangers = OutOfDistribution.load(trust) if asked and TrustFolder(trust).unknown.is_file() else None
@@ -181,9 +189,13 @@ def calibrated(predictions: Predictions, trust: Path) -> Predictions:
         return predictions
     say(f"Probabilities are calibrated by {calibrator.kind} (--raw leaves them as the networks gave them)")
     return Predictions.from_probs(
-        predictions.image_id, calibrator(predictions.pred_probs), predictions.classes, predictions.labels,
-        unknown=predictions.unknown, numbers=predictions.numbers,
-    )  # fmt: skip
+        predictions.image_id,
+        calibrator(predictions.pred_probs),
+        predictions.classes,
+        predictions.labels,
+        unknown=predictions.unknown,
+        numbers=predictions.numbers,
+    )
 
 
 def say_who_answers(models: Sequence[TrainedModel]) -> None:

@@ -100,9 +100,7 @@ def check_features(member: Recipe, where: Where) -> None:
     if member.stages:
         raise SettingsError(f"{where('stages')}: the method 'features' has no stages", "use method: finetune")
     if member.model.unknown:
-        raise SettingsError(
-            f"{where('model')}: the method 'features' has no output `unknown`", "use method: finetune"
-        )
+        raise SettingsError(f"{where('model')}: the method 'features' has no output `unknown`", "use method: finetune")
     if member.step.name != "supervised":
         raise SettingsError(f"{where('step')}: the method 'features' has no steps", "use method: finetune")
 

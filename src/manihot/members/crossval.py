@@ -49,9 +49,7 @@ DECIDES = (
 )
 
 
-def train_members(
-    run: RunFolder, recipe: Recipe, manifest: Manifest, tools: Toolbox, workers: int = 2
-) -> list[str]:
+def train_members(run: RunFolder, recipe: Recipe, manifest: Manifest, tools: Toolbox, workers: int = 2) -> list[str]:
     """Train every member on every fold and write its predictions; returns the members' names."""
     recipes = recipe.member_recipes()
     check_classes(recipe, manifest.classes)
@@ -129,33 +127,35 @@ def collect(member: Member, folds: list[int]) -> None:
     Of a member that was refitted on everything, that network's answers on test photographs are the member's.
     """
     parts = [
-        Predictions.load(FoldFolder(member.folder(k)).oof)
-        for k in folds
-        if FoldFolder(member.folder(k)).oof.exists()
+        Predictions.load(FoldFolder(member.folder(k)).oof) for k in folds if FoldFolder(member.folder(k)).oof.exists()
     ]
     if parts:
         order = np.isin(member.manifest.image_id, np.concatenate([part.image_id for part in parts]))
         embeddings = [p.embeddings for p in parts if p.embeddings is not None]
         joined = Predictions(
-            np.concatenate([p.image_id for p in parts]), np.concatenate([p.logits for p in parts]),
-            parts[0].classes, np.concatenate([p.labels for p in parts]),
+            np.concatenate([p.image_id for p in parts]),
+            np.concatenate([p.logits for p in parts]),
+            parts[0].classes,
+            np.concatenate([p.labels for p in parts]),
             np.concatenate([p.fold for p in parts]),
             np.concatenate(embeddings) if len(embeddings) == len(parts) else None,
             None if parts[0].unknown is None else np.concatenate([p.unknown for p in parts if p.unknown is not None]),
             parts[0].numbers,
-        )  # fmt: skip
-        joined.align(member.manifest.image_id[order]).save(
-            member.run.oof(member.name)
         )
+        joined.align(member.manifest.image_id[order]).save(member.run.oof(member.name))
     if len(member.test_rows):
         answering = [WHOLE] if is_refitted(member) else folds or [0]
         tests = [Predictions.load(FoldFolder(member.folder(k)).test) for k in answering]
         mean = np.mean([p.pred_probs for p in tests], axis=0)
         unknown = [p.unknown for p in tests if p.unknown is not None]
         test = Predictions.from_probs(
-            tests[0].image_id, mean, tests[0].classes, tests[0].labels,
-            unknown=np.mean(unknown, axis=0) if unknown else None, numbers=tests[0].numbers,
-        )  # fmt: skip
+            tests[0].image_id,
+            mean,
+            tests[0].classes,
+            tests[0].labels,
+            unknown=np.mean(unknown, axis=0) if unknown else None,
+            numbers=tests[0].numbers,
+        )
         test.save(member.run.test(member.name))
 
 

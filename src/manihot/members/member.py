@@ -122,9 +122,7 @@ class Member:
         return self.recipe.seed * 1000 + 100 * self.stage + (SEED_OF_WHOLE if fold == WHOLE else fold)
 
 
-def make_member(
-    run: RunFolder, name: str, own: Recipe, manifest: Manifest, tools: Toolbox, workers: int = 2
-) -> Member:
+def make_member(run: RunFolder, name: str, own: Recipe, manifest: Manifest, tools: Toolbox, workers: int = 2) -> Member:
     """A member with its photographs, stored or not, ready to be trained; it predicts as its last stage sees."""
     photo = own.stage_recipes()[-1].photo
     size = input_size(photo, manifest)

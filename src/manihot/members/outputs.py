@@ -32,16 +32,24 @@ def as_predictions(
     manifest = member.manifest
     logits, unknown = logits[:, : len(manifest.classes)], logits[:, len(manifest.classes) :]
     return Predictions(
-        manifest.image_id[rows], logits.astype(np.float32), manifest.classes, manifest.labels[rows],
-        np.full(len(rows), fold), embeddings, np.clip(unknown[:, 0], 0, 1).astype(np.float32) if unknown.size else None,
+        manifest.image_id[rows],
+        logits.astype(np.float32),
+        manifest.classes,
+        manifest.labels[rows],
+        np.full(len(rows), fold),
+        embeddings,
+        np.clip(unknown[:, 0], 0, 1).astype(np.float32) if unknown.size else None,
         manifest.numbers,
-    )  # fmt: skip
+    )
 
 
 def predict_fold(
-    member: Member, fold: int, held: np.ndarray, runner: Runner,
+    member: Member,
+    fold: int,
+    held: np.ndarray,
+    runner: Runner,
     by_parts: Callable[[np.ndarray, Callable[[np.ndarray], np.ndarray]], np.ndarray] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Predict the photographs that the fold held out, and the test photographs, in the member's views.
 
     by_parts: shares rows out among several processes.

@@ -22,9 +22,13 @@ def each_once(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def oversample(
-    labels: np.ndarray, rng: np.random.Generator, *, most: float = 5.0, classes: Sequence[int] = (),
+    labels: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    most: float = 5.0,
+    classes: Sequence[int] = (),
     times: Mapping[int, float] | None = None,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Photographs of smaller classes repeated until a class is as large as the largest, at most `most` times.
 
     classes: only these; all when empty. times: how often photographs of a class are seen, whatever its size. The
@@ -107,9 +111,7 @@ def class_number(one: str | int, classes: Sequence[str], where: str) -> int:
     if str(one).isdigit() and int(one) < len(classes):
         return int(one)
     numbers = f"a number from 0 to {len(classes) - 1}"
-    raise SettingsError(
-        f"{where}: there is no class {one!r}", f"{suggest(str(one), list(classes))} (or {numbers})"
-    )
+    raise SettingsError(f"{where}: there is no class {one!r}", f"{suggest(str(one), list(classes))} (or {numbers})")
 
 
 def check_sampling(sampling: Choice, where: str) -> None:

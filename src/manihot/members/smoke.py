@@ -36,9 +36,13 @@ CountStages = Callable[[str], int]  # stages of a backbone of timm
 
 
 def prepare_smoke(
-    recipe: Recipe, photos: Path | Sequence[Path], out: Path, columns: TableOptions = EVERYTHING_GUESSED,
-    workers: int = 2, count_stages: CountStages | None = None,
-) -> tuple[Recipe, Path]:  # fmt: skip
+    recipe: Recipe,
+    photos: Path | Sequence[Path],
+    out: Path,
+    columns: TableOptions = EVERYTHING_GUESSED,
+    workers: int = 2,
+    count_stages: CountStages | None = None,
+) -> tuple[Recipe, Path]:
     """A recipe made small, and OUT/smoke/manifest.parquet with the few photographs that it is tried on.
 
     count_stages: needed by recipes that freeze stages of a backbone that isn't embedded.
@@ -95,16 +99,26 @@ def _shrink(values: dict[str, Any], largest: int, count_stages: CountStages | No
     if photo["size"] != "auto":
         photo["size"] = [_edge(edge, largest, tiles) for edge, tiles in zip(photo["size"], model["tiles"])]
     small = {
-        "epochs": 1, "batch": min(train["batch"], BATCH), "accumulate": min(train["accumulate"], 2), "workers": 0,
+        "epochs": 1,
+        "batch": min(train["batch"], BATCH),
+        "accumulate": min(train["accumulate"], 2),
+        "workers": 0,
         "precision": "fp32",
-    }  # fmt: skip
+    }
     features = {**values["features"], "c": values["features"]["c"][:2], "batch": BATCH}
     return {
-        **values, "photo": photo, "model": model, "train": {**train, **small}, "features": features,
-        "augment": [_at_once(choice) for choice in values["augment"]], "mixing": _mix_always(values["mixing"]),
-        "schedule": _shorter(values["schedule"], epochs), "averaging": _from_start(values["averaging"]),
-        "labels": _unsure(values["labels"]), "step": _unsure(values["step"]),
-    }  # fmt: skip
+        **values,
+        "photo": photo,
+        "model": model,
+        "train": {**train, **small},
+        "features": features,
+        "augment": [_at_once(choice) for choice in values["augment"]],
+        "mixing": _mix_always(values["mixing"]),
+        "schedule": _shorter(values["schedule"], epochs),
+        "averaging": _from_start(values["averaging"]),
+        "labels": _unsure(values["labels"]),
+        "step": _unsure(values["step"]),
+    }
 
 
 def _edge(edge: int, largest: int, tiles: int) -> int:
@@ -138,9 +152,7 @@ def _at_once(choice: dict[str, Any]) -> dict[str, Any]:
 def _mix_always(mixing: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mixes in their own proportions, but one in every batch."""
     chances = [float(np.mean(choice.get("p", 1 / len(mixing)))) for choice in mixing]
-    return [
-        _at_once(choice) | {"p": round(chance / sum(chances) - 5e-5, 4)} for choice, chance in zip(mixing, chances)
-    ]
+    return [_at_once(choice) | {"p": round(chance / sum(chances) - 5e-5, 4)} for choice, chance in zip(mixing, chances)]
 
 
 def _shorter(schedule: dict[str, Any], epochs: int) -> dict[str, Any]:

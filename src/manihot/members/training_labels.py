@@ -96,9 +96,14 @@ def given(asked: LabelRequest) -> TrainingLabels:
 
 
 def pseudo(
-    asked: LabelRequest, *, above: float = 0.95, hard: bool = True, by: str = "", test: bool = False,
+    asked: LabelRequest,
+    *,
+    above: float = 0.95,
+    hard: bool = True,
+    by: str = "",
+    test: bool = False,
     weight: float = 1.0,
-) -> TrainingLabels:  # fmt: skip
+) -> TrainingLabels:
     """`given`, and photographs without a label that a model is sure of.
 
     above: least probability. hard: the likeliest class; its probabilities otherwise. by: the member whose network of
@@ -125,9 +130,16 @@ def pseudo(
 
 
 def oof(
-    asked: LabelRequest, *, of: str | tuple[str, ...], do: str = "relabel", rule: str = "confident",
-    above: float = 0.9, worst: int = 0, classes: tuple[int, ...] = (), among: str = "held_out",
-) -> TrainingLabels:  # fmt: skip
+    asked: LabelRequest,
+    *,
+    of: str | tuple[str, ...],
+    do: str = "relabel",
+    rule: str = "confident",
+    above: float = 0.9,
+    worst: int = 0,
+    classes: tuple[int, ...] = (),
+    among: str = "held_out",
+) -> TrainingLabels:
     """`given` without doubtful labels, which out-of-fold answers contradict.
 
     of: the member whose answers are taken. do: drop the photographs, relabel them, or soft: the mean of label and
@@ -158,9 +170,13 @@ def oof(
 
 
 def find_doubtful(
-    label: np.ndarray, probs: np.ndarray, rule: str = "confident", above: float = 0.9, worst: int = 0,
+    label: np.ndarray,
+    probs: np.ndarray,
+    rule: str = "confident",
+    above: float = 0.9,
+    worst: int = 0,
     classes: tuple[int, ...] = (),
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Which of the labels (n,) out-of-fold answers (n, K) contradict, bool (n,); never one without an answer (NaN)."""
     answered = np.isfinite(probs).all(1)
     probs = np.nan_to_num(probs)
@@ -410,7 +426,8 @@ TAKES: dict[str, tuple[Callable[[Any], bool], str]] = {  # by the type of a sett
     "tuple[int, ...]": (lambda value: _are(value, int) and min(value, default=0) >= 0, "a list of class numbers"),
     "str": (lambda value: isinstance(value, str), "one name"),
     "str | tuple[str, ...]": (
-        lambda value: isinstance(value, str) or (_are(value, str) and len(value) > 0), "a name, or a list of names",
+        lambda value: isinstance(value, str) or (_are(value, str) and len(value) > 0),
+        "a name, or a list of names",
     ),
 }
 

@@ -114,13 +114,23 @@ def _inverted(place: str, inputs: int, outputs: int, stage: Stage, stride: int) 
 
 
 LITE = (
-    Stage(3, 1, 1, 16, 1), Stage(3, 2, 6, 24, 2), Stage(5, 2, 6, 40, 2), Stage(3, 2, 6, 80, 3),
-    Stage(5, 1, 6, 112, 3), Stage(5, 2, 6, 192, 4), Stage(3, 1, 6, 320, 1),
-)  # fmt: skip
+    Stage(3, 1, 1, 16, 1),
+    Stage(3, 2, 6, 24, 2),
+    Stage(5, 2, 6, 40, 2),
+    Stage(3, 2, 6, 80, 3),
+    Stage(5, 1, 6, 112, 3),
+    Stage(5, 2, 6, 192, 4),
+    Stage(3, 1, 6, 320, 1),
+)
 MOBILE = (
-    Stage(3, 1, 1, 16, 1), Stage(3, 2, 6, 24, 2), Stage(3, 2, 6, 32, 3), Stage(3, 2, 6, 64, 4),
-    Stage(3, 1, 6, 96, 3), Stage(3, 2, 6, 160, 3), Stage(3, 1, 6, 320, 1),
-)  # fmt: skip
+    Stage(3, 1, 1, 16, 1),
+    Stage(3, 2, 6, 24, 2),
+    Stage(3, 2, 6, 32, 3),
+    Stage(3, 2, 6, 64, 4),
+    Stage(3, 1, 6, 96, 3),
+    Stage(3, 2, 6, 160, 3),
+    Stage(3, 1, 6, 320, 1),
+)
 
 # timm's names of the networks that can be built without torch
 ARCHITECTURES = {

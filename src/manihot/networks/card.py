@@ -37,10 +37,14 @@ class ModelCard:
     def to_text(self) -> str:
         """JSON for a file's metadata."""
         values = {
-            "format": FORMAT, "classes": self.classes, "preprocess": self.preprocess.to_json(),
+            "format": FORMAT,
+            "classes": self.classes,
+            "preprocess": self.preprocess.to_json(),
             "views": [view.model_dump(mode="json") for view in self.views],
-            "model": self.model.model_dump(mode="json"), "about": self.about, "numbers": self.numbers,
-        }  # fmt: skip
+            "model": self.model.model_dump(mode="json"),
+            "about": self.about,
+            "numbers": self.numbers,
+        }
         return json.dumps(values)
 
     @classmethod

@@ -68,9 +68,15 @@ class Graph:
         if self.architecture.same_padding:
             pads = {"auto_pad": "SAME_UPPER"}
         x = self.add(
-            "Conv", x, weight, bias, group=one.inputs if one.depthwise else 1, strides=[one.stride] * 2,
-            kernel_shape=[one.kernel] * 2, **pads,
-        )  # fmt: skip
+            "Conv",
+            x,
+            weight,
+            bias,
+            group=one.inputs if one.depthwise else 1,
+            strides=[one.stride] * 2,
+            kernel_shape=[one.kernel] * 2,
+            **pads,
+        )
         return self.add("Clip", x, self.constant(0.0), self.constant(6.0)) if one.rectified else x
 
     def features(self, x: str, scale: np.ndarray) -> tuple[list[str], list[int]]:
@@ -152,11 +158,17 @@ def make_graph(model: Model, preprocess: Preprocess, state: State) -> ModelProto
     photos = helper.make_tensor_value_info("photos", TensorProto.UINT8, ["n", "h", "w", 3])
     made = helper.make_model(
         helper.make_graph(graph.nodes, model.backbone, [photos], outputs, list(graph.constants.values())),
-        opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR, producer_name="manihot",
-    )  # fmt: skip
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR,
+        producer_name="manihot",
+    )
     layout = {
-        "backbone": model.backbone, "pooling": model.pooling, "taps": model.taps, "power": model.power,
-        "channels": [channels[k] for k in used], "preprocess": preprocess.to_json(),
-    }  # fmt: skip
+        "backbone": model.backbone,
+        "pooling": model.pooling,
+        "taps": model.taps,
+        "power": model.power,
+        "channels": [channels[k] for k in used],
+        "preprocess": preprocess.to_json(),
+    }
     helper.set_model_props(made, {LAYOUT: json.dumps(layout)})
     return made

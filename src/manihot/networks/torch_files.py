@@ -25,9 +25,15 @@ MOST_STEPS = 1_000_000  # operations of a pickle; an EfficientNet-Lite2 has 12,0
 MOST_DIMENSIONS = 8
 DICT, TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
 KINDS = {
-    "torch FloatStorage": "<f4", "torch HalfStorage": "<f2", "torch DoubleStorage": "<f8", "torch LongStorage": "<i8",
-    "torch IntStorage": "<i4", "torch ShortStorage": "<i2", "torch CharStorage": "i1", "torch ByteStorage": "u1",
-}  # fmt: skip
+    "torch FloatStorage": "<f4",
+    "torch HalfStorage": "<f2",
+    "torch DoubleStorage": "<f8",
+    "torch LongStorage": "<i8",
+    "torch IntStorage": "<i4",
+    "torch ShortStorage": "<i2",
+    "torch CharStorage": "i1",
+    "torch ByteStorage": "u1",
+}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 

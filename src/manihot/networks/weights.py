@@ -23,19 +23,30 @@ from manihot.records.files import digest_file
 TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 OTHER_BLOCKS = {
-    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
-    "_project_conv": "conv_pwl", "_bn2": "bn3",
-}  # fmt: skip
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
 # of torchvision's MobileNetV2; block 1 lacks the first pair
 OF_TORCHVISION = {
-    "features.0.0": "conv_stem", "features.0.1": "bn1", "features.18.0": "conv_head", "features.18.1": "bn2",
+    "features.0.0": "conv_stem",
+    "features.0.1": "bn1",
+    "features.18.0": "conv_head",
+    "features.18.1": "bn2",
     "classifier.1": "classifier",
-}  # fmt: skip
+}
 FIRST_INNER = {"conv.0.0": "conv_dw", "conv.0.1": "bn1", "conv.1": "conv_pw", "conv.2": "bn2"}
 OTHER_INNER = {
-    "conv.0.0": "conv_pw", "conv.0.1": "bn1", "conv.1.0": "conv_dw", "conv.1.1": "bn2", "conv.2": "conv_pwl",
+    "conv.0.0": "conv_pw",
+    "conv.0.1": "bn1",
+    "conv.1.0": "conv_dw",
+    "conv.1.1": "bn2",
+    "conv.2": "conv_pwl",
     "conv.3": "bn3",
-}  # fmt: skip
+}
 
 
 def name_lite(key: str, blocks: list[str]) -> str:

@@ -100,10 +100,13 @@ def _or_folders(listing: Listing) -> str:
 
 def _tables_of(top: Path) -> list[Path]:
     return [
-        path for path in list_folder(top)[1]
-        if path.suffix.lower() in TABLE_SUFFIXES and not OWN.fullmatch(path.stem)
-        and not SAMPLE.fullmatch(path.name) and path.stat().st_size <= LARGEST
-    ]  # fmt: skip
+        path
+        for path in list_folder(top)[1]
+        if path.suffix.lower() in TABLE_SUFFIXES
+        and not OWN.fullmatch(path.stem)
+        and not SAMPLE.fullmatch(path.name)
+        and path.stat().st_size <= LARGEST
+    ]
 
 
 def _tables_apart(top: Path, listing: Listing) -> list[Path]:

@@ -185,9 +185,7 @@ def _open(raw: bytes, max_pixels: int | None = None) -> Shot:
     return Shot(whole, head, tuple(scans), whole is raw)
 
 
-def _decode(
-    shot: Shot, at_least: tuple[int, int] | None, max_pixels: int | None
-) -> tuple[np.ndarray, tuple[int, int]]:
+def _decode(shot: Shot, at_least: tuple[int, int] | None, max_pixels: int | None) -> tuple[np.ndarray, tuple[int, int]]:
     """The picture, and the (height, width) that it has in full."""
     if shot.head is not None and shot.head.plain:
         done = _decode_with_opencv(shot.raw, shot.head, at_least)

@@ -9,9 +9,12 @@ from pathlib import Path
 COPY_AGAIN = "copy the file again from the camera or its source, or leave it out"
 SAVE_AS_JPEG = "save it as JPEG or 8-bit PNG"
 SPECIAL = {
-    stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
-}  # fmt: skip
+}
 
 
 class PhotoFault(Exception):

@@ -82,9 +82,12 @@ class Files:
             place, _, name = value.rpartition("/")
             form = re.compile("".join("[^/]*" if c == "*" else re.escape(c) for c in place))
             found.append(
-                [path for path in self.by_name.get(name, ()) if path.rpartition("/")[2] == name
-                 and form.fullmatch(path.rpartition("/")[0])]
-            )  # fmt: skip
+                [
+                    path
+                    for path in self.by_name.get(name, ())
+                    if path.rpartition("/")[2] == name and form.fullmatch(path.rpartition("/")[0])
+                ]
+            )
         return found
 
 
@@ -133,9 +136,7 @@ def find_images(
     used = IN_BRACES.findall(pattern)
     empty = frame.index[(frame[used] == "").any(axis=1)]
     if len(empty):
-        raise DataError(
-            f"{path}, line {empty[0]}: column {', '.join(used)} is empty", "give the photograph's file"
-        )
+        raise DataError(f"{path}, line {empty[0]}: column {', '.join(used)} is empty", "give the photograph's file")
     values = fill(pattern, frame)
     if "*" in IN_BRACES.sub("", pattern):
         names = _resolve(values, path, folder)

@@ -15,10 +15,18 @@ RAW = "the raw file of a camera"
 DEVELOP = "develop it, or export it from the camera's program as JPEG"
 
 FORMATS = (  # offset, bytes, name
-    (0, b"\xff\xd8\xff", "JPEG"), (0, b"\x89PNG\r\n", "PNG"), (0, b"GIF8", "GIF"), (0, b"BM", "BMP"),
-    (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"), (0, b"II+\0", "TIFF"), (0, b"MM\0+", "TIFF"),
-    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"), (0, b"\xff\x4f\xff\x51", "JPEG 2000"), (8, b"WEBP", "WebP"),
-)  # fmt: skip
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG\r\n", "PNG"),
+    (0, b"GIF8", "GIF"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (0, b"II+\0", "TIFF"),
+    (0, b"MM\0+", "TIFF"),
+    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (8, b"WEBP", "WebP"),
+)
 OTHERS = (  # offset, bytes, kind of the fault, what it is, remedy
     (8, b"CR\x02\0", "unsupported", f"{RAW} (Canon CR2)", DEVELOP),
     (4, b"ftypcrx ", "unsupported", f"{RAW} (Canon CR3)", DEVELOP),
@@ -52,8 +60,13 @@ OTHERS = (  # offset, bytes, kind of the fault, what it is, remedy
     (0, b"0&\xb2u\x8ef\xcf\x11", "not_an_image", "a video (Windows Media)", STILLS),
     (4, b"moov", "not_an_image", "a video (QuickTime)", STILLS),
     (4, b"mdat", "not_an_image", "a video (QuickTime)", STILLS),
-    (0, b"\0\x05\x16\x07", "not_an_image", "what macOS keeps beside a file (AppleDouble), not the photograph",
-     "leave it out; the photograph is the file whose name lacks the leading '._'"),
+    (
+        0,
+        b"\0\x05\x16\x07",
+        "not_an_image",
+        "what macOS keeps beside a file (AppleDouble), not the photograph",
+        "leave it out; the photograph is the file whose name lacks the leading '._'",
+    ),
     (0, b"\0\x05\x16\0", "not_an_image", "an AppleSingle file", COPY_AGAIN),
     (0, b"PK\x03\x04", "not_an_image", "a zip archive or an office document", UNPACK),
     (0, b"Rar!", "not_an_image", "a RAR archive", UNPACK),
@@ -68,7 +81,7 @@ OTHERS = (  # offset, bytes, kind of the fault, what it is, remedy
     (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "not_an_image", "an old office document or Thumbs.db", "leave it out"),
     (0, b"MZ", "not_an_image", "a program of Windows", "leave it out"),
     (0, b"\x7fELF", "not_an_image", "a program", "leave it out"),
-)  # fmt: skip
+)
 LFS = re.compile(rb"version https://(?:git-lfs\.github\.com|hawser\.github\.com)/spec/")
 ANNEX = re.compile(rb"(?:\.\./)*(?:\.git)?/?annex/objects/")
 WEB = (b"<!doctype", b"<html", b"<?xml", b"<svg", b"<head", b"<body", b"<!--", b"<error")

@@ -13,16 +13,7 @@ from pathlib import Path
 from manihot.errors import DataError
 from manihot.photos.listing import normalise
 from manihot.records.readers import check_file, parse_json
-from manihot.records.tables import (
-    MOST_DIGITS,
-    WHOLE,
-    decode_text,
-    is_missing,
-    is_whole,
-    list_names,
-    shown,
-    to_number,
-)
+from manihot.records.tables import MOST_DIGITS, WHOLE, decode_text, is_missing, is_whole, list_names, shown, to_number
 
 LONGEST_CLASS = 255  # characters: what a folder can be called
 MOST_MAP = 16 << 20  # bytes of a file of class names
@@ -103,9 +94,13 @@ def _checked(name: str, where: str) -> str:
 
 
 def name_labels(
-    values: Sequence[str], lines: Sequence[int], path: Path, classes: ClassNames | None, column: str = "label",
+    values: Sequence[str],
+    lines: Sequence[int],
+    path: Path,
+    classes: ClassNames | None,
+    column: str = "label",
     keep_na: bool = False,
-) -> Labels:  # fmt: skip
+) -> Labels:
     """Class name of each value, None for empty ones, -1 and words such as 'nan', and the class names in order.
 
     Whole numbers are looked up in `classes`, or become names themselves, in numerical order; other names are

@@ -29,9 +29,15 @@ CLASS_MAPS = ("label_num_to_disease_map.json",)
 
 
 def recognise(
-    place: Path, columns: Columns, csv: Path | None, classes: Path | None, out: Path | None, several: bool = False,
-    folders: str | None = None, tables: bool = True,
-) -> Listing:  # fmt: skip
+    place: Path,
+    columns: Columns,
+    csv: Path | None,
+    classes: Path | None,
+    out: Path | None,
+    several: bool = False,
+    folders: str | None = None,
+    tables: bool = True,
+) -> Listing:
     """Decide what one place is, and list its photographs.
 
     place: a folder, a manifest, a run folder that holds one, or a table whose image paths start at its own folder.
@@ -68,9 +74,15 @@ def recognise(
 
 
 def _read_folder(
-    top: Path, columns: Columns, names: ClassNames | None, classes: Path | None, out: Path | None, several: bool,
-    folders: str | None, tables: bool,
-) -> Listing:  # fmt: skip
+    top: Path,
+    columns: Columns,
+    names: ClassNames | None,
+    classes: Path | None,
+    out: Path | None,
+    several: bool,
+    folders: str | None,
+    tables: bool,
+) -> Listing:
     if folders is not None:
         return list_class_folders(top, classes, out, folders)
     if (top / "train.csv").is_file() and ((top / "train_images").is_dir() or find_records(top, "train")):
@@ -118,16 +130,22 @@ def list_manifest(path: Path, columns: Columns) -> Listing:
         source = "" if row.source == COLUMNS["source"][1] else row.source
         listing.entries.append(
             Entry(
-                manifest.root / row.path, names[label], row.split, row.image_id, source, row.group, int(row.fold),
-                f"{path.name}, photograph {row.image_id}", float(row.weight), known,
+                manifest.root / row.path,
+                names[label],
+                row.split,
+                row.image_id,
+                source,
+                row.group,
+                int(row.fold),
+                f"{path.name}, photograph {row.image_id}",
+                float(row.weight),
+                known,
             )
-        )  # fmt: skip
+        )
     return listing
 
 
-def list_imagefolder(
-    folder: Path, columns: Columns, names: ClassNames | None, several: bool = False
-) -> Listing:
+def list_imagefolder(folder: Path, columns: Columns, names: ClassNames | None, several: bool = False) -> Listing:
     """Hugging Face's imagefolder: `metadata.csv|jsonl|parquet` with `file_name`, in it or in its splits."""
     asked = columns
 

@@ -98,9 +98,7 @@ def _items(folder: Path) -> list[os.DirEntry[str]]:
         if may_leave_out(folder):
             leave_out(str(folder), explain_folder(error))
             return []
-        raise DataError(
-            f"{folder}: can't be read ({error.strerror})", "check the path and its permissions"
-        ) from error
+        raise DataError(f"{folder}: can't be read ({error.strerror})", "check the path and its permissions") from error
     return [item for item in items if accepts(item)]
 
 
@@ -162,9 +160,7 @@ def choose_few(kinds: Sequence[Hashable], few: int) -> list[int]:
     return sorted(chosen)
 
 
-def find_photos(
-    folder: Path, ignored: Counter[str], skip: Path | None = None, deep: bool = True
-) -> list[Path]:
+def find_photos(folder: Path, ignored: Counter[str], skip: Path | None = None, deep: bool = True) -> list[Path]:
     """Photographs in a folder (and, if `deep`, below it), sorted; other files are counted in `ignored`.
 
     A photograph is a file with an image's extension, in capitals or not, or one without extension that begins

@@ -65,9 +65,7 @@ def scan(
     aliases: other names of classes that a recipe knows, to the class that another source has.
     Raises DataError where there is nothing to read or the labels contradict themselves.
     """
-    places = (
-        [_absolute(Path(photos))] if isinstance(photos, (str, Path)) else [_absolute(Path(p)) for p in photos]
-    )
+    places = [_absolute(Path(photos))] if isinstance(photos, (str, Path)) else [_absolute(Path(p)) for p in photos]
     if not places:
         raise DataError("no photographs were given", "name a folder or a table")
     if columns.csv is not None and len(places) > 1:
@@ -81,9 +79,17 @@ def scan(
     pattern = group if group is not None and "{group}" in group else None
     column = None if pattern or columns.bursts else group
     asked = Columns(
-        columns.image, columns.label, columns.source, column, columns.fold, columns.split, columns.id, trusted,
-        columns.keep_na, columns.allow_missing,
-    )  # fmt: skip
+        columns.image,
+        columns.label,
+        columns.source,
+        column,
+        columns.fold,
+        columns.split,
+        columns.id,
+        trusted,
+        columns.keep_na,
+        columns.allow_missing,
+    )
     if trusted in COLUMNS:
         raise DataError(f"--trusted {trusted}: a manifest has a column of that name", "give yours another name")
     several = len(places) > 1
@@ -104,9 +110,7 @@ def scan(
     say_matches(matched)
     names = _source_names(places) if len(places) > 1 else [""]
     entries = [
-        replace(entry, source=entry.source or name)
-        for name, part in zip(names, listings)
-        for entry in part.entries
+        replace(entry, source=entry.source or name) for name, part in zip(names, listings) for entry in part.entries
     ]
     if not entries and not walk.faults and not any(part.faults for part in listings):
         raise _nothing_found(places, listings)
@@ -160,9 +164,7 @@ def _check_options(places: list[Path], listings: list[Listing], columns: Columns
             + (", and no other source has such a column" if len(places) > 1 else ""),
             "give the table itself, or --csv TABLE; or leave the option out",
         )
-    numbers = {
-        place: all(map(str.isdecimal, part.classes)) for place, part in zip(places, listings) if part.classes
-    }
+    numbers = {place: all(map(str.isdecimal, part.classes)) for place, part in zip(places, listings) if part.classes}
     if len(set(numbers.values())) > 1:
         first = next(place for place, whole in numbers.items() if whole)
         raise DataError(
@@ -180,9 +182,7 @@ def _source_names(places: list[Path]) -> list[str]:
     parts = 2
     while len(set(names)) < len(names) and parts <= max(len(place.parts) for place in places):
         twice = {name for name, count in Counter(names).items() if count > 1}
-        names = [
-            "/".join(place.parts[-parts:]) if name in twice else name for name, place in zip(names, places)
-        ]
+        names = ["/".join(place.parts[-parts:]) if name in twice else name for name, place in zip(names, places)]
         parts += 1
     if len(set(names)) < len(names):
         raise DataError(f"{places[0]}: the same place is given twice", "give each folder once")
@@ -200,9 +200,7 @@ def _drop_repeated(entries: list[Entry]) -> list[Entry]:
             continue
         if (first.label, first.split) != (entry.label, entry.split):
             said = [f"{e.label or 'no label'} in split {e.split} ({e.where})" for e in (first, entry)]
-            raise DataError(
-                f"{entry.file}: listed twice, as {said[0]} and as {said[1]}", "keep one line a photograph"
-            )
+            raise DataError(f"{entry.file}: listed twice, as {said[0]} and as {said[1]}", "keep one line a photograph")
         repeated += 1
     if repeated:
         warn(f"{repeated} lines repeat a photograph that was listed before; each counts once")
@@ -373,9 +371,13 @@ def _to_manifest(
 
 
 def _to_quarantine(
-    entries: list[Entry], ids: list[str], facts: list[PhotoFacts | PhotoFault], listings: list[Listing], root: Path,
+    entries: list[Entry],
+    ids: list[str],
+    facts: list[PhotoFacts | PhotoFault],
+    listings: list[Listing],
+    root: Path,
     walk: Walk,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     rows = [{name: row.get(name, "") for name in QUARANTINE} for part in listings for row in part.faults]
     for path, fault in walk.faults.items():
         shown_path = show_path(_relative(Path(path), root))

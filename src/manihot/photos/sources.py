@@ -16,10 +16,16 @@ from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 
 
 def read_photos(
-    photos: Path | Sequence[Path], columns: TableOptions = EVERYTHING_GUESSED, *, out: Path | None = None,
-    workers: int = 2, few: int = 0, extract: Path | None = None, tables: bool = True,
+    photos: Path | Sequence[Path],
+    columns: TableOptions = EVERYTHING_GUESSED,
+    *,
+    out: Path | None = None,
+    workers: int = 2,
+    few: int = 0,
+    extract: Path | None = None,
+    tables: bool = True,
     aliases: Mapping[str, str] | None = None,
-) -> tuple[Manifest, pd.DataFrame]:  # fmt: skip
+) -> tuple[Manifest, pd.DataFrame]:
     """The manifest of photographs and the quarantine of files that can't be read; arguments as for `scan`.
 
     One manifest.parquet is taken as it is, and nothing is in its quarantine. Raises DataError.

@@ -218,9 +218,7 @@ def write_chunk(chunk: Chunk) -> tuple[int, tuple[Path, PhotoFault] | None]:
         try:
             raw = read_photo(file)
             if sha256 and hashlib.sha256(raw).hexdigest() != sha256:
-                raise PhotoFault(
-                    "changed", "its content is not what the scan has seen", "scan the photographs again"
-                )
+                raise PhotoFault("changed", "its content is not what the scan has seen", "scan the photographs again")
             rows[k] = load_photo(raw, chunk.preprocess)
         except PhotoFault as fault:
             return chunk.number, (file, PhotoFault(fault.kind, fault.detail, fault.remedy))
@@ -256,9 +254,7 @@ def _fill(
         for number, fault in track(results, "Storing photographs (chunks)", total=len(chunks)):
             if fault is not None:
                 file, why = fault
-                raise DataError(
-                    f"{file}: {why.detail}; the scan could read it", f"{why.remedy}, then scan again"
-                )
+                raise DataError(f"{file}: {why.detail}; the scan could read it", f"{why.remedy}, then scan again")
             finished(number)
 
 

@@ -14,16 +14,7 @@ from manihot.photos.image_paths import IN_BRACES, find_images, guess_image_colum
 from manihot.photos.labels import ClassNames, Labels, name_labels
 from manihot.photos.listing import Entry, Listing
 from manihot.records.manifest import ALWAYS_TRAIN
-from manihot.records.tables import (
-    NESTED,
-    is_missing,
-    is_whole,
-    list_names,
-    read_table,
-    shown,
-    to_number,
-    unnamed,
-)
+from manihot.records.tables import NESTED, is_missing, is_whole, list_names, read_table, shown, to_number, unnamed
 
 LABEL_NAMES = ("label", "class", "target", "labels", "class_name")
 OPTIONAL = ("source", "group", "fold", "split", "id", "trusted")
@@ -75,11 +66,7 @@ class Columns:
 
 
 def list_table(
-    path: Path,
-    folder: Path,
-    columns: Columns,
-    classes: ClassNames | None = None,
-    split: str = "train",
+    path: Path, folder: Path, columns: Columns, classes: ClassNames | None = None, split: str = "train"
 ) -> Listing:
     """The photographs of a table.
 

@@ -13,14 +13,40 @@ MOST_VALUES = 1_000_000  # of a tag, and MOST_TAGS of a directory: more are no p
 MOST_TAGS = 4096
 KINDS = {1: "whole numbers", 2: "signed numbers", 3: "floating-point numbers", 5: "complex", 6: "complex"}
 COLOURS = {
-    0: "grey", 1: "grey", 2: "RGB", 3: "a palette", 4: "a mask", 5: "CMYK", 6: "YCbCr", 8: "CIE Lab", 9: "ICC Lab",
-    32803: "a sensor's mosaic", 32844: "LogL", 32845: "LogLuv", 34892: "a linear raw file",
-}  # fmt: skip
+    0: "grey",
+    1: "grey",
+    2: "RGB",
+    3: "a palette",
+    4: "a mask",
+    5: "CMYK",
+    6: "YCbCr",
+    8: "CIE Lab",
+    9: "ICC Lab",
+    32803: "a sensor's mosaic",
+    32844: "LogL",
+    32845: "LogLuv",
+    34892: "a linear raw file",
+}
 PACKED = {
-    1: "", 2: "CCITT", 3: "CCITT fax 3", 4: "CCITT fax 4", 5: "LZW", 6: "old JPEG", 7: "JPEG", 8: "deflate",
-    32773: "PackBits", 32946: "deflate", 34676: "SGI Log", 34677: "SGI Log", 34712: "JPEG 2000", 34887: "LERC",
-    34925: "LZMA", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL",
-}  # fmt: skip
+    1: "",
+    2: "CCITT",
+    3: "CCITT fax 3",
+    4: "CCITT fax 4",
+    5: "LZW",
+    6: "old JPEG",
+    7: "JPEG",
+    8: "deflate",
+    32773: "PackBits",
+    32946: "deflate",
+    34676: "SGI Log",
+    34677: "SGI Log",
+    34712: "JPEG 2000",
+    34887: "LERC",
+    34925: "LZMA",
+    50000: "Zstandard",
+    50001: "WebP",
+    50002: "JPEG XL",
+}
 
 
 def read_tags(raw: bytes) -> dict[int, tuple[int, ...]] | None:

@@ -29,10 +29,7 @@ ENOUGH_FOR_PROCESSES = 50_000_000  # bytes of photographs, about a second of wor
 
 
 def run_tasks(
-    work: Callable[[Task], Result],
-    tasks: Sequence[Task],
-    workers: int,
-    name_of: Callable[[Task], str] = str,
+    work: Callable[[Task], Result], tasks: Sequence[Task], workers: int, name_of: Callable[[Task], str] = str
 ) -> Iterator[Result]:
     """Yield `work(task)` for each task, in order; with `workers` > 1 in so many processes.
 

@@ -12,13 +12,7 @@ from manihot.audit.burst_stages import audit_bursts, group_bursts
 from manihot.audit.sources import use_sources
 from manihot.audit.stages import audit_what_if, group_duplicates, tell_folds
 from manihot.audit.trusted import check_features, read_trusted
-from manihot.engines import (
-    count_stages,
-    describe,
-    explain_torch,
-    make_engine,
-    make_toolbox,
-)
+from manihot.engines import count_stages, describe, explain_torch, make_engine, make_toolbox
 from manihot.ensemble.stages import blend_stage
 from manihot.ensemble.stages import needs_torch as stacks_need_torch
 from manihot.errors import SettingsError
@@ -38,10 +32,19 @@ from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 
 
 def run(
-    photos: Path | Sequence[Path], out: Path, recipe: str | Recipe | None = None, *,
-    overrides: Sequence[str] = (), device: str = "auto", workers: int = 2, update: bool = False,
-    report: bool = True, what_if: bool = False, smoke: bool = False, columns: TableOptions = EVERYTHING_GUESSED,
-) -> dict[str, Any]:  # fmt: skip
+    photos: Path | Sequence[Path],
+    out: Path,
+    recipe: str | Recipe | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    workers: int = 2,
+    update: bool = False,
+    report: bool = True,
+    what_if: bool = False,
+    smoke: bool = False,
+    columns: TableOptions = EVERYTHING_GUESSED,
+) -> dict[str, Any]:
     """Train and judge a classifier on photographs; returns the content of metrics.json.
 
     photos, columns: see `manihot.scan`; a manifest.parquet is taken as it is. recipe: a name, a path, or
@@ -95,10 +98,16 @@ def run(
 
 
 def train(
-    photos: Path | Sequence[Path], out: Path, recipe: str | Recipe | None = None, *,
-    overrides: Sequence[str] = (), device: str = "auto", workers: int = 2, update: bool = False,
+    photos: Path | Sequence[Path],
+    out: Path,
+    recipe: str | Recipe | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    workers: int = 2,
+    update: bool = False,
     columns: TableOptions = EVERYTHING_GUESSED,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """The part of `run` up to the members' predictions, by all processes that torchrun started; the members' names.
 
     Arguments as for `run`, which goes on from here when it is called with the same ones in one process.
@@ -117,9 +126,14 @@ def train(
 
 
 def prepare(
-    folder: RunFolder, recipe: Recipe, photos: Any, columns: TableOptions, workers: int = 2,
-    update: bool = False, weights: bool = True,
-) -> Manifest:  # fmt: skip
+    folder: RunFolder,
+    recipe: Recipe,
+    photos: Any,
+    columns: TableOptions,
+    workers: int = 2,
+    update: bool = False,
+    weights: bool = True,
+) -> Manifest:
     """Everything before training: settings kept or refused, weights, scan, sources, duplicates, folds; the manifest.
 
     weights: whether those of all members must be there. Raises RunFolderError where the folder holds a run with other
@@ -143,5 +157,3 @@ def prepare(
     if recipe.audit.duplicates:
         tell_folds(folder, manifest)
     return manifest
-
-

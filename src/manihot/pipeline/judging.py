@@ -76,9 +76,7 @@ def unknown_stage(
     folder.stage("unknown", inputs, work)
 
 
-def audit_stage(
-    folder: RunFolder, manifest: Manifest, name: str, recipe: Recipe, smoke: bool = False
-) -> None:
+def audit_stage(folder: RunFolder, manifest: Manifest, name: str, recipe: Recipe, smoke: bool = False) -> None:
     """The audit of labels by all evidence there is, and of photographs that look alike by their features.
 
     Where the predictions hold no features, a frozen network looks.
@@ -129,11 +127,7 @@ def _evaluate(predictions: Predictions, groups: dict[str, str], kind: str, seed:
     group = np.array([groups.get(i, "") for i in known.image_id], dtype=object)
     out: dict[str, Any] = {
         kind: metrics.evaluate(
-            known.labels,
-            known.pred_probs,
-            known.classes,
-            groups=group if (group != "").any() else None,
-            seed=seed,
+            known.labels, known.pred_probs, known.classes, groups=group if (group != "").any() else None, seed=seed
         )
     }
     folds = np.unique(known.fold)

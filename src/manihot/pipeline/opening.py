@@ -9,10 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from manihot.engines import (
-    check_weights,
-    choose_recipe,
-)
+from manihot.engines import check_weights, choose_recipe
 from manihot.ensemble.stages import needs_torch as stacks_need_torch
 from manihot.errors import RunFolderError
 from manihot.extras import need_train
@@ -74,10 +71,15 @@ def open_run(folder: RunFolder, recipe: Recipe, photos: Any, columns: TableOptio
             )
     versions = {"python": platform.python_version(), **{name: found for name in PACKAGES if (found := _version(name))}}
     folder.update_record(
-        recipe_name=recipe.name, recipe=wanted, seed=recipe.seed, photos=sources,
+        recipe_name=recipe.name,
+        recipe=wanted,
+        seed=recipe.seed,
+        photos=sources,
         scan_options=options,
-        versions=versions, command=list(sys.argv), system=f"{platform.system()} {platform.machine()}",
-    )  # fmt: skip
+        versions=versions,
+        command=list(sys.argv),
+        system=f"{platform.system()} {platform.machine()}",
+    )
 
 
 def _version(name: str) -> str:
@@ -105,5 +107,3 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
         parts = [_differences(old.get(k), new.get(k), f"{key}.{k}".strip(".")) for k in {**old, **new}]
         return [text for part in parts for text in part]
     return [] if old == new else [f"{key} ({old} -> {new})"]
-
-

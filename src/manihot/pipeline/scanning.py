@@ -77,10 +77,12 @@ def _digest_listing(photos: Any, out: Path) -> str:
             place = place.parent
         for parent, folders, files in os.walk(place):
             folders[:] = sorted(
-                f for f in folders
-                if not f.startswith(".") and Path(parent, f).resolve() != out.resolve()
+                f
+                for f in folders
+                if not f.startswith(".")
+                and Path(parent, f).resolve() != out.resolve()
                 and not RunPlaces(Path(parent, f)).record_file.exists()
-            )  # fmt: skip
+            )
             for name in sorted(files):
                 relative = show_path(Path(parent, name).relative_to(place).as_posix())
                 try:
@@ -117,5 +119,3 @@ def folds_stage(folder: RunFolder, recipe: Recipe, manifest: Manifest) -> Manife
 
     folder.stage("folds", inputs, work)
     return Manifest.load(path)
-
-

@@ -21,9 +21,12 @@ from manihot.records.run_folder import Files, RunFolder
 from manihot.settings import Model, Photo, Recipe, View
 
 LOOK = Recipe(  # as the recipe `quick` looks, but once, smaller, and straight from the files
-    name="audit", method="features", photo=Photo(area=224 * 224, store_scale=1.0, store="none"),
-    model=Model(pooling="avgmax", taps=(2, 3), power=True, dropout=0.0), tta=(View(),),
-)  # fmt: skip
+    name="audit",
+    method="features",
+    photo=Photo(area=224 * 224, store_scale=1.0, store="none"),
+    model=Model(pooling="avgmax", taps=(2, 3), power=True, dropout=0.0),
+    tta=(View(),),
+)
 
 
 def embed_for_audit(run: RunFolder, manifest: Manifest, oof: Path) -> Path | None:

@@ -38,9 +38,7 @@ def fit_fold(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
             made.save(member.folder(fold) / f"{name}.parquet")
 
 
-def learn_head(
-    member: Member, fold: int, train: np.ndarray, computed: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def learn_head(member: Member, fold: int, train: np.ndarray, computed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weight (K, D) and bias (K,) of a fold's head on features (N, V, D) of all photographs."""
     recipe, manifest = member.recipe, member.manifest
     learned = make_training_labels(LabelRequest(member, fold, train, features=lambda rows: computed[rows].mean(1)))
@@ -51,9 +49,14 @@ def learn_head(
     weights = learned.weights * expected_repeats(sampling, learned.labels, member.seed(fold))
     say(f"{member.what(fold)}: fitting the head on {len(learned.rows)} photographs")
     return fit_head(
-        computed[learned.rows], learned.labels, len(manifest.classes), weights, groups, recipe.features.c,
+        computed[learned.rows],
+        learned.labels,
+        len(manifest.classes),
+        weights,
+        groups,
+        recipe.features.c,
         member.seed(fold),
-    )  # fmt: skip
+    )
 
 
 def features_of(member: Member) -> tuple[str, np.ndarray]:

@@ -47,9 +47,14 @@ def make_features(
 
 
 def fit_head(
-    features: np.ndarray, labels: np.ndarray, classes: int, weights: np.ndarray, groups: np.ndarray,
-    strengths: Sequence[float], seed: int,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    features: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    weights: np.ndarray,
+    groups: np.ndarray,
+    strengths: Sequence[float],
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
     """A logistic regression on features (N, V, D): weight (K, D) and bias (K,) for features as they come.
 
     labels (N,) in 0..K-1, weights (N,), groups (N,): photographs that must not be torn apart. The
@@ -79,9 +84,14 @@ def _logistic(rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, strengt
 
 
 def _choose(
-    rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, groups: np.ndarray, views: int,
-    strengths: Sequence[float], seed: int,
-) -> float:  # fmt: skip
+    rows: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    groups: np.ndarray,
+    views: int,
+    strengths: Sequence[float],
+    seed: int,
+) -> float:
     """The strength with the lowest log loss on a held-out quarter: one in four a class, whole groups."""
     counts = np.bincount(labels)
     if counts[counts > 0].min() < 2 or counts.max() < 4 or len(np.unique(groups)) < 4:

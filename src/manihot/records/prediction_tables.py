@@ -58,9 +58,12 @@ def read_predictions(path: Path, classes: tuple[str, ...] | None = None) -> Pred
     if "label" in frame:
         labels = _read_labels(frame["label"], names, bool(numbered), path)
     return PredictionTable(
-        frame["image_id"].to_numpy(dtype=object), _read_probs(frame, columns, bool(numbered), path), names, labels,
+        frame["image_id"].to_numpy(dtype=object),
+        _read_probs(frame, columns, bool(numbered), path),
+        names,
+        labels,
         _read_unknown(frame, path),
-    )  # fmt: skip
+    )
 
 
 def _numbered_columns(frame: pd.DataFrame, classes: tuple[str, ...] | None, path: Path) -> list[str]:
@@ -164,7 +167,7 @@ def _read_labels(cells: pd.Series, classes: Sequence[str], numbered: bool, path:
 
 def _explain_label(
     path: Path, line: int, cell: str, whole: str, classes: Sequence[str], numbered: bool
-) -> tuple[str, str]:  # fmt: skip
+) -> tuple[str, str]:
     """What is wrong with a label that is no class, and what to do."""
     what, k = f"{path}: label {shown(cell)!r} in line {line}", len(classes)
     listed = list_names([f"{at} {name}" for at, name in enumerate(classes)])

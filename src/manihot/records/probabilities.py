@@ -22,9 +22,14 @@ def log_probs(pred_probs: np.ndarray) -> np.ndarray:
 
 
 def check_probs(
-    pred_probs: np.ndarray, *, least: int = 1, any_scale: bool = False, what: str = "pred_probs",
-    classes: Sequence[str] | None = None, row: RowName | None = None,
-) -> np.ndarray:  # fmt: skip
+    pred_probs: np.ndarray,
+    *,
+    least: int = 1,
+    any_scale: bool = False,
+    what: str = "pred_probs",
+    classes: Sequence[str] | None = None,
+    row: RowName | None = None,
+) -> np.ndarray:
     """Probabilities float64 (N, K): finite, not negative, rows that sum to 1 within SLACK.
 
     least: the fewest classes. any_scale: finite is enough, so that logits will do too. what, classes, row: names of the
@@ -50,9 +55,10 @@ def check_probs(
     kind, name = "finite" if any_scale else "probabilities", f"row {first}" if row is None else row(first)
     raise DataError(
         f"{what}: {int(wrong.sum())} rows are not {kind}, first in {name}: {found}",
-        "predict again, or leave it out" if any_scale else
-        "no value may be negative or missing, and each row must sum to 1; apply the softmax to logits first",
-    )  # fmt: skip
+        "predict again, or leave it out"
+        if any_scale
+        else "no value may be negative or missing, and each row must sum to 1; apply the softmax to logits first",
+    )
 
 
 def check_labels(

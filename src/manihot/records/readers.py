@@ -133,9 +133,7 @@ def read_json(path: Path, what: str = "readable as JSON", remedy: str = AGAIN, k
         return parse_json(path.read_bytes())
 
 
-def read_record(
-    path: Path, model: type[Model], what: str, remedy: str = AGAIN, kind: Kind = RunFolderError
-) -> Model:
+def read_record(path: Path, model: type[Model], what: str, remedy: str = AGAIN, kind: Kind = RunFolderError) -> Model:
     """A JSON file as a checked record; the error names the first field that is wrong."""
     value = read_json(path, what, remedy, kind)
     with reading(path, what, remedy, kind):
@@ -161,9 +159,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_parquet(
-    path: Path, what: str, columns: Mapping[str, str] | None = None, remedy: str = AGAIN, kind: Kind = DataError,
+    path: Path,
+    what: str,
+    columns: Mapping[str, str] | None = None,
+    remedy: str = AGAIN,
+    kind: Kind = DataError,
     only: Sequence[str] | None = None,
-) -> pa.Table:  # fmt: skip
+) -> pa.Table:
     """A parquet file as an Arrow table with at least `columns`, by their kinds in COLUMN_KINDS; only: read these."""
     path = Path(path)
     with reading(path, what, remedy, kind):
@@ -228,9 +230,13 @@ COLUMN_KINDS: dict[str, Callable[[pa.DataType], bool]] = {
 
 
 def read_frame(
-    path: Path, what: str, columns: Mapping[str, str] | None = None, remedy: str = AGAIN, kind: Kind = DataError,
+    path: Path,
+    what: str,
+    columns: Mapping[str, str] | None = None,
+    remedy: str = AGAIN,
+    kind: Kind = DataError,
     only: Sequence[str] | None = None,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """`read_parquet` as a pandas frame."""
     table = read_parquet(path, what, columns, remedy, kind, only)
     with reading(path, what, remedy, kind):
@@ -268,9 +274,14 @@ def _check_array(header: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtyp
 
 
 def read_array(
-    path: Path, what: str, dtype: str, shape: Sequence[int | None], mapped: bool = False, remedy: str = AGAIN,
+    path: Path,
+    what: str,
+    dtype: str,
+    shape: Sequence[int | None],
+    mapped: bool = False,
+    remedy: str = AGAIN,
     kind: Kind = RunFolderError,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """An .npy of this dtype and shape, in which None is any length; mapped: its values stay on disk."""
     path = Path(path)
     with reading(path, what, remedy, kind):

@@ -30,9 +30,17 @@ from manihot.records.run_places import (
 from manihot.records.summaries import FORMAT, read_run_record
 
 __all__ = [
-    "BACKBONE", "ENSEMBLE", "HEAD", "NETWORK", "REFITTED", "TORCH_NETWORK", "WHOLE", "FoldFolder", "MemberFolder",
+    "BACKBONE",
+    "ENSEMBLE",
+    "HEAD",
+    "NETWORK",
+    "REFITTED",
+    "TORCH_NETWORK",
+    "WHOLE",
+    "FoldFolder",
+    "MemberFolder",
     "RunFolder",
-]  # fmt: skip
+]
 
 Files = Sequence[str | Path]  # in a run folder
 

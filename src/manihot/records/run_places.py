@@ -427,10 +427,16 @@ class RunPlaces:
         """What others need of the run, whatever kind of file it is: networks, predictions, blend, trust, scores."""
         tables, of_fold = ("json", "csv", "parquet", "npz", "png"), (HEAD, NETWORK, TORCH_NETWORK, "history.jsonl")
         patterns = (
-            RECORD, MANIFEST, FOLDS, "metrics.json", "predictions/*.parquet", "watch/*.parquet",
+            RECORD,
+            MANIFEST,
+            FOLDS,
+            "metrics.json",
+            "predictions/*.parquet",
+            "watch/*.parquet",
             *(f"{folder}/*.{suffix}" for folder in ("blend", "trust") for suffix in tables),
-            f"members/*/{BACKBONE}", *(f"members/*/*/{name}" for name in of_fold),
-        )  # fmt: skip
+            f"members/*/{BACKBONE}",
+            *(f"members/*/*/{name}" for name in of_fold),
+        )
         found = {file for pattern in patterns for file in self.path.glob(pattern)}
         twice = {file for file in found if file.name == TORCH_NETWORK and file.with_name(NETWORK) in found}
         return sorted(found - twice)  # as ONNX a network needs no torch; both would double the zip
@@ -447,10 +453,25 @@ class RunPlaces:
     def written_folders(self) -> Iterator[Path]:
         """The folders that a run writes into, without links: whatever else lies here is none of ours."""
         patterns = (
-            "", "audit", "audit/thumbnails", "audit/thumbnails/parts", "audit/thumbnails/parts/*", "predictions",
-            "blend", "trust", "watch", "thumbnails", "store", "features/*", "members/*", "members/*/*",
-            "members/*/*/stage*", "photos", "photos/*", "originals",
-        )  # fmt: skip
+            "",
+            "audit",
+            "audit/thumbnails",
+            "audit/thumbnails/parts",
+            "audit/thumbnails/parts/*",
+            "predictions",
+            "blend",
+            "trust",
+            "watch",
+            "thumbnails",
+            "store",
+            "features/*",
+            "members/*",
+            "members/*/*",
+            "members/*/*/stage*",
+            "photos",
+            "photos/*",
+            "originals",
+        )
         for pattern in patterns:
             for folder in self.path.glob(pattern) if pattern else [self.path]:
                 below = folder.relative_to(self.path).parts

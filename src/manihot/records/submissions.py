@@ -102,9 +102,13 @@ def _names_of(path: str) -> list[str]:
 
 
 def save_submission(
-    predictions: Predictions, path: Path, also: Mapping[str, int] | None = None, paths: Mapping[str, str] | None = None,
-    sample: Sample | None = None, otherwise: int | None = None,
-) -> list[str]:  # fmt: skip
+    predictions: Predictions,
+    path: Path,
+    also: Mapping[str, int] | None = None,
+    paths: Mapping[str, str] | None = None,
+    sample: Sample | None = None,
+    otherwise: int | None = None,
+) -> list[str]:
     """Write a submission as CSV, atomically; remarks about it.
 
     also: the place in `classes` of what is said of photographs that have no prediction, by their ids. paths: the file
@@ -296,9 +300,7 @@ def _compare_ids(ids: list[str], lines: list[int], wanted: Sample) -> list[str]:
     return said
 
 
-def _compare_cells(
-    cells: list[str], lines: list[int], name: str, sample: np.ndarray, probabilities: bool
-) -> list[str]:
+def _compare_cells(cells: list[str], lines: list[int], name: str, sample: np.ndarray, probabilities: bool) -> list[str]:
     if empty := [line for line, cell in zip(lines, cells) if not cell]:
         return [f"column {shown(name)!r}: {len(empty)} empty cells, first in line {empty[0]}"]
     filled = [cell for cell in sample if cell]

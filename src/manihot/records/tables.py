@@ -26,13 +26,23 @@ SEPARATORS = ",;\t|"
 SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 MOST_TABLE = 2 << 30  # bytes; a row for each of ten million photographs takes less
 LONGEST_CELL = 131_072  # characters; Python's csv module has the same limit
-MARKS = ((b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"),
-         (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"))  # fmt: skip
+MARKS = (
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+)
 OTHER_KINDS = {
-    b"PK\x03\x04": "an Excel workbook or a zip", b"\xd0\xcf\x11\xe0": "an old Excel workbook", b"PAR1": "parquet",
-    b"%PDF": "a PDF", b"\x1f\x8b": "packed by gzip", b"\xff\xd8\xff": "a JPEG", b"\x89PNG": "a PNG",
+    b"PK\x03\x04": "an Excel workbook or a zip",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"PAR1": "parquet",
+    b"%PDF": "a PDF",
+    b"\x1f\x8b": "packed by gzip",
+    b"\xff\xd8\xff": "a JPEG",
+    b"\x89PNG": "a PNG",
     b"SQLite format 3": "an SQLite database",
-}  # fmt: skip
+}
 AS_UTF8 = "save it as UTF-8; in Excel: File, Save As, CSV UTF-8"
 WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 MOST_DIGITS = 15  # of a class number: all that a float holds exactly, as tables pass through spreadsheets
@@ -130,8 +140,9 @@ def decode_text(path: Path, data: bytes) -> str:
         return data.decode(mark)
     except UnicodeDecodeError as error:
         if mark not in ("utf-8", "utf-8-sig"):
-            raise DataError(f"{path}: its mark says {mark}, but it is cut off or damaged ({error.reason})", AS_UTF8) \
-                from error  # fmt: skip
+            raise DataError(
+                f"{path}: its mark says {mark}, but it is cut off or damaged ({error.reason})", AS_UTF8
+            ) from error
         at = error.start + (3 if mark == "utf-8-sig" else 0)
         start = max(data.rfind(b"\n", 0, at), data.rfind(b"\r", 0, at)) + 1
         word = shown(data[max(start, at - 12) : at + 8].split(b"\n")[0].decode("cp1252", "replace"))

@@ -135,12 +135,18 @@ def _labels(
         found = [] if nearest is None or isinstance(nearest, float) else [given[i] for i in nearest if i in given]
         cards.append(
             {
-                "id": row["image_id"], "rank": rank, "given": row["given_label"], "suggested": row["suggested_label"],
-                "score": row["label_score"], "answer": row.get("predicted_label"),
-                "probability": row.get("predicted_probability"), "given_probability": row.get("self_confidence"),
-                "nearest": Counter(found).most_common(3), "copies": _copies_say(row, duplicates, classes),
+                "id": row["image_id"],
+                "rank": rank,
+                "given": row["given_label"],
+                "suggested": row["suggested_label"],
+                "score": row["label_score"],
+                "answer": row.get("predicted_label"),
+                "probability": row.get("predicted_probability"),
+                "given_probability": row.get("self_confidence"),
+                "nearest": Counter(found).most_common(3),
+                "copies": _copies_say(row, duplicates, classes),
             }
-        )  # fmt: skip
+        )
     of_pair = {(pair["given"], pair["suggested"]): number for number, pair in enumerate(pairs)}
     for card in cards:
         card["pair"] = of_pair.get((card["given"], card["suggested"]))
@@ -150,13 +156,17 @@ def _labels(
     named = {name for pair in pairs for name in (pair["given"], pair["suggested"])}
     order = [name for name in classes if name in named] + sorted(named - set(classes))
     return {
-        "judged": len(issues), "wrong": len(wrong), "cards": cards, "pairs": pairs, "order": order,
+        "judged": len(issues),
+        "wrong": len(wrong),
+        "cards": cards,
+        "pairs": pairs,
+        "order": order,
         "grid": {(pair["given"], pair["suggested"]): pair for pair in pairs} if len(order) <= GRID_CLASSES else None,
         "largest": max([pair["n"] for pair in pairs], default=1),
         "learned": learned(issues) if "predicted_label" in issues else True,
         "right": (issues["predicted_label"] == issues["given_label"]).mean() if "predicted_label" in issues else None,
         "evidence": [n for n in ("knn_score", "trajectory_score") if n in issues and issues[n].notna().any()],
-    }  # fmt: skip
+    }
 
 
 def _evidence(material: Material) -> str:
@@ -202,23 +212,30 @@ def _duplicates(table: pd.DataFrame | None, classes: tuple[str, ...]) -> dict[st
         commonest = rows["label"].mode().iloc[0]
         groups.append(
             {
-                **{flag: bool(facts[flag]) for flag in flags}, "n": int(facts["n"]),
+                **{flag: bool(facts[flag]) for flag in flags},
+                "n": int(facts["n"]),
                 "members": [
                     {
-                        "id": row["image_id"], "label": _name(classes, row["label"]), "source": row["source"],
-                        "kind": str(row["kind"]), "split": row["split"], "odd": row["label"] != commonest,
+                        "id": row["image_id"],
+                        "label": _name(classes, row["label"]),
+                        "source": row["source"],
+                        "kind": str(row["kind"]),
+                        "split": row["split"],
+                        "odd": row["label"] != commonest,
                     }
                     for row in rows.head(room).to_dict("records")
                 ],
             }
-        )  # fmt: skip
+        )
     kinds = table["kind"].astype(str).value_counts()
     return {
-        "photographs": len(table), "n": len(about), "groups": [group for group in groups if group["members"]],
+        "photographs": len(table),
+        "n": len(about),
+        "groups": [group for group in groups if group["members"]],
         **{flag: int(about[flag].sum()) for flag in flags},
         "kinds": [{"name": k, "n": int(n), "says": KINDS.get(k, "")} for k, n in kinds.items()],
         "several_sources": table["source"].nunique() > 1,
-    }  # fmt: skip
+    }
 
 
 def _outliers(issues: pd.DataFrame | None, duplicates: pd.DataFrame | None) -> list[dict[str, Any]]:
@@ -278,9 +295,12 @@ def _sources(material: Material, tables: dict[str, pd.DataFrame]) -> dict[str, A
         pairs.append({**own, "easily": _easily(row["auc"]), "moved": moved, "features": features, "examples": shown})
     differ = 0 if drift is None else int(drift["differ"].sum())
     return {
-        "pairs": pairs, "n_pairs": 0 if drift is None else len(drift), "n_differ": differ,
-        "means": _mean_images(material, priors), **_shares(priors),
-    }  # fmt: skip
+        "pairs": pairs,
+        "n_pairs": 0 if drift is None else len(drift),
+        "n_differ": differ,
+        "means": _mean_images(material, priors),
+        **_shares(priors),
+    }
 
 
 def _of_pair(table: pd.DataFrame | None, row: dict[Any, Any]) -> list[dict[Any, Any]]:
@@ -346,5 +366,9 @@ def _what_if(material: Material, table: pd.DataFrame | None) -> dict[str, Any] |
         places = [0.5 + 0.48 * row[key] / reach for key in ("low", "gain", "high")]
         row.update(says=ARM_NAMES.get(row["arm"], ""), places=places)
     judges = [(judge, [row for row in rows if row["judged_on"] == judge]) for judge in table["judged_on"].unique()]
-    return {"sentence": record.get("sentence", ""), "level": record.get("level"), "judges": judges,
-            "run_folds": bool(record.get("run_folds"))}  # fmt: skip
+    return {
+        "sentence": record.get("sentence", ""),
+        "level": record.get("level"),
+        "judges": judges,
+        "run_folds": bool(record.get("run_folds")),
+    }

@@ -83,11 +83,13 @@ def list_files(run: Path) -> list[dict[str, Any]]:
     known = [name for name in TABLES if name in names]
     return [
         {
-            "name": name, "holds": TABLES[name].holds if name in TABLES else "",
+            "name": name,
+            "holds": TABLES[name].holds if name in TABLES else "",
             "links": [
                 (kind, link(run, path))
-                for kind, path in (("csv", audit.csv(name)), ("parquet", audit.table(name))) if path.is_file()
+                for kind, path in (("csv", audit.csv(name)), ("parquet", audit.table(name)))
+                if path.is_file()
             ],
         }
         for name in [*known, *(name for name in names if name not in TABLES)]
-    ]  # fmt: skip
+    ]

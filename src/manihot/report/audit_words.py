@@ -12,10 +12,14 @@ from manihot.report.words import count_of, number, percent
 
 
 def describe_findings(
-    manifest: Manifest | None, duplicates: dict[str, Any] | None, lookalikes: dict[str, Any] | None,
-    bursts: dict[str, Any] | None, composition: dict[str, Any] | None, sources: dict[str, Any] | None,
+    manifest: Manifest | None,
+    duplicates: dict[str, Any] | None,
+    lookalikes: dict[str, Any] | None,
+    bursts: dict[str, Any] | None,
+    composition: dict[str, Any] | None,
+    sources: dict[str, Any] | None,
     what_if: dict[str, Any] | None,
-) -> list[tuple[str, str]]:  # fmt: skip
+) -> list[tuple[str, str]]:
     """The findings in words, after that on the labels: the section that each leads to, and the sentence."""
     said = []
     if duplicates:
@@ -81,6 +85,7 @@ def _strongest(pair: dict[str, Any]) -> str:
     told = [row for row in pair["features"][:1] if row["low"] > 0.5 or row["high"] < 0.5]
     words = (
         f" The strongest single measurement: {row['measurement'].replace('_', ' ')}, {row['median_first']:.3g} against "
-        f"{row['median_second']:.3g}." for row in told
-    )  # fmt: skip
+        f"{row['median_second']:.3g}."
+        for row in told
+    )
     return "".join(words)

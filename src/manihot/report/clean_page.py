@@ -24,9 +24,14 @@ from manihot.report.thumbnails import Thumbnails
 
 SHOWN = 48  # pictures of one action
 HEADS = {
-    "before": "before", "after": "after", "dropped": "left out", "relabelled_away": "moved away",
-    "relabelled_to": "moved here", "soft": "soft", "down_weighted": "weighted down",
-}  # fmt: skip
+    "before": "before",
+    "after": "after",
+    "dropped": "left out",
+    "relabelled_away": "moved away",
+    "relabelled_to": "moved here",
+    "soft": "soft",
+    "down_weighted": "weighted down",
+}
 ACTIONS = {
     "drop": ("Left out", "Not in the new manifest; the files are not deleted."),
     "relabel": ("Relabelled", "The old label is struck out; the new one follows the arrow."),
@@ -60,12 +65,17 @@ def contents(folder: Path) -> dict[str, Any]:
     thumbs.draw((card["id"] for part in parts for card in part["cards"]), "Drawing cleaned photographs")
     files = (MANIFEST, "decisions.csv", "dropped.csv", "before_after.csv")
     return {
-        "title": folder.absolute().name, "parts": parts, "thumbs": thumbs, "gone": thumbs.faults(),
+        "title": folder.absolute().name,
+        "parts": parts,
+        "thumbs": thumbs,
+        "gone": thumbs.faults(),
         "counts": counts_table(counts),
-        "changed": sum(part["n"] for part in parts), "judged": len(photographs), "stay": len(cleaned),
+        "changed": sum(part["n"] for part in parts),
+        "judged": len(photographs),
+        "stay": len(cleaned),
         "kept": int((decisions["action"] == "keep").sum()),
         "files": [name for name in files if (folder / name).is_file()],
-    }  # fmt: skip
+    }
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -86,9 +96,7 @@ def _card(row: dict[Any, Any]) -> dict[str, Any]:
         new = [(name, share) for share, name in sorted(found, reverse=True)]
     elif row["action"] == "down_weight":
         weight = f"{float(row['weight']):g}"
-    return {
-        "id": row["image_id"], "given": row["given_label"], "new": new, "weight": weight, "reason": row["reason"]
-    }  # fmt: skip
+    return {"id": row["image_id"], "given": row["given_label"], "new": new, "weight": weight, "reason": row["reason"]}
 
 
 def counts_table(counts: pd.DataFrame) -> dict[str, Any]:
@@ -124,5 +132,7 @@ def cleaned_before(manifest: Manifest | None, run: Path) -> dict[str, Any] | Non
         "counts": None if counts is None else counts_table(counts),
         "dropped": None if counts is None else int(counts["dropped"].astype(int).sum()),
         "moved": int((table["label"] != table["original_label"]).sum()),
-        "soft": int(decided.get("soft", 0)), "lighter": int(decided.get("down_weight", 0)), "n": len(table),
-    }  # fmt: skip
+        "soft": int(decided.get("soft", 0)),
+        "lighter": int(decided.get("down_weight", 0)),
+        "n": len(table),
+    }

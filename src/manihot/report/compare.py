@@ -37,13 +37,35 @@ SPLITS = ("oof", "test")
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss", "ece")
 QUICK_REPEATS = 200  # resamples for a run that is still going on
 COLUMNS = [
-    "run", "member", "split", "status", "n", "accuracy", "accuracy_low", "accuracy_high", *SCORES[1:],
-    "folds", "seconds", "recipe", "seed",
-]  # fmt: skip
+    "run",
+    "member",
+    "split",
+    "status",
+    "n",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    *SCORES[1:],
+    "folds",
+    "seconds",
+    "recipe",
+    "seed",
+]
 HEADINGS = (
-    "run", "member", "split", "n", "accuracy", "balanced", "macro-F1", "log loss", "ECE", "folds", "time",
-    "recipe", "seed",
-)  # fmt: skip
+    "run",
+    "member",
+    "split",
+    "n",
+    "accuracy",
+    "balanced",
+    "macro-F1",
+    "log loss",
+    "ECE",
+    "folds",
+    "time",
+    "recipe",
+    "seed",
+)
 KEEP = ("run", "member", "split", "n", "accuracy")  # columns that the narrowest terminal shows
 LEFT = ("run", "member", "split", "folds", "recipe")
 
@@ -99,13 +121,20 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
     if not pd.isna(row["accuracy_low"]):
         score += f" ({_percent(row['accuracy_low'])}–{_percent(row['accuracy_high'])})"
     cells = [
-        row["run"], row["member"],
+        row["run"],
+        row["member"],
         row["split"] if row["status"] == "done" else f"{row['split']}, {row['status']}",
-        "–" if pd.isna(row["n"]) else f"{row['n']:.0f}", score,
-        _percent(row["balanced_accuracy"]), _percent(row["macro_f1"]), _number(row["log_loss"]),
-        _number(row["ece"]), " ".join(_percent(fold) for fold in row["folds"]), duration(row["seconds"]),
-        row["recipe"], "" if pd.isna(row["seed"]) else f"{row['seed']:.0f}",
-    ]  # fmt: skip
+        "–" if pd.isna(row["n"]) else f"{row['n']:.0f}",
+        score,
+        _percent(row["balanced_accuracy"]),
+        _percent(row["macro_f1"]),
+        _number(row["log_loss"]),
+        _number(row["ece"]),
+        " ".join(_percent(fold) for fold in row["folds"]),
+        duration(row["seconds"]),
+        row["recipe"],
+        "" if pd.isna(row["seed"]) else f"{row['seed']:.0f}",
+    ]
     return dict(zip(HEADINGS, map(str, cells), strict=True))
 
 
@@ -173,8 +202,9 @@ def _rows(run: Path, name: str) -> list[dict[str, Any]]:
             found = part.get(split)
             if found is None and (split == "test" or "test" in part):
                 continue
-            rows.append({**about, "member": member, "split": split, "folds": folds if split == "oof" else [],
-                         **_scores(found)})  # fmt: skip
+            rows.append(
+                {**about, "member": member, "split": split, "folds": folds if split == "oof" else [], **_scores(found)}
+            )
     return rows or [{**about, "member": "", "split": "oof", "folds": [], **_scores(None)}]
 
 

@@ -62,9 +62,15 @@ LIMITS = (
 
 
 def explain(
-    model: Path, photos: Sequence[Path], out: Path, *, every_fold: bool = False, device: str = "cpu", top: int = 2,
+    model: Path,
+    photos: Sequence[Path],
+    out: Path,
+    *,
+    every_fold: bool = False,
+    device: str = "cpu",
+    top: int = 2,
     other: OpenExplainer | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write a page of photographs with heat maps for the `top` most probable classes; returns the page's path.
 
     model: a run folder, RUN/members/NAME or a network's file; of a run its first member is explained. photos:
@@ -83,8 +89,10 @@ def explain(
     models = load_model(Path(model))
     one = models[0]
     if len(models) > 1:
-        say(f"{model} has {len(models)} members that see photographs differently; the first is explained. Name "
-            "RUN/members/NAME for another.")  # fmt: skip
+        say(
+            f"{model} has {len(models)} members that see photographs differently; the first is explained. Name "
+            "RUN/members/NAME for another."
+        )
     as_page = out.suffix.lower() == ".html"
     files, cards = list(shown), []
     asked = one.files if every_fold else one.files[:1]
@@ -196,9 +204,7 @@ def _about(model: TrainedModel, every_fold: bool, method: str) -> dict[str, Any]
     taps, views, folds = model.card.model.taps, len(model.views), len(model.files)
     said = [MEANINGS[kind] for kind in kinds]
     if taps and "grad_cam" in kinds:
-        said.append(
-            f"This network reads its feature maps at {len(taps) + 1} depths; the map adds the evidence of all."
-        )
+        said.append(f"This network reads its feature maps at {len(taps) + 1} depths; the map adds the evidence of all.")
     elif taps:
         said.append("This network also reads earlier layers, which a rollout to the last one does not show.")
     of = f"the mean of {folds} networks" if every_fold and folds > 1 else "one network"
@@ -217,9 +223,11 @@ def _about(model: TrainedModel, every_fold: bool, method: str) -> dict[str, Any]
 
 
 def explain_mistakes(
-    material: Material, cards: Sequence[dict[str, Any]], other: OpenExplainer | None = None,
+    material: Material,
+    cards: Sequence[dict[str, Any]],
+    other: OpenExplainer | None = None,
     kept: dict[str, Thumbnail] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Heat maps for the first of a report's mistakes, for the class that the model answered.
 
     Each photograph is explained by the network that had not seen it. other: opens networks that need torch. kept:
@@ -263,9 +271,13 @@ def _networks(material: Material) -> dict[int, Path]:
 
 
 def _explain_cards(
-    files: dict[int, Path], cards: Sequence[dict[str, Any]], fold_of: dict[str, int], path_of: dict[str, Path],
-    classes: tuple[str, ...], other: OpenExplainer | None,
-) -> tuple[dict[str, Thumbnail], str]:  # fmt: skip
+    files: dict[int, Path],
+    cards: Sequence[dict[str, Any]],
+    fold_of: dict[str, int],
+    path_of: dict[str, Path],
+    classes: tuple[str, ...],
+    other: OpenExplainer | None,
+) -> tuple[dict[str, Thumbnail], str]:
     """The heat maps by image id, and by which method."""
     from manihot.infer.explain import explain_photos, open_explainer
     from manihot.infer.models import read_card

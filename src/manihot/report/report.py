@@ -156,9 +156,7 @@ def _data(material: Material) -> dict[str, Any] | None:
     return {
         "n": len(table),
         "unlabelled": int((table["label"] < 0).sum()),
-        "classes": [
-            {"name": name, "n": int(n), "share": n / max(1, counts.sum())} for name, n in zip(classes, counts)
-        ],
+        "classes": [{"name": name, "n": int(n), "share": n / max(1, counts.sum())} for name, n in zip(classes, counts)],
         "largest": max(1, int(counts.max())) if len(counts) else 1,
         "sources": [
             {"name": name, "n": int(n), "classes": by_source.loc[name].tolist()}
@@ -237,8 +235,7 @@ def _curves(material: Material) -> list[dict[str, Any]]:
     shown = list(material.histories.items())[:CURVES]
     draw = figures.learning_curves
     return [
-        {"member": name, "figures": [draw(folds, what, name) for what in ("loss", "accuracy")]}
-        for name, folds in shown
+        {"member": name, "figures": [draw(folds, what, name) for what in ("loss", "accuracy")]} for name, folds in shown
     ]
 
 
@@ -259,8 +256,7 @@ def _confusion(found: dict[str, Any] | None) -> dict[str, Any] | None:
         "support": support.tolist(),
         "picture": figures.heatmap(shares) if len(counts) > GRID_CLASSES else None,
         "pairs": [
-            {"given": names[i], "taken": names[j], "n": int(counts[i, j]), "of": int(support[i])}
-            for i, j in pairs
+            {"given": names[i], "taken": names[j], "n": int(counts[i, j]), "of": int(support[i])} for i, j in pairs
         ],
     }
 

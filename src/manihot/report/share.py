@@ -60,8 +60,10 @@ def _without_links(folder: RunFolder, files: list[Path]) -> list[Path]:
     names = Counter((about.st_dev, about.st_ino) for about in facts.values() if stat.S_ISREG(about.st_mode))
     kept, links = [], []
     for file, about in facts.items():
-        below = [folder.path.joinpath(*file.relative_to(folder.path).parts[: k + 1])
-                 for k in range(len(file.relative_to(folder.path).parts))]  # fmt: skip
+        below = [
+            folder.path.joinpath(*file.relative_to(folder.path).parts[: k + 1])
+            for k in range(len(file.relative_to(folder.path).parts))
+        ]
         if any(step.is_symlink() for step in below) or (
             stat.S_ISREG(about.st_mode) and about.st_nlink > names[about.st_dev, about.st_ino]
         ):

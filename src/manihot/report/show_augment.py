@@ -37,23 +37,17 @@ def show_augment(recipe: Recipe, photo: Path, out: Path, epochs: Sequence[int] =
     """
     out, photo = Path(out), Path(photo)
     if out.suffix.lower() not in WRITERS:
-        raise SettingsError(
-            f"{out}: pictures are written as {' or '.join(WRITERS)}", "choose such a file name"
-        )
+        raise SettingsError(f"{out}: pictures are written as {' or '.join(WRITERS)}", "choose such a file name")
     try:
         rgb = decode_photo(photo)
     except PhotoFault as fault:
         raise DataError(f"{photo}: {fault.detail}", fault.remedy) from fault
-    sections = {
-        name: augmented_pictures(member, rgb, epochs, n) for name, member in recipe.member_recipes().items()
-    }
+    sections = {name: augmented_pictures(member, rgb, epochs, n) for name, member in recipe.member_recipes().items()}
     WRITERS[out.suffix.lower()](out, f"{recipe.name or 'recipe'}: augmentations of {photo.name}", sections)
     return out
 
 
-def augmented_pictures(
-    recipe: Recipe, rgb: np.ndarray, epochs: Sequence[int] = (), n: int = 24
-) -> list[Shown]:
+def augmented_pictures(recipe: Recipe, rgb: np.ndarray, epochs: Sequence[int] = (), n: int = 24) -> list[Shown]:
     """The picture without augmentation, then `n` as training sees them; captions say what was drawn."""
     size = input_size(recipe.photo, (rgb.shape[0], rgb.shape[1]))
     stored = (round(size[0] * recipe.photo.store_scale), round(size[1] * recipe.photo.store_scale))

@@ -54,11 +54,15 @@ def contents(found: dict[str, Any]) -> dict[str, Any]:
         told = row["reported"]
         row["mark"] = None if told is None or abs(told) > reach else 0.5 + 0.48 * told / reach
     return {
-        **found, "title": found["name"], "compared": compared, "tables": by_table(compared), "reach": reach,
+        **found,
+        "title": found["name"],
+        "compared": compared,
+        "tables": by_table(compared),
+        "reach": reach,
         "counts": {kind: sum(row["judgement"] == kind and not row["chance"] for row in compared) for kind in COLOURS},
         "others": [row for row in found["arms"] if row["difference"] is None and row["arm"] != "baseline"],
         "baseline": next((row for row in found["arms"] if row["arm"] == "baseline"), None),
-    }  # fmt: skip
+    }
 
 
 def by_table(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

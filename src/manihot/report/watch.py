@@ -72,9 +72,16 @@ ADVICE = {
 
 
 def watch(
-    model: Path, photos: Path | Sequence[Path], out: Path, *, engine: Engine | None = None, seed: int = 0,
-    most: int = MOST, workers: int = 2, columns: TableOptions = EVERYTHING_GUESSED,
-) -> DriftReport:  # fmt: skip
+    model: Path,
+    photos: Path | Sequence[Path],
+    out: Path,
+    *,
+    engine: Engine | None = None,
+    seed: int = 0,
+    most: int = MOST,
+    workers: int = 2,
+    columns: TableOptions = EVERYTHING_GUESSED,
+) -> DriftReport:
     """Compare new photographs with what a model was fitted on; writes OUT/WATCH.html, watch.json and new.parquet.
 
     model: a run folder, RUN/members/NAME or a network's file. photos, columns: see `manihot.scan`; a
@@ -172,9 +179,14 @@ def _by_source(new: Manifest, made: Predictions, far: pd.DataFrame) -> list[dict
 
 
 def _contents(
-    record: dict[str, Any], report: DriftReport, fitted: Fitted, made: Predictions, new: Manifest, out: Path,
+    record: dict[str, Any],
+    report: DriftReport,
+    fitted: Fitted,
+    made: Predictions,
+    new: Manifest,
+    out: Path,
     left_out: pd.DataFrame,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Everything the template shows, as plain values."""
     thumbs, then = Thumbnails(new, out), Thumbnails(fitted.manifest, out)
     thumbs.draw((row["image_id"] for row in record["furthest"]), "Drawing photographs")

@@ -56,9 +56,7 @@ def signed(value: float | None, digits: int, times: float = 1) -> str:
     return f"{rounded:+.{digits}f}".replace("-", "−")
 
 
-def headline(
-    found: dict[str, Any] | None, split: str, made: Predictions | None, done: bool
-) -> dict[str, str] | None:
+def headline(found: dict[str, Any] | None, split: str, made: Predictions | None, done: bool) -> dict[str, str] | None:
     """What a reader sees first: accuracy, interval, on what, and the accuracy of always predicting one class."""
     if not found or not found["n"]:
         return None

@@ -62,4 +62,4 @@ __all__ = [
     "recipe_names",
     "suggest",
     "validated",
-]  # fmt: skip
+]

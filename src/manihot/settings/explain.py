@@ -17,9 +17,7 @@ MOST_TOLD = 10  # faults of one file
 T = TypeVar("T", bound=BaseModel)
 
 
-def validated(
-    kind: type[T], values: Any, lines: Mapping[KeyPath, str], prefix: KeyPath = (), above: str = ""
-) -> T:
+def validated(kind: type[T], values: Any, lines: Mapping[KeyPath, str], prefix: KeyPath = (), above: str = "") -> T:
     """`values` as the group `kind`; SettingsError with file, line and remedy of all that is wrong.
 
     prefix: where `values` stand in the file that `lines` is of. above: what a key's name begins with in errors.

@@ -288,16 +288,24 @@ def _check_member(name: str, changes: dict[str, Any], lines: Lines) -> None:
     for key in changes:
         where = lines.get(("members", name, key), where)
         if key in NOT_OF_MEMBERS:
-            raise SettingsError(
-                f"{where}: member {name!r} can't set {key!r}",
-                "set it outside `members`, for all",
-            )
+            raise SettingsError(f"{where}: member {name!r} can't set {key!r}", "set it outside `members`, for all")
 
 
 IN_STAGES = {
-    "photo", "sources", "sampling", "augment", "mixing", "loss", "optimizer", "schedule", "averaging", "labels", "step",
-    "train", "model",
-}  # fmt: skip
+    "photo",
+    "sources",
+    "sampling",
+    "augment",
+    "mixing",
+    "loss",
+    "optimizer",
+    "schedule",
+    "averaging",
+    "labels",
+    "step",
+    "train",
+    "model",
+}
 OF_MODEL_IN_STAGES = {"dropout", "dropout_samples", "drop_path", "freeze_stages", "freeze_norm"}
 
 
@@ -329,8 +337,9 @@ def merge(below: Any, above: Any, key: str = "") -> Any:
 
 # Groups with a name among their settings, none of which belongs to that name alone as those of a Choice do.
 NAMED_GROUPS = {
-    key for key, field in Recipe.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, Group)
+    key
+    for key, field in Recipe.model_fields.items()
+    if isinstance(field.annotation, type)
+    and issubclass(field.annotation, Group)
     and "name" in field.annotation.model_fields
-}  # fmt: skip
-
+}

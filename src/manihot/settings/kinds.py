@@ -46,4 +46,3 @@ def suggest(wrong: str, names: Sequence[str]) -> str:
     alike = [name for name in names if name.casefold() == str(wrong).casefold()]
     near = alike or difflib.get_close_matches(str(wrong), list(names), n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(sorted(names))}"
-

@@ -160,5 +160,3 @@ def _set(tree: Any, path: KeyPath, value: Any, said: str) -> None:
         tree[str(last)] = merge(tree.get(str(last)), value, str(last))
     else:
         raise SettingsError(f"{said}: {last!r} stands below a value, not a group")
-
-

@@ -51,8 +51,12 @@ WORDS = {
 }
 CORE = "tag:yaml.org,2002:"
 KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,), "int": (int,), "float": (float, int), "bool": (bool,), "null": (type(None),),
-}  # fmt: skip
+    "str": (str,),
+    "int": (int,),
+    "float": (float, int),
+    "bool": (bool,),
+    "null": (type(None),),
+}
 HINTS = (
     ("mapping values are not allowed", "put a text that contains ': ' in quotes"),
     ("'\\t'", "indent with spaces, not tabs"),

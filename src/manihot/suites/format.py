@@ -148,8 +148,9 @@ def load_suite(
     of_base |= {("members", key[0]): at for key, at in of_arms.items() if len(key) == 1}
     recipe = make_recipe(
         {**base, "name": head.name or Path(path).stem, "members": members, "description": head.description},
-        of_base, overrides,
-    )  # fmt: skip
+        of_base,
+        overrides,
+    )
     return Suite(recipe.name, head.description, head.source, head.margin, arms, recipe, second)
 
 

@@ -35,17 +35,46 @@ from manihot.suites.format import BASELINE, Suite, load_suite
 from manihot.suites.verdicts import AGREES, CANNOT_TELL, CONTRADICTS, LEVEL, Effect, compare_pairs, judge
 
 COLUMNS = [
-    "arm", "table", "against", "change", "status", "why", "verdict", "reported", "said", "judgement", "photographs",
-    "accuracy", "accuracy_against", "difference", "low", "high", "p", "holm", "beyond_chance", "log_loss_difference",
-    "log_loss_low", "log_loss_high", "chance",
-]  # fmt: skip
+    "arm",
+    "table",
+    "against",
+    "change",
+    "status",
+    "why",
+    "verdict",
+    "reported",
+    "said",
+    "judgement",
+    "photographs",
+    "accuracy",
+    "accuracy_against",
+    "difference",
+    "low",
+    "high",
+    "p",
+    "holm",
+    "beyond_chance",
+    "log_loss_difference",
+    "log_loss_low",
+    "log_loss_high",
+    "chance",
+]
 
 
 def run_suite(
-    name: str | Path, photos: Path | Sequence[Path], out: Path, *, only: Sequence[str] = (),
-    overrides: Sequence[str] = (), second: str = "", second_but: Sequence[str] = (), device: str = "auto",
-    workers: int = 2, update: bool = False, columns: TableOptions = EVERYTHING_GUESSED,
-) -> pd.DataFrame:  # fmt: skip
+    name: str | Path,
+    photos: Path | Sequence[Path],
+    out: Path,
+    *,
+    only: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    second: str = "",
+    second_but: Sequence[str] = (),
+    device: str = "auto",
+    workers: int = 2,
+    update: bool = False,
+    columns: TableOptions = EVERYTHING_GUESSED,
+) -> pd.DataFrame:
     """Train a suite's arms on photographs and compare them; one row an arm with the columns of COLUMNS.
 
     name: a suite of the package or a path. only: these arms and those that they need. overrides: `key=value`, settings
@@ -74,9 +103,15 @@ def run_suite(
 
 
 def _train(
-    folder: RunFolder, suite: Suite, chosen: list[str], manifest: Manifest, folds: list[int], digests: dict[str, str],
-    how: tuple[Toolbox, int], skipped: dict[str, str],
-) -> dict[str, str]:  # fmt: skip
+    folder: RunFolder,
+    suite: Suite,
+    chosen: list[str],
+    manifest: Manifest,
+    folds: list[int],
+    digests: dict[str, str],
+    how: tuple[Toolbox, int],
+    skipped: dict[str, str],
+) -> dict[str, str]:
     """Train the arms one after another, tables after each; why some could not be."""
     recipes = suite.recipe.member_recipes()
     trained = [arm for arm in chosen if not suite.arms[arm].of]
@@ -105,9 +140,15 @@ def _train(
 
 
 def train_arm(
-    folder: RunFolder, suite: Suite, arm: str, recipe: Recipe, manifest: Manifest, folds: list[int], tools: Toolbox,
+    folder: RunFolder,
+    suite: Suite,
+    arm: str,
+    recipe: Recipe,
+    manifest: Manifest,
+    folds: list[int],
+    tools: Toolbox,
     workers: int,
-) -> None:  # fmt: skip
+) -> None:
     """One arm on every fold, each a stage that is done once; an arm with `of` only looks again."""
     folds_alone = recipe.model_copy(update={"refit": False})
     member = make_member(folder, arm, folds_alone, manifest, tools, workers)
@@ -171,11 +212,18 @@ def write_results(
     rows = []
     for arm, about in suite.arms.items():
         row: dict[str, Any] = {
-            "arm": arm, "table": about.table, "against": "" if arm == BASELINE else about.against,
-            "change": in_words(about.set, second=about.second), "verdict": about.verdict, "reported": about.reported,
-            "said": about.said, "chance": about.chance, "status": "done" if arm in done else "not run",
-            "why": "" if arm in done else why.get(arm, "not yet"), "judgement": "",
-        }  # fmt: skip
+            "arm": arm,
+            "table": about.table,
+            "against": "" if arm == BASELINE else about.against,
+            "change": in_words(about.set, second=about.second),
+            "verdict": about.verdict,
+            "reported": about.reported,
+            "said": about.said,
+            "chance": about.chance,
+            "status": "done" if arm in done else "not run",
+            "why": "" if arm in done else why.get(arm, "not yet"),
+            "judgement": "",
+        }
         if arm in failed:
             row |= {"status": "failed", "why": failed[arm]}
         if arm in done:
@@ -214,12 +262,19 @@ def _save(folder: RunFolder, suite: Suite, table: pd.DataFrame, units: list[int]
     save_json(
         folder / "suite.json",
         {
-            "name": suite.name, "description": suite.description, "source": suite.source, "level": LEVEL,
-            "margin": suite.margin, "units": units[0] if units else None, "summary": summary(table),
+            "name": suite.name,
+            "description": suite.description,
+            "source": suite.source,
+            "level": LEVEL,
+            "margin": suite.margin,
+            "units": units[0] if units else None,
+            "summary": summary(table),
             "base": {key: recipe[key] for key in ("photo", "model", "train", "folds", "seed", "method")},
-            "photos": folder.record.get("photos", []), "device": folder.record.get("device", ""), "arms": plain,
+            "photos": folder.record.get("photos", []),
+            "device": folder.record.get("device", ""),
+            "arms": plain,
         },
-    )  # fmt: skip
+    )
     from manihot.report.suite_page import make_suite_page
 
     make_suite_page(folder.path)
@@ -261,11 +316,15 @@ def in_words(changes: dict[str, Any], *, second: str = "") -> str:
 def _short(value: Any) -> str:
     if isinstance(value, dict):
         own = [f"{key} {_short(inner)}" for key, inner in value.items() if key != "name"]
-        return " ".join([str(value["name"]), *(["(" + ", ".join(own) + ")"] if own else [])]) if "name" in value else (
-            ", ".join(own)
+        return (
+            " ".join([str(value["name"]), *(["(" + ", ".join(own) + ")"] if own else [])])
+            if "name" in value
+            else (", ".join(own))
         )
     if isinstance(value, (list, tuple)):
-        return ("[" + ", ".join(map(_short, value)) + "]") if value and not isinstance(value[0], dict) else (
-            " + ".join(map(_short, value)) or "none"
+        return (
+            ("[" + ", ".join(map(_short, value)) + "]")
+            if value and not isinstance(value[0], dict)
+            else (" + ".join(map(_short, value)) or "none")
         )
     return str(value)

@@ -56,9 +56,14 @@ class Effect:
 
 
 def compare_pairs(
-    predictions: Mapping[str, Predictions], pairs: Sequence[tuple[str, str]], groups: np.ndarray | None = None, *,
-    repeats: int = REPEATS, level: float = LEVEL, seed: int = 0,
-) -> list[Effect]:  # fmt: skip
+    predictions: Mapping[str, Predictions],
+    pairs: Sequence[tuple[str, str]],
+    groups: np.ndarray | None = None,
+    *,
+    repeats: int = REPEATS,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> list[Effect]:
     """The first less the second of each pair of arms, judged on the same photographs and the same resamples.
 
     predictions: by arm, all of the same photographs in the same order. groups: (N,) names, '' alone, drawn whole.
@@ -80,10 +85,20 @@ def compare_pairs(
         dearer, less, more = paired_interval(price[a] - price[b], units, level)
         found.append(
             Effect(
-                len(y), int(units.max()) + 1, float(right[a].mean()), float(right[b].mean()), float(gains.mean()),
-                low, high, sign_flip(gains, units, repeats, seed), 1.0, dearer, less, more,
+                len(y),
+                int(units.max()) + 1,
+                float(right[a].mean()),
+                float(right[b].mean()),
+                float(gains.mean()),
+                low,
+                high,
+                sign_flip(gains, units, repeats, seed),
+                1.0,
+                dearer,
+                less,
+                more,
             )
-        )  # fmt: skip
+        )
     together = holm(np.array([effect.p for effect in found]))
     return [replace(effect, holm=float(p)) for effect, p in zip(found, together, strict=True)]
 

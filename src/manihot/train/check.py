@@ -89,14 +89,9 @@ def check_mixing(member: Recipe, where: str) -> None:
     """SettingsError for a mix, a setting or probabilities that can't be."""
     try:
         if member.mixing:
-            mixer = Mixer(
-                member.mixing, 1, 0, epochs=member.train.epochs, cams=lambda images, targets: images[:, 0]
-            )
+            mixer = Mixer(member.mixing, 1, 0, epochs=member.train.epochs, cams=lambda images, targets: images[:, 0])
             if mixer.needs_cams and (
-                member.model.pooling != "avg"
-                or member.model.taps
-                or member.model.power
-                or member.model.tiles != (1, 1)
+                member.model.pooling != "avg" or member.model.taps or member.model.power or member.model.tiles != (1, 1)
             ):
                 raise SettingsError(
                     "SnapMix needs the activation map of average-pooled features",

@@ -154,9 +154,15 @@ class CycleGan:
 
 
 def fit_cyclegan(
-    photos: Photos, first: np.ndarray, second: np.ndarray, settings: Translation, folder: Path, device: torch.device,
-    inputs: str, names: tuple[str, str],
-) -> tuple[CycleGan, list[dict[str, Any]]]:  # fmt: skip
+    photos: Photos,
+    first: np.ndarray,
+    second: np.ndarray,
+    settings: Translation,
+    folder: Path,
+    device: torch.device,
+    inputs: str,
+    names: tuple[str, str],
+) -> tuple[CycleGan, list[dict[str, Any]]]:
     """Train on rows `first` and `second` of the store, or go on where a stopped call with the same `inputs` was.
 
     folder: gets last.ckpt and history.jsonl after every epoch, samples.png (original, translated, and back) and a
@@ -179,8 +185,9 @@ def fit_cyclegan(
         for own, other in track(steps, what, total=len(steps)):
             total += model.step(
                 to_network(_augmented(augmenter, photos, first, own, epoch), device),
-                to_network(_augmented(augmenter, photos, second, other, epoch), device), rng,
-            )  # fmt: skip
+                to_network(_augmented(augmenter, photos, second, other, epoch), device),
+                rng,
+            )
         row = _row(epoch, model, total / len(steps), time.perf_counter() - clock, what)
         history.append(row)
         rest = (settings.epochs - epoch - 1) * row["seconds"]
@@ -275,9 +282,13 @@ def _resume(path: Path, model: CycleGan, inputs: str) -> list[dict[str, Any]]:
 
 
 def draw_sheet(
-    model: CycleGan, photos: Photos, first: np.ndarray, second: np.ndarray, settings: Translation,
+    model: CycleGan,
+    photos: Photos,
+    first: np.ndarray,
+    second: np.ndarray,
+    settings: Translation,
     names: tuple[str, str],
-) -> Image.Image:  # fmt: skip
+) -> Image.Image:
     """Some photographs of each class, evenly spread: each as it is, translated, and translated back."""
     rows, edge = [], max(settings.size, 128)
     for way, other, own in zip(WAYS, reversed(WAYS), (first, second)):

@@ -353,9 +353,12 @@ def judge_together(loss: nn.Module) -> None:
 
 
 def of_whole_batch(
-    loss: Callable[..., Tensor], logits: Tensor, target: Tensor, sample_weights: Tensor | None,
+    loss: Callable[..., Tensor],
+    logits: Tensor,
+    target: Tensor,
+    sample_weights: Tensor | None,
     extra: Mapping[str, Tensor],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The loss of all processes' photographs, whose gradients, once averaged by photographs, are its own.
 
     Every process computes the same value and passes on the slope by its own photographs alone; what is no row of a

@@ -125,17 +125,28 @@ def _difference(name: str, found: np.ndarray, wanted: Tensor) -> float:
 def _write_traced(module: nn.Module, example: Tensor, path: str, outputs: list[str]) -> None:
     names = ["photos", *outputs]
     torch.onnx.export(
-        module, (example,), path, dynamo=False, opset_version=OPSET, input_names=names[:1], output_names=names[1:],
+        module,
+        (example,),
+        path,
+        dynamo=False,
+        opset_version=OPSET,
+        input_names=names[:1],
+        output_names=names[1:],
         dynamic_axes={name: {0: "n"} for name in names},
-    )  # fmt: skip
+    )
 
 
 def _write_exported(module: nn.Module, example: Tensor, path: str, outputs: list[str]) -> None:
     batch = torch.export.Dim("batch", min=1, max=4096)
     program = torch.onnx.export(
-        module, (example,), dynamo=True, input_names=["photos"], output_names=outputs,
-        dynamic_shapes={"photos": {0: batch}}, verbose=False,
-    )  # fmt: skip
+        module,
+        (example,),
+        dynamo=True,
+        input_names=["photos"],
+        output_names=outputs,
+        dynamic_shapes={"photos": {0: batch}},
+        verbose=False,
+    )
     assert program is not None
     program.save(path, external_data=False)
 

@@ -114,9 +114,15 @@ def _epochs_of(rows: list[dict[str, Any]], recipe: Recipe) -> int:
 
 
 def train_stage(
-    stage: Member, fold: int, train: np.ndarray, held: np.ndarray, folder: Path, before: Trained | None, what: str,
+    stage: Member,
+    fold: int,
+    train: np.ndarray,
+    held: np.ndarray,
+    folder: Path,
+    before: Trained | None,
+    what: str,
     epochs: int,
-) -> None:  # fmt: skip
+) -> None:
     """Train one stage and save its network into `folder`; a stopped one continues after its last epoch.
 
     epochs: after which it ends, the recipe's or fewer; rates and strengths are those of the recipe's number.
@@ -142,20 +148,26 @@ def train_stage(
             ),
         )
         labels, probs = manifest.labels[held], softmax(logits.astype(np.float64), axis=1)
-        return {
-            "loss": float(metrics.log_loss(labels, probs)),
-            "accuracy": float(metrics.accuracy(labels, probs)),
-        }
-
+        return {"loss": float(metrics.log_loss(labels, probs)), "accuracy": float(metrics.accuracy(labels, probs))}
 
     def save(network: torch.nn.Module) -> None:
         card = make_card(stage, fold, names, precision=precision)
         save_network(folder / TORCH_NETWORK, network, card)  # type: ignore[arg-type]
 
     progress = fit(
-        training.model, training.loader, training.batches, make_step(recipe.step), training.state, recipe,
-        stage.seed(fold), folder, judge if len(held) and of_classes else None, save, what, epochs,
-    )  # fmt: skip
+        training.model,
+        training.loader,
+        training.batches,
+        make_step(recipe.step),
+        training.state,
+        recipe,
+        stage.seed(fold),
+        folder,
+        judge if len(held) and of_classes else None,
+        save,
+        what,
+        epochs,
+    )
     if training.state.margins is not None and is_first():
         training.state.margins.save(folder, progress.margins)
 

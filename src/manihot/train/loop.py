@@ -94,10 +94,19 @@ class Skipped:
 
 
 def fit(
-    model: nn.Module, loader: Any, batches: EpochBatches, step: Step, state: StepState, recipe: Recipe,
-    seed: int, folder: Path, judge: Judge | None, save: Callable[[nn.Module], None], what: str,
+    model: nn.Module,
+    loader: Any,
+    batches: EpochBatches,
+    step: Step,
+    state: StepState,
+    recipe: Recipe,
+    seed: int,
+    folder: Path,
+    judge: Judge | None,
+    save: Callable[[nn.Module], None],
+    what: str,
     epochs: int | None = None,
-) -> Progress:  # fmt: skip
+) -> Progress:
     """Train `model` in place by the recipe; `save` is called with the network to keep.
 
     judge: scores a network after each epoch; None without held-out photographs. folder: gets last.ckpt and
@@ -172,9 +181,16 @@ def _parts(model: nn.Module, steps_per_epoch: int, state: StepState, recipe: Rec
 
 
 def _train_epoch(
-    model: nn.Module, loader: Any, step: Step, state: StepState, parts: dict[str, Any], recipe: Recipe,
-    progress: Progress, skipped: Skipped, what: str,
-) -> float:  # fmt: skip
+    model: nn.Module,
+    loader: Any,
+    step: Step,
+    state: StepState,
+    parts: dict[str, Any],
+    recipe: Recipe,
+    progress: Progress,
+    skipped: Skipped,
+    what: str,
+) -> float:
     """One pass; the mean training loss."""
     optimizer, scaler = parts["optimizer"], parts["scaler"]
     schedule: Schedule = parts["schedule"]
@@ -197,17 +213,20 @@ def _train_epoch(
         averaging.after_step(model, progress.step)
         progress.step += 1
     if skipped.epoch:
-        warn(
-            f"{what}: {skipped.epoch} steps left out, their gradients were not finite; "
-            "lower optimizer.lr or .sam"
-        )
+        warn(f"{what}: {skipped.epoch} steps left out, their gradients were not finite; lower optimizer.lr or .sam")
     return loss_sum / max(1, distributed.total(seen))
 
 
 def gradient(
-    model: nn.Module, group: Sequence[Any], first: int, step: Step, state: StepState, scaler: Any, what: str,
+    model: nn.Module,
+    group: Sequence[Any],
+    first: int,
+    step: Step,
+    state: StepState,
+    scaler: Any,
+    what: str,
     strict: bool = True,
-) -> float:  # fmt: skip
+) -> float:
     """Make the gradient of a group of batches, weighted by photographs; the sum of the photographs' losses.
 
     Several processes make the gradient, and the sum, of all their photographs. first: number in the epoch of the
@@ -224,16 +243,25 @@ def gradient(
     if strict and not math.isfinite(loss_sum):  # only now, so that all processes see it
         raise DataError(
             f"{what}: the loss is {loss_sum}",
-            "lower optimizer.lr" + (", or set train.precision=fp32" if state.dtype != torch.float32 else "")
+            "lower optimizer.lr"
+            + (", or set train.precision=fp32" if state.dtype != torch.float32 else "")
             + ", and where train.clip is 0, set it to 5",
         )
     return loss_sum
 
 
 def sharpness_gradient(
-    model: nn.Module, group: Sequence[Any], first: int, step: Step, state: StepState, scaler: Any, what: str,
-    optimizer: Any, sam: Sam, strict: bool = True,
-) -> float:  # fmt: skip
+    model: nn.Module,
+    group: Sequence[Any],
+    first: int,
+    step: Step,
+    state: StepState,
+    scaler: Any,
+    what: str,
+    optimizer: Any,
+    sam: Sam,
+    strict: bool = True,
+) -> float:
     """As `gradient`, but the gradient is the one at the worst place nearby; the loss is the first look's."""
     state.kept, before = {}, _random_state(state.device)
     try:
@@ -308,9 +336,7 @@ def _seed_of(seed: int, epoch: int, process: int = 0) -> int:
 
 
 def _is_stalled(progress: Progress, patience: int) -> bool:
-    return (
-        bool(patience) and progress.best_epoch >= 0 and progress.epoch - 1 - progress.best_epoch >= patience
-    )
+    return bool(patience) and progress.best_epoch >= 0 and progress.epoch - 1 - progress.best_epoch >= patience
 
 
 def _save_checkpoint(folder: Path, parts: dict[str, Any], progress: Progress) -> None:
@@ -339,9 +365,5 @@ def _resume(path: Path, parts: dict[str, Any], device: torch.device) -> Progress
 
 
 def _describe(row: dict[str, Any], what: str) -> str:
-    judged = (
-        f", held out: loss {row['val_loss']:.3f}, right {row['val_accuracy']:.1%}"
-        if "val_loss" in row
-        else ""
-    )
+    judged = f", held out: loss {row['val_loss']:.3f}, right {row['val_accuracy']:.1%}" if "val_loss" in row else ""
     return f"{what}: loss {row['train_loss']:.3f}{judged} ({row['seconds']:.0f} s)"

@@ -50,10 +50,19 @@ BLUR = 0.03  # of all steps: spread of the Gaussian that smooths the finished cu
 
 
 def lr_find(
-    photos: Path | Sequence[Path] | None, recipe: str | Recipe, out: Path, *, overrides: Sequence[str] = (),
-    member: str = "", lowest: float = 1e-7, highest: float = 10.0, steps: int = 100, device: str = "auto",
-    workers: int = 2, columns: TableOptions = EVERYTHING_GUESSED,
-) -> dict[str, Any]:  # fmt: skip
+    photos: Path | Sequence[Path] | None,
+    recipe: str | Recipe,
+    out: Path,
+    *,
+    overrides: Sequence[str] = (),
+    member: str = "",
+    lowest: float = 1e-7,
+    highest: float = 10.0,
+    steps: int = 100,
+    device: str = "auto",
+    workers: int = 2,
+    columns: TableOptions = EVERYTHING_GUESSED,
+) -> dict[str, Any]:
     """Sweep the rate of a recipe on the training part of its first fold; writes lr.csv and lr.png to `out`.
 
     photos, columns: see `manihot.scan`; a manifest.parquet is taken as it is; None draws demo photographs into
@@ -105,8 +114,10 @@ def _demo(recipe: str | Recipe, columns: TableOptions, workers: int) -> Path:
         raise SettingsError(f"{columns.named()} without photographs", "name their folder or table after the recipe")
     folder = cache_folder() / f"demo-{DEMO}-{FORMAT}"
     words = recipe if isinstance(recipe, str) else "RECIPE"
-    say(f"No photographs are named: {DEMO} drawn ones stand in ({folder}). The rate for yours may be another: "
-        f"manihot lr-find {words} PHOTOS")  # fmt: skip
+    say(
+        f"No photographs are named: {DEMO} drawn ones stand in ({folder}). The rate for yours may be another: "
+        f"manihot lr-find {words} PHOTOS"
+    )
     make_demo(folder, photos=DEMO, workers=workers)
     return folder
 

@@ -46,9 +46,7 @@ class Normalise(nn.Module):
     def __init__(self, preprocess: Preprocess, channels_last: bool = True) -> None:
         super().__init__()
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.register_buffer(
-            "mean", torch.tensor(preprocess.mean).mul(255).view(1, 3, 1, 1), persistent=False
-        )
+        self.register_buffer("mean", torch.tensor(preprocess.mean).mul(255).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std).mul(255).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, colour: Tensor | None = None) -> Tensor:
@@ -67,9 +65,13 @@ class TorchRunner:
     """Embeddings and logits of a Classifier, which is brought to the device and the layout."""
 
     def __init__(
-        self, model: Classifier, preprocess: Preprocess, device: torch.device, precision: str = "fp32",
+        self,
+        model: Classifier,
+        preprocess: Preprocess,
+        device: torch.device,
+        precision: str = "fp32",
         channels_last: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
         self.normalise = Normalise(preprocess, channels_last).to(device)

@@ -94,9 +94,14 @@ def supervised(model: nn.Module, batch: Batch, state: StepState) -> dict[str, Te
 
 
 def fixmatch(
-    model: nn.Module, batch: Batch, state: StepState, *, threshold: float = 0.85, temperature: float = 1.0,
+    model: nn.Module,
+    batch: Batch,
+    state: StepState,
+    *,
+    threshold: float = 0.85,
+    temperature: float = 1.0,
     weight: float = 1.0,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """`supervised`, and photographs without a label whose weak view the network is sure of.
 
     The mean over them of 1[max p >= threshold] CE(argmax p, strong view), times `weight`; p is the softmax of the weak

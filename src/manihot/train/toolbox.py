@@ -41,7 +41,12 @@ def torch_toolbox(device: torch.device) -> Toolbox:
         return OnnxRunner(path) if device.type == "cpu" else TorchRunner(network, preprocess, device)
 
     return Toolbox(
-        methods={"features": FEATURES, "finetune": FINETUNE}, device=str(device), make_preprocess=make_preprocess,
-        open_backbone=open_backbone, opener=open_torch, from_first=from_first, first_alone=first_alone,
+        methods={"features": FEATURES, "finetune": FINETUNE},
+        device=str(device),
+        make_preprocess=make_preprocess,
+        open_backbone=open_backbone,
+        opener=open_torch,
+        from_first=from_first,
+        first_alone=first_alone,
         is_first=is_first,
-    )  # fmt: skip
+    )

@@ -75,14 +75,25 @@ def make_training(
         recipe.loss.name, settings, classes=lesson.classes, photographs=len(lesson.rows), class_counts=counts
     ).to(device)
     dataset = TrainingPhotos(
-        photos, lesson.rows, lesson.targets, lesson.weights, augmenter, lesson.teacher,
-        find_unlabelled(member, fold), max(getattr(term, "views", 1) for term in loss.modules()),
-    )  # fmt: skip
+        photos,
+        lesson.rows,
+        lesson.targets,
+        lesson.weights,
+        augmenter,
+        lesson.teacher,
+        find_unlabelled(member, fold),
+        max(getattr(term, "views", 1) for term in loss.modules()),
+    )
     sampling = with_class_numbers(recipe.sampling, member.manifest.classes)
     loader, batches = make_loader(
-        dataset, recipe.train.batch, seed, recipe.train.workers, device.type == "cuda",
-        lambda epoch: draw_epoch(sampling, lesson.labels, seed, epoch), (rank(), world()),
-    )  # fmt: skip
+        dataset,
+        recipe.train.batch,
+        seed,
+        recipe.train.workers,
+        device.type == "cuda",
+        lambda epoch: draw_epoch(sampling, lesson.labels, seed, epoch),
+        (rank(), world()),
+    )
     mixer = make_mixer(recipe, len(batches), seed, model)
     normalise = Normalise(member.preprocess, channels_last).to(device)
     state = StepState(device, normalise, loss, PRECISIONS[precision], mixer)
@@ -172,9 +183,11 @@ def take_over(model: Classifier, before: Classifier, same_classes: bool = True) 
     if place in own and own[place].shape != taken[place].shape:
         backbone = model.backbone
         taken[place] = resample_abs_pos_embed(
-            taken[place], list(backbone.patch_embed.grid_size), list(before.backbone.patch_embed.grid_size),
+            taken[place],
+            list(backbone.patch_embed.grid_size),
+            list(before.backbone.patch_embed.grid_size),
             num_prefix_tokens=backbone.num_prefix_tokens,
-        )  # fmt: skip
+        )
     if not same_classes:  # as many clusters as classes would fit, and mean nothing
         taken = {name: value for name, value in taken.items() if not name.startswith("head.")}
     fits = {name: value for name, value in taken.items() if name in own and own[name].shape == value.shape}

@@ -44,10 +44,18 @@ OURS = ("photos", MANIFEST, "joined.parquet", "originals")
 
 
 def translate(
-    photos: Path | Sequence[Path], out: Path, from_class: str, to_class: str, *,
-    training: Translation = USUAL_TRANSLATION, made: TranslatedPictures = ONE_OF_EACH, device: str = "auto",
-    workers: int = 2, update: bool = False, columns: TableOptions = EVERYTHING_GUESSED,
-) -> dict[str, Any]:  # fmt: skip
+    photos: Path | Sequence[Path],
+    out: Path,
+    from_class: str,
+    to_class: str,
+    *,
+    training: Translation = USUAL_TRANSLATION,
+    made: TranslatedPictures = ONE_OF_EACH,
+    device: str = "auto",
+    workers: int = 2,
+    update: bool = False,
+    columns: TableOptions = EVERYTHING_GUESSED,
+) -> dict[str, Any]:
     """Train translators between two classes and redraw the training photographs of the first as the second.
 
     photos, columns: see `photos.scan.scan`; a manifest.parquet is taken as it is. from_class, to_class: names, or
@@ -59,10 +67,13 @@ def translate(
     """
     check_translation(training, made.pictures, made.name)
     wanted = {
-        **asdict(training), "from": from_class, "to": to_class, **asdict(made),
+        **asdict(training),
+        "from": from_class,
+        "to": to_class,
+        **asdict(made),
         "photos": [str(p) for p in ([photos] if isinstance(photos, str | Path) else photos)],
         "scan_options": columns.given(),
-    }  # fmt: skip
+    }
     with RunFolder(Path(out).absolute()) as folder:
         _open(folder, wanted, update)
         originals = _originals(folder, photos, workers, columns)
@@ -80,9 +91,12 @@ def translate(
         chosen = {way: draw_rows(own, made.pictures, training.seed) for way, own in chosen.items()}
         count = _pictures(folder, originals, store, chosen, names, training.size, made.name, device)
     return {
-        "pictures": count, "manifest": folder.manifest, "joined": folder / "joined.parquet",
-        "samples": folder / "samples.png", "history": FoldFolder(folder.path).history,
-    }  # fmt: skip
+        "pictures": count,
+        "manifest": folder.manifest,
+        "joined": folder / "joined.parquet",
+        "samples": folder / "samples.png",
+        "history": FoldFolder(folder.path).history,
+    }
 
 
 def check_translation(settings: Translation, pictures: int | None, name: str) -> None:
@@ -237,9 +251,14 @@ def _warn(originals: Manifest, fewest: int, without_fold: int | None) -> None:
 
 
 def _train(
-    folder: RunFolder, store: PhotoStore, rows: tuple[np.ndarray, np.ndarray], settings: Translation,
-    names: tuple[str, str], device: str, photographs: str,
-) -> None:  # fmt: skip
+    folder: RunFolder,
+    store: PhotoStore,
+    rows: tuple[np.ndarray, np.ndarray],
+    settings: Translation,
+    names: tuple[str, str],
+    device: str,
+    photographs: str,
+) -> None:
     inputs = [asdict(settings), photographs]
 
     def work() -> Files:
@@ -257,13 +276,21 @@ def _train(
 
 
 def _pictures(
-    folder: RunFolder, originals: Manifest, store: PhotoStore, chosen: dict[str, np.ndarray], names: tuple[str, str],
-    size: int, name: str, device: str,
-) -> int:  # fmt: skip
+    folder: RunFolder,
+    originals: Manifest,
+    store: PhotoStore,
+    chosen: dict[str, np.ndarray],
+    names: tuple[str, str],
+    size: int,
+    name: str,
+    device: str,
+) -> int:
     """Write the pictures of each way and both manifests; how many pictures there are."""
     targets = {"there": names[1], "back": names[0]}
-    files = {way: [f"photos/{way}-{file}" for file in file_names(originals.image_id[rows], targets[way])]
-             for way, rows in chosen.items()}  # fmt: skip
+    files = {
+        way: [f"photos/{way}-{file}" for file in file_names(originals.image_id[rows], targets[way])]
+        for way, rows in chosen.items()
+    }
     flat = [file for own in files.values() for file in own]
 
     def work() -> Files:
@@ -275,9 +302,14 @@ def _pictures(
             generator, _ = load_translator(folder / f"{way}.safetensors")
             places = [folder / file for file in files[way]]
             facts = write_pictures(
-                generator, store, store.rows(originals.image_id[rows]), originals.table.iloc[rows], size, places,
+                generator,
+                store,
+                store.rows(originals.image_id[rows]),
+                originals.table.iloc[rows],
+                size,
+                places,
                 choose_device(device),
-            )  # fmt: skip
+            )
             parts.append(made_manifest(originals, rows, targets[way], name, files[way], facts, folder.path))
         table = pd.concat([part.table for part in parts], ignore_index=True)
         made = Manifest.from_table(table, originals.classes, folder.path, originals.numbers)
@@ -286,8 +318,12 @@ def _pictures(
         return [folder.manifest, "joined.parquet", *flat]
 
     inputs = [
-        [digest_file(folder / f"{way}.safetensors") for way in chosen], size, name, store.digest,
-        digest_file(RunPlaces(folder / "originals").manifest), {way: rows.tolist() for way, rows in chosen.items()},
-    ]  # fmt: skip
+        [digest_file(folder / f"{way}.safetensors") for way in chosen],
+        size,
+        name,
+        store.digest,
+        digest_file(RunPlaces(folder / "originals").manifest),
+        {way: rows.tolist() for way, rows in chosen.items()},
+    ]
     folder.stage("pictures", inputs, work)
     return len(flat)

@@ -50,9 +50,14 @@ def file_names(image_id: np.ndarray, to_class: str) -> list[str]:
 
 
 def write_pictures(
-    generator: Generator, photos: Photos, places: np.ndarray, table: pd.DataFrame, size: int, files: list[Path],
+    generator: Generator,
+    photos: Photos,
+    places: np.ndarray,
+    table: pd.DataFrame,
+    size: int,
+    files: list[Path],
     device: torch.device,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Translate photographs and write a JPEG for each; columns sha256, height, width, bytes.
 
     places: rows of the store. table: the same photographs' rows of the manifest. The network sees a square of `size`
@@ -96,12 +101,25 @@ def made_manifest(
     """
     ids = originals.image_id[rows]
     named = np.array([f"{source}/{to_class}/{name}" for name in ids], dtype=object)
-    table = originals.table.iloc[rows].reset_index(drop=True).assign(
-        image_id=named, path=files, label=originals.classes.index(to_class), source=source,
-        group=own_groups(originals)[rows], split="train", fold=ALWAYS_TRAIN, weight=np.float32(1.0),
-        sha256=facts["sha256"], height=facts["height"], width=facts["width"], bytes=facts["bytes"],
-        **{ORIGINAL: ids, TRAIN_ONLY: True},
-    )  # fmt: skip
+    table = (
+        originals.table.iloc[rows]
+        .reset_index(drop=True)
+        .assign(
+            image_id=named,
+            path=files,
+            label=originals.classes.index(to_class),
+            source=source,
+            group=own_groups(originals)[rows],
+            split="train",
+            fold=ALWAYS_TRAIN,
+            weight=np.float32(1.0),
+            sha256=facts["sha256"],
+            height=facts["height"],
+            width=facts["width"],
+            bytes=facts["bytes"],
+            **{ORIGINAL: ids, TRAIN_ONLY: True},
+        )
+    )
     return Manifest.from_table(table, originals.classes, root, originals.numbers)
 
 
@@ -122,9 +140,11 @@ def join_made(originals: Manifest, made: Manifest) -> Manifest:
     table = table.assign(group=np.where(used, own_groups(originals), table["group"].to_numpy()), **absent)
     added = made.table.assign(path=[path.as_posix() for path in made.paths])
     joined = Manifest.from_table(
-        pd.concat([table, added[table.columns]], ignore_index=True), originals.classes, originals.root,
+        pd.concat([table, added[table.columns]], ignore_index=True),
+        originals.classes,
+        originals.root,
         originals.numbers,
-    )  # fmt: skip
+    )
     if originals.soft_labels is None:
         return joined
     unknown = np.full((len(made), len(made.classes)), np.nan, dtype=np.float32)  # the hard label holds

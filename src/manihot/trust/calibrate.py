@@ -61,9 +61,7 @@ def fit_temperature(pred_probs: np.ndarray, labels: np.ndarray) -> float:
         scale = np.exp(-log_t)
         return float((np.log(np.exp(z * scale).sum(axis=1)) - true * scale).mean())
 
-    return float(
-        np.exp(optimize.minimize_scalar(loss, bounds=LOG_T, method="bounded", options={"xatol": 1e-6}).x)
-    )
+    return float(np.exp(optimize.minimize_scalar(loss, bounds=LOG_T, method="bounded", options={"xatol": 1e-6}).x))
 
 
 def fit_vector(pred_probs: np.ndarray, labels: np.ndarray, l2: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
@@ -185,8 +183,12 @@ class Saved(BaseModel):
 
 
 PARAMS: dict[str, type[BaseModel]] = {
-    "none": NoParams, "temperature": Temperature, "vector": Vector, "isotonic": Isotonic, "confidence": Confidence,
-}  # fmt: skip
+    "none": NoParams,
+    "temperature": Temperature,
+    "vector": Vector,
+    "isotonic": Isotonic,
+    "confidence": Confidence,
+}
 
 
 @dataclass(frozen=True)

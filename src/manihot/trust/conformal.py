@@ -119,9 +119,7 @@ class ConformalSets:
         """
         probs = check_probs(pred_probs, least=2)
         if probs.shape[1] != len(self.thresholds):
-            raise DataError(
-                f"sets fitted on {len(self.thresholds)} classes can't be used on {probs.shape[1]}"
-            )
+            raise DataError(f"sets fitted on {len(self.thresholds)} classes can't be used on {probs.shape[1]}")
         shared, ties = _uniforms(len(probs), uniforms, self.seed + 1)
         scores = np.round(SCORES[self.kind](probs, shared, **self.settings), DECIMALS)
         tied = (scores == self.thresholds) & (ties[:, None] < self.tie_shares)
@@ -148,10 +146,16 @@ class ConformalSets:
         saved = Saved.model_validate(values)
         thresholds = np.array([np.inf if t is None else t for t in saved.thresholds])
         return cls(
-            saved.kind, saved.coverage, saved.per_class, thresholds, np.array(saved.tie_shares),
-            np.array(saved.counts), saved.seed, {str(name): value for name, value in saved.settings.items()},
+            saved.kind,
+            saved.coverage,
+            saved.per_class,
+            thresholds,
+            np.array(saved.tie_shares),
+            np.array(saved.counts),
+            saved.seed,
+            {str(name): value for name, value in saved.settings.items()},
             saved.classes,
-        )  # fmt: skip
+        )
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
@@ -239,15 +243,11 @@ def _uniforms(n: int, uniforms: np.ndarray | None, seed: int) -> tuple[np.ndarra
         return rng.random(n), rng.random(n)
     uniforms = np.asarray(uniforms, dtype=np.float64)
     if uniforms.shape != (n,):
-        raise DataError(
-            f"{len(uniforms)} numbers for the ties of {n} photographs", "one a photograph, in [0, 1)"
-        )
+        raise DataError(f"{len(uniforms)} numbers for the ties of {n} photographs", "one a photograph, in [0, 1)")
     return uniforms, (uniforms * 7919.0) % 1.0
 
 
-def binomial_interval(
-    successes: np.ndarray, n: np.ndarray, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
+def binomial_interval(successes: np.ndarray, n: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """Exact interval of a share (Clopper and Pearson 1934); 0 to 1 where n is 0."""
     successes, n = np.asarray(successes, dtype=float), np.asarray(n, dtype=float)
     tail = (1 - level) / 2
@@ -274,10 +274,7 @@ def measure_coverage(
     size = sets.sum(axis=1)
     hit = sets[np.arange(len(y)), y]
     rows = []
-    for name, part in [
-        *((names[c], y == c) for c in range(sets.shape[1])),
-        ("all", np.ones(len(y), dtype=bool)),
-    ]:
+    for name, part in [*((names[c], y == c) for c in range(sets.shape[1])), ("all", np.ones(len(y), dtype=bool))]:
         n = int(part.sum())
         low, high = binomial_interval(np.array(hit[part].sum()), np.array(n), level)
         rows.append(

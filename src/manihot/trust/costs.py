@@ -143,9 +143,14 @@ def _from_csv(path: Path, classes: Sequence[str]) -> Costs:
 
 
 def decide_files(
-    predictions: Path, costs: Path, out: Path, *, calibrator: Path | None = None, manifest: Path | None = None,
+    predictions: Path,
+    costs: Path,
+    out: Path,
+    *,
+    calibrator: Path | None = None,
+    manifest: Path | None = None,
     seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Decide every photograph at least expected cost; writes decisions.csv and costs.json, gives what that says.
 
     predictions: parquet or CSV; calibrated ones, or with the `calibrator.json` that `manihot calibrate` saved.
@@ -187,9 +192,14 @@ def decide_files(
 
 
 def _measure(
-    made: Predictions, costs: Costs, probs: np.ndarray, answer: np.ndarray, plain: np.ndarray, manifest: Path | None,
+    made: Predictions,
+    costs: Costs,
+    probs: np.ndarray,
+    answer: np.ndarray,
+    plain: np.ndarray,
+    manifest: Path | None,
     seed: int,
-) -> dict[str, Any] | None:  # fmt: skip
+) -> dict[str, Any] | None:
     """What the decisions cost on labelled photographs, against the most probable class; None without labels."""
     known = made.labels >= 0
     if not known.any():

@@ -97,9 +97,7 @@ def watch_predictions(
             "train on more photographs; or, of saved predictions, give all out-of-fold ones",
         )
     if len(new) == 0:
-        raise DataError(
-            "there are no new photographs", "give a folder or predictions with at least one photograph"
-        )
+        raise DataError("there are no new photographs", "give a folder or predictions with at least one photograph")
     old_probs, new_probs = reference.pred_probs, new.pred_probs
     rows = []
     if reference.embeddings is not None and new.embeddings is not None:

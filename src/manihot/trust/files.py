@@ -24,13 +24,7 @@ from manihot.records.predictions import Predictions
 from manihot.records.run_places import TrustFolder
 from manihot.settings import suggest
 from manihot.trust.calibrate import CALIBRATORS, Calibrator, cross_calibrate, draw_reliability, fit_calibrator
-from manihot.trust.conformal import (
-    ConformalSets,
-    fit_sets,
-    measure_abstention,
-    measure_coverage,
-    uniforms_from_ids,
-)
+from manihot.trust.conformal import ConformalSets, fit_sets, measure_abstention, measure_coverage, uniforms_from_ids
 from manihot.trust.decide import fit_class_thresholds
 
 
@@ -59,9 +53,7 @@ def calibrate_files(
     whole = Predictions.load(Path(oof))
     own = whole.take(whole.labels >= 0)
     if len(own) < 2 * n_folds:
-        raise DataError(
-            f"{oof}: {len(own)} labelled photographs are too few to calibrate on", "give out-of-fold ones"
-        )
+        raise DataError(f"{oof}: {len(own)} labelled photographs are too few to calibrate on", "give out-of-fold ones")
     groups = load_groups(manifest, own.image_id)
     folds = make_folds(own.labels, groups, n_folds, seed)
     probs, y = own.pred_probs, own.labels
@@ -158,6 +150,5 @@ def apply_trust(predictions: Predictions, folder: Path) -> pd.DataFrame:
 def _plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     rows = table.to_dict("records")
     return [
-        {str(k): None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
-        for row in rows
+        {str(k): None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()} for row in rows
     ]

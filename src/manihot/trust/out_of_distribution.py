@@ -104,9 +104,7 @@ class OutOfDistribution:
         path, what = TrustFolder(folder).unknown, "what tells unknown photographs"
         about = read_record(path, Saved, what, "fit it again: the same manihot run", DataError)
         detectors = {fold: UnknownDetector.load(folder / name) for fold, name in about.detectors.items()}
-        return cls(
-            about.member, detectors, about.false_rejection, about.photographs, about.why, about.output_limit
-        )
+        return cls(about.member, detectors, about.false_rejection, about.photographs, about.why, about.output_limit)
 
 
 def _file(fold: int) -> str:
@@ -120,9 +118,13 @@ def _relative(detector: UnknownDetector, embeddings: np.ndarray) -> np.ndarray:
 
 
 def fit_out_of_distribution(
-    member: str, reference: Predictions, shared: bool, false_rejection: float = FALSE_REJECTION, kind: str = "knn",
+    member: str,
+    reference: Predictions,
+    shared: bool,
+    false_rejection: float = FALSE_REJECTION,
+    kind: str = "knn",
     seed: int = 0,
-) -> OutOfDistribution:  # fmt: skip
+) -> OutOfDistribution:
     """Fit on held-out photographs of the known kind.
 
     reference: with embeddings (N, D) of the first view, each by the network of its fold; shared: whether these are

@@ -26,9 +26,7 @@ def check_prior(prior: Sequence[float] | np.ndarray, k: int, what: str = "class 
     """Class shares float64 (K,) that sum to 1; negative, all-zero or another number of classes: DataError."""
     values = np.asarray(prior, dtype=np.float64)
     if values.shape != (k,) or not np.isfinite(values).all() or (values < 0).any() or values.sum() <= 0:
-        raise DataError(
-            f"{what} {np.array2string(values, precision=3)} don't fit {k} classes", "one share a class"
-        )
+        raise DataError(f"{what} {np.array2string(values, precision=3)} don't fit {k} classes", "one share a class")
     found: np.ndarray = values / values.sum()
     return found
 
@@ -102,9 +100,7 @@ def reweight(pred_probs: np.ndarray, train_prior: np.ndarray, new_prior: np.ndar
     k = probs.shape[1]
     old, new = check_prior(train_prior, k), check_prior(new_prior, k)
     if (new[old == 0] > 0).any():
-        raise DataError(
-            "a class without training photographs can't be given a share", "set its new share to 0"
-        )
+        raise DataError("a class without training photographs can't be given a share", "set its new share to 0")
     out = probs * np.where(old > 0, new / np.where(old > 0, old, 1.0), 0.0)
     total = out.sum(axis=1, keepdims=True)
     return np.where(total > 0, out / np.where(total > 0, total, 1.0), new)

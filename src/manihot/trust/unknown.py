@@ -66,9 +66,7 @@ def score_knn(known: np.ndarray, new: np.ndarray, k: int = 10) -> np.ndarray:
     """Distance to the k-th nearest of the known embeddings (N, D), both scaled to unit length; (N',)."""
     known, new = _unit(known), _unit(new)
     if not 1 <= k <= len(known):
-        raise DataError(
-            f"there are {len(known)} known photographs, too few for neighbour number {k}", "a smaller k"
-        )
+        raise DataError(f"there are {len(known)} known photographs, too few for neighbour number {k}", "a smaller k")
     out = np.empty(len(new))
     for start in range(0, len(new), BLOCK):
         similarity = new[start : start + BLOCK] @ known.T
@@ -107,16 +105,12 @@ def fit_clouds(embeddings: np.ndarray, labels: np.ndarray) -> ClassClouds:
     known = labels >= 0
     values, y = np.asarray(embeddings, dtype=np.float64)[known], labels[known]
     if len(y) < 2:
-        raise DataError(
-            "no labelled photograph to measure distances from", "give out-of-fold predictions with labels"
-        )
+        raise DataError("no labelled photograph to measure distances from", "give out-of-fold predictions with labels")
     present = np.unique(y)
     means = np.stack([values[y == c].mean(axis=0) for c in present])
     within = values - means[np.searchsorted(present, y)]
     covariance, _ = ledoit_wolf(within, assume_centered=True)
-    return ClassClouds(
-        means, np.linalg.inv(covariance + 1e-9 * np.trace(covariance) * np.eye(len(covariance)))
-    )
+    return ClassClouds(means, np.linalg.inv(covariance + 1e-9 * np.trace(covariance) * np.eye(len(covariance))))
 
 
 def fit_threshold(known_scores: np.ndarray, false_rejection: float = 0.05) -> float:
@@ -240,8 +234,7 @@ def fit_unknown(
     if kind == "output":
         if unknown_class not in predictions.classes:
             raise DataError(
-                f"the model has no class {unknown_class!r}",
-                f"one of its classes: {', '.join(predictions.classes)}",
+                f"the model has no class {unknown_class!r}", f"one of its classes: {', '.join(predictions.classes)}"
             )
         column = predictions.classes.index(unknown_class)
         if len(predictions.labels) and (predictions.labels == column).any():
@@ -255,27 +248,18 @@ def fit_unknown(
     memory = memory[:: max(1, -(-len(memory) // KNOWN_LIMIT))]
     known = embeddings[memory] if kind == "knn" else None
     clouds = fit_clouds(embeddings[memory], predictions.labels[memory]) if kind == "mahalanobis" else None
-    threshold = fit_threshold(
-        _score(kind, predictions.take(judged), known, clouds, column, k), false_rejection
-    )
+    threshold = fit_threshold(_score(kind, predictions.take(judged), known, clouds, column, k), false_rejection)
     return UnknownDetector(kind, threshold, false_rejection, known, clouds, column, k)
 
 
 def _embeddings(predictions: Predictions) -> np.ndarray:
     if predictions.embeddings is None:
-        raise DataError(
-            "these predictions have no embeddings", "predict with embeddings, or use energy or max_logit"
-        )
+        raise DataError("these predictions have no embeddings", "predict with embeddings, or use energy or max_logit")
     return predictions.embeddings
 
 
 def _score(
-    kind: str,
-    predictions: Predictions,
-    known: np.ndarray | None,
-    clouds: ClassClouds | None,
-    column: int,
-    k: int,
+    kind: str, predictions: Predictions, known: np.ndarray | None, clouds: ClassClouds | None, column: int, k: int
 ) -> np.ndarray:
     if kind == "knn" and known is not None:
         return score_knn(known, _embeddings(predictions), min(k, len(known)))

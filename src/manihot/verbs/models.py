@@ -62,9 +62,16 @@ def run(
     from manihot import pipeline
 
     scores = pipeline.run(
-        as_source(photos), Path(out), as_choice(recipe, set), overrides=set, device=compute.device,
-        workers=compute.workers, update=update, smoke=smoke, columns=columns,
-    )  # fmt: skip
+        as_source(photos),
+        Path(out),
+        as_choice(recipe, set),
+        overrides=set,
+        device=compute.device,
+        workers=compute.workers,
+        update=update,
+        smoke=smoke,
+        columns=columns,
+    )
     return run_scores(Path(out), scores, smoke)
 
 
@@ -86,9 +93,15 @@ def train(
     from manihot import pipeline
 
     names = pipeline.train(
-        as_source(photos), Path(out), as_choice(recipe, set), overrides=set, device=compute.device,
-        workers=compute.workers, update=update, columns=columns,
-    )  # fmt: skip
+        as_source(photos),
+        Path(out),
+        as_choice(recipe, set),
+        overrides=set,
+        device=compute.device,
+        workers=compute.workers,
+        update=update,
+        columns=columns,
+    )
     return TrainResult(out=Path(out), members=tuple(names))
 
 
@@ -110,9 +123,16 @@ def predict(
     from manihot.engines import predict as predict_with
 
     predictions = predict_with(
-        Path(model), Path(photos), Path(out), tta=tta, raw=raw, device=compute.device, batch=batch,
-        workers=compute.workers, columns=columns,
-    )  # fmt: skip
+        Path(model),
+        Path(photos),
+        Path(out),
+        tta=tta,
+        raw=raw,
+        device=compute.device,
+        batch=batch,
+        workers=compute.workers,
+        columns=columns,
+    )
     return PredictResult(predictions=predictions, path=Path(out))
 
 
@@ -155,9 +175,7 @@ def export(
     from manihot.export.write import export_run
 
     folder, page = as_path(out), as_path(phone)
-    certificate = export_run(
-        Path(run), folder, int8=int8, phone=page, runtime=as_path(runtime), title=title
-    )  # fmt: skip
+    certificate = export_run(Path(run), folder, int8=int8, phone=page, runtime=as_path(runtime), title=title)
     files = () if folder is None else tuple(sorted(folder.glob("model*.onnx")))
     return ExportResult(files=files, page=page, certificate=certificate)
 
@@ -194,17 +212,21 @@ def explain(
     from manihot.report.explain import explain as draw
 
     page = draw(
-        Path(model), as_paths(photos), Path(out), every_fold=every_fold, device=choose_device(compute.device), top=top,
+        Path(model),
+        as_paths(photos),
+        Path(out),
+        every_fold=every_fold,
+        device=choose_device(compute.device),
+        top=top,
         other=explain_torch,
-    )  # fmt: skip
+    )
     return PageResult(page=page)
 
 
 def lr_find(
     recipe: NamedRecipe,
     photos: Annotated[
-        Photos | None,
-        Parameter(help="Folder(s), a CSV or a manifest.parquet; drawn demo photographs when left out."),
+        Photos | None, Parameter(help="Folder(s), a CSV or a manifest.parquet; drawn demo photographs when left out.")
     ] = None,
     *,
     out: Annotated[Out | None, Parameter(help="Where to write; lr-RECIPE when left out.")] = None,
@@ -224,9 +246,16 @@ def lr_find(
     chosen = as_choice(recipe, set)
     name = chosen.name if isinstance(chosen, Recipe) else Path(chosen).stem
     found = sweep(
-        None if photos is None else as_source(photos), chosen, Path(out or f"lr-{name}"), overrides=set,
-        member=member, steps=steps, device=compute.device, workers=compute.workers, columns=columns,
-    )  # fmt: skip
+        None if photos is None else as_source(photos),
+        chosen,
+        Path(out or f"lr-{name}"),
+        overrides=set,
+        member=member,
+        steps=steps,
+        device=compute.device,
+        workers=compute.workers,
+        columns=columns,
+    )
     return LrFindResult(**found)
 
 
@@ -267,7 +296,15 @@ def translate(
     from manihot.train.translate import translate as redraw
 
     found = redraw(
-        as_source(photos), Path(out), from_, to, training=training, made=made, device=compute.device,
-        workers=compute.workers, update=update, columns=columns,
-    )  # fmt: skip
+        as_source(photos),
+        Path(out),
+        from_,
+        to,
+        training=training,
+        made=made,
+        device=compute.device,
+        workers=compute.workers,
+        update=update,
+        columns=columns,
+    )
     return TranslateResult(**found)

@@ -60,8 +60,7 @@ def audit(
     *,
     out: Out,
     predictions: Annotated[
-        Place | None,
-        Parameter(help="Out-of-fold predictions made anywhere: parquet, or CSV image_id,label,c0,c1,..."),
+        Place | None, Parameter(help="Out-of-fold predictions made anywhere: parquet, or CSV image_id,label,c0,c1,...")
     ] = None,
     what_if: Annotated[bool, Parameter(help="Also train on cleaned labels: is cleaning worth it?")] = False,
     recipe: RecipeName = None,
@@ -78,10 +77,14 @@ def audit(
     """
     if photos is None:
         given = {
-            "--what-if": what_if, "--recipe": recipe, "--set": set, "--update": update,
-            "--device": compute.device != HERE.device, "--workers": compute.workers != HERE.workers,
+            "--what-if": what_if,
+            "--recipe": recipe,
+            "--set": set,
+            "--update": update,
+            "--device": compute.device != HERE.device,
+            "--workers": compute.workers != HERE.workers,
             replace(columns, classes=None).named(): True,
-        }  # fmt: skip
+        }
         idle = ", ".join(name for name, value in given.items() if name and value)
         return _audit_predictions(predictions, Path(out), columns.classes, idle)
     if predictions is not None:
@@ -90,16 +93,25 @@ def audit(
     from manihot.records.summaries import Audited, read_audited
 
     scores = pipeline.run(
-        as_source(photos), Path(out), as_choice(recipe or "quick", set), overrides=set, device=compute.device,
-        workers=compute.workers, update=update, what_if=what_if, columns=columns,
-    )  # fmt: skip
+        as_source(photos),
+        Path(out),
+        as_choice(recipe or "quick", set),
+        overrides=set,
+        device=compute.device,
+        workers=compute.workers,
+        update=update,
+        what_if=what_if,
+        columns=columns,
+    )
     places = RunPlaces(Path(out))
     record = places.audit.summary
     judged = Audited.model_validate(read_audited(record)) if record.is_file() else Audited()
     return AuditResult(
-        page=places.audit_page, judged=judged.judged, label_issues=judged.label_issues,
+        page=places.audit_page,
+        judged=judged.judged,
+        label_issues=judged.label_issues,
         scores=run_scores(Path(out), scores),
-    )  # fmt: skip
+    )
 
 
 def _audit_predictions(predictions: PathLike | None, out: Path, classes: Path | None, idle: str) -> AuditResult:
@@ -138,10 +150,17 @@ def clean(
 
     out = Path(out)
     counts = clean_labels(
-        Path(run), out, rules.rule, decisions=as_path(decisions), predictions=as_path(predictions),
-        threshold=rules.threshold, n=rules.n,
-        classes=rules.only or None, weight=rules.weight, update=update,
-    )  # fmt: skip
+        Path(run),
+        out,
+        rules.rule,
+        decisions=as_path(decisions),
+        predictions=as_path(predictions),
+        threshold=rules.threshold,
+        n=rules.n,
+        classes=rules.only or None,
+        weight=rules.weight,
+        update=update,
+    )
     page = make_clean_page(out)
     return CleanResult(counts=counts, manifest=RunPlaces(out).manifest, decisions=out / "decisions.csv", page=page)
 
@@ -163,7 +182,12 @@ def watch(
     from manihot.report.watch import watch as compare_photos
 
     report = compare_photos(
-        Path(model), as_source(photos), Path(out), engine=make_engine(compute.device), seed=seed,
-        workers=compute.workers, columns=columns,
-    )  # fmt: skip
+        Path(model),
+        as_source(photos),
+        Path(out),
+        engine=make_engine(compute.device),
+        seed=seed,
+        workers=compute.workers,
+        columns=columns,
+    )
     return WatchResult(report=report, page=Path(out) / "WATCH.html")

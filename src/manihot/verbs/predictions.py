@@ -67,9 +67,9 @@ def stack(
     *,
     out: Out,
     test: Test = (),
-    method: Annotated[
-        Sequence[str], Parameter(help="logistic, lightgbm, mlp, cnn1d, cnn2d; several are averaged.")
-    ] = ("logistic",),
+    method: Annotated[Sequence[str], Parameter(help="logistic, lightgbm, mlp, cnn1d, cnn2d; several are averaged.")] = (
+        "logistic",
+    ),
     manifest: Manifest = None,
     seed: Seed = 0,
 ) -> BlendResult:
@@ -106,9 +106,12 @@ def calibrate(
         Path(oof), Path(out), kind, coverage, per_class, sets, manifest=as_path(manifest), seed=seed
     )
     return CalibrateResult(
-        path=TrustFolder(Path(out)).summary, photographs=found["photographs"], kind=found["chosen"],
-        ece_before=found["ece"]["before"], ece_after=found["ece"]["after"],
-    )  # fmt: skip
+        path=TrustFolder(Path(out)).summary,
+        photographs=found["photographs"],
+        kind=found["chosen"],
+        ece_before=found["ece"]["before"],
+        ece_after=found["ece"]["after"],
+    )
 
 
 def decide(
@@ -116,9 +119,7 @@ def decide(
     costs: Annotated[Place, Parameter(help="YAML such as `missed: {mosaic: 10}`, or a matrix as CSV.")],
     *,
     out: Out,
-    calibrator: Annotated[
-        Place | None, Parameter(help="calibrator.json of `manihot calibrate` or RUN/trust.")
-    ] = None,
+    calibrator: Annotated[Place | None, Parameter(help="calibrator.json of `manihot calibrate` or RUN/trust.")] = None,
     manifest: Manifest = None,
     seed: Seed = 0,
 ) -> DecideResult:

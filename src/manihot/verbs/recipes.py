@@ -59,7 +59,16 @@ def suite(
     from manihot.suites.run import run_suite
 
     table = run_suite(
-        str(name), as_source(photos), Path(out), only=arms.only, overrides=set, second=arms.second,
-        second_but=arms.second_but, device=compute.device, workers=compute.workers, update=update, columns=columns,
-    )  # fmt: skip
+        str(name),
+        as_source(photos),
+        Path(out),
+        only=arms.only,
+        overrides=set,
+        second=arms.second,
+        second_but=arms.second_but,
+        device=compute.device,
+        workers=compute.workers,
+        update=update,
+        columns=columns,
+    )
     return SuiteResult(arms=found.arms, table=table, page=Path(out) / "suite.html")

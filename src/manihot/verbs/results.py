@@ -75,9 +75,13 @@ def run_scores(out: Path, found: Mapping[str, Any], smoke: bool = False) -> RunS
 
     scores = Scores.model_validate(found)
     return RunScores(
-        out=out, best=scores.best or "", members=scores.members, ensemble=scores.ensemble,
-        report=RunPlaces(out).report, smoke=smoke,
-    )  # fmt: skip
+        out=out,
+        best=scores.best or "",
+        members=scores.members,
+        ensemble=scores.ensemble,
+        report=RunPlaces(out).report,
+        smoke=smoke,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,9 +96,7 @@ class BlendPlan:
 
 def plan_names() -> list[str]:
     """Names of the plans that come with the package."""
-    return sorted(
-        f.name.removesuffix(".yaml") for f in resources.files(__name__).iterdir() if f.name.endswith(".yaml")
-    )
+    return sorted(f.name.removesuffix(".yaml") for f in resources.files(__name__).iterdir() if f.name.endswith(".yaml"))
 
 
 def load_plan(name: str | Path) -> BlendPlan:

@@ -32,9 +32,16 @@ class TrainingPhotos(Dataset[Any]):
     """
 
     def __init__(
-        self, photos: Any, rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, augmenter: Augmenter,
-        teacher: np.ndarray | None = None, unlabelled: UnlabelledPhotos | None = None, views: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        photos: Any,
+        rows: np.ndarray,
+        targets: np.ndarray,
+        weights: np.ndarray,
+        augmenter: Augmenter,
+        teacher: np.ndarray | None = None,
+        unlabelled: UnlabelledPhotos | None = None,
+        views: int = 1,
+    ) -> None:
         self.photos, self.rows, self.augmenter = photos, rows, augmenter
         self.unlabelled, self.views = unlabelled, views
         self.targets = targets.astype(np.float32)
@@ -81,9 +88,13 @@ class EpochBatches(Sampler[list[tuple[int, int, int]]]):
     """
 
     def __init__(
-        self, photographs: int, batch: int, seed: int, draw: Callable[[int], np.ndarray] | None = None,
+        self,
+        photographs: int,
+        batch: int,
+        seed: int,
+        draw: Callable[[int], np.ndarray] | None = None,
         share: tuple[int, int] = (0, 1),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.seed, self.share = seed, share
         self.draw = draw or (lambda epoch: np.arange(photographs))
         seen, processes = len(self.draw(0)), share[1]
@@ -113,8 +124,7 @@ class EpochBatches(Sampler[list[tuple[int, int, int]]]):
 
 
 class PhotoLoader(DataLoader[Any]):
-    """A DataLoader that raises what a user can mend as it was raised: torch would put a stack trace of the worker's in.
-    """
+    """A DataLoader that raises a user's error as it was raised: torch would add the worker's stack trace."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for batch in super().__iter__():
@@ -136,18 +146,27 @@ def collate(items: list[Any]) -> Any:
 
 
 def make_loader(
-    dataset: TrainingPhotos, batch: int, seed: int, workers: int, pin: bool,
-    draw: Callable[[int], np.ndarray] | None = None, share: tuple[int, int] = (0, 1),
-) -> tuple[DataLoader[Any], EpochBatches]:  # fmt: skip
+    dataset: TrainingPhotos,
+    batch: int,
+    seed: int,
+    workers: int,
+    pin: bool,
+    draw: Callable[[int], np.ndarray] | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> tuple[DataLoader[Any], EpochBatches]:
     """The loader, and its batches, whose `epoch` is set before each pass; `draw` and `share` as for EpochBatches."""
     batches = EpochBatches(len(dataset), batch, seed, draw, share)
     loader = PhotoLoader(
-        dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin, persistent_workers=workers > 0,
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=pin,
+        persistent_workers=workers > 0,
         collate_fn=collate,
         worker_init_fn=one_thread if workers else None,
         # A forked process inherits the locks of opencv's and OpenMP's threads, and may wait for them for ever.
         multiprocessing_context="spawn" if workers else None,
-    )  # fmt: skip
+    )
     return loader, batches
 
 

@@ -60,9 +60,7 @@ def pixels(images: Tensor) -> int:
     return images.shape[-2] * images.shape[-1]
 
 
-def fourier_mask(
-    size: Sequence[int], share: float, decay: float, generator: np.random.Generator
-) -> np.ndarray:
+def fourier_mask(size: Sequence[int], share: float, decay: float, generator: np.random.Generator) -> np.ndarray:
     """A bool mask (H,W) of low-frequency blobs, true on round(share H W) pixels."""
     height, width = size
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
@@ -106,6 +104,4 @@ def activation_share(maps: Tensor, box: Box, size: Sequence[int]) -> Tensor:
     maps = maps.float()
     part = torch.einsum("nhw,h,w->n", maps, sums[0][0], sums[1][0])
     whole = torch.einsum("nhw,h,w->n", maps, sums[0][1], sums[1][1])
-    return torch.where(
-        whole > 0, part / whole.clamp_min(1e-30), torch.full_like(whole, box.area / (size[0] * size[1]))
-    )
+    return torch.where(whole > 0, part / whole.clamp_min(1e-30), torch.full_like(whole, box.area / (size[0] * size[1])))

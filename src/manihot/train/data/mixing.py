@@ -51,21 +51,14 @@ class Position(NamedTuple):
     total: int
 
 
-def no_mix(
-    images: Tensor, targets: Tensor, generator: np.random.Generator, *, in_place: bool = False
-) -> Mixed:
+def no_mix(images: Tensor, targets: Tensor, generator: np.random.Generator, *, in_place: bool = False) -> Mixed:
     """The batch as it is."""
     check_batch(images, targets)
     return Mixed(images, targets)
 
 
 def mixup(
-    images: Tensor,
-    targets: Tensor,
-    generator: np.random.Generator,
-    *,
-    alpha: float = 1.0,
-    in_place: bool = False,
+    images: Tensor, targets: Tensor, generator: np.random.Generator, *, alpha: float = 1.0, in_place: bool = False
 ) -> Mixed:
     """l x_a + (1-l) x_b with l ~ Beta(alpha, alpha) (arXiv 1710.09412)."""
     check("mixup", "alpha", alpha, alpha > 0, "a number above 0")
@@ -80,12 +73,7 @@ def mixup(
 
 
 def cutmix(
-    images: Tensor,
-    targets: Tensor,
-    generator: np.random.Generator,
-    *,
-    alpha: float = 1.0,
-    in_place: bool = False,
+    images: Tensor, targets: Tensor, generator: np.random.Generator, *, alpha: float = 1.0, in_place: bool = False
 ) -> Mixed:
     """A box of x_b pasted at the same place of x_a; labels by its area after clipping (arXiv 1905.04899)."""
     check("cutmix", "alpha", alpha, alpha > 0, "a number above 0")
@@ -145,9 +133,7 @@ def snapmix(
     images = images if in_place else images.clone()
     maps = cams if isinstance(cams, Tensor) else cams(images, targets)
     if maps.ndim != 3 or len(maps) != len(images):
-        raise DataError(
-            f"snapmix: activation maps of shape {tuple(maps.shape)} for {len(images)} photographs"
-        )
+        raise DataError(f"snapmix: activation maps of shape {tuple(maps.shape)} for {len(images)} photographs")
     other = partners(len(images), generator, images.device)
     ours = random_box(images, 1 - float(generator.beta(alpha, alpha)), generator)
     theirs = random_box(images, 1 - float(generator.beta(alpha, alpha)), generator)
@@ -238,9 +224,7 @@ def mixup_without_hesitation(
     """
     name = "mixup_without_hesitation"
     fine = 0 <= always_until <= alternate_until <= 1
-    check(
-        name, "always_until", always_until, fine, "a share from 0, not above alternate_until, itself up to 1"
-    )
+    check(name, "always_until", always_until, fine, "a share from 0, not above alternate_until, itself up to 1")
     settings = {"name": inner} if isinstance(inner, str) else dict(inner)
     mix = settings.pop("name", "mixup")
     known = [key for key in MIXES if key not in NEEDS]
@@ -294,8 +278,7 @@ class Mixer:
             total = sum(choice.probability[epoch] for choice in self.choices)
             if total > 1 + 1e-9:
                 raise SettingsError(
-                    f"mixing: the probabilities sum to {total:.3g} in epoch {epoch}",
-                    "lower some p; 1 is the most",
+                    f"mixing: the probabilities sum to {total:.3g} in epoch {epoch}", "lower some p; 1 is the most"
                 )
 
     @property
@@ -307,9 +290,7 @@ class Mixer:
         """The mix of a batch, numbered from 0 in its epoch; None for no mixing."""
         return self._draw(epoch, batch)[0]
 
-    def __call__(
-        self, images: Tensor, targets: Tensor, epoch: int, batch: int, *, in_place: bool = True
-    ) -> Mixed:
+    def __call__(self, images: Tensor, targets: Tensor, epoch: int, batch: int, *, in_place: bool = True) -> Mixed:
         """Mix a batch; `images` is written into unless in_place is false.
 
         images float or uint8 (N,C,H,W), targets soft (N,K).
@@ -374,9 +355,7 @@ def check_batch(images: Tensor, targets: Tensor) -> None:
     """Raise DataError for images or labels that can't be mixed."""
     fits = images.ndim == 4 and (images.is_floating_point() or images.dtype == torch.uint8)
     if not fits:
-        raise DataError(
-            f"mixing wants float or uint8 images (N,C,H,W), got {tuple(images.shape)} {images.dtype}"
-        )
+        raise DataError(f"mixing wants float or uint8 images (N,C,H,W), got {tuple(images.shape)} {images.dtype}")
     if targets.ndim != 2 or len(targets) != len(images) or not targets.is_floating_point():
         raise DataError(
             f"mixing wants soft labels ({len(images)}, K), got {tuple(targets.shape)} {targets.dtype}",

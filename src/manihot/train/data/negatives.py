@@ -91,9 +91,7 @@ def blurred(
     return Negatives(count=_count(material, share), draw=partial(spoil, material=material, ways=tuple(ways)))
 
 
-def mixed(
-    material: Material, *, share: float = 0.1, ways: Sequence[str] = ("blur", "shuffle", "corner")
-) -> Negatives:
+def mixed(material: Material, *, share: float = 0.1, ways: Sequence[str] = ("blur", "shuffle", "corner")) -> Negatives:
     """`drawn` and `blurred` in turn, both together `share` of the number of training photographs."""
     scenes = partial(draw_scene, size=material.size)
     spoilt = partial(spoil, material=material, ways=tuple(ways))
@@ -119,9 +117,16 @@ def draw_scene(rng: np.random.Generator, number: int, *, size: tuple[int, int]) 
     light_scene(rng, scene, kind == "sky")
     cast = rng.uniform(0.85, 1.15, 3)
     shot = Shot(
-        "healthy", 0.0, "leaf", *size, blur=rng.uniform(0, 1), motion=0.0, exposure=rng.uniform(-0.5, 0.5),
-        noise=rng.uniform(0, 0.04), cast=(cast[0], cast[1], cast[2]),
-    )  # fmt: skip
+        "healthy",
+        0.0,
+        "leaf",
+        *size,
+        blur=rng.uniform(0, 1),
+        motion=0.0,
+        exposure=rng.uniform(-0.5, 0.5),
+        noise=rng.uniform(0, 0.04),
+        cast=(cast[0], cast[1], cast[2]),
+    )
     return take_picture(rng, scene, shot)
 
 

@@ -40,9 +40,17 @@ class UnlabelledPhotos:
     """
 
     def __init__(
-        self, photos: Any, rows: np.ndarray, size: tuple[int, int], seed: int, epochs: int, *, mu: int = 2,
-        weak: Sequence[Any] = WEAK, strong: Sequence[Any] = STRONG,
-    ) -> None:  # fmt: skip
+        self,
+        photos: Any,
+        rows: np.ndarray,
+        size: tuple[int, int],
+        seed: int,
+        epochs: int,
+        *,
+        mu: int = 2,
+        weak: Sequence[Any] = WEAK,
+        strong: Sequence[Any] = STRONG,
+    ) -> None:
         self.photos, self.rows, self.seed, self.mu = photos, rows, seed, mu
         self.views = {
             name: Augmenter(list(choices), size, seed + SEEDS[name], epochs)

@@ -33,9 +33,18 @@ def make_model(settings: Model, classes: int, size: tuple[int, int], seed: int =
         _check_taps(settings, backbone)
         try:
             model = Classifier(
-                backbone, classes, settings.pooling, settings.dropout, settings.taps, settings.power, size,
-                settings.tiles, settings.tile_attention, settings.dropout_samples, settings.unknown,
-            )  # fmt: skip
+                backbone,
+                classes,
+                settings.pooling,
+                settings.dropout,
+                settings.taps,
+                settings.power,
+                size,
+                settings.tiles,
+                settings.tile_attention,
+                settings.dropout_samples,
+                settings.unknown,
+            )
         except (AssertionError, RuntimeError, ValueError) as error:
             raise SettingsError(
                 f"model.backbone: {settings.backbone} can't take {tile[0]}x{tile[1]} pixels ({error})",

@@ -143,8 +143,7 @@ def name_weights(name: str, pretrained: bool | str) -> str:
     if not timm.is_model(base):
         near = timm.list_models(f"*{base[:6]}*")[:5]
         raise WeightsError(
-            f"timm has no model {base!r}",
-            f"for example: {', '.join(near)}" if near else "see timm.list_models()",
+            f"timm has no model {base!r}", f"for example: {', '.join(near)}" if near else "see timm.list_models()"
         )
     if not tag and isinstance(pretrained, str) and pretrained != "embedded" and not is_path(pretrained):
         tag = pretrained
@@ -183,8 +182,7 @@ def _load_file(model: nn.Module, path: Path) -> None:
         )
     except Exception as error:  # torch and safetensors raise unrelated families for a broken file
         raise WeightsError(
-            f"{path}: not readable as weights ({error})",
-            "use .safetensors, or a .pth that holds only tensors",
+            f"{path}: not readable as weights ({error})", "use .safetensors, or a .pth that holds only tensors"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(f"{path}: holds something else than named weights", "save the model's state_dict()")

@@ -112,8 +112,7 @@ def parameter_groups(model: Classifier, settings: Optimizer) -> list[dict[str, A
         if stage == top and settings.head_lr is not None:
             rate = settings.head_lr
         group = groups.setdefault(
-            (stage, decays),
-            {"params": [], "lr": rate, "weight_decay": settings.weight_decay if decays else 0.0},
+            (stage, decays), {"params": [], "lr": rate, "weight_decay": settings.weight_decay if decays else 0.0}
         )
         group["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
@@ -127,9 +126,7 @@ def kept_from_decay(model: Classifier) -> set[str]:
     """
     named = getattr(model.backbone, "no_weight_decay", None)
     spared = {f"backbone.{name}" for name in named()} if callable(named) else set()
-    return spared | {
-        name for name, _ in model.named_parameters() if not name.rpartition(".")[2].startswith("weight")
-    }
+    return spared | {name for name, _ in model.named_parameters() if not name.rpartition(".")[2].startswith("weight")}
 
 
 def make_optimizer(model: Classifier, settings: Optimizer) -> TorchOptimizer:

@@ -33,9 +33,7 @@ class Sam:
         moved = [p for p in self.parameters if p.grad is not None]
         if not moved:
             return False
-        norm = gradient_norm(
-            p.grad * p.abs() if self.adaptive else p.grad for p in moved if p.grad is not None
-        )
+        norm = gradient_norm(p.grad * p.abs() if self.adaptive else p.grad for p in moved if p.grad is not None)
         if not torch.isfinite(norm) or norm == 0:
             return False
         scale = self.rho / norm

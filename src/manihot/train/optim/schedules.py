@@ -50,9 +50,14 @@ def multistep(epoch: float, epochs: float, at: Sequence[float] = (0.5, 0.75), dr
 
 
 def one_cycle(
-    epoch: float, epochs: float, peak: float = 0.3, start: float = 0.04, floor: float = 4e-6,
-    momentum_low: float = 0.85, momentum_high: float = 0.95,
-) -> float:  # fmt: skip
+    epoch: float,
+    epochs: float,
+    peak: float = 0.3,
+    start: float = 0.04,
+    floor: float = 4e-6,
+    momentum_low: float = 0.85,
+    momentum_high: float = 0.95,
+) -> float:
     """From `start` along half a cosine up to 1 at the share `peak`, then down to `floor` (arXiv 1708.07120).
 
     The momentum (Adam's first beta) goes the other way, from `momentum_high` to `momentum_low` and back.
@@ -61,9 +66,13 @@ def one_cycle(
 
 
 def one_cycle_momentum(
-    epoch: float, epochs: float, peak: float = 0.3, momentum_low: float = 0.85, momentum_high: float = 0.95,
+    epoch: float,
+    epochs: float,
+    peak: float = 0.3,
+    momentum_low: float = 0.85,
+    momentum_high: float = 0.95,
     **others: float,
-) -> float:  # fmt: skip
+) -> float:
     """The momentum that goes with `one_cycle`."""
     return _cycle(epoch, epochs, peak, momentum_high, momentum_low, momentum_high)
 
@@ -78,9 +87,15 @@ def _cycle(epoch: float, epochs: float, peak: float, first: float, middle: float
 
 
 def plateau(
-    epoch: float, epochs: float, scores: Sequence[float] = (), drop: float = 0.1, patience: int = 10,
-    threshold: float = 1e-4, floor: float = 0.0, watch: str = "",
-) -> float:  # fmt: skip
+    epoch: float,
+    epochs: float,
+    scores: Sequence[float] = (),
+    drop: float = 0.1,
+    patience: int = 10,
+    threshold: float = 1e-4,
+    floor: float = 0.0,
+    watch: str = "",
+) -> float:
     """Times `drop` after more than `patience` epochs in a row without gain on the held-out photographs.
 
     scores: what is watched (`watched_score`) after each epoch so far, lower is better. A gain is a relative one of
@@ -103,9 +118,7 @@ def watched_score(choice: Choice, monitor: str, scores: Mapping[str, float]) -> 
     return -scores[name] if name == "accuracy" else scores[name]
 
 
-def step_factor(
-    step: int, choice: Choice, epochs: int, steps_per_epoch: int, scores: Sequence[float] = ()
-) -> float:
+def step_factor(step: int, choice: Choice, epochs: int, steps_per_epoch: int, scores: Sequence[float] = ()) -> float:
     """The factor at a step (from 0), with the choice's settings, warm-up and the held-out scores so far."""
     settings, warm, epoch = _place(step, choice, epochs, steps_per_epoch)
     if choice.name in NEEDS_SCORES:

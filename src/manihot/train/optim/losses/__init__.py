@@ -72,14 +72,10 @@ def combo(
     A weight is 1 when left out; the weights need not sum to 1. Shared settings of the combo (class weights,
     smoothing) hold for every term that doesn't set its own.
     """
-    check(
-        "combo", "terms", terms, len(terms) > 0, "a list of losses, each with name, weight and its settings"
-    )
+    check("combo", "terms", terms, len(terms) > 0, "a list of losses, each with name, weight and its settings")
     losses, weights = [], []
     for term in terms:
-        fine = (
-            isinstance(term, Mapping) and "name" in term and isinstance(term.get("weight", 1.0), (int, float))
-        )
+        fine = isinstance(term, Mapping) and "name" in term and isinstance(term.get("weight", 1.0), (int, float))
         check("combo", "terms", term, fine, "a list of losses, each with name, weight and its settings")
         own = {key: value for key, value in term.items() if key not in ("name", "weight", "reduction")}
         known: dict[str, Any] = {"classes": classes, "photographs": photographs, "class_counts": class_counts}
@@ -104,9 +100,7 @@ def class_balanced(
     """
     counts = class_counts if counts is None else counts
     if counts is None or len(counts) != classes:
-        raise SettingsError(
-            f"loss class_balanced: counts = {counts}", f"counts are {classes} numbers, one a class"
-        )
+        raise SettingsError(f"loss class_balanced: counts = {counts}", f"counts are {classes} numbers, one a class")
     inner = {"name": inner} if isinstance(inner, str) else dict(inner)
     name = inner.pop("name", "cross_entropy")
     taken = shared.get("class_weights") is not None or "class_weights" in inner

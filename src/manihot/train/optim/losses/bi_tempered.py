@@ -62,9 +62,7 @@ def normalisation(logits: Tensor, t: float) -> Tensor:
         slope = torch.where(log_p.isneginf(), log_p, t * log_p).exp().sum(1, keepdim=True)
         move = ((log_p.exp().sum(1, keepdim=True) - 1) / slope).clamp_min(0)
         lam = lam + move
-        if step % 4 == 3 and bool(
-            (move <= close * (1 + lam)).all()
-        ):  # asking waits for a GPU, so not each time
+        if step % 4 == 3 and bool((move <= close * (1 + lam)).all()):  # asking waits for a GPU, so not each time
             break
     return lam
 

@@ -40,9 +40,7 @@ PLAIN: dict[str, tuple[type, ...]] = {
 }
 
 # (loss of a batch, logits, target, sample weights, extra) -> the loss where several processes share a batch
-Together = Callable[
-    [Callable[..., Tensor], Tensor, Tensor, Tensor | None, Mapping[str, Tensor]], Tensor
-]  # fmt: skip
+Together = Callable[[Callable[..., Tensor], Tensor, Tensor, Tensor | None, Mapping[str, Tensor]], Tensor]
 
 
 class BatchLoss(nn.Module, ABC):
@@ -157,8 +155,7 @@ class Loss(BatchLoss):
             )
         if target.shape != ((n, k) if target.is_floating_point() else (n,)):
             raise DataError(
-                f"loss {self.name}: target of shape {tuple(target.shape)} and type {target.dtype} "
-                f"for {n} photographs",
+                f"loss {self.name}: target of shape {tuple(target.shape)} and type {target.dtype} for {n} photographs",
                 f"int labels ({n},) or soft labels ({n}, {k}) of a float type",
             )
         missing = [name for name in self.needs if name not in extra]
@@ -211,8 +208,7 @@ def look_at_labels(name: str, classes: int, target: Tensor) -> None:
             raise DataError(f"loss {name}: a soft label is negative or not finite")
     elif int(target.min()) < 0 or int(target.max()) >= classes:
         raise DataError(
-            f"loss {name}: labels run from {int(target.min())} to {int(target.max())}, but there are "
-            f"{classes} classes",
+            f"loss {name}: labels run from {int(target.min())} to {int(target.max())}, but there are {classes} classes",
             "labels are 0 to K-1; leave photographs without a label (-1) out of the training",
         )
 
@@ -334,9 +330,7 @@ class Row:
         return loss
 
 
-def check_names_and_kinds(
-    name: str, settings: Mapping[str, Any], known: Mapping[str, inspect.Parameter]
-) -> None:
+def check_names_and_kinds(name: str, settings: Mapping[str, Any], known: Mapping[str, inspect.Parameter]) -> None:
     """Raise SettingsError for an unknown setting, a missing one, or a text where a number belongs."""
     for key, value in settings.items():
         if key not in known:

@@ -21,9 +21,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -logits.log_softmax(1)
 
 
-def focal(
-    logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float | Sequence[float] = 1.0
-) -> Tensor:
+def focal(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float | Sequence[float] = 1.0) -> Tensor:
     """alpha_y (1 - p_y)^gamma (-log p_y) (arXiv 1708.02002); alpha is one number or one a class.
 
     The mean is over photographs only; some popular code divides by K as well.
@@ -69,9 +67,7 @@ def focal_cosine(
     "logits" takes the softmax of z itself. |z| is sqrt(sum z^2 + 1e-6).
     """
     check("focal_cosine", "gamma", gamma, gamma >= 0, "a number from 0")
-    check(
-        "focal_cosine", "focal_on", focal_on, focal_on in ("normalised", "logits"), "'normalised' or 'logits'"
-    )
+    check("focal_cosine", "focal_on", focal_on, focal_on in ("normalised", "logits"), "'normalised' or 'logits'")
     cosine = logits * (logits.square().sum(1, keepdim=True) + LEAST_SQUARE).rsqrt()
     hardness = log_one_minus_softmax(cosine if focal_on == "normalised" else logits)
     return 1 - cosine - xent * alpha * (gamma * hardness).exp() * cosine.log_softmax(1)

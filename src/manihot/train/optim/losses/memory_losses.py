@@ -22,9 +22,7 @@ class Elr(nn.Module):
 
     needs = ("index",)
 
-    def __init__(
-        self, *, classes: int, photographs: int | None = None, lam: float = 3.0, beta: float = 0.7
-    ) -> None:
+    def __init__(self, *, classes: int, photographs: int | None = None, lam: float = 3.0, beta: float = 0.7) -> None:
         super().__init__()
         check("elr", "lam", lam, lam >= 0, "a number from 0")
         check("elr", "beta", beta, 0 <= beta < 1, "a number from 0 to below 1")
@@ -57,13 +55,7 @@ class Sop(nn.Module):
     floor = 1e-4  # smallest share of a class in p + s
 
     def __init__(
-        self,
-        *,
-        classes: int,
-        photographs: int | None = None,
-        lr_u: float = 10.0,
-        lr_v: float = 10.0,
-        seed: int = 0,
+        self, *, classes: int, photographs: int | None = None, lr_u: float = 10.0, lr_v: float = 10.0, seed: int = 0
     ) -> None:
         super().__init__()
         check("sop", "lr_u", lr_u, lr_u >= 0, "a number from 0")
@@ -102,7 +94,6 @@ def known(photographs: int | None, name: str) -> int:
     """How many photographs to remember; a SettingsError where nobody said."""
     if photographs is None:
         raise SettingsError(
-            f"loss {name} remembers each photograph and must know how many there are",
-            "make_loss(..., photographs=N)",
+            f"loss {name} remembers each photograph and must know how many there are", "make_loss(..., photographs=N)"
         )
     return photographs

@@ -56,9 +56,7 @@ class Gjs(nn.Module):
     of the same photographs. pi -> 0 is cross-entropy, pi -> 1 is half the mean absolute error.
     """
 
-    def __init__(
-        self, *, classes: int, photographs: int | None = None, pi: float = 0.5, views: int = 1
-    ) -> None:
+    def __init__(self, *, classes: int, photographs: int | None = None, pi: float = 0.5, views: int = 1) -> None:
         super().__init__()
         check("gjs", "pi", pi, 0 < pi < 1, "a number between 0 and 1")
         check("gjs", "views", views, views >= 1, "a whole number from 1")
@@ -69,9 +67,7 @@ class Gjs(nn.Module):
         """(N,) values."""
         every = logits.unsqueeze(0)
         if view_logits is not None:
-            check(
-                "gjs", "views", self.views, len(view_logits) == self.views - 1, f"{len(view_logits) + 1} here"
-            )
+            check("gjs", "views", self.views, len(view_logits) == self.views - 1, f"{len(view_logits) + 1} here")
             every = torch.cat([every, view_logits.to(logits)])
         log_p = every.log_softmax(2)
         share = (1 - self.pi) / self.views
