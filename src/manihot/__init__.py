@@ -28,6 +28,7 @@ _HOMES = {
         "lr_find",
         "translate",
     ),
+    "verbs.notes": ("note",),
     "verbs.predictions": ("blend", "stack", "calibrate", "decide", "check_submission"),
     "verbs.recipes": ("recipes", "show_recipe", "suite"),
     "settings.options": (
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from manihot.verbs.models import show_augment as show_augment
     from manihot.verbs.models import train as train
     from manihot.verbs.models import translate as translate
+    from manihot.verbs.notes import note as note
     from manihot.verbs.photos import audit as audit
     from manihot.verbs.photos import clean as clean
     from manihot.verbs.photos import demo_data as demo_data

@@ -14,7 +14,7 @@ import manihot
 from manihot.cli.output import OutputError, watched
 from manihot.errors import EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED, DiskFullError, ManihotError
 from manihot.progress import SafeConsole, console, say, speak
-from manihot.verbs import models, photos, predictions
+from manihot.verbs import models, notes, photos, predictions
 from manihot.verbs import recipes as recipe_verbs
 from manihot.verbs.results import SubmissionCheck, WatchResult
 
@@ -29,6 +29,7 @@ VERBS: tuple[Callable[..., Any], ...] = (
     models.explain,
     photos.watch,
     models.compare,
+    notes.note,
     models.report,
     predictions.blend,
     predictions.stack,

@@ -81,6 +81,11 @@ def _leaderboard(found: r.Leaderboard) -> None:
     print_leaderboard(found.table, SafeConsole(highlight=False))
 
 
+def _note(found: r.NoteResult) -> None:
+    scores = [f"{name} {value:.6g}" for name in ("public", "private") if (value := getattr(found, name)) is not None]
+    show(", ".join([*scores, *([found.text] if found.text else [])]) or "Nothing is noted.")
+
+
 def _page(found: r.PageResult) -> None:
     show(f"Page: {found.page}")
 
@@ -228,6 +233,7 @@ SHOWN: dict[type, Callable[[Any], None]] = {
     r.TrainResult: _train,
     r.PredictResult: _predict,
     r.Leaderboard: _leaderboard,
+    r.NoteResult: _note,
     r.PageResult: _page,
     r.ShareResult: _share,
     r.ExportResult: _export,

@@ -410,6 +410,11 @@ class RunPlaces:
         return self.path / "metrics.json"
 
     @property
+    def notes(self) -> Path:
+        """What the user noted beside the run: scores of a leaderboard, a remark."""
+        return self.path / "notes.json"
+
+    @property
     def report(self) -> Path:
         """The report."""
         return self.path / "report.html"
@@ -431,6 +436,7 @@ class RunPlaces:
             MANIFEST,
             FOLDS,
             "metrics.json",
+            "notes.json",
             "predictions/*.parquet",
             "watch/*.parquet",
             *(f"{folder}/*.{suffix}" for folder in ("blend", "trust") for suffix in tables),

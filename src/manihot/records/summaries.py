@@ -258,6 +258,14 @@ class BurstEffect(Open):
     sentence: str
 
 
+class Notes(Open):
+    """notes.json: a leaderboard's scores of the run's submission as the leaderboard shows them, and a remark."""
+
+    public: FiniteFloat | None = None
+    private: FiniteFloat | None = None
+    text: str = ""
+
+
 def _checked(path: Path, model: type[BaseModel], what: str, remedy: str = AGAIN) -> dict[str, Any]:
     value = read_json(path, what, remedy)
     with reading(path, what, remedy, RunFolderError):
@@ -312,6 +320,13 @@ def read_audited(path: Path) -> dict[str, Any]:
 def read_burst_effect(path: Path) -> dict[str, Any]:
     """bursts.json."""
     return _checked(path, BurstEffect, "what bursts do to a score")
+
+
+def read_notes(path: Path) -> Notes:
+    """notes.json; empty where nothing was noted."""
+    if not path.is_file():
+        return Notes()
+    return Notes.model_validate(_checked(path, Notes, "what was noted beside a run", "remove it and note it again"))
 
 
 def read_what_if(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.readers import read_lines
 from manihot.records.run_places import MemberFolder, RunPlaces
-from manihot.records.summaries import read_run_record, read_scores
+from manihot.records.summaries import read_notes, read_run_record, read_scores
 from manihot.report.words import duration
 
 ENSEMBLE = "(ensemble)"
@@ -50,6 +50,9 @@ COLUMNS = [
     "seconds",
     "recipe",
     "seed",
+    "public",
+    "private",
+    "note",
 ]
 HEADINGS = (
     "run",
@@ -65,13 +68,19 @@ HEADINGS = (
     "time",
     "recipe",
     "seed",
+    "public",
+    "private",
+    "note",
 )
+NOTED = ("public", "private", "note")  # shown where a run has them
 KEEP = ("run", "member", "split", "n", "accuracy")  # columns that the narrowest terminal shows
-LEFT = ("run", "member", "split", "folds", "recipe")
+LEFT = ("run", "member", "split", "folds", "recipe", "note")
 
 
 def leaderboard(runs: Sequence[Path]) -> pd.DataFrame:
     """One row for each run, member (and the ensemble of several) and split, with the columns of COLUMNS.
+
+    public, private, note: what `manihot note` noted, in the row of the member that answers, or of the ensemble.
 
     Rows of out-of-fold predictions come first, then test; best accuracy first within each. status: 'done', or
     'unfinished' (running or stopped). folds: list of the accuracies of the folds that ended; seconds: of all
@@ -96,7 +105,8 @@ def print_leaderboard(table: pd.DataFrame, console: Console | None = None) -> No
     """
     console = console or Console()
     rows = [_cells(row) for row in table.to_dict("records")]
-    width = {name: max(len(name), *(len(row[name]) for row in rows), 0) for name in HEADINGS} if rows else {}
+    headings = [name for name in HEADINGS if name not in NOTED or any(row[name] for row in rows)]
+    width = {name: max(len(name), *(len(row[name]) for row in rows), 0) for name in headings} if rows else {}
     shown, hidden = list(width), []
     if console.is_terminal:
         for name in [name for name in reversed(shown) if name not in KEEP]:
@@ -134,6 +144,8 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         duration(row["seconds"]),
         row["recipe"],
         "" if pd.isna(row["seed"]) else f"{row['seed']:.0f}",
+        *("" if pd.isna(row[name]) else f"{row[name]:.6g}" for name in ("public", "private")),
+        row["note"],
     ]
     return dict(zip(HEADINGS, map(str, cells), strict=True))
 
@@ -205,7 +217,13 @@ def _rows(run: Path, name: str) -> list[dict[str, Any]]:
             rows.append(
                 {**about, "member": member, "split": split, "folds": folds if split == "oof" else [], **_scores(found)}
             )
-    return rows or [{**about, "member": "", "split": "oof", "folds": [], **_scores(None)}]
+    rows = rows or [{**about, "member": "", "split": "oof", "folds": [], **_scores(None)}]
+    answering = ENSEMBLE if ENSEMBLE in parts else scores.get("best") or rows[0]["member"]
+    notes = read_notes(RunPlaces(run).notes)
+    for row in rows:  # a leaderboard scores what the run answers, not each of its members
+        mine = row["split"] == "oof" and row["member"] == answering
+        row |= {"public": notes.public, "private": notes.private, "note": notes.text} if mine else {"note": ""}
+    return rows
 
 
 def stage_seconds(record: dict[str, Any]) -> float:

@@ -121,6 +121,16 @@ class Leaderboard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoteResult:
+    """Of `note`: what is noted now; None and '' for nothing."""
+
+    path: Path
+    public: float | None
+    private: float | None
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PageResult:
     """Of `report`, `explain` and `show_augment`: the file that was written."""
 
