@@ -35,6 +35,15 @@ PAINT = {
     "#050607": "var(--orange)",
 }
 INK, MUTED, LINE, BLUE, ORANGE = PAINT
+# what -> lines: key of an epoch's scores, colour, label, dash
+CURVES = {
+    "loss": (("train_loss", ORANGE, "training loss", "--"), ("val_loss", BLUE, "held-out loss", "-")),
+    "accuracy": (
+        ("train_accuracy", ORANGE, "training accuracy", "--"),
+        ("val_accuracy", BLUE, "held-out accuracy", "-"),
+    ),
+    "learning rate": (("lr", BLUE, "learning rate of the head", "-"),),
+}
 STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a class called $x$ is a name, not a formula
@@ -65,10 +74,10 @@ def heatmap(shares: np.ndarray) -> str:
 
 
 def learning_curves(histories: dict[str, list[dict[str, Any]]], what: str, member: str) -> Markup:
-    """One thin line a fold and their mean by epoch; what: 'loss' (training and held out) or 'accuracy'."""
-    lines = [("val_accuracy", BLUE, "held-out accuracy", "-")]
-    if what == "loss":
-        lines = [("train_loss", ORANGE, "training loss", "--"), ("val_loss", BLUE, "held-out loss", "-")]
+    """One thin line a fold and their mean by epoch; what: a row of CURVES. Without such values, no figure: ''."""
+    lines = CURVES[what]
+    if not any(_curve(rows, key) for key, *_ in lines for rows in histories.values()):
+        return Markup()
     with rc_context(STYLE):
         figure, axes = _figure(4.5, 2.9)
         for key, colour, label, dash in lines:
@@ -83,6 +92,9 @@ def learning_curves(histories: dict[str, list[dict[str, Any]]], what: str, membe
             if mean:
                 axes.plot(*mean, dash, color=colour, lw=2.2, label=f"{label}, mean of {len(curves)} folds")
         axes.set_xlabel("epoch")
+        if what == "learning rate":
+            axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+            axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axes.get_legend_handles_labels()[0]:
             axes.legend()

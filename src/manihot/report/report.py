@@ -27,6 +27,7 @@ from manihot.report.material import Material, gather
 from manihot.report.pages import render
 from manihot.report.thumbnails import Thumbnails, link, read_thumbnails
 from manihot.report.words import blend_words, headline, judgement
+from manihot.report.zoom import zoom_section
 
 if TYPE_CHECKING:
     from manihot.infer.explain import OpenExplainer
@@ -76,7 +77,9 @@ def contents(material: Material, other: OpenExplainer | None = None) -> dict[str
     kept = material.attempt(lambda: read_thumbnails(saved)) or {}
     thumbs = Thumbnails(material.manifest, material.run, kept)
     samples, mistakes, doubtful = _samples(material), _mistakes(material), _doubtful(material)
-    wanted = [*(i for row in samples for i in row["ids"]), *(row["id"] for row in [*mistakes, *doubtful])]
+    zoom = zoom_section(material)
+    ends = [i for row in (zoom or {"classes": []})["classes"] for i in (*row["farthest"], *row["nearest"])]
+    wanted = [*ends, *(i for row in samples for i in row["ids"]), *(row["id"] for row in [*mistakes, *doubtful])]
     thumbs.draw(wanted, "Drawing photographs for the report")
     heat = explain_mistakes(material, mistakes, other, kept)
     thumbs.save(saved, heat["saved"])
@@ -93,6 +96,7 @@ def contents(material: Material, other: OpenExplainer | None = None) -> dict[str
         "blend": _blend(material),
         "data": _data(material),
         "samples": samples,
+        "zoom": zoom,
         "thumbs": thumbs,
         "gone": thumbs.faults(),
         "curves": _curves(material),
@@ -235,7 +239,8 @@ def _curves(material: Material) -> list[dict[str, Any]]:
     shown = list(material.histories.items())[:CURVES]
     draw = figures.learning_curves
     return [
-        {"member": name, "figures": [draw(folds, what, name) for what in ("loss", "accuracy")]} for name, folds in shown
+        {"member": name, "figures": [found for what in figures.CURVES if (found := draw(folds, what, name))]}
+        for name, folds in shown
     ]
 
 

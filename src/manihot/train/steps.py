@@ -57,8 +57,20 @@ class StepState:
             mixed = targets is not moved["target"]
             self.once(lambda: self.margins.note(moved["index"], logits, mixed), "margins")
 
+    def note_right(self, logits: Tensor, targets: Tensor) -> None:
+        """Count, in the first pass, how much of each label (N, K) the likeliest class of the logits hits.
+
+        1 or 0 of a photograph with one label, its share of a mixed or soft one: the accuracy of what is trained on.
+        """
+
+        def hit() -> None:
+            said = logits.detach().argmax(1, keepdim=True)
+            self.count("train_accuracy", targets.gather(1, said)[:, 0] / targets.sum(1).clamp_min(1e-12))
+
+        self.once(hit, "right")
+
     def count(self, name: str, chosen: Tensor) -> None:
-        """Note how many of a batch were chosen, bool (n,); nothing is waited for."""
+        """Note how many of a batch were chosen, bool or shares (n,); nothing is waited for."""
         many, all_of = self.counts.get(name, (torch.zeros((), device=chosen.device), 0))
         self.counts[name] = many + chosen.sum(), all_of + len(chosen)
 
@@ -154,6 +166,7 @@ def labelled_loss(
     """The recipe's loss; logits (N, K) of the photographs, and behind them those of their other views."""
     n = len(targets)
     state.note_margins(moved, logits[:n], targets)
+    state.note_right(logits[:n], targets)
     available = {**moved, "features": features[:n], "weight": model.head.weight}  # type: ignore[union-attr]
     if "view_logits" in state.loss.needs:
         available["view_logits"] = logits[n:].unflatten(0, (-1, n))

@@ -1,0 +1,60 @@
+"""The report's section on photographs from near and far."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from manihot.audit.measurements import MEASUREMENTS
+from manihot.audit.stages import save_table
+from manihot.records.manifest import Manifest
+from manihot.records.predictions import Predictions
+from manihot.report.zoom import accuracy_by_zoom, zoom_ends
+from test_report import CLASSES, make_run, read
+
+
+def test_the_ends_of_a_class_are_its_lowest_and_highest(tmp_path: Path):
+    ids = [f"{k}.jpg" for k in range(12)]
+    table = pd.DataFrame({"image_id": ids, "path": ids, "label": [0] * 9 + [1, 1, 2]})
+    manifest = Manifest.from_table(table, ("a", "b", "c"), tmp_path)
+    zoom = pd.Series([5.0, 1, 9, 3, 7, 2, 8, np.nan, 6, 4, 2, 1], index=ids)
+    a, b = zoom_ends(manifest, zoom)  # c has one photograph: no ends
+    assert a["farthest"] == ["1.jpg", "5.jpg", "3.jpg", "0.jpg"] and a["nearest"] == [
+        "2.jpg",
+        "6.jpg",
+        "4.jpg",
+        "8.jpg",
+    ]
+    assert (a["n"], a["median"]) == (8, 5.5)
+    assert b["farthest"] == ["10.jpg"] and b["nearest"] == ["9.jpg"]
+
+
+def test_accuracy_in_fifths_by_zoom():
+    n = 60
+    ids = np.array([f"{k}.jpg" for k in range(n)], dtype=object)
+    labels = np.arange(n) % 2
+    right = np.arange(n) >= 12  # the farthest fifth is wrong, all others right
+    probs = np.where((labels == 1)[:, None] == right[:, None], [[0.2, 0.8]], [[0.8, 0.2]])
+    made = Predictions.from_probs(ids, probs, ("a", "b"), labels, np.zeros(n, dtype=int))
+    shuffled = np.random.default_rng(0).permutation(n)
+    parts = accuracy_by_zoom(made.take(shuffled), pd.Series(np.arange(n, dtype=float), index=ids))
+    assert [part["value"] for part in parts] == [0, 1, 1, 1, 1]
+    assert [(part["n"], part["least"], part["most"]) for part in parts][:2] == [(12, 0, 11), (12, 12, 23)]
+    assert parts[0]["high"] < 0.3 and parts[1]["low"] > 0.7  # exact bounds, no width of zero
+    assert accuracy_by_zoom(made.take(np.arange(49)), pd.Series(np.arange(n, dtype=float), index=ids)) == []
+
+
+def test_the_section_stands_in_the_report(tmp_path: Path):
+    run = make_run(tmp_path, n=80)
+    _, page = read(run)
+    assert "From near and from far" not in page.text  # without a measurement
+    manifest = Manifest.load(run / "manifest.parquet")
+    zoom = np.random.default_rng(1).normal(size=80)
+    table = pd.DataFrame({"image_id": manifest.image_id, **dict.fromkeys(MEASUREMENTS, 0.5)}).assign(zoom=zoom)
+    save_table(table, run, "composition")
+    _, page = read(run)
+    assert "From near and from far" in page.text and "nearest fifth" in page.text
+    names = [label for label in page.all("img", "alt") if label.startswith("nearest of ")]
+    assert set(names) <= {f"nearest of {name}" for name in CLASSES}
