@@ -54,8 +54,9 @@ def decide(
 
     issues: the table of `label_issues`. duplicates: columns image_id, group, label (image_id's label, by name).
     Rules on labels: 'confident' (predicted above `threshold` and not the given label: the lecture's and 7th place's),
-    'worst' (the n lowest label scores), 'flagged' (is_label_issue), 'cleanlab' (its default filter). n limits each to
-    its worst n; classes to photographs given one of these labels (77th place: 150 doubtful healthy ones). Rules on
+    'worst' (the n lowest label scores), 'one_class' (the n lowest one-class scores), 'flagged' (is_label_issue),
+    'cleanlab' (its default filter). n limits each to its worst n; classes to photographs given one of these labels
+    (77th place: 150 doubtful healthy ones). Rules on
     copies: 'duplicates' (one photograph a group stays: the one with the best label score), 'conflicts' (groups with
     more than one label).
     action: what is done with a photograph the rule picks; 'soft' spreads what label_score takes from the given label
@@ -67,8 +68,8 @@ def decide(
         raise SettingsError(f"there is no rule {rule!r}", f"one of {', '.join(RULES)}")
     if action not in ACTIONS:
         raise SettingsError(f"there is no action {action!r}", f"one of {', '.join(ACTIONS)}")
-    if rule == "worst" and n is None:
-        raise SettingsError("the rule 'worst' needs to know how many photographs", "give n, for example n=50")
+    if rule in ("worst", "one_class") and n is None:
+        raise SettingsError(f"the rule {rule!r} needs to know how many photographs", "give n, for example n=50")
     if n is not None and n < 0:
         raise SettingsError(f"n={n} photographs make no sense", "give 0 or more")
     if not 0 <= threshold <= 1:
@@ -99,6 +100,15 @@ def _pick_confident(issues: pd.DataFrame, plan: Plan) -> tuple[np.ndarray, list[
 
 def _pick_worst(issues: pd.DataFrame, plan: Plan) -> tuple[np.ndarray, list[str]]:
     return np.ones(len(issues), dtype=bool), [f"label score {s}, among the {plan.n} worst" for s in _scores(issues)]
+
+
+def _pick_one_class(issues: pd.DataFrame, plan: Plan) -> tuple[np.ndarray, list[str]]:
+    _need(issues, "label issues", ("one_class_score",), "one_class")
+    score = issues["one_class_score"]
+    if plan.classes is not None:
+        score = score.where(issues["given_label"].isin(plan.classes))
+    picked = score.rank(method="first") <= (plan.n or 0)
+    return picked.to_numpy(dtype=bool), [f"one-class score {s:.3f}, among the {plan.n} lowest" for s in score]
 
 
 def _pick_flagged(issues: pd.DataFrame, plan: Plan) -> tuple[np.ndarray, list[str]]:
@@ -378,6 +388,12 @@ def compare_manifests(before: Manifest, after: Manifest) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-LABEL_RULES = {"confident": _pick_confident, "worst": _pick_worst, "flagged": _pick_flagged, "cleanlab": _pick_cleanlab}
+LABEL_RULES = {
+    "confident": _pick_confident,
+    "worst": _pick_worst,
+    "one_class": _pick_one_class,
+    "flagged": _pick_flagged,
+    "cleanlab": _pick_cleanlab,
+}
 COPY_RULES = {"duplicates": _one_a_group, "conflicts": _conflicts}
 RULES = (*LABEL_RULES, *COPY_RULES)

@@ -19,6 +19,7 @@ from manihot.audit import label_scores
 from manihot.audit.label_neighbours import find_neighbours, label_agreement, reduce_embeddings, typicality
 from manihot.audit.label_posterior import count_errors, pool_predictions, pool_with_features
 from manihot.audit.label_scores import best_other, noise_channel, normalise, self_confidence
+from manihot.audit.one_class import one_class_scores
 from manihot.errors import DataError
 from manihot.progress import warn
 from manihot.records.groups import group_numbers, join_labels, same_group
@@ -82,7 +83,7 @@ def find_label_errors(
     predicted_probability; the single scores self_confidence, normalized_margin, confident_learning, knn_score (share
     of near neighbours with the same label), anomaly_score (nearness within the given class), trajectory_score
     (area under the margin, from `history` or a linear head on the embeddings, squashed to (0, 1)), absent or NaN
-    where their input is; cleanlab_issue (its default filter); neighbours (ids).
+    where their input is; no part of the label score: cleanlab_issue, one_class_score (`one_class`); neighbours (ids).
 
     is_label_issue: another class is likelier by all opinions of the photograph (where copies were given different
     labels, by these opinions and all their labels), and it is among the n worst, n being the number of wrong labels
@@ -136,6 +137,7 @@ def _judge(
         columns["neighbours"] = [[ids[j] for j in row[:SHOWN] if j >= 0] for row in index]
         if history is None:
             margins = label_scores.train_margins(labels, features, classes)
+        columns["one_class_score"] = one_class_scores(features, labels)
     if history is not None:
         margins = label_scores.area_under_margin(labels, history)
     if margins is not None:
@@ -165,8 +167,9 @@ def _judge(
             "cleanlab_issue": cleanlab_filter(labels, pred_probs),
         }
     )
-    if "neighbours" in table:
-        table["neighbours"] = table.pop("neighbours")
+    for name in ("one_class_score", "neighbours"):  # beside the evidence
+        if name in table:
+            table[name] = table.pop(name)
     table = table.sort_values("label_score", kind="stable", ignore_index=True)
     table.attrs.update(estimated_errors=errors, evidence=[s for s in SCORES if s in table], combine=combine)
     return table

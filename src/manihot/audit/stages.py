@@ -19,6 +19,7 @@ import pandas as pd
 from manihot.audit.composition import describe_classes, goes_with_errors, imbalance_ratio
 from manihot.audit.drift import SourceDrift, compare_priors, draw_mean, find_drift, mean_images
 from manihot.audit.duplicates import find_duplicates, with_folds, with_groups
+from manihot.audit.embedding_map import map_photographs
 from manihot.audit.evidence import describe_evidence, find_margins, load_embeddings, load_margins, say_evidence
 from manihot.audit.hashes import Thumbnails, make_thumbnails
 from manihot.audit.label_errors import label_issues
@@ -147,6 +148,9 @@ def audit_labels(
         issues = label_issues(predictions, manifest, margins, duplicates=duplicates, embeddings=seen)
         paths = dict(zip(manifest.image_id, manifest.table["path"]))
         save_table(issues.assign(path=issues["image_id"].map(paths)), folder.path, "label_issues")
+        embedded = predictions.embeddings if seen is None else seen
+        if embedded is not None:
+            save_table(map_photographs(issues, predictions.image_id, embedded), folder.path, "map")
         composition = read_table(folder.audit.table("composition"), "composition")
         try:
             save_table(goes_with_errors(composition, predictions), folder.path, "goes_with_errors")

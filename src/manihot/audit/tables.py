@@ -35,8 +35,10 @@ SCHEMAS: dict[str, Mapping[str, str]] = {
         "knn_score": "number?",
         "trajectory_score": "number?",
         "cleanlab_issue": "flag?",
+        "one_class_score": "number?",
         "neighbours": "texts?",
     },
+    "map": {"image_id": "text", "x": "number", "y": "number", "given_label": "text", "is_label_issue": "flag"},
     "duplicates": {**_COPIES, "kind": "text"},
     "lookalikes": {**_COPIES, "evidence": "text", "distance": "number", "correlation": "number?"},
     "bursts": {

@@ -28,6 +28,7 @@ from manihot.records.summaries import read_audited, read_burst_effect, read_what
 from manihot.report.alike import alike_groups, burst_groups
 from manihot.report.audit_tables import gather_audit, list_files
 from manihot.report.audit_words import describe_findings
+from manihot.report.feature_map import draw_map
 from manihot.report.material import Material
 from manihot.report.pages import render
 from manihot.report.thumbnails import Thumbnails, jpeg_uri, read_thumbnails
@@ -102,6 +103,7 @@ def contents(material: Material, tables: dict[str, pd.DataFrame]) -> dict[str, A
         "lookalikes": lookalikes,
         "bursts": bursts,
         "outliers": outliers,
+        "map": draw_map(tables.get("map")),
         "composition": composition,
         "sources": sources,
         "what_if": what_if,

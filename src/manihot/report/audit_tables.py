@@ -29,6 +29,7 @@ TABLES = {
         "every checked label, worst first: given and suggested label, scores, nearest photographs",
         "so labels were not checked",
     ),
+    "map": Table("places of photographs on the map of the network's features"),
     "duplicates": Table(
         "every photograph that has a duplicate, with its group, kind and distance", "so duplicates are not listed"
     ),

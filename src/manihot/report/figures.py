@@ -26,6 +26,10 @@ from manihot.trust.diagram import reliability_figure
 
 HEAT = (0, 114, 178)  # the blue of Okabe and Ito's palette, made for colour-blind readers too
 
+# Okabe and Ito's, for classes; read on light and dark paper alike
+CLASS_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a800")
+OTHER_COLOUR = "#999999"
+
 # placeholder -> CSS variable of the template
 PAINT = {
     "#010203": "var(--ink)",
@@ -130,6 +134,22 @@ def skip_curve(kept: np.ndarray, right: np.ndarray) -> Markup:
         low = min(100 * right.min(), 99.0)
         axes.set_ylim(max(0, low - 2), 100.4)
         return _svg(figure, "accuracy on the most confident photographs")
+
+
+def embedding_map(x: np.ndarray, y: np.ndarray, colour: Sequence[str], suspicious: np.ndarray) -> Markup:
+    """Photographs at x, y (N,) from 0 to 1 as dots of their classes' colours; those marked, bool (N,), with a ring."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.6, 5.4))
+        axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
+        axes.scatter(x, y, s=9, c=list(colour), alpha=0.75, linewidths=0, clip_on=False)
+        axes.scatter(
+            x[suspicious], y[suspicious], s=52, facecolors="none", edgecolors=INK, linewidths=1.1, clip_on=False
+        )
+        axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[], yticks=[])
+        axes.grid(False)
+        for side in axes.spines.values():
+            side.set_visible(False)
+        return _svg(figure, "map of the photographs")
 
 
 def size_scatter(sizes: np.ndarray, count: np.ndarray) -> Markup:
