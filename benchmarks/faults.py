@@ -34,22 +34,22 @@ from manihot.demo.make import make_demo
 from manihot.records.files import TEMPORARY
 from manihot.records.run_folder import RunFolder
 
-STANDARD = [
-    "--recipe",
-    "standard",
-    "--set",
-    "photo.size=[64,64]",
-    "--set",
-    "model={backbone: test_efficientnet, pretrained: false}",
-    "--set",
-    "train.epochs=2",
-    "--set",
-    "folds.n=2",
-    "--set",
-    "train.precision=fp32",
-    "--set",
-    "augment=[]",
+TINY = [
+    word
+    for setting in (
+        "photo.size=[64,64]",
+        "model={backbone: test_efficientnet, pretrained: false}",
+        "train.epochs=2",
+        "folds.n=2",
+        "train.precision=fp32",
+        "augment=[]",
+    )
+    for word in ("--set", setting)
 ]
+STANDARD = ["--recipe", "standard", *TINY]
+SUITE = ["technique-families", "--only", "gem-pooling", *TINY]
+SWEEP = [*TINY, "--steps", "20"]
+SMALL = ["--size", "32", "--width", "4", "--epochs", "2"]
 # run.json and report.html tell how long stages took; the others hold digests of paths
 IGNORED = {"run.json", "report.html", "inputs.txt", ".lock", "looks.json"}
 SUFFIXES = {".parquet", ".csv", ".npy", ".npz", ".safetensors", ".json", ".jsonl", ".html", ".zip", ".png"}
@@ -64,22 +64,45 @@ class Verb:
     moments: int
 
 
-def verbs(photos: Path, quick: int, standard: int, others: int) -> list[Verb]:
-    """All verbs that write, with how often each is killed."""
+def verbs(photos: Path, other: Path, quick: int, standard: int, others: int) -> list[Verb]:
+    """All verbs that write, with how often each is killed. other: a second finished run of the same photographs."""
     oof = RunFolder(Path()).oof("main")
-    run = ["run", str(photos), "--workers", "1", "--device", "cpu"]
-    return [
-        Verb("run, recipe quick", lambda _, out: [*run, "--recipe", "quick", "--out", str(out)], quick),
-        Verb("run, recipe standard", lambda _, out: [*run, *STANDARD, "--out", str(out)], standard),
-        Verb("scan", lambda _, out: ["scan", str(photos), "--out", str(out)], others),
-        Verb("audit", lambda _, out: ["audit", str(photos), "--out", str(out), "--device", "cpu"], others),
-        Verb("clean", lambda done, out: ["clean", str(done), "--out", str(out)], others),
-        Verb("predict", lambda done, out: ["predict", str(done), str(photos), "--out", str(out / "new.csv")], others),
-        Verb("watch", lambda done, out: ["watch", str(done), str(photos), "--out", str(out)], others),
-        Verb("calibrate", lambda done, out: ["calibrate", str(done / oof), "--out", str(out)], others),
-        Verb("share", lambda done, out: ["share", str(done), "--out", str(out / "a.zip")], others),
-        Verb("demo-data", lambda _, out: ["demo-data", str(out), "--photos", "60"], others),
+    folder, cpu = str(photos), ["--workers", "1", "--device", "cpu"]
+    names = json.loads((photos / "label_num_to_disease_map.json").read_text(encoding="utf-8"))
+    commonest = pd.read_csv(photos / "train.csv")["label"].value_counts().index
+    first, second = (names[str(label)] for label in commonest[:2])
+    costs = photos.parent / "costs.yaml"
+    costs.write_text(f"missed: {{{first!r}: 10}}\n", encoding="utf-8")
+    few = sorted(map(str, (photos / "train_images").iterdir()))[:6]
+
+    def both(done: Path) -> list[str]:
+        return [str(run / oof) for run in (done, other)]
+
+    kinds: list[tuple[str, Callable[[Path, Path], list[str]], int]] = [
+        ("run, recipe quick", lambda _, out: ["run", folder, *cpu, "--recipe", "quick", "--out", str(out)], quick),
+        ("run, recipe standard", lambda _, out: ["run", folder, *cpu, *STANDARD, "--out", str(out)], standard),
+        ("scan", lambda _, out: ["scan", folder, "--out", str(out)], others),
+        ("audit", lambda _, out: ["audit", folder, "--out", str(out), "--device", "cpu"], others),
+        ("clean", lambda done, out: ["clean", str(done), "--out", str(out)], others),
+        ("predict", lambda done, out: ["predict", str(done), folder, "--out", str(out / "new.csv")], others),
+        ("watch", lambda done, out: ["watch", str(done), folder, "--out", str(out)], others),
+        ("explain", lambda done, out: ["explain", str(done), *few, "--out", str(out)], others),
+        ("blend", lambda done, out: ["blend", *both(done), "--method", "nelder_mead", "--out", str(out)], others),
+        ("stack", lambda done, out: ["stack", *both(done), "--out", str(out)], others),
+        ("calibrate", lambda done, out: ["calibrate", str(done / oof), "--out", str(out)], others),
+        ("decide", lambda done, out: ["decide", str(done / oof), str(costs), "--out", str(out)], others),
+        ("suite", lambda _, out: ["suite", *SUITE, folder, *cpu, "--out", str(out)], others),
+        ("lr-find", lambda _, out: ["lr-find", "standard", folder, *SWEEP, *cpu, "--out", str(out)], others),
+        (
+            "translate",
+            lambda _, out: ["translate", folder, "--from", first, "--to", second, *SMALL, *cpu, "--out", str(out)],
+            others,
+        ),
+        ("export", lambda done, out: ["export", str(done), "--int8", "--out", str(out)], others),
+        ("share", lambda done, out: ["share", str(done), "--out", str(out / "a.zip")], others),
+        ("demo-data", lambda _, out: ["demo-data", str(out), "--photos", "60"], others),
     ]
+    return [Verb(*kind) for kind in kinds]
 
 
 def contents(out: Path) -> dict[str, Any]:
@@ -179,15 +202,17 @@ def main() -> int:
     parser.add_argument("--photos", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    photos, done = asked.work / "photos", asked.work / "done"
+    photos, done, other = (asked.work / name for name in ("photos", "done", "other"))
     make_demo(photos, asked.photos)
-    wrong = finish(["run", str(photos), "--recipe", "quick", "--out", str(done), "--device", "cpu"])
-    if wrong:
-        print(wrong)
-        return 1
+    for seed, run in enumerate((done, other)):
+        words = ["--recipe", "quick", "--set", f"seed={seed}", "--device", "cpu", "--out", str(run)]
+        wrong = finish(["run", str(photos), *words])
+        if wrong:
+            print(wrong)
+            return 1
     rows = []
     print("| verb | seconds undisturbed | killed | bit-equal after resuming |\n|---|---|---|---|")
-    for verb in verbs(photos, asked.quick, asked.standard, asked.others):
+    for verb in verbs(photos, other, asked.quick, asked.standard, asked.others):
         if verb.moments and (asked.only is None or asked.only in verb.name):
             row = campaign(verb, done, asked.work, random.Random(f"{asked.seed} {verb.name}"))
             print(f"| {row['verb']} | {row['seconds']:.1f} | {row['moments']} | {row['equal']} |", flush=True)
