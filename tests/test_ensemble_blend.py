@@ -167,6 +167,43 @@ def use_stacker(name: str) -> None:
         import_module("manihot.train.stackers")
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+def test_boosted_trees_answer_as_lightgbm_does(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lightgbm = pytest.importorskip("lightgbm", reason="lightgbm is not installed (extra `ensemble`)")
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, classes, 400)
+    probs = softmax(2 * np.eye(classes)[labels] + rng.normal(size=(3, 400, classes)), axis=2)
+    fitted = []
+    monkeypatch.setattr(
+        lightgbm.LGBMClassifier,
+        "fit",
+        lambda self, *args, fit=lightgbm.LGBMClassifier.fit: fitted.append(fit(self, *args)) or self,
+    )
+    part = STACKERS["lightgbm"](probs, labels, 0)
+    features = (member_features(probs).reshape(400, -1) - part.arrays["centre"]) / part.arrays["spread"]
+    np.testing.assert_allclose(part(probs), fitted[0].predict_proba(features), atol=1e-9)
+    few = STACKERS["lightgbm"](probs[:, :30], labels[:30], 0)  # too few for any split
+    np.testing.assert_allclose(few(probs[:, :2])[0], few(probs[:, :2])[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("left", 0), ("right", 99), ("left", -99), ("feature", 99), ("feature", -1)]
+)
+def test_damaged_trees_of_a_saved_blend_are_refused(tmp_path: Path, name: str, value: int) -> None:
+    pytest.importorskip("lightgbm", reason="lightgbm is not installed (extra `ensemble`)")
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 3, 300)
+    probs = softmax(2 * np.eye(3)[labels] + rng.normal(size=(2, 300, 3)), axis=2)
+    part = STACKERS["lightgbm"](probs, labels, 0)
+    saved = Combination(("a", "b"), ("x", "y", "z"), ((part,),))
+    saved.save(tmp_path / "blend.npz")
+    np.testing.assert_array_equal(Combination.load(tmp_path / "blend.npz")(probs), part(probs))
+    part.arrays[name][0, 0] = value
+    saved.save(tmp_path / "blend.npz")
+    with pytest.raises(DataError, match="not a saved blend"):
+        Combination.load(tmp_path / "blend.npz")
+
+
 @pytest.mark.parametrize("name", STACKERS)
 def test_stackers_learn_which_member_to_trust_for_which_class(name: str) -> None:
     use_stacker(name)

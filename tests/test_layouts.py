@@ -181,6 +181,36 @@ def test_two_levels_are_offered(tmp_path: Path, capsys) -> None:
     assert below.classes == ("Bee", "Fly", "Sparrow", "Swift", "Wasp")
 
 
+@pytest.mark.parametrize("name", ["labels.json", "labels.txt", "annotations.xml"])
+def test_labels_in_a_file_that_is_no_table_are_named(tmp_path: Path, name: str, capsys) -> None:
+    make(tmp_path, *(f"images/{k}.jpg" for k in range(6)))
+    (tmp_path / name).write_text("\n".join(f"{k}.jpg rust" for k in range(6)), encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("photographed in May", encoding="utf-8")
+    manifest, _ = scan(tmp_path)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{name} names photographs here, but only tables are read" in said and "notes.txt names" not in said
+    assert manifest.classes == () and "one class 'images': --folders '{class}'" in said
+    assert scan(tmp_path, columns=TableOptions(folders="{class}"))[0].classes == ("images",)
+
+
+def test_three_levels_are_offered(tmp_path: Path, capsys) -> None:
+    animals = {"Birds": ("Owl", "Swift"), "Insects": ("Bee", "Fly")}
+    make(tmp_path / "a", *(f"Wild/{k}/{n}/{i}.jpg" for k, names in animals.items() for n in names for i in range(2)))
+    make(tmp_path / "a", *(f"Kept/Pets/{n}/{i}.jpg" for n in ("Cat", "Dog") for i in range(2)))
+    scan(tmp_path / "a")
+    said = capsys.readouterr().err
+    assert "6 classes 3 folders deep: Kept/Pets/Cat" in said and "--folders '{class}/{class}/{class}'" in said
+    manifest, _ = scan(tmp_path / "a", columns=TableOptions(folders="{class}/{class}/{class}"))
+    assert len(manifest.classes) == 6
+    months = [f"{y}/{m}/{c}/{y}{m}{i}.jpg" for y in (2019, 2020) for m in "56" for c in ("rust", "scab") for i in "12"]
+    make(tmp_path / "b", *months)
+    scan(tmp_path / "b")
+    said = capsys.readouterr().err
+    assert "2 classes, the names 3 folders deep: rust, scab: --folders '*/*/{class}'" in said
+    manifest, _ = scan(tmp_path / "b", columns=TableOptions(folders="*/*/{class}"))
+    assert manifest.classes == ("rust", "scab") and len(manifest.table) == 16
+
+
 def test_sources_and_plants_as_folders(tmp_path: Path, capsys) -> None:
     make(tmp_path / "years", *(f"{y}/{c}/{y}_{k}.jpg" for y in (2019, 2020) for c in ("rust", "scab") for k in (1, 2)))
     scan(tmp_path / "years")
@@ -245,7 +275,8 @@ def test_a_table_beside_a_folder_of_images_is_used(tmp_path: Path, capsys) -> No
     manifest, _ = scan(tmp_path)
     assert manifest.classes == ("x", "y") and list(manifest.class_counts()) == [6, 6]
     said = capsys.readouterr().err
-    assert "labels.csv" in said and "images/{filename}" in said and "--folders '{class}'" in said
+    assert "labels.csv" in said and "images/{filename}" in said and "without labels: --folders ''" in said
+    assert "ignored" not in said
     assert scan(tmp_path, columns=TableOptions(folders="{class}"))[0].classes == ("images",)
 
 

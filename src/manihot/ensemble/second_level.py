@@ -18,14 +18,13 @@ from pydantic import BaseModel, Field, model_validator
 from scipy.special import softmax
 
 from manihot.ensemble.blend import blend
-from manihot.errors import DataError, MissingExtraError
+from manihot.errors import DataError
 from manihot.records.files import atomic_path
 from manihot.records.readers import about_of, read_arrays, reading
 
 FLOOR = 1e-5  # of a probability before its logarithm: below it lies noise, not evidence
 Arrays = dict[str, np.ndarray]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
-UNTRIED = ("trees",)  # kinds of parts that need another package to answer
 
 
 def member_features(pred_probs: np.ndarray) -> np.ndarray:
@@ -61,15 +60,45 @@ def predict_perceptron(arrays: Arrays, pred_probs: np.ndarray) -> np.ndarray:
 
 
 def predict_trees(arrays: Arrays, pred_probs: np.ndarray) -> np.ndarray:
-    """LightGBM's trees, kept as its own text; needs the `ensemble` extra (MissingExtraError)."""
-    try:
-        from lightgbm import Booster
-    except ImportError as error:
-        raise MissingExtraError("the stacker 'lightgbm'", "ensemble") from error
-    booster = Booster(model_str=arrays["trees"].tobytes().decode("utf-8"))
-    probs = np.asarray(booster.predict(_standardised(arrays, pred_probs), num_threads=1))
-    probs = np.column_stack([1 - probs, probs]) if probs.ndim == 1 else probs
-    return _spread_out(arrays, probs, pred_probs.shape[2])
+    """Boosted trees: the softmax of the sum of the leaves that a photograph falls into, a class's trees in turn.
+
+    feature, threshold, left, right (T, S): splits, of which a value up to the threshold goes left; a child below zero
+    is the leaf ~child. leaf (T, L): values. Two classes have one sum, the logit of the second.
+    """
+    values = _standardised(arrays, pred_probs)
+    feature, threshold = arrays["feature"], arrays["threshold"]
+    trees, splits = feature.shape
+    rows, places = np.arange(len(values))[:, None], np.arange(trees)
+    at = np.zeros((len(values), trees), dtype=np.int64)  # the split where each tree begins
+    for _ in range(splits):
+        inner = at >= 0
+        if not inner.any():
+            break
+        here = np.maximum(at, 0)
+        goes_left = values[rows, feature[places, here]] <= threshold[places, here]
+        child = np.where(goes_left, arrays["left"][places, here], arrays["right"][places, here])
+        at = np.where(inner, child, at)
+    leaves = arrays["leaf"][places, ~at]
+    present = len(arrays["present"])
+    columns = 1 if present == 2 else present
+    sums = leaves.reshape(len(values), -1, columns).sum(axis=1)
+    logits = np.column_stack([np.zeros(len(values)), sums]) if columns == 1 else sums
+    return _spread_out(arrays, softmax(logits, axis=1), pred_probs.shape[2])
+
+
+def _check_trees(arrays: Arrays) -> None:
+    """ValueError where splits could lead round in a circle or out of their tree."""
+    (trees, splits), left, right = arrays["feature"].shape, arrays["left"], arrays["right"]
+    for name in ("feature", "left", "right"):
+        if arrays[name].dtype.kind != "i" or arrays[name].shape != (trees, splits):
+            raise ValueError(f"{name} are no whole numbers of the shape of the splits")
+    leaves = arrays["leaf"].shape[1]
+    for child in (left, right):
+        later = (child > np.arange(splits)) & (child < splits)
+        if not (later | ((child < 0) & (child >= -leaves))).all():
+            raise ValueError("a split of its trees leads nowhere")
+    if (arrays["feature"] < 0).any():
+        raise ValueError("a split of its trees has no feature")
 
 
 def predict_cnn(arrays: Arrays, pred_probs: np.ndarray) -> np.ndarray:
@@ -178,9 +207,10 @@ class Combination:
         return found
 
     def check(self) -> None:
-        """ValueError where the arrays can't answer for these members and classes; trees are not tried."""
-        if any(part.kind in UNTRIED for part in self._all_parts()):
-            return
+        """ValueError where the arrays can't answer for these members and classes."""
+        for part in self._all_parts():
+            if part.kind == "trees":
+                _check_trees(part.arrays)
         shape = (len(self.members), 2, len(self.classes))
         answer = self(np.full(shape, 1 / len(self.classes)))
         if answer.shape != shape[1:] or not np.isfinite(answer).all() or abs(answer.sum(axis=1) - 1).max() > 0.01:

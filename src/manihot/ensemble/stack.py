@@ -93,8 +93,31 @@ def fit_lightgbm(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0, tree
         verbose=-1,
     )
     arrays = _fit_flat(model, pred_probs, labels)
-    text = model.booster_.model_to_string()
-    return Part("trees", {**arrays, "trees": np.frombuffer(text.encode("utf-8"), dtype=np.uint8)})
+    return Part("trees", {**arrays, **_tree_arrays(model.booster_.dump_model()["tree_info"])})
+
+
+def _tree_arrays(trees: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """LightGBM's trees as `second_level.predict_trees` takes them, parents before children.
+
+    A tree without a split becomes one whose both sides are its only leaf.
+    """
+    feature = np.zeros((len(trees), max(1, *(tree["num_leaves"] - 1 for tree in trees))), dtype=np.int64)
+    left, right, threshold = np.full_like(feature, -1), np.full_like(feature, -1), np.zeros(feature.shape)
+    leaf = np.zeros((len(trees), feature.shape[1] + 1))
+    for t, tree in enumerate(trees):
+        waiting, splits, leaves = [(tree["tree_structure"], None, 0)], 0, 0
+        while waiting:
+            node, side, parent = waiting.pop()
+            if "split_feature" in node:
+                number, splits = splits, splits + 1
+                feature[t, number], threshold[t, number] = node["split_feature"], node["threshold"]
+                waiting += [(node["left_child"], left, number), (node["right_child"], right, number)]
+            else:
+                leaf[t, leaves] = node["leaf_value"]
+                number, leaves = ~leaves, leaves + 1
+            if side is not None:
+                side[t, parent] = number
+    return {"feature": feature, "threshold": threshold, "left": left, "right": right, "leaf": leaf}
 
 
 def _fit_flat(model: Any, pred_probs: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:

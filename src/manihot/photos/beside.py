@@ -23,6 +23,8 @@ OWN = re.compile(r"(.*[._])?(quarantine|classes|submission|decisions|predictions
 NAMES_THEM = 0.5  # share of a table's rows, or of the photographs, from which it is about them
 GUESSED = 0.9  # share of a column's cells that must be photographs where its name does not say so
 NOTHING = {"part", "batch", "chunk", "dcim", "canon", "apple", "camera", "upload", "uploads", "new", "all", "img"}
+UNREAD = {".json", ".txt", ".xml", ".yaml", ".yml"}
+TRIED = 200  # names of photographs looked for in a file of another kind
 LARGEST = 200 << 20  # bytes of a table that is looked into unasked
 
 
@@ -50,6 +52,7 @@ def weigh_tables(listing: Listing, top: Path, columns: Columns, names: ClassName
 
     Raises DataError, with the options for both readings, where folders and table contradict each other.
     """
+    listing.left_out += _unread(top, listing)
     apart = _tables_apart(top, listing)
     tables = [*_tables_of(top), *apart]
     if not tables or not listing.entries:
@@ -107,6 +110,23 @@ def _tables_of(top: Path) -> list[Path]:
         and not SAMPLE.fullmatch(path.name)
         and path.stat().st_size <= LARGEST
     ]
+
+
+def _unread(top: Path, listing: Listing) -> list[str]:
+    """Files of other kinds beside the photographs that name most of them, in words."""
+    names = sorted({entry.file.name for entry in listing.entries})
+    some = [name.encode() for name in names[:: max(1, len(names) // TRIED)]]
+    said = []
+    for path in list_folder(top)[1]:
+        if path.suffix.lower() in UNREAD and path.is_file() and path.stat().st_size <= LARGEST and some:
+            content = path.read_bytes()
+            if sum(name in content for name in some) > NAMES_THEM * len(some):
+                said.append(
+                    f"{path.name} names photographs here, but only tables are read "
+                    f"({', '.join(sorted(TABLE_SUFFIXES))}): if it holds their labels, write them as a table "
+                    "image,label and give it with --csv"
+                )
+    return said
 
 
 def _tables_apart(top: Path, listing: Listing) -> list[Path]:
@@ -211,5 +231,5 @@ def _use(
     else:
         found.otherwise.append("all photographs, without labels: --folders ''")
     found.left_out = [*listing.left_out, *found.left_out]
-    found.ignored = listing.ignored
+    found.ignored = listing.ignored - Counter([best.table.suffix.lower()])  # which is used
     return found

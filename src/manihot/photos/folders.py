@@ -129,10 +129,30 @@ def other_patterns(tree: Tree, pattern: str) -> list[tuple[str, str]]:
     if len(uppers) > 1 and 2 * len(shared) >= len(below):
         what = f"{len(below)} classes in {len(uppers)} sources: {list_names(sorted(below), 10)}"
         found.append((start + "{source}/{class}", what))
+    found += _deeper(rows, start)
     sizes = sorted(pairs.values())
     if len(pairs) >= 2 * len(uppers) and sizes[len(sizes) // 2] <= FEW:
         what = f"{len(uppers)} classes, and each of {len(pairs)} folders below is one plant that stays in one fold"
         found.append((start + "{class}/{group}", what))
+    return found
+
+
+def _deeper(rows: list[Dirs], start: str) -> list[tuple[str, str]]:
+    """Readings of three folders and more, such as Animals/Birds/Sparrow or 2020/June/rust, where most have so many."""
+    found = []
+    for depth in range(3, max(map(len, rows), default=0) + 1):
+        deep = {own[:depth] for own in rows if len(own) >= depth}
+        if sum(len(own) >= depth for own in rows) < MOSTLY * len(rows) or len(deep) == len({o[:-1] for o in deep}):
+            continue
+        above: dict[str, set[Dirs]] = defaultdict(set)
+        for own in deep:
+            above[own[-1]].add(own[:-1])
+        if 2 * sum(len(places) > 1 for places in above.values()) >= len(above):
+            what = f"{len(above)} classes, the names {depth} folders deep: {list_names(sorted(above), 10)}"
+            found.append((start + "*/" * (depth - 1) + "{class}", what))
+        else:
+            names = list_names(["/".join(own) for own in sorted(deep)], 10)
+            found.append((start + "/".join(["{class}"] * depth), f"{len(deep)} classes {depth} folders deep: {names}"))
     return found
 
 

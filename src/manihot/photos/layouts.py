@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from manihot.errors import DataError, SettingsError
-from manihot.photos.beside import weigh_tables
+from manihot.photos.beside import says_nothing, weigh_tables
 from manihot.photos.decode import SUFFIXES
 from manihot.photos.folders import Tree, choose_pattern, list_by, other_patterns, split_of, walk
 from manihot.photos.kaggle import find_records, find_sample, is_competition, list_competition
@@ -187,8 +187,12 @@ def list_class_folders(folder: Path, classes: Path | None, out: Path | None, pat
         tree = _enter(tree)
         pattern = choose_pattern(tree)
         listing = list_by(tree, pattern)
-        if len(listing.classes) == 1 and pattern == "{class}":
-            only = listing.classes[0]
+        only = listing.classes[0] if len(listing.classes) == 1 and pattern == "{class}" else None
+        if only is not None and says_nothing(only):
+            pattern = ""
+            listing = list_by(tree, pattern)
+            listing.otherwise.append(f"one class {only!r}: --folders '{{class}}'")
+        elif only is not None:
             listing.otherwise.append(f"photographs without labels, as {only}/ is the only folder: --folders ''")
         for other, what in other_patterns(tree, pattern):
             listing.otherwise.append(f"{what}: --folders '{other}'")

@@ -7,6 +7,7 @@ it the fault is, and what to do. Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import stat
@@ -14,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 from typing import IO, Any, TypeVar
 
 import numpy as np
@@ -22,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError, model_validator
 
-from manihot.errors import DataError, ManihotError, RunFolderError
+from manihot.errors import DataError, DiskFullError, ManihotError, RunFolderError
 
 MOST_JSON = 256 << 20  # bytes; the ids of a store of a million photographs take 40 MB
 MOST_PARQUET = 64 << 30  # bytes of its values: embeddings of four million photographs
@@ -70,6 +72,9 @@ def reading(path: Path, what: str, remedy: str = AGAIN, kind: Kind = RunFolderEr
     except OSError as error:
         if error.errno is None:
             raise kind(f"{path}: not {what} ({_short(error)})", remedy) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of what is written meanwhile
+            where = error.filename or gettempdir()
+            raise DiskFullError(f"{where}: no space left on the disk", "free some space, then run it again") from error
         raise kind(f"{path}: can't be read ({error.strerror})", "check the disk and the file's permissions") from error
     except MemoryError as error:
         raise kind(f"{path}: not {what} (it asks for more memory than there is)", remedy) from error
