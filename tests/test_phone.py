@@ -39,7 +39,8 @@ fs.writeFileSync(out, Buffer.concat(made));
 
 
 def draw_cases(n: int) -> list[tuple[np.ndarray, Preprocess]]:
-    """Noise of many sizes, also whole multiples, shrunk, enlarged and both at once, fitted in each way."""
+    """Noise of many sizes, also whole multiples, shrunk, enlarged and both at once, fitted in each way,
+    some with their own proportions in the first step."""
     rng, cases = np.random.default_rng(11), []
     for k in range(n):
         (h, w), (height, width) = rng.integers(1, 130, 2), rng.integers(1, 80, 2)
@@ -47,7 +48,9 @@ def draw_cases(n: int) -> list[tuple[np.ndarray, Preprocess]]:
             down, across = rng.integers(1, 6, 2)
             h, w = height * down, width * across
         stored = None if k % 2 else (int(rng.integers(1, 90)), int(rng.integers(1, 90)))
-        preprocess = Preprocess((int(height), int(width)), ("squash", "crop", "pad")[k % 3], stored=stored)
+        preprocess = Preprocess(
+            (int(height), int(width)), ("squash", "crop", "pad")[k % 3], stored=stored, own=k % 5 < 2
+        )
         cases.append((rng.integers(0, 256, (h, w, 3), dtype=np.uint8), preprocess))
     return cases
 

@@ -40,7 +40,7 @@ def manifest(tmp_path: Path) -> Manifest:
 def test_store_holds_what_decoding_gives(tmp_path: Path, manifest: Manifest, fit: str) -> None:
     preprocess = Preprocess((24, 32), fit)
     store = make_store(tmp_path / "run/s.npy", manifest, preprocess)
-    assert len(store) == 20 and store.size == (24, 32) and list(store.image_id) == list(manifest.image_id)
+    assert len(store) == 20 and store.array.shape == (20, 24, 32, 3) and list(store.image_id) == list(manifest.image_id)
     for k, path in enumerate(manifest.paths):
         np.testing.assert_array_equal(store[k], preprocess(decode_photo(path, at_least=(24, 32))))
         whole = preprocess(decode_photo(path)).astype(int)

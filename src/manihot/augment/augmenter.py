@@ -59,12 +59,12 @@ class Augmenter:
     """A recipe's augmentations for one model input; picklable, and the same in every worker.
 
     choices: the recipe's list. size: (height, width) of the model's input. seed: the run's. epochs: length of
-    the training, which `strength` schedules refer to. Raises SettingsError on an unknown operation or
-    setting.
+    the training, which `strength` schedules refer to. fit: how what no operation has brought to size is brought to it.
+    Raises SettingsError on an unknown operation or setting.
     """
 
-    def __init__(self, choices: Sequence[Choice], size: Size, seed: int, epochs: int) -> None:
-        self.ops = build_ops(choices)
+    def __init__(self, choices: Sequence[Choice], size: Size, seed: int, epochs: int, fit: str = "squash") -> None:
+        self.ops, self.fit = build_ops(choices), fit
         self.size = (int(size[0]), int(size[1]))
         self.seed, self.epochs = seed, max(1, epochs)
 
@@ -99,7 +99,7 @@ class Augmenter:
         for op in self.ops:
             op.run(canvas, rng)
         if canvas.size != self.size:
-            canvas.warp(geometry.box_to(self.size, 0, 0, canvas.size[1], canvas.size[0]), self.size)
+            canvas.warp(*geometry.fit_whole(self.fit, canvas.size, self.size))
         canvas.flush_geometry()
         pixels = np.ascontiguousarray(canvas.pixels)
         if np.may_share_memory(pixels, rgb):

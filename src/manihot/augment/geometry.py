@@ -15,6 +15,7 @@ from pydantic import Field
 
 from manihot.augment.canvas import Canvas, GeometricOp, Limit, PositiveSpan, Span, uniform
 from manihot.augment.resample import Border, Size
+from manihot.photos.preprocess import GREY, like
 
 
 class EdgeOp(GeometricOp):
@@ -71,7 +72,7 @@ class CenterCrop(GeometricOp):
     share: float = Field(0.875, gt=0, le=1, description="edge of the box as a share of the largest such box's")
 
     def matrix(self, canvas: Canvas, rng: np.random.Generator) -> tuple[np.ndarray, Size]:
-        h, w = _box_like(canvas, self.share)
+        h, w = like(canvas.target, canvas.size, self.share)
         top, left = (canvas.size[0] - h) // 2, (canvas.size[1] - w) // 2
         return box_to(canvas.target, left, top, w, h), canvas.target
 
@@ -85,7 +86,7 @@ class RandomCrop(GeometricOp):
     )
 
     def matrix(self, canvas: Canvas, rng: np.random.Generator) -> tuple[np.ndarray, Size]:
-        h, w = _box_like(canvas, uniform(rng, self.share))
+        h, w = like(canvas.target, canvas.size, uniform(rng, self.share))
         top = int(rng.integers(0, canvas.size[0] - h + 1))
         left = int(rng.integers(0, canvas.size[1] - w + 1))
         canvas.note(left=left / canvas.size[1], top=top / canvas.size[0], width=w / canvas.size[1])
@@ -185,6 +186,19 @@ def box_to(target: Size, left: float, top: float, width: float, height: float) -
     return np.array([[width / target[1], 0, left], [0, height / target[0], top], [0, 0, 1.0]])
 
 
+def fit_whole(fit: str, size: Size, target: Size) -> tuple[np.ndarray, Size, tuple[str, int] | None]:
+    """Matrix, output size and border that bring a whole picture of `size` to `target`, as `Preprocess` does."""
+    height, width = size
+    if fit == "crop":
+        h, w = like(target, size)
+        return box_to(target, (width - w) // 2, (height - h) // 2, w, h), target, None
+    if fit == "pad":
+        scale = min(target[0] / height, target[1] / width)
+        tall, wide = target[0] / scale, target[1] / scale
+        return box_to(target, (width - wide) / 2, (height - tall) / 2, wide, tall), target, ("constant", GREY)
+    return box_to(target, 0, 0, width, height), target, None
+
+
 def quarter_turns(turns: int, size: Size) -> tuple[np.ndarray, Size]:
     """Matrix and output size of `turns` anticlockwise quarter turns of a picture of `size`."""
     height, width = size
@@ -223,9 +237,3 @@ def quadrilateral(corners: np.ndarray, seen_at: np.ndarray) -> np.ndarray:
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
         right += [u, v]
     return np.append(np.linalg.solve(np.array(rows), np.array(right)), 1.0).reshape(3, 3)
-
-
-def _box_like(canvas: Canvas, share: float) -> Size:
-    height, width = canvas.size
-    factor = share * min(height / canvas.target[0], width / canvas.target[1])
-    return (min(height, max(1, round(canvas.target[0] * factor))), min(width, max(1, round(canvas.target[1] * factor))))

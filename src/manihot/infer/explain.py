@@ -22,7 +22,7 @@ from manihot.infer.placement import merge_maps
 from manihot.networks.activation import activation_maps
 from manihot.networks.card import ModelCard
 from manihot.networks.runner import LinearHead, OnnxRunner
-from manihot.photos.decode import decode_photo
+from manihot.photos.decode import decode_sized
 from manihot.photos.faults import PhotoFault
 from manihot.photos.preprocess import Preprocess
 from manihot.progress import track
@@ -122,13 +122,13 @@ def explain_photos(
     views, preprocess = card.views if every_view else card.views[:1], card.preprocess
     for at in track(range(0, len(photos), CHUNK), "Explaining photographs, in fours"):
         pictures = [_upright(photo, preprocess) for photo in photos[at : at + CHUNK]]
-        stored = [preprocess.for_store(picture) for picture in pictures]
+        stored = [preprocess.for_store(picture, full) for picture, full in pictures]
         batches = [np.stack([make_view(p, view, preprocess) for p in stored]) for view in views]
         seen = [[explainer(batch) for batch in batches] for explainer in explainers]  # network -> view
         probs = _mean_probs([[logits for logits, _ in part] for part in seen], views, len(card.classes))
         chosen = np.argsort(-probs, axis=1, kind="stable")[:, :top] if wanted is None else wanted[at : at + CHUNK]
         raw = [[evidence(chosen) for _, evidence in of_views] for of_views in seen]
-        for i, picture in enumerate(pictures):
+        for i, (picture, _) in enumerate(pictures):
             shape = _scaled(picture.shape[:2], edge)
             layers = []
             for explainer, of_views in zip(explainers, raw, strict=True):
@@ -151,12 +151,12 @@ def _check_classes(classes: np.ndarray | None, n: int, k: int) -> np.ndarray | N
     return wanted
 
 
-def _upright(photo: np.ndarray | Path, preprocess: Preprocess) -> np.ndarray:
-    """The photograph as prediction decodes it, before it is brought to size."""
+def _upright(photo: np.ndarray | Path, preprocess: Preprocess) -> tuple[np.ndarray, tuple[int, int]]:
+    """The photograph as prediction decodes it, before it is brought to size, and its (height, width) in full."""
     if isinstance(photo, np.ndarray):
-        return photo
+        return photo, (photo.shape[0], photo.shape[1])
     try:
-        return decode_photo(photo, at_least=preprocess.for_store.size)
+        return decode_sized(photo, at_least=preprocess.for_store.size)
     except PhotoFault as fault:
         raise DataError(f"{photo}: {fault.kind}: {fault.detail}", fault.remedy) from fault
 

@@ -32,10 +32,12 @@ def fit_rectangle(preprocess: Preprocess, shape: Sequence[int]) -> Rectangle:
     return WHOLE
 
 
-def view_rectangle(view: View, shape: tuple[int, int]) -> tuple[Rectangle, tuple[int, int]]:
-    """The part of a picture of `shape` that a view cuts out, and its (height, width) in pixels."""
+def view_rectangle(
+    view: View, shape: tuple[int, int], frame: tuple[int, int] | None = None
+) -> tuple[Rectangle, tuple[int, int]]:
+    """The part of a picture of `shape` that a view cuts out, and its (height, width) in pixels; frame: as for views."""
     places = np.indices(shape).transpose(1, 2, 0)
-    cut = VIEWS[view.name](places, view)
+    cut = VIEWS[view.name](places, view, frame)
     (top, left), (bottom, right) = cut[0, 0], cut[-1, -1] + 1
     h, w = shape
     return (top / h, left / w, bottom / h, right / w), (cut.shape[0], cut.shape[1])
@@ -52,7 +54,8 @@ def undo_view(
 ) -> tuple[np.ndarray, Rectangle]:
     """A map (C, h, w) of a view of a photograph of `shape`, upright again, and the part that it covers."""
     stored = preprocess.for_store
-    cut, (h, w) = view_rectangle(view, stored.size)
+    kept = stored.kept((shape[0], shape[1]))
+    cut, (h, w) = view_rectangle(view, kept, preprocess.frame(kept))
     inside = fit_rectangle(replace(preprocess, stored=None), (w, h) if view.transpose else (h, w))
     if "v" in view.flip:
         cells = cells[:, ::-1]

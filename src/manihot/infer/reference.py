@@ -156,9 +156,9 @@ def _classify(network: Path, embeddings: np.ndarray) -> np.ndarray:
 def _reference_photos(fitted: Fitted, network: Path, image_id: np.ndarray) -> tuple[Any, np.ndarray]:
     """Photographs as training saw them, from the store or from their files, and the rows of `image_id`."""
     preprocess = read_card(network).preprocess
-    height, width = preprocess.for_store.size
+    first = preprocess.for_store
     try:
-        store = PhotoStore.open(RunPlaces(fitted.run).store(height, width, preprocess.fit))
+        store = PhotoStore.open(RunPlaces(fitted.run).store(*first.size, first.fit))
         return store, store.rows(image_id)
     except ManihotError:  # the store was removed to save room: the files will do
         assert fitted.manifest is not None

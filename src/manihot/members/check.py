@@ -92,6 +92,11 @@ def _where(recipe: Recipe, below: tuple[str, ...], number: int | None = None) ->
 
 def check_features(member: Recipe, where: Where) -> None:
     """SettingsError for what the method `features` can't do."""
+    if member.photo.test_size is not None:
+        raise SettingsError(
+            f"{where('photo.test_size')}: the method 'features' learns from the features that it predicts with",
+            "set photo.size instead",
+        )
     if member.model.tiles != (1, 1):
         raise SettingsError(
             f"{where('model')}: the method 'features' can't learn the attention over tiles",

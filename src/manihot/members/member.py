@@ -109,6 +109,12 @@ class Member:
         return self.run.fold(self.name, fold).path
 
     @property
+    def answering(self) -> Preprocess:
+        """How photographs become the input of the trained network: at the recipe's test size, where it has one."""
+        size = self.recipe.stage_recipes()[-1].photo.test_size
+        return self.preprocess if size is None else replace(self.preprocess, size=size)
+
+    @property
     def backbone(self) -> Path:
         """Where its frozen network lies, as ONNX."""
         return self.run.member(self.name).backbone
@@ -127,11 +133,12 @@ def make_member(run: RunFolder, name: str, own: Recipe, manifest: Manifest, tool
     photo = own.stage_recipes()[-1].photo
     size = input_size(photo, manifest)
     preprocess = tools.make_preprocess(own.model, size, photo.fit)
-    stored = (round(size[0] * photo.store_scale), round(size[1] * photo.store_scale))
-    preprocess = Preprocess(size, preprocess.fit, preprocess.mean, preprocess.std, stored)
+    largest = [max(edges) for edges in zip(size, photo.test_size or size)]
+    stored = (round(largest[0] * photo.store_scale), round(largest[1] * photo.store_scale))
+    preprocess = replace(preprocess, stored=stored, own=photo.proportions == "own")
     photos: Photos = PhotoFiles(manifest.paths, preprocess)
     if photo.store == "disk":
-        store = run.store(stored[0], stored[1], photo.fit)
+        store = run.store(*stored, preprocess.for_store.fit)
         photos = tools.first_alone(lambda: make_store(store, manifest, preprocess.for_store, workers))
     if photo.normalise == "measured":
         mean, std = measure_normalisation(photos, manifest)

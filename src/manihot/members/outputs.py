@@ -15,7 +15,7 @@ from manihot.records.predictions import Predictions
 
 
 def make_card(member: Member, fold: int, classes: tuple[str, ...] | None = None, **about: Any) -> ModelCard:
-    """The card of a fold's network. classes: of the network, where they are not the manifest's (clusters)."""
+    """The card of a fold's network as it learns. classes: of the network, where not the manifest's (clusters)."""
     recipe, manifest, numbers = member.recipe, member.manifest, None
     about = {"recipe": recipe.name, "member": member.name, "fold": fold, "precision": "fp32", **about}
     if classes is None or classes == manifest.classes:
@@ -62,7 +62,7 @@ def predict_fold(
 
         def predict(rows: np.ndarray, what: str = what) -> np.ndarray:
             told = UnknownOutput(len(rows), views)
-            seen = forward_views([runner], member.photos, rows, member.preprocess, views, what=what, also=told)
+            seen = forward_views([runner], member.photos, rows, member.answering, views, what=what, also=told)
             logits = merge_views(seen, views)
             return logits if told.probability is None else np.column_stack([logits, told.probability])
 

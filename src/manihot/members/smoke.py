@@ -98,6 +98,8 @@ def _shrink(values: dict[str, Any], largest: int, count_stages: CountStages | No
     photo = {**values["photo"], "area": EDGE**2}
     if photo["size"] != "auto":
         photo["size"] = [_edge(edge, largest, tiles) for edge, tiles in zip(photo["size"], model["tiles"])]
+    if "test_size" in photo:  # another one than the size
+        photo["test_size"] = [EDGE + GRID * tiles for tiles in model["tiles"]]
     small = {
         "epochs": 1,
         "batch": min(train["batch"], BATCH),

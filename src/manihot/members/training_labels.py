@@ -290,8 +290,8 @@ def _others(asked: LabelRequest, by: str) -> tuple[list[Runner], Preprocess, tup
 
 def _stored(asked: LabelRequest, preprocess: Preprocess) -> Photos:
     """The photographs as another network sees them, whose size may be another one's than the stage's."""
-    stored = preprocess.stored or preprocess.size
-    path = asked.member.run.store(stored[0], stored[1], preprocess.fit)
+    first = preprocess.for_store
+    path = asked.member.run.store(*first.size, first.fit)
     if asked.member.recipe.photo.store == "none" or not path.is_file():  # the other may have had no store
         return PhotoFiles(asked.member.manifest.paths, preprocess)
     return PhotoStore.open(path)

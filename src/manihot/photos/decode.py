@@ -33,7 +33,15 @@ from manihot.photos.jpeg_data import END, Scan, check_whole, decode_reduced, wal
 from manihot.photos.kinds import DEVELOP, RAW, explain_broken, explain_unidentified, name_other, signature
 from manihot.photos.limits import RAISED, check_file_size, check_scans, check_size, raised_limit
 
-__all__ = ["PhotoFacts", "PhotoFault", "decode_photo", "inspect_photo", "inspect_photos", "looks_like_photo"]
+__all__ = [
+    "PhotoFacts",
+    "PhotoFault",
+    "decode_photo",
+    "decode_sized",
+    "inspect_photo",
+    "inspect_photos",
+    "looks_like_photo",
+]
 
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "HEIF")
 RAW_SUFFIXES = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"}
@@ -79,7 +87,14 @@ class Shot:
 def decode_photo(
     source: Path | bytes, *, at_least: tuple[int, int] | None = None, max_pixels: int | None = None
 ) -> np.ndarray:
-    """Decode a photograph to uint8 RGB (H, W, 3), upright, in sRGB.
+    """Decode a photograph to uint8 RGB (H, W, 3), upright, in sRGB; arguments as for `decode_sized`."""
+    return decode_sized(source, at_least=at_least, max_pixels=max_pixels)[0]
+
+
+def decode_sized(
+    source: Path | bytes, *, at_least: tuple[int, int] | None = None, max_pixels: int | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """A photograph as uint8 RGB (H, W, 3), upright, in sRGB, and the (height, width) that it has in full.
 
     at_least: (height, width); a JPEG may then come at 1/2, 1/4 or 1/8 of its size (scaled in the DCT domain,
     which is faster and does not alias) as long as both edges stay at least that long.
@@ -92,7 +107,7 @@ def decode_photo(
             decode_reduced(shot.raw)
         check_whole(shot.raw.removesuffix(END), shot.head, said, shot.scans)
     with quiet_decoders():
-        return _decode(shot, at_least, max_pixels)[0]
+        return _decode(shot, at_least, max_pixels)
 
 
 def inspect_photo(path: Path) -> PhotoFacts:

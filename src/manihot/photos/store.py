@@ -1,6 +1,7 @@
 """Resized photographs in one memory-mapped file, so that training is not bound by decoding JPEG.
 
-`NAME.npy` holds uint8 (N, height, width, 3), `NAME.json` the ids and what decides the content. The first
+`NAME.npy` holds uint8 (N, height, width, 3), or where photographs keep their own proportions, one after the other in a
+row of bytes, whose sizes `NAME.json` holds beside the ids and what decides the content. The first
 appears when everything is written; until then the pixels grow in `NAME.partial` and `NAME.progress` lists the
 finished chunks, so that after a kill the same call goes on where it stopped.
 """
@@ -19,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, PositiveInt, field_validator
 
 from manihot.errors import DataError, DiskFullError, RunFolderError
-from manihot.photos.decode import PhotoFault, decode_photo, read_photo
-from manihot.photos.preprocess import Preprocess, Unresized
+from manihot.photos.decode import PhotoFacts, PhotoFault, decode_sized, inspect_photo, read_photo
+from manihot.photos.preprocess import OWN, Preprocess, Unresized
 from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import track
 from manihot.records.files import describe_size, digest_value, explain_os_error, save_json, write_atomic
@@ -44,6 +45,7 @@ class About(BaseModel):
     digest: str
     size: tuple[int, int]
     image_id: list[str]
+    sizes: list[tuple[PositiveInt, PositiveInt]] | None = None
 
     @field_validator("image_id")
     @classmethod
@@ -56,14 +58,20 @@ class About(BaseModel):
 class PhotoStore:
     """Photographs of one size, uint8 (N, height, width, 3), read from disk when they are looked at.
 
+    sizes: (height, width) of each, (N, 2), where they keep their own proportions.
     Cheap to send to another process: only the path travels.
     """
 
-    def __init__(self, path: Path, image_id: np.ndarray, digest: str) -> None:
+    def __init__(self, path: Path, image_id: np.ndarray, digest: str, sizes: np.ndarray | None = None) -> None:
         self.path = Path(path)
         self.image_id = image_id
         self.digest = digest
-        self.array = read_array(self.path, WHAT, "uint8", (len(image_id), None, None, 3), mapped=True, remedy=REMEDY)
+        self.sizes = sizes
+        shape: tuple[int | None, ...] = (len(image_id), None, None, 3)
+        if sizes is not None:
+            self._ends = np.cumsum(3 * sizes.prod(axis=1))
+            shape = (int(self._ends[-1]),)
+        self.array = read_array(self.path, WHAT, "uint8", shape, mapped=True, remedy=REMEDY)
         self._index = pd.Index(image_id)
 
     @classmethod
@@ -71,8 +79,11 @@ class PhotoStore:
         """Open what `make_store` wrote; raises RunFolderError where that is absent, incomplete or broken."""
         path = Path(path)
         about = read_record(path.with_suffix(".json"), About, WHAT, REMEDY)
-        store = cls(path, np.array(about.image_id, dtype=object), about.digest)
-        if store.size != about.size:
+        sizes = None if about.sizes is None else np.array(about.sizes, dtype=np.int64)
+        if sizes is not None and len(sizes) != len(about.image_id):
+            raise RunFolderError(f"{path}: {path.stem}.json has {len(sizes)} sizes, not one for each", REMEDY)
+        store = cls(path, np.array(about.image_id, dtype=object), about.digest, sizes)
+        if sizes is None and store.array.shape[1:3] != about.size:
             raise RunFolderError(f"{path}: not the size that {path.stem}.json tells, {about.size}", REMEDY)
         return store
 
@@ -81,12 +92,11 @@ class PhotoStore:
 
     def __getitem__(self, row: int) -> np.ndarray:
         """One photograph, uint8 (height, width, 3), read-only."""
-        return np.asarray(self.array[row])
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of every photograph."""
-        return self.array.shape[1], self.array.shape[2]
+        if self.sizes is None:
+            return np.asarray(self.array[row])
+        height, width = self.sizes[row]
+        end = int(self._ends[row])
+        return np.asarray(self.array[end - 3 * height * width : end]).reshape(height, width, 3)
 
     def rows(self, image_id: np.ndarray) -> np.ndarray:
         """Row of each id, int64 (n,); an id that is not in the store is a DataError."""
@@ -110,12 +120,13 @@ def load_photo(source: Path | bytes, preprocess: Preprocess) -> np.ndarray:
     The one way from a file to stored or predicted pixels. preprocess: without `stored`, that is `for_store`.
     Raises PhotoFault.
     """
-    return preprocess(decode_photo(source, at_least=preprocess.size))
+    return preprocess(*decode_sized(source, at_least=preprocess.size))
 
 
 def load_unresized(source: Path | bytes, preprocess: Preprocess) -> Unresized:
     """As `load_photo`, but cut and resized only when it is augmented."""
-    return Unresized(decode_photo(source, at_least=preprocess.size), preprocess)
+    rgb, full = decode_sized(source, at_least=preprocess.size)
+    return Unresized(rgb, preprocess, full)
 
 
 def make_store(path: Path, manifest: Manifest, preprocess: Preprocess, workers: int = 2) -> PhotoStore:
@@ -140,23 +151,49 @@ def make_store(path: Path, manifest: Manifest, preprocess: Preprocess, workers: 
     if _is_finished(path, digest):
         return PhotoStore.open(path)
     partial, progress = path.with_suffix(".partial"), path.with_suffix(".progress")
+    sizes = _kept_sizes(manifest, preprocess)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         done = _resume(partial, progress, digest)
         if done is None:
             path.with_suffix(".json").unlink(missing_ok=True)  # an older store's
             path.unlink(missing_ok=True)
-            _allocate(partial, (len(manifest), *preprocess.size, 3))
+            own = preprocess.fit == OWN
+            _allocate(
+                partial, (int(3 * sizes.prod(axis=1).sum()),) if own else (len(sizes), *preprocess.size, 3), sizes
+            )
             progress.write_text(digest + "\n", encoding="utf-8")
             done = set()
-        _fill(partial, progress, manifest, preprocess, done, workers)
+        _fill(partial, progress, manifest, preprocess, sizes, done, workers)
         about = {"format": FORMAT, "digest": digest, "size": list(preprocess.size), "fit": preprocess.fit}
+        about |= {"sizes": sizes.tolist()} if preprocess.fit == OWN else {}
         save_json(path.with_suffix(".json"), {**about, "image_id": manifest.image_id.tolist()})
         partial.replace(path)  # last: with the pixels in place the store is finished
         progress.unlink(missing_ok=True)
     except OSError as error:
         raise explain_os_error(error, path) from error
     return PhotoStore.open(path)
+
+
+def _kept_sizes(manifest: Manifest, preprocess: Preprocess) -> np.ndarray:
+    """(height, width) of each stored photograph, (N, 2): from its size in the manifest, or its file."""
+    sizes = np.tile(np.array(preprocess.size, dtype=np.int64), (len(manifest), 1))
+    if preprocess.fit != OWN:
+        return sizes
+    full = manifest.table[["height", "width"]].to_numpy(dtype=np.int64)
+    for row, (height, width) in enumerate(full):
+        if height < 1 or width < 1:
+            facts = _inspect(manifest.paths[row])
+            height, width = facts.height, facts.width
+        sizes[row] = preprocess.kept((int(height), int(width)))
+    return sizes
+
+
+def _inspect(path: Path) -> PhotoFacts:
+    try:
+        return inspect_photo(path)
+    except PhotoFault as fault:
+        raise DataError(f"{path}: {fault.detail}", fault.remedy) from fault
 
 
 def _is_finished(path: Path, digest: str) -> bool:
@@ -180,14 +217,15 @@ def _resume(partial: Path, progress: Path, digest: str) -> set[int] | None:
     return {int(line) for line in lines[1:-1]} if all(line.isdecimal() for line in lines[1:-1]) else None
 
 
-def _allocate(partial: Path, shape: tuple[int, int, int, int]) -> None:
-    """A file of the final length; a disk without room for it is told now and not hours later."""
+def _allocate(partial: Path, shape: tuple[int, ...], sizes: np.ndarray) -> None:
+    """A file of an array of `shape`; a disk without room for it is told now and not hours later."""
     need = int(np.prod(shape, dtype=np.int64))
     partial.unlink(missing_ok=True)
     free = shutil.disk_usage(partial.parent).free
     if free < need + SPARE:
         raise DiskFullError(
-            f"{partial.parent}: the store of {shape[0]} photographs of {shape[1]} x {shape[2]} needs "
+            f"{partial.parent}: the store of {len(sizes)} photographs of "
+            f"{' x '.join(map(str, shape[1:3])) or 'their own proportions'} needs "
             f"{describe_size(need)}, and {describe_size(SPARE)} are kept in reserve, "
             f"but {describe_size(free)} are free",
             "free some space, choose another folder with --out, or a smaller photo.size or photo.area",
@@ -203,45 +241,55 @@ class Chunk:
 
     number: int
     partial: Path
-    offset: int  # bytes before the first pixel of row 0
-    first: int
+    offset: int  # bytes before the first pixel of its first row
     files: tuple[Path, ...]
     sha256: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
     preprocess: Preprocess
 
 
 def write_chunk(chunk: Chunk) -> tuple[int, tuple[Path, PhotoFault] | None]:
     """Decode and write a chunk's photographs; returns its number, and the file that failed and why."""
-    height, width = chunk.preprocess.size
-    rows = np.empty((len(chunk.files), height, width, 3), np.uint8)
-    for k, (file, sha256) in enumerate(zip(chunk.files, chunk.sha256)):
+    rows = []
+    for file, sha256, size in zip(chunk.files, chunk.sha256, chunk.sizes, strict=True):
         try:
             raw = read_photo(file)
             if sha256 and hashlib.sha256(raw).hexdigest() != sha256:
                 raise PhotoFault("changed", "its content is not what the scan has seen", "scan the photographs again")
-            rows[k] = load_photo(raw, chunk.preprocess)
+            photo = load_photo(raw, chunk.preprocess)
+            if photo.shape[:2] != size:
+                raise PhotoFault("changed", "its size is not what the scan has seen", "scan the photographs again")
+            rows.append(np.ascontiguousarray(photo))
         except PhotoFault as fault:
             return chunk.number, (file, PhotoFault(fault.kind, fault.detail, fault.remedy))
     # Written, not mapped: a full disk is then an error that can be told, and not a SIGBUS.
     with open(chunk.partial, "rb+") as out:
-        out.seek(chunk.offset + chunk.first * height * width * 3)
-        out.write(rows.data)
+        out.seek(chunk.offset)
+        for photo in rows:
+            out.write(photo.data)
     return chunk.number, None
 
 
 def _fill(
-    partial: Path, progress: Path, manifest: Manifest, preprocess: Preprocess, done: set[int], workers: int
+    partial: Path,
+    progress: Path,
+    manifest: Manifest,
+    preprocess: Preprocess,
+    sizes: np.ndarray,
+    done: set[int],
+    workers: int,
 ) -> None:
     files, sha256 = manifest.paths, manifest.table["sha256"].tolist()
-    offset = partial.stat().st_size - len(files) * preprocess.size[0] * preprocess.size[1] * 3
+    bytes_of = 3 * sizes.prod(axis=1)
+    starts = partial.stat().st_size - bytes_of.sum() + np.cumsum(bytes_of) - bytes_of
     chunks = [
         Chunk(
             first // CHUNK,
             partial,
-            offset,
-            first,
+            int(starts[first]),
             tuple(files[first : first + CHUNK]),
             tuple(sha256[first : first + CHUNK]),
+            tuple((int(height), int(width)) for height, width in sizes[first : first + CHUNK]),
             preprocess,
         )
         for first in range(0, len(files), CHUNK)

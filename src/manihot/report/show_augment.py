@@ -51,15 +51,17 @@ def augmented_pictures(recipe: Recipe, rgb: np.ndarray, epochs: Sequence[int] = 
     """The picture without augmentation, then `n` as training sees them; captions say what was drawn."""
     size = input_size(recipe.photo, (rgb.shape[0], rgb.shape[1]))
     stored = (round(size[0] * recipe.photo.store_scale), round(size[1] * recipe.photo.store_scale))
-    first_step = Preprocess(stored, recipe.photo.fit)
+    own = recipe.photo.proportions == "own"
+    preprocess = Preprocess(size, recipe.photo.fit, stored=stored, own=own)
+    first_step = preprocess.for_store
     small = Unresized(rgb, first_step) if recipe.photo.store == "none" else first_step(rgb)
     last = recipe.train.epochs - 1
     wrong = [epoch for epoch in epochs if not 0 <= epoch <= last]
     if wrong:
         raise SettingsError(f"there is no epoch {wrong[0]} in this recipe", f"epochs run from 0 to {last}")
     shown_epochs = sorted(epochs) or np.linspace(0, last, n).round().astype(int).tolist()
-    plain = Augmenter((), size, recipe.seed, recipe.train.epochs)
-    augmenter = Augmenter(recipe.augment, size, recipe.seed, recipe.train.epochs)
+    plain = Augmenter((), size, recipe.seed, recipe.train.epochs, preprocess.last_fit)
+    augmenter = Augmenter(recipe.augment, size, recipe.seed, recipe.train.epochs, preprocess.last_fit)
     shown = [("without augmentation", plain.explain(small, 0, 0)[0])]
     for index in range(n):
         epoch = shown_epochs[index * len(shown_epochs) // n]

@@ -58,7 +58,7 @@ class Trust(Group):
 class Photo(Group):
     """How a photograph becomes the model's input."""
 
-    LATER = ("store",)
+    LATER = ("store", "proportions", "test_size")
 
     size: Literal["auto"] | tuple[int, int] = Field(
         default="auto", description="(height, width); `auto` keeps `area` and the photographs' own proportion"
@@ -66,6 +66,14 @@ class Photo(Group):
     area: int = Field(default=224 * 224, gt=0, description="pixels of an `auto` size")
     fit: Literal["squash", "crop", "pad"] = Field(
         default="squash", description="how other proportions are brought to size"
+    )
+    proportions: Literal["input", "own"] = Field(
+        default="input",
+        description="of the stored photographs; `own`: crops are cut from the photograph's own, and what is not "
+        "cropped is brought to size by `fit`",
+    )
+    test_size: tuple[int, int] | None = Field(
+        default=None, description="(height, width) at which it predicts, if another one than it learns at"
     )
     store_scale: float = Field(default=1.15, ge=1, le=4, description="edge of the stored photographs over the input's")
     store: Literal["disk", "none"] = Field(

@@ -36,7 +36,7 @@ from manihot.train.networks.checkpoint import load_network, save_network
 from manihot.train.networks.heads import Classifier
 from manihot.train.runners import TorchRunner, choose_device
 from manihot.train.steps import make_step
-from manihot.train.training import make_training
+from manihot.train.training import at_size, make_training
 
 Trained = tuple[Classifier, ModelCard]
 
@@ -64,13 +64,15 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
         join_margins(folder, places, [len(_history(place)) for place in places])
     assert before is not None
     network, card = before
+    if member.answering != member.preprocess:
+        network = at_size(network, member.recipe.model, member.answering.size)
     device, precision = choose_device(member.tools.device), str(card.about["precision"])
     if is_first():
-        card = make_card(member, fold, precision=precision)
+        card = replace(make_card(member, fold, precision=precision), preprocess=member.answering)
         rows = held if len(held) else train
         why = export_network(folder / NETWORK, network, card, member.photos, rows)
         save_network(folder / TORCH_NETWORK, network, replace(card, about={**card.about, "not_onnx": why}))
-    predict_fold(member, fold, held, TorchRunner(network, member.preprocess, device, precision), by_parts)
+    predict_fold(member, fold, held, TorchRunner(network, member.answering, device, precision), by_parts)
 
 
 def stages_of(member: Member) -> list[Member]:

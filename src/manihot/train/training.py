@@ -18,7 +18,7 @@ from manihot.members.sampling import draw_epoch, with_class_numbers
 from manihot.members.training_labels import TrainingLabels
 from manihot.records.files import digest_value
 from manihot.records.manifest import UNLABELLED
-from manihot.settings import Recipe
+from manihot.settings import Model, Recipe
 from manihot.train.data.dataset import EpochBatches, TrainingPhotos, make_loader
 from manihot.train.data.mixing import Mixer, class_activation
 from manihot.train.data.negatives import Extended, Material, make_negatives, write_negatives
@@ -66,7 +66,7 @@ def make_training(
     model = model.to(memory_format=layout)
     learned = lesson
     lesson, photos = with_negatives(member, fold, lesson)
-    augmenter = Augmenter(recipe.augment, size, seed, recipe.train.epochs)
+    augmenter = Augmenter(recipe.augment, size, seed, recipe.train.epochs, member.preprocess.last_fit)
     counts = np.maximum(lesson.targets.sum(0), 1)  # a class without photographs here must not weigh without bound
     settings = recipe.loss.settings
     if recipe.model.unknown:
@@ -125,7 +125,7 @@ def find_unlabelled(member: Member, fold: int) -> UnlabelledPhotos | None:
         )
     settings = unlabelled_settings(recipe.step)
     size, seed, epochs = member.preprocess.size, member.seed(fold), recipe.train.epochs
-    return UnlabelledPhotos(member.to_augment, rows, size, seed, epochs, **settings)
+    return UnlabelledPhotos(member.to_augment, rows, size, seed, epochs, member.preprocess.last_fit, **settings)
 
 
 def with_negatives(member: Member, fold: int, lesson: TrainingLabels) -> tuple[TrainingLabels, Any]:
@@ -136,13 +136,14 @@ def with_negatives(member: Member, fold: int, lesson: TrainingLabels) -> tuple[T
     recipe, seed = member.recipe, member.seed(fold)
     if not recipe.model.unknown:
         return lesson, member.to_augment
-    size = member.preprocess.stored or member.preprocess.size
+    size = member.preprocess.for_store.size
     material = Material(member.photos, size, lesson.rows, member.rows_by_source(fold))
     made, photos = make_negatives(recipe.negatives, material), member.to_augment
     rows = made.rows
     if made.count:
         ids = member.manifest.table[["image_id", "sha256"]].to_numpy()[lesson.rows].tolist()
-        name = digest_value([recipe.negatives.model_dump(mode="json"), size, member.preprocess.fit, seed, ids])[:16]
+        fit = member.preprocess.for_store.fit
+        name = digest_value([recipe.negatives.model_dump(mode="json"), size, fit, seed, ids])[:16]
         path = member.run.negatives(name)
         photos = Extended(photos, first_alone(lambda: write_negatives(path, made, size, seed)))
         rows = np.concatenate([rows, len(member.photos) + np.arange(made.count)])
@@ -197,6 +198,14 @@ def take_over(model: Classifier, before: Classifier, same_classes: bool = True) 
             f"stages: {lost[0]} of the stage before doesn't fit an input of this size", "give all stages one photo.size"
         )
     model.load_state_dict(fits, strict=False)
+
+
+def at_size(network: Classifier, settings: Model, size: tuple[int, int]) -> Classifier:
+    """The same network for an input of another (height, width), ready to predict; see `take_over`."""
+    classes = network.head.out_features - network.unknown
+    made = make_model(settings.model_copy(update={"pretrained": False}), classes, size)
+    take_over(made, network)
+    return made.eval().requires_grad_(False)
 
 
 def make_mixer(recipe: Recipe, batches: int, seed: int, model: Classifier) -> Mixer | None:

@@ -125,8 +125,15 @@ function fitted(img, [height, width], fit) {
   return resize(img, height, width);
 }
 
+/** The first step where the photograph keeps its own proportions: it covers [height, width], and is never enlarged. */
+function kept(img, [height, width]) {
+  const scale = Math.min(1, Math.max(height / img.h, width / img.w), Math.sqrt(2 * height * width / (img.h * img.w)));
+  return resize(img, Math.max(1, even(img.h * scale)), Math.max(1, even(img.w * scale)));
+}
+
 /** A decoded photograph to the network's input, by way of the stored size, as in training. */
 function prepare(img, preprocess) {
   const stored = preprocess.stored || preprocess.size;
-  return fitted(fitted(img, stored, preprocess.fit), preprocess.size, preprocess.fit);
+  const first = preprocess.own ? kept(img, stored) : fitted(img, stored, preprocess.fit);
+  return fitted(first, preprocess.size, preprocess.fit);
 }

@@ -149,9 +149,9 @@ def _draw_thing(rng: np.random.Generator, scene: np.ndarray) -> None:
 
 
 def spoil(rng: np.random.Generator, number: int, *, material: Material, ways: tuple[str, ...]) -> np.ndarray:
-    """One of the training photographs, spoilt, uint8 as it is stored."""
+    """One of the training photographs, spoilt, uint8 of the material's size."""
     photo = material.photos[int(material.rows[rng.integers(len(material.rows))])]
-    return SPOILT[ways[number % len(ways)]](rng, photo)
+    return resize(SPOILT[ways[number % len(ways)]](rng, photo), material.size)
 
 
 def far_out_of_focus(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:

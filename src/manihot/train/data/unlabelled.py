@@ -36,7 +36,7 @@ class UnlabelledPhotos:
     """`mu` photographs without a label for every labelled one, in an order of (seed, epoch).
 
     photos: the store. rows: its rows without a label, (U,). size: (height, width) of the model's input. epochs: of the
-    training. weak, strong: lists of augmentations. Each is seen once before one is seen twice.
+    training. fit: as for `Augmenter`. weak, strong: lists of augmentations. Each is seen once before one is seen twice.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class UnlabelledPhotos:
         size: tuple[int, int],
         seed: int,
         epochs: int,
+        fit: str = "squash",
         *,
         mu: int = 2,
         weak: Sequence[Any] = WEAK,
@@ -53,7 +54,7 @@ class UnlabelledPhotos:
     ) -> None:
         self.photos, self.rows, self.seed, self.mu = photos, rows, seed, mu
         self.views = {
-            name: Augmenter(list(choices), size, seed + SEEDS[name], epochs)
+            name: Augmenter(list(choices), size, seed + SEEDS[name], epochs, fit)
             for name, choices in (("weak", weak), ("strong", strong))
         }
         self._orders: dict[tuple[int, int], np.ndarray] = {}
