@@ -105,7 +105,8 @@ def _tree_arrays(trees: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     left, right, threshold = np.full_like(feature, -1), np.full_like(feature, -1), np.zeros(feature.shape)
     leaf = np.zeros((len(trees), feature.shape[1] + 1))
     for t, tree in enumerate(trees):
-        waiting, splits, leaves = [(tree["tree_structure"], None, 0)], 0, 0
+        waiting: list[tuple[dict[str, Any], np.ndarray | None, int]] = [(tree["tree_structure"], None, 0)]
+        splits = leaves = 0
         while waiting:
             node, side, parent = waiting.pop()
             if "split_feature" in node:
