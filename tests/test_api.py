@@ -86,7 +86,9 @@ def test_every_option_of_a_group_has_its_help_and_stands_in_the_docs(name: type)
     assert getattr(option_groups, name.__name__) is name and getattr(manihot, name.__name__) is name
 
 
-@pytest.mark.parametrize("verb", ["scan", "run", "train", "audit", "predict", "watch", "suite", "lr-find", "translate"])
+@pytest.mark.parametrize(
+    "verb", ["scan", "run", "prepare", "audit", "predict", "watch", "suite", "lr-find", "translate"]
+)
 def test_every_verb_that_reads_a_table_has_all_options_of_a_table(verb: str, capsys):
     app([verb, "--help"], exit_on_error=False, result_action="return_value")
     text = capsys.readouterr().out

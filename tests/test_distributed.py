@@ -1,4 +1,4 @@
-"""Several processes: the training of one with the batches of all, the same on each, resumed, ended together."""
+"""Several processes: gradients averaged, the same weights on each, resumed, refused where they can't."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ from manihot.train.steps import NEEDS_UNLABELLED, STEPS, StepState, make_step, u
 from manihot.train.training import make_mixer
 
 SIZE = (32, 32)
-N = 23  # photographs: batches of 12 and 11, so slices of 6, 6, 5, 6
+N = 24  # photographs: batches of 12, so slices of 6
 PHOTOS = np.random.default_rng(0).integers(0, 256, (N, 40, 40, 3), dtype=np.uint8)
 LABELS = np.arange(N) % 3
+SOFT = np.random.default_rng(3).dirichlet((1, 1, 1), N)
 PLAIN: dict[str, Any] = {
     "model": {"backbone": "test_convnext", "pretrained": False, "dropout": 0.0},  # layer norms
     "augment": [{"name": "horizontal_flip"}],
@@ -69,24 +70,18 @@ class Case:
     changes: dict[str, Any] = field(default_factory=dict)
     step: Callable[..., Any] | None = None  # instead of the recipe's
     draw: Callable[[int], np.ndarray] | None = None
-    weights: np.ndarray = field(default_factory=lambda: np.ones(N))
     teacher: np.ndarray | None = None
+    targets: np.ndarray = field(default_factory=lambda: np.eye(3)[LABELS])
 
 
 def oversampled(epoch: int) -> np.ndarray:
-    return np.random.default_rng([7, epoch]).integers(0, N, 30)
+    return np.random.default_rng([7, epoch]).integers(0, N, 36)
 
 
 EFFICIENT = {"backbone": "test_efficientnet", "pretrained": False, "dropout": 0.0, "freeze_norm": True}
-TRAINED_NORMS = Case(  # hardly moving weights, as batch norms in training make another gradient
-    {
-        "model": {**EFFICIENT, "freeze_norm": False},
-        "averaging": {"name": "ema", "decay": 0.5},
-        "optimizer": {"lr": 1e-9},
-    }
-)
-CASES = {
-    "layer norms": Case(),
+SAME = {  # slices of one size, means over photographs: what several processes compute is what one does
+    "plain labels": Case(),
+    "soft labels": Case({"loss": {"name": "cross_entropy", "smoothing": 0.1}}, targets=SOFT),
     "frozen batch norms, oversampling": Case({"model": EFFICIENT}, draw=oversampled),
     "adamw, ema": Case({"optimizer": {"name": "adamw", "lr": 1e-3}, "averaging": {"name": "ema", "decay": 0.8}}),
     "sam, accumulation, clipping": Case(
@@ -95,47 +90,20 @@ CASES = {
     "swa, lookahead, frozen stages": Case(
         {"averaging": {"name": "swa"}, "optimizer": {"lookahead": 2}, "model": {"freeze_stages": 2}}
     ),
-    "elr": Case({"loss": {"name": "elr"}}),
-    "sop": Case({"loss": {"name": "sop"}}),
-    "isda, sam": Case({"loss": {"name": "isda"}, "optimizer": {"sam": 0.05}}),
     "fixmatch": Case({"step": {"name": "fixmatch", "threshold": 0.2, "mu": 2}}),
-    "class weights": Case({"loss": {"name": "class_balanced", "counts": [2, 20, 200], "beta": 0.99}}),
-    "weights of photographs": Case(weights=np.linspace(0.1, 2, N)),
-    "combo": Case(
-        {
-            "loss": {
-                "name": "combo",
-                "terms": [
-                    {"name": "focal", "class_weights": [3, 1, 0.2]},
-                    {"name": "bi_tempered", "weight": 0.5},
-                    {"name": "elr"},
-                ],
-            }
-        }
-    ),
-    "triplet, class weights": Case({"loss": {"name": "triplet", "class_weights": [3, 1, 0.2]}}),
     "gjs": Case({"loss": {"name": "gjs", "views": 2}}),
     "distillation": Case({"loss": {"name": "distillation"}}, teacher=np.random.default_rng(5).normal(size=(N, 3))),
-    "mixup, accumulation": Case(
-        {
-            "mixing": [{"name": "mixup", "p": 0.7}],
-            "train": {"batch": 3, "accumulate": 2},
-            "loss": {"name": "cross_entropy", "smoothing": 0.1, "class_weights": [3, 1, 0.2]},
-        }
-    ),
-    "cutmix, sam": Case({"mixing": [{"name": "cutmix"}], "optimizer": {"sam": 0.05}}),
-    "snapmix": Case({"model": EFFICIENT, "mixing": [{"name": "snapmix"}]}),
-    "a mix drawn a batch": Case({"mixing": [{"name": name} for name in ("fmix", "resizemix", "cutout")]}),
-    "fixmatch, mixup, triplet": Case(
-        {
-            "step": {"name": "fixmatch", "threshold": 0.2, "mu": 2},
-            "mixing": [{"name": "mixup"}],
-            "loss": {"name": "triplet"},
-        }
-    ),
     "two looks": Case(step=two_looks),
-    "idle parameters": Case({"optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}}, now_and_then),
 }
+OTHER = {  # each process looks at its own slice alone
+    "class weights": Case({"loss": {"name": "class_balanced", "counts": [2, 20, 200], "beta": 0.99}}),
+    "triplet": Case({"loss": {"name": "triplet"}}),
+    "mixup, cutmix": Case({"mixing": [{"name": "mixup"}, {"name": "cutmix"}]}),
+    "snapmix": Case({"model": EFFICIENT, "mixing": [{"name": "snapmix"}]}),
+    "idle parameters": Case({"optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}}, now_and_then),
+    "batch norms": Case({"model": {**EFFICIENT, "freeze_norm": False}, "averaging": {"name": "ema", "decay": 0.5}}),
+}
+REFUSED = {name: Case({"loss": {"name": name}}) for name in ("elr", "sop", "isda")}
 
 
 def recipe_of(case: Case) -> Recipe:
@@ -160,7 +128,7 @@ def training(case: Case, folder: Path, dtype: torch.dtype = torch.float32) -> di
     loss = make_loss(recipe.loss.name, recipe.loss.settings, classes=3, photographs=N)
     views = max(getattr(term, "views", 1) for term in loss.modules())
     teacher = None if case.teacher is None else case.teacher.astype(np.float32)
-    data = TrainingPhotos(PHOTOS, np.arange(N), np.eye(3)[LABELS], case.weights, augmenter, teacher, unlabelled, views)
+    data = TrainingPhotos(PHOTOS, np.arange(N), case.targets, np.ones(N), augmenter, teacher, unlabelled, views)
     share = (distributed.rank(), distributed.world())
     loader, batches = make_loader(data, recipe.train.batch, 0, 0, False, case.draw, share)
     mixer = make_mixer(recipe, len(batches), 0, model)
@@ -209,9 +177,9 @@ def two_processes(number: int, port: int, folder: Path) -> None:
     try:
         with distributed.processes("cpu") as device:
             assert device.type == "cpu"
-            for name, case in CASES.items():
+            for name, case in {**SAME, **OTHER}.items():
                 np.savez(folder / f"{name}.{number}.npz", **training(case, folder / name))
-            for look in (exchange, batch_norms, infinite_gradient, stop_and_resume, shared_run):
+            for look in (exchange, refusals, infinite_gradient, stop_and_resume):
                 look(folder)
             began = time.monotonic()
             fail_in_the_second(folder)
@@ -225,32 +193,19 @@ def note(folder: Path, name: str, **values: Any) -> None:
 
 
 def exchange(folder: Path) -> None:
-    number = distributed.rank()
-    rows = torch.arange(3.0 if number == 0 else 2.0).reshape(-1, 1) + 10 * number
     parts = [distributed.by_parts(np.arange(n), lambda rows: rows[:, None] * 2.0).tolist() for n in (1, 5)]
-    model = torch.nn.Linear(2, 1)
-    model.bias.requires_grad_(False)
-    model.weight.grad = torch.tensor([[1.0, 2.0]]) if number == 0 else torch.tensor([[5.0, 6.0]])
-    loss = distributed.average_gradients(model, 10.0 * (number + 1), (3, 1)[number])
-    note(
-        folder,
-        "exchange",
-        gathered=distributed.gather(rows).flatten().tolist(),
-        parts=parts,
-        loss=loss,
-        gradient=model.weight.grad.flatten().tolist(),
-        bias=model.bias.grad is None,
-        total=distributed.total(number + 4),
-        means=distributed.means({"a": float(number), "b": 2.0}),
-        said=distributed.from_first(lambda: {"by": number, "world": distributed.world()}),
-        large=len(distributed.from_first(lambda: bytes(20_000_000))),  # more than a store takes
-        alone=distributed.first_alone(lambda: number),
-    )
+    said = distributed.from_first(lambda: {"by": distributed.rank(), "world": distributed.world()})
+    large = distributed.from_first(lambda: bytes(20_000_000))
+    note(folder, "exchange", parts=parts, said=said, large=len(large), all=distributed.gather(distributed.rank()))
 
 
-def batch_norms(folder: Path) -> None:
-    found = training(TRAINED_NORMS, folder / "norms")
-    np.savez(folder / f"norms.{distributed.rank()}.npz", **found)
+def refusals(folder: Path) -> None:
+    found = {}
+    for name, case in REFUSED.items():
+        with pytest.raises(SettingsError) as error:
+            training(case, folder / name)
+        found[name] = str(error.value)
+    note(folder, "refused", **found)
 
 
 def infinite_gradient(folder: Path) -> None:
@@ -287,21 +242,6 @@ def stop_and_resume(folder: Path) -> None:
     note(folder, "resume", same=[bool((whole[k] == resumed[k]).all()) for k in whole], seen=torch.rand(1).item())
 
 
-def shared_run(folder: Path) -> None:
-    writer = folder / "run/written"
-    done = []
-    with distributed.SharedRun(folder / "run") as run:
-        run.update_record(by=distributed.rank())
-        for inputs in ("a", "a", "b"):
-
-            def work() -> list[str]:
-                distributed.from_first(lambda: writer.write_text(str(distributed.rank()), encoding="utf-8"))
-                return ["written"]
-
-            done.append(run.stage("once", inputs, work))
-        note(folder, "run", done=done, by=run.record["by"], read=writer.read_text(encoding="utf-8"))
-
-
 def fail_in_the_second(folder: Path) -> None:
     def breaks(model, batch, state):
         if state.epoch == 1 and distributed.rank() == 1:
@@ -332,52 +272,60 @@ def both(folder: Path, name: str) -> list[Any]:
     return [dict(np.load(folder / f"{name}.{k}.npz")) for k in (0, 1)]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SAME)
 def test_two_processes_train_as_one_with_the_doubled_batch(pair: Path, tmp_path: Path, name: str):
     first, second = both(pair, name)
-    alone = training(CASES[name], tmp_path)
+    alone = training(SAME[name], tmp_path)
     assert set(alone) == set(first) == set(second)
-    start = make_model(recipe_of(CASES[name]).model, 3, SIZE, seed=0).state_dict()
+    start = make_model(recipe_of(SAME[name]).model, 3, SIZE, seed=0).state_dict()
     assert not np.allclose(alone["head.weight"], start["head.weight"], atol=1e-4)  # something was learned
     for key, value in alone.items():
         assert np.array_equal(first[key], second[key]), key
         near = 1e-4 if key == "margins" else 5e-6  # they are differences of logits, which sum over many weights
         np.testing.assert_allclose(first[key], value, rtol=1e-5, atol=near, err_msg=key)
-    case = CASES[name]  # a mixed photograph has no margin of its own
-    seen_all = case.step is None and case.draw is None and not recipe_of(case).mixing
+    case = SAME[name]
+    seen_all = case.step is None and case.draw is None
     assert not seen_all or (np.abs(alone["margins"]).max(0) > 0).all(), "every photograph is noted"
     np.testing.assert_allclose(first["train_loss"], alone["train_loss"], rtol=2e-6)
 
 
+@pytest.mark.parametrize("name", OTHER)
+def test_both_processes_hold_the_same_weights_where_each_sees_its_slice_alone(pair: Path, name: str):
+    first, second = both(pair, name)
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+    start = make_model(recipe_of(OTHER[name]).model, 3, SIZE, seed=0).state_dict()
+    assert not np.allclose(first["head.weight"], start["head.weight"], atol=1e-4)
+    assert np.isfinite(first["train_loss"]).all()
+
+
 def test_every_step_has_its_case():
-    assert {recipe_of(case).step.name for case in CASES.values() if case.step is None} == set(STEPS)
+    assert {recipe_of(case).step.name for case in SAME.values() if case.step is None} == set(STEPS)
 
 
-def test_every_loss_that_looks_beyond_its_logits_has_its_case():
+def test_every_loss_that_remembers_photographs_is_refused(pair: Path):
     settings = {"gjs": {"views": 2}}
     built = {name: row.build(settings.get(name, {}), 3, N) for name, row in LOSSES.items() if not row.made_of_losses}
-    tried = {recipe_of(case).loss.name for case in CASES.values()}
-    assert {name for name, loss in built.items() if loss.needs} <= tried
+    assert {name for name, loss in built.items() if loss.state_dict()} == set(REFUSED)
+    for told in both(pair, "refused"):
+        assert all("remembers photographs" in words and "in one process" in words for words in told.values())
+        assert set(told) == set(REFUSED)
 
 
 def test_what_processes_exchange(pair: Path):
     first, second = both(pair, "exchange")
-    assert first == {**second, "alone": 0} and second["alone"] == 1
-    assert first["gathered"] == [0, 1, 2, 10, 11]  # three rows and two
+    assert first == second
     assert first["parts"] == [[[0.0]], [[0.0], [2.0], [4.0], [6.0], [8.0]]]
-    assert first["gradient"] == [2.0, 3.0]  # (3 * 1 + 1 * 5) / 4: weighted by photographs
-    assert first["loss"] == 30.0 and first["bias"] is True
-    assert first["total"] == 9 and first["said"] == {"by": 0, "world": 1}
-    assert first["large"] == 20_000_000 and first["means"] == {"a": 0.5, "b": 2.0}
+    assert first["said"] == {"by": 0, "world": 2} and first["all"] == [0, 1] and first["large"] == 20_000_000
 
 
-def test_running_statistics_are_the_mean_of_both(pair: Path, tmp_path: Path):
-    first, second = both(pair, "norms")
-    assert all(np.array_equal(first[key], second[key]) for key in first)
-    alone = training(TRAINED_NORMS, tmp_path)
-    name = "backbone.bn1.running_mean"
-    assert not np.array_equal(first[name], np.zeros_like(first[name]))
-    np.testing.assert_allclose(first[name], alone[name], rtol=1e-5, atol=1e-6)  # of the slices' means: all photographs'
+def test_each_process_mixes_in_its_own_way(monkeypatch: pytest.MonkeyPatch):
+    recipe = recipe_of(OTHER["mixup, cutmix"])
+    own, other = make_mixer(recipe, 8, 0, None), None
+    monkeypatch.setattr("manihot.train.training.rank", lambda: 1)
+    other = make_mixer(recipe, 8, 0, None)
+    images, targets = torch.rand(6, 3, 8, 8), torch.eye(3)[torch.arange(6) % 3]
+    mixed = [mixer(images, targets, 0, 0, in_place=False).images for mixer in (own, own, other)]
+    assert torch.equal(mixed[0], mixed[1]) and not torch.equal(mixed[0], mixed[2])
 
 
 def test_an_infinite_gradient_of_one_is_skipped_by_both(pair: Path):
@@ -396,21 +344,15 @@ def test_a_stopped_pair_continues_bit_for_bit_and_draws_its_own_dropout(pair: Pa
 
 
 def test_another_number_of_processes_does_not_continue(pair: Path, tmp_path: Path):
-    (tmp_path / "last.ckpt").write_bytes((pair / "layer norms/last.ckpt").read_bytes())
+    (tmp_path / "last.ckpt").write_bytes((pair / "plain labels/last.ckpt").read_bytes())
     with pytest.raises(RunFolderError, match="began with 2 processes, and now there are 1"):
-        training(CASES["layer norms"], tmp_path)
-
-
-def test_only_the_first_writes_and_both_go_through_the_stages(pair: Path):
-    first, second = both(pair, "run")
-    assert first == second == {"done": [True, False, True], "by": 0, "read": "0"}
+        training(SAME["plain labels"], tmp_path)
 
 
 def test_an_error_of_one_ends_both_within_seconds(pair: Path):
-    (kind, words, seconds), (own_kind, own, _) = both(pair, "error")
+    (_, words, seconds), (own_kind, own, _) = both(pair, "error")
     assert own_kind == "DataError" and "photograph 7 is broken" in own and "look at it" in own
-    assert kind == "ProcessLost" and "process 1: photograph 7 is broken" in words
-    assert "the same command continues" in words
+    assert "another process of this training is gone" in words and "run again to resume" in words
     assert seconds < 20
 
 
@@ -431,7 +373,7 @@ def test_processes_without_a_meeting_point_are_refused(monkeypatch: pytest.Monke
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.delenv("MASTER_PORT", raising=False)
-    with pytest.raises(SettingsError, match="MASTER_ADDR, MASTER_PORT is not set"), distributed.processes("cpu"):
+    with pytest.raises(SettingsError, match="MASTER_ADDR"), distributed.processes("cpu"):
         pass
     with pytest.raises(SettingsError, match="can't train on mps"), distributed.processes("mps"):
         pass
@@ -456,29 +398,25 @@ def wait_for(path: Path, of: Sequence[subprocess.Popen[str]]) -> None:
     assert path.exists(), [one.communicate()[1] for one in of]
 
 
-def options(photos: Path, out: Path, recipe: Path, epochs: int = 8) -> list[str]:
-    return [
-        str(photos),
-        "--out",
-        str(out),
-        "--recipe",
-        str(recipe),
-        "--device",
-        "cpu",
-        "--workers",
-        "1",
-        "--set",
-        f"train.epochs={epochs}",
-        "--set",
-        "folds.only=[0]",
-    ]
+def prepared(photos: Path, out: Path, recipe: Path, epochs: int = 8) -> list[str]:
+    """A run folder whose job main/0 is left; the arguments of `prepare` and `run`."""
+    told = [str(photos), "--out", str(out), "--recipe", str(recipe), "--device", "cpu", "--workers", "1"]
+    told += ["--set", f"train.epochs={epochs}", "--set", "folds.only=[0]"]
+    subprocess.run([sys.executable, "-m", "manihot", "prepare", *told], check=True, timeout=300)
+    return told
+
+
+def job(out: Path) -> list[str]:
+    return ["train", str(out), "--job", "main/0", "--device", "cpu"]
 
 
 @pytest.mark.slow
 def test_a_pair_killed_in_the_middle_continues_with_the_same_numbers(small_photos: Path, tiny_recipe: Path, tmp_path):
+    for out in ("whole", "killed"):
+        prepared(small_photos, tmp_path / out, tiny_recipe)
     for number, out in enumerate(("whole", "killed", "killed")):
-        port, arguments = free_port(), options(small_photos, tmp_path / out, tiny_recipe)
-        two = [start(k, port, "train", *arguments) for k in (0, 1)]
+        port = free_port()
+        two = [start(k, port, *job(tmp_path / out)) for k in (0, 1)]
         if number == 1:
             wait_for(tmp_path / "killed/members/main/fold0/history.jsonl", two)
             for one in two:
@@ -489,42 +427,42 @@ def test_a_pair_killed_in_the_middle_continues_with_the_same_numbers(small_photo
         if number == 2:
             assert "continues after epoch" in told[0]
         assert "epoch" not in told[1]  # the first one speaks
-    files = ["predictions/main.oof.parquet", "members/main/fold0/best.safetensors"]
+    files = ["members/main/fold0/oof.parquet", "members/main/fold0/best.safetensors"]
     assert all((tmp_path / "whole" / f).read_bytes() == (tmp_path / "killed" / f).read_bytes() for f in files)
 
 
 @pytest.mark.slow
 def test_one_killed_process_ends_the_other_within_seconds(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
-    port, arguments = free_port(), options(small_photos, tmp_path / "run", tiny_recipe, epochs=500)
-    two = [start(k, port, "train", *arguments) for k in (0, 1)]
+    prepared(small_photos, tmp_path / "run", tiny_recipe, epochs=500)
+    port = free_port()
+    two = [start(k, port, *job(tmp_path / "run")) for k in (0, 1)]
     wait_for(tmp_path / "run/members/main/fold0/history.jsonl", two)
     two[1].kill()
     clock = time.monotonic()
     told = two[0].communicate(timeout=120)[1]
     assert time.monotonic() - clock < 60
     assert two[0].returncode == 1
-    assert "ProcessLost: another process of this training is gone" in told
-    assert "the same command continues" in told and "Traceback" not in told
+    assert "another process of this training is gone" in told
+    assert "run again to resume" in told and "Traceback" not in told
     two[1].communicate()
 
 
 @pytest.mark.slow
-def test_torchrun_trains_and_run_goes_on(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
+def test_torchrun_trains_a_job_and_run_goes_on(small_photos: Path, tiny_recipe: Path, tmp_path: Path):
     def call(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=500)
 
-    arguments = options(small_photos, tmp_path / "run", tiny_recipe)
+    arguments = prepared(small_photos, tmp_path / "run", tiny_recipe)
     torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "manihot"]
-    done = call(*torchrun, "train", *arguments)
+    done = call(*torchrun, *job(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
-    assert "Trained: main   next: manihot run with the same options" in done.stderr
+    assert "main/0 done" in done.stdout
     trained = tmp_path / "run/members/main/fold0/best.safetensors"
     before = trained.stat().st_mtime_ns
-    assert json.loads((tmp_path / "run/run.json").read_text(encoding="utf-8"))["processes"] == 2
     alone = call("manihot", "run", *arguments)
     assert alone.returncode == 0, alone.stderr
     assert trained.stat().st_mtime_ns == before and "epoch 1/" not in alone.stderr
     assert (tmp_path / "run/report.html").is_file() and (tmp_path / "run/metrics.json").is_file()
     refused = call(*torchrun, "run", *arguments)
     assert refused.returncode != 0
-    assert "several processes can train, but not do the rest of a run" in refused.stderr
+    assert "several processes can train one job, but not a whole run" in refused.stderr

@@ -17,7 +17,6 @@ _HOMES = {
     "verbs.photos": ("scan", "demo_data", "audit", "clean", "watch"),
     "verbs.models": (
         "run",
-        "train",
         "predict",
         "compare",
         "report",
@@ -29,6 +28,7 @@ _HOMES = {
         "translate",
     ),
     "verbs.notes": ("note",),
+    "verbs.scale": ("prepare", "train"),
     "verbs.predictions": ("blend", "stack", "calibrate", "decide", "check_submission"),
     "verbs.recipes": ("recipes", "show_recipe", "suite"),
     "settings.options": (
@@ -74,7 +74,6 @@ if TYPE_CHECKING:
     from manihot.verbs.models import run as run
     from manihot.verbs.models import share as share
     from manihot.verbs.models import show_augment as show_augment
-    from manihot.verbs.models import train as train
     from manihot.verbs.models import translate as translate
     from manihot.verbs.notes import note as note
     from manihot.verbs.photos import audit as audit
@@ -90,6 +89,8 @@ if TYPE_CHECKING:
     from manihot.verbs.recipes import recipes as recipes
     from manihot.verbs.recipes import show_recipe as show_recipe
     from manihot.verbs.recipes import suite as suite
+    from manihot.verbs.scale import prepare as prepare
+    from manihot.verbs.scale import train as train
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ import manihot
 from manihot.cli.output import OutputError, watched
 from manihot.errors import EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED, DiskFullError, ManihotError
 from manihot.progress import SafeConsole, console, say, speak
-from manihot.verbs import models, notes, photos, predictions
+from manihot.verbs import models, notes, photos, predictions, scale
 from manihot.verbs import recipes as recipe_verbs
 from manihot.verbs.results import SubmissionCheck, WatchResult
 
@@ -22,7 +22,8 @@ VERBS: tuple[Callable[..., Any], ...] = (
     photos.scan,
     photos.demo_data,
     models.run,
-    models.train,
+    scale.prepare,
+    scale.train,
     photos.audit,
     photos.clean,
     models.predict,

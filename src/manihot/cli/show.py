@@ -63,8 +63,8 @@ def _run(found: r.RunScores) -> None:
     show(f"Report: {found.report}")
 
 
-def _train(found: r.TrainResult) -> None:
-    show(f"Trained: {', '.join(found.members)}   next: manihot run with the same options")
+def _jobs(found: r.JobList) -> None:
+    show(*(f"{name} {state}" for name, state in found.jobs.items()))
 
 
 def _predict(found: r.PredictResult) -> None:
@@ -230,7 +230,7 @@ SHOWN: dict[type, Callable[[Any], None]] = {
     r.CleanResult: _clean,
     r.WatchResult: _watch,
     r.RunScores: _run,
-    r.TrainResult: _train,
+    r.JobList: _jobs,
     r.PredictResult: _predict,
     r.Leaderboard: _leaderboard,
     r.NoteResult: _note,

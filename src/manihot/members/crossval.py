@@ -9,17 +9,18 @@ photographs and new ones, and the folds say what the member is worth.
 from __future__ import annotations
 
 import shutil
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from manihot.errors import SettingsError
 from manihot.members.check import check_classes
-from manihot.members.member import Member, make_member
+from manihot.members.member import Member, held_folds, make_member
 from manihot.members.toolbox import Toolbox
 from manihot.members.training_labels import duplicate_groups, members_asked
-from manihot.records.files import digest_file, digest_value, write_atomic
+from manihot.records.files import digest_file, digest_value, one_at_a_time, write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import WHOLE, Files, RunFolder
@@ -55,20 +56,22 @@ def train_members(run: RunFolder, recipe: Recipe, manifest: Manifest, tools: Too
     check_classes(recipe, manifest.classes)
     for name in in_order(recipes):
         member = make_member(run, name, recipes[name], manifest, tools, workers)
-        folds = member.folds
-        for fold in folds or [0]:
+        for fold in folds_of(member.recipe, manifest):
             train_fold(member, fold)
-        if is_refitted(member):
-            train_fold(member, WHOLE)
-        elif tools.is_first():  # of a run that was refitted before `--update`
+        if not is_refitted(member.recipe, manifest):  # of a run that was refitted before `--update`
             shutil.rmtree(member.folder(WHOLE), ignore_errors=True)
-        tools.from_first(partial(collect, member, folds))
+        collect(member, member.folds)
     return list(recipes)
 
 
-def is_refitted(member: Member) -> bool:
+def folds_of(recipe: Recipe, manifest: Manifest) -> list[int]:
+    """What a member of this recipe is trained on, in order: its folds, and WHOLE behind them where it is refitted."""
+    return (held_folds(recipe, manifest) or [0]) + ([WHOLE] if is_refitted(recipe, manifest) else [])
+
+
+def is_refitted(recipe: Recipe, manifest: Manifest) -> bool:
     """Whether a member is trained on everything beside its folds; without folds it is trained so anyway."""
-    return member.recipe.refit and bool(member.folds)
+    return recipe.refit and bool(held_folds(recipe, manifest))
 
 
 def in_order(recipes: dict[str, Recipe]) -> list[str]:
@@ -84,14 +87,33 @@ def in_order(recipes: dict[str, Recipe]) -> list[str]:
     return done
 
 
-def train_fold(member: Member, fold: int) -> None:
-    """One fold, unless it is done: train, save the network, predict held-out and test photographs.
+def train_fold(member: Member, fold: int, tell: Callable[[bool], object] = bool) -> bool:
+    """One fold, unless it is done: train, save the network, predict held-out and test photographs; whether it was due.
 
-    fold: WHOLE trains on everything, which comes after the folds.
+    fold: WHOLE trains on everything, which comes after the folds. Where another process is at the same fold, this one
+    waits for it. tell: is told once whether it is due, for the other processes of one training.
     """
     place = FoldFolder(member.folder(fold))
-    folder = member.run.relative(place.path)
+    name = member.run.relative(place.path)
     train, held = member.rows(fold)
+
+    def work() -> Files:
+        tell(True)
+        _clear_unless_resumable(place.path, digest_value(inputs))
+        member.tools.methods[member.recipe.method].fit(member, fold, train, held)
+        made = [path for path, rows in ((place.oof, held), (place.test, member.test_rows)) if len(rows)]
+        return [*made, *_networks(member, fold)]
+
+    with one_at_a_time(place.path, f"{member.what(fold)}: another process is at it; waiting"):
+        inputs = fold_inputs(member, fold)
+        due = member.run.stage(name, inputs, work)
+    if not due:
+        tell(False)
+    return due
+
+
+def fold_inputs(member: Member, fold: int) -> dict[str, Any]:
+    """All that decides what a fold's training gives, JSON-like."""
     settings = member.recipe.resolved()
     inputs = {
         "settings": {key: settings[key] for key in DECIDES},
@@ -103,16 +125,7 @@ def train_fold(member: Member, fold: int) -> None:
     if any(stage.labels.settings.get("one_a_group") for stage in member.recipe.stage_recipes()):
         copies = duplicate_groups(member)
         inputs["copies"] = None if copies is None else digest_value(copies.tolist())
-    method = member.tools.methods[member.recipe.method]
-    inputs |= method.inputs(member, fold)
-
-    def work() -> Files:
-        member.tools.from_first(lambda: _clear_unless_resumable(member.folder(fold), digest_value(inputs)))
-        method.fit(member, fold, train, held)
-        made = [path for path, rows in ((place.oof, held), (place.test, member.test_rows)) if len(rows)]
-        return [*made, *_networks(member, fold)]
-
-    member.run.stage(folder, inputs, work)
+    return inputs | member.tools.methods[member.recipe.method].inputs(member, fold)
 
 
 def _networks(member: Member, fold: int) -> list[Path]:
@@ -144,7 +157,7 @@ def collect(member: Member, folds: list[int]) -> None:
         )
         joined.align(member.manifest.image_id[order]).save(member.run.oof(member.name))
     if len(member.test_rows):
-        answering = [WHOLE] if is_refitted(member) else folds or [0]
+        answering = [WHOLE] if is_refitted(member.recipe, member.manifest) else folds or [0]
         tests = [Predictions.load(FoldFolder(member.folder(k)).test) for k in answering]
         mean = np.mean([p.pred_probs for p in tests], axis=0)
         unknown = [p.unknown for p in tests if p.unknown is not None]

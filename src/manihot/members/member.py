@@ -13,6 +13,7 @@ from manihot.members.toolbox import Toolbox
 from manihot.networks.runner import Runner
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.store import make_store
+from manihot.records.files import one_at_a_time
 from manihot.records.manifest import Manifest
 from manihot.records.run_folder import WHOLE, RunFolder
 from manihot.settings import Photo, Recipe
@@ -39,8 +40,7 @@ class Member:
     @property
     def folds(self) -> list[int]:
         """Numbers of the folds that are trained; none where nothing is held out."""
-        held = np.unique(self.manifest.fold[self.manifest.fold >= 0])
-        return [int(k) for k in held if not self.recipe.folds.only or k in self.recipe.folds.only]
+        return held_folds(self.recipe, self.manifest)
 
     def rows(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on and rows held out by `fold`; test and unlabelled photographs are in neither."""
@@ -128,6 +128,12 @@ class Member:
         return self.recipe.seed * 1000 + 100 * self.stage + (SEED_OF_WHOLE if fold == WHOLE else fold)
 
 
+def held_folds(recipe: Recipe, manifest: Manifest) -> list[int]:
+    """As `Member.folds`."""
+    held = np.unique(manifest.fold[manifest.fold >= 0])
+    return [int(k) for k in held if not recipe.folds.only or k in recipe.folds.only]
+
+
 def make_member(run: RunFolder, name: str, own: Recipe, manifest: Manifest, tools: Toolbox, workers: int = 2) -> Member:
     """A member with its photographs, stored or not, ready to be trained; it predicts as its last stage sees."""
     photo = own.stage_recipes()[-1].photo
@@ -139,7 +145,8 @@ def make_member(run: RunFolder, name: str, own: Recipe, manifest: Manifest, tool
     photos: Photos = PhotoFiles(manifest.paths, preprocess)
     if photo.store == "disk":
         store = run.store(*stored, preprocess.for_store.fit)
-        photos = tools.first_alone(lambda: make_store(store, manifest, preprocess.for_store, workers))
+        with one_at_a_time(store):
+            photos = make_store(store, manifest, preprocess.for_store, workers)
     if photo.normalise == "measured":
         mean, std = measure_normalisation(photos, manifest)
         preprocess = replace(preprocess, mean=mean, std=std)

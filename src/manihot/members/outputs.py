@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,29 +42,15 @@ def as_predictions(
     )
 
 
-def predict_fold(
-    member: Member,
-    fold: int,
-    held: np.ndarray,
-    runner: Runner,
-    by_parts: Callable[[np.ndarray, Callable[[np.ndarray], np.ndarray]], np.ndarray] | None = None,
-) -> None:
-    """Predict the photographs that the fold held out, and the test photographs, in the member's views.
-
-    by_parts: shares rows out among several processes.
-    """
+def predict_fold(member: Member, fold: int, held: np.ndarray, runner: Runner) -> None:
+    """Predict the photographs that the fold held out, and the test photographs, in the member's views."""
     views = member.recipe.tta
     for rows, name in ((held, "oof"), (member.test_rows, "test")):
         if not len(rows):
             continue
-        what = f"{member.what(fold)}: {name}"
-
-        def predict(rows: np.ndarray, what: str = what) -> np.ndarray:
-            told = UnknownOutput(len(rows), views)
-            seen = forward_views([runner], member.photos, rows, member.answering, views, what=what, also=told)
-            logits = merge_views(seen, views)
-            return logits if told.probability is None else np.column_stack([logits, told.probability])
-
-        logits = predict(rows) if by_parts is None else by_parts(rows, predict)
-        if member.tools.is_first():
-            as_predictions(member, rows, logits, fold).save(member.folder(fold) / f"{name}.parquet")
+        what, told = f"{member.what(fold)}: {name}", UnknownOutput(len(rows), views)
+        seen = forward_views([runner], member.photos, rows, member.answering, views, what=what, also=told)
+        logits = merge_views(seen, views)
+        if told.probability is not None:
+            logits = np.column_stack([logits, told.probability])
+        as_predictions(member, rows, logits, fold).save(member.folder(fold) / f"{name}.parquet")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,8 +19,6 @@ from manihot.settings import Model
 
 if TYPE_CHECKING:
     from manihot.members.member import Member
-
-T = TypeVar("T")
 
 
 def nothing_more(member: Member, fold: int) -> dict[str, Any]:
@@ -61,22 +59,11 @@ def open_backbone(model: Model, preprocess: Preprocess, seed: int, path: Path) -
     return OnnxRunner(path)
 
 
-def right_away(work: Callable[[], T]) -> T:
-    """Of a single process: the work itself."""
-    return work()
-
-
-def alone() -> bool:
-    """A single process is the first."""
-    return True
-
-
 @dataclass(frozen=True)
 class Toolbox:
     """What a member needs of the rooms above it.
 
-    device: as the user named it. methods: by the name in the recipe. opener: of networks that are not ONNX. from_first,
-    first_alone: run work in the first of several processes, the others waiting for its result or taking their turn.
+    device: as the user named it. methods: by the name in the recipe. opener: of networks that are not ONNX.
     """
 
     methods: Mapping[str, Method] = field(default_factory=dict)
@@ -84,6 +71,3 @@ class Toolbox:
     make_preprocess: Callable[[Model, tuple[int, int], str], Preprocess] = make_preprocess
     open_backbone: OpenBackbone = open_backbone
     opener: Opener | None = None
-    from_first: Callable[[Callable[[], T]], T] = right_away
-    first_alone: Callable[[Callable[[], T]], T] = right_away
-    is_first: Callable[[], bool] = alone

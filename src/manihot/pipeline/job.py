@@ -16,7 +16,6 @@ from manihot.engines import count_stages, describe, explain_torch, make_engine, 
 from manihot.ensemble.stages import blend_stage
 from manihot.ensemble.stages import needs_torch as stacks_need_torch
 from manihot.errors import SettingsError
-from manihot.extras import need_train
 from manihot.infer.outputs import submission_stage
 from manihot.members.crossval import train_members
 from manihot.members.smoke import prepare_smoke
@@ -56,8 +55,8 @@ def run(
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise SettingsError(
-            f"several processes can train, but not do the rest of a run (WORLD_SIZE is {os.environ['WORLD_SIZE']})",
-            "torchrun ... -m manihot train PHOTOS --out RUN, then manihot run with the same options, without torchrun",
+            f"several processes can train one job, but not a whole run (WORLD_SIZE is {os.environ['WORLD_SIZE']})",
+            "manihot prepare, then torchrun ... -m manihot train RUN --job NAME, then manihot run without torchrun",
         )
     resolved = resolve(recipe, overrides, device)
     if what_if:
@@ -95,34 +94,6 @@ def run(
             for page in make_pages(folder.path, explain_torch):
                 say(f"{page.stem.capitalize()}: {page}")
     return scores
-
-
-def train(
-    photos: Path | Sequence[Path],
-    out: Path,
-    recipe: str | Recipe | None = None,
-    *,
-    overrides: Sequence[str] = (),
-    device: str = "auto",
-    workers: int = 2,
-    update: bool = False,
-    columns: TableOptions = EVERYTHING_GUESSED,
-) -> list[str]:
-    """The part of `run` up to the members' predictions, by all processes that torchrun started; the members' names.
-
-    Arguments as for `run`, which goes on from here when it is called with the same ones in one process.
-    """
-    resolved = resolve(recipe, overrides, device)
-    need_train("training by several processes")
-    from manihot.train.distributed import SharedRun, from_first, processes, world
-    from manihot.train.toolbox import torch_toolbox
-
-    with processes(device) as place, SharedRun(Path(out)) as folder:
-        tools = torch_toolbox(place)
-        manifest = from_first(lambda: prepare(folder, resolved, photos, columns, workers, update))
-        check_settings(resolved, manifest.classes)
-        folder.update_record(device=describe(tools), processes=world())
-        return train_members(folder, resolved, manifest, tools, workers)
 
 
 def prepare(

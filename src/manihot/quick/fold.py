@@ -22,8 +22,6 @@ from manihot.records.run_folder import HEAD
 
 def fit_fold(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> None:
     """Fit a linear head on features that the frozen backbone computed once for all folds."""
-    if not member.tools.is_first():  # of several processes one does it: there are no gradients to share
-        return
     recipe = member.recipe
     digest, computed = features_of(member)
     weight, bias = learn_head(member, fold, train, computed)

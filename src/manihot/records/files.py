@@ -20,7 +20,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from manihot.errors import DiskFullError, ManihotError, RunFolderError
+from manihot.progress import say
 
 TEMPORARY = re.compile(r"\.(?P<stem>.+)\.manihot-(?P<process>\d{1,10})\.part(?P<suffix>\.[^.]*)?", re.DOTALL)
 ABANDONED = 86_400.0  # seconds without a write, after which a temporary file of a running process is nobody's
@@ -87,8 +90,11 @@ def temporary_name(path: Path) -> Path:
 def remove_leftovers(folder: Path, of: Path | None = None) -> None:
     """Remove what killed processes of manihot left half written in `folder`, not below it; all, or those of file `of`.
 
-    Only regular files under the names that `temporary_name` gives are touched, and none that a running process writes.
+    Only regular files under the names that `temporary_name` gives are touched, and none that a running process writes,
+    or that another machine may write, as the lock of the folder or of the file is held.
     """
+    if is_held(folder):
+        return
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             form = TEMPORARY.fullmatch(entry.name)
@@ -96,6 +102,8 @@ def remove_leftovers(folder: Path, of: Path | None = None) -> None:
                 continue
             with suppress(OSError):
                 facts = entry.stat(follow_symlinks=False)
+                if is_held(Path(folder, form["stem"] + (form["suffix"] or ""))):
+                    continue
                 if stat.S_ISREG(facts.st_mode) and not _is_written(int(form["process"]), facts.st_mtime):
                     Path(entry.path).unlink()
 
@@ -155,6 +163,44 @@ def _cause_of_failed_write(error: Exception, temporary: Path) -> OSError | None:
     except OSError as cause:
         return cause
     return OSError(None, str(error)) if isinstance(error, OSError) or WRITING_FAILED.search(str(error)) else None
+
+
+@contextmanager
+def one_at_a_time(path: Path, waiting: str = "") -> Iterator[None]:
+    """Hold the lock beside `path`, which one process at a time makes; others wait, after saying `waiting`.
+
+    Raises RunFolderError where the folder can't be written.
+    """
+    path = Path(path)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say(waiting or f"Another process is making {path}; waiting for it")
+            lock.acquire(poll_interval=0.2)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process, on this machine or another, is making `path` under `one_at_a_time`."""
+    path = Path(path)
+    mark = path.with_name(f".{path.name}.lock") if path.name else path
+    if not mark.is_file():
+        return False
+    lock = FileLock(mark, timeout=0)
+    try:
+        lock.acquire()
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

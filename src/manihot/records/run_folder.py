@@ -19,6 +19,7 @@ from manihot.records.run_places import (
     BACKBONE,
     ENSEMBLE,
     HEAD,
+    JOB_RECORD,
     NETWORK,
     REFITTED,
     TORCH_NETWORK,
@@ -27,7 +28,7 @@ from manihot.records.run_places import (
     MemberFolder,
     RunPlaces,
 )
-from manihot.records.summaries import FORMAT, read_run_record
+from manihot.records.summaries import FORMAT, read_run_record, read_stage_entry
 
 __all__ = [
     "BACKBONE",
@@ -38,6 +39,7 @@ __all__ = [
     "TORCH_NETWORK",
     "WHOLE",
     "FoldFolder",
+    "JobFolder",
     "MemberFolder",
     "RunFolder",
 ]
@@ -96,21 +98,38 @@ class RunFolder(RunPlaces):
 
     def is_done(self, name: str, inputs: Any) -> bool:
         """Whether stage `name` ran to its end with these inputs and its outputs are still as it left them."""
-        entry = self.record.get("stages", {}).get(name)
-        if not entry or entry["status"] != "done" or entry.get("inputs") != digest_value(inputs):
-            return False
-        return all(
-            (self.path / file).is_file() and digest_file(self.path / file) == digest
-            for file, digest in entry.get("outputs", {}).items()
-        )
+        return self._finished(name, inputs) is not None
+
+    def _finished(self, name: str, inputs: Any) -> dict[str, Any] | None:
+        """What is noted of a stage that ran to its end with these inputs, in run.json or by a job."""
+        digest = digest_value(inputs)
+        for entry in self._noted(name):
+            if entry.get("inputs") != digest:
+                continue
+            outputs = entry.get("outputs", {}).items()
+            if all((self.path / file).is_file() and digest_file(self.path / file) == left for file, left in outputs):
+                return entry
+        return None
+
+    def _noted(self, name: str) -> list[dict[str, Any]]:
+        """What run.json and a job tell of a stage that ran to its end."""
+        path = self.path / name / JOB_RECORD
+        entries = [self.record.get("stages", {}).get(name), read_stage_entry(path) if path.is_file() else None]
+        return [entry for entry in entries if entry and entry["status"] == "done"]
+
+    def is_noted(self, name: str) -> bool:
+        """Whether stage `name` ran to its end, whatever its inputs were."""
+        return bool(self._noted(name))
 
     def stage(self, name: str, inputs: Any, work: Callable[[], Files]) -> bool:
         """Do `work` unless it was done with the same `inputs` before; returns whether it ran.
 
         inputs: JSON-like value that decides the result (settings, digests of files read). work: returns the files that
-        it wrote; the stage is done again when one of them is gone or has changed.
+        it wrote; the stage is done again when one of them is gone or has changed. What a job has done is noted here.
         """
-        if self.is_done(name, inputs):
+        if (done := self._finished(name, inputs)) is not None:
+            if done != self.record.get("stages", {}).get(name):
+                self._set_stage(name, done)
             return False
         started, clock = time.time(), time.perf_counter()
         self._set_stage(name, {"status": "running", "started": started})
@@ -133,3 +152,25 @@ class RunFolder(RunPlaces):
     def _set_stage(self, name: str, entry: dict[str, Any]) -> None:
         stages = self.record.get("stages", {})
         self.update_record(stages={**stages, name: entry})
+
+
+class JobFolder(RunFolder):
+    """A run folder as a job sees it, which does one of its stages beside others that do theirs.
+
+    It holds no lock of the run and leaves run.json alone: the stage is noted in its own folder, where the run finds it.
+    """
+
+    def __enter__(self) -> JobFolder:
+        if not self.exists:
+            raise RunFolderError(f"{self.path} holds no run", "make one with `manihot prepare`, or `manihot run`")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def update_record(self, **values: Any) -> None:
+        """RunFolderError: run.json is written by the run itself."""
+        raise RunFolderError(f"{self.record_file} is written by `manihot run` and `manihot prepare` alone")
+
+    def _set_stage(self, name: str, entry: dict[str, Any]) -> None:
+        save_json(self.path / name / JOB_RECORD, entry)

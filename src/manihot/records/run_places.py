@@ -12,6 +12,7 @@ BACKBONE = "backbone.onnx"  # of a member with the method `features`, shared by 
 HEAD = "head.safetensors"  # a fold's linear head
 NETWORK = "network.onnx"  # a fold's fine-tuned network
 TORCH_NETWORK = "best.safetensors"  # the same as torch keeps it
+JOB_RECORD = "job.json"  # in a fold's folder: what a job noted of it
 RECORD, MANIFEST, FOLDS, QUARANTINE = "run.json", "manifest.parquet", "folds.parquet", "quarantine.csv"
 SUBMISSION, SAMPLE = "submission.csv", "sample_submission.csv"
 OOF, TEST = ".oof.parquet", ".test.parquet"  # how the names of a member's predictions end

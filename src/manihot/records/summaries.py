@@ -283,6 +283,11 @@ def read_run_record(path: Path) -> dict[str, Any]:
     return _checked(path, RunRecord, what, remedy)
 
 
+def read_stage_entry(path: Path) -> dict[str, Any]:
+    """What a job noted of its stage, job.json."""
+    return _checked(path, StageEntry, "a job's record of its stage", AGAIN)
+
+
 def _check_format(path: Path, value: dict[str, Any]) -> None:
     """RunFolderError where a run is of another format, which says who reads it."""
     found = value.get("format", 1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from manihot.records.files import write_atomic
 from manihot.records.run_folder import NETWORK, TORCH_NETWORK, WHOLE
 from manihot.records.run_places import FoldFolder
 from manihot.settings import Recipe, View
-from manihot.train.distributed import by_parts, from_first, is_first
+from manihot.train.distributed import by_parts, from_first, gather, rank
 from manihot.train.export import export_network
 from manihot.train.loop import fit
 from manihot.train.margins import join_margins
@@ -44,7 +43,8 @@ DONE = "done"  # a stage's mark that its network is the one to keep: `keep: best
 
 
 def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> None:
-    """Train the whole network on photographs, a stage after another."""
+    """Train the whole network on photographs, a stage after another; all but the first process end with the last."""
+    gather(None)  # the first process has cleared the folder
     stages, folder = stages_of(member), member.folder(fold)
     epochs = kept_epochs(member) if fold == WHOLE else [stage.recipe.train.epochs for stage in stages]
     places = [folder] if len(stages) == 1 else [folder / f"stage{number}" for number in range(1, len(stages) + 1)]
@@ -56,10 +56,13 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
         else:
             rows, _ = stage.rows(fold)
             train_stage(stage, fold, rows, held, place, before, what, epochs[number - 1])
-            if len(stages) > 1:
-                from_first(partial(write_atomic, place / DONE, ""))
+            if len(stages) > 1 and not rank():
+                write_atomic(place / DONE, "")
+            gather(None)  # the first process has saved the network that all go on from
         before = load_network(place / TORCH_NETWORK)
-    if len(stages) > 1 and is_first():
+    if rank():
+        return
+    if len(stages) > 1:
         write_atomic(FoldFolder(folder).history, "".join(_joined_history(places)))
         join_margins(folder, places, [len(_history(place)) for place in places])
     assert before is not None
@@ -67,12 +70,11 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
     if member.answering != member.preprocess:
         network = at_size(network, member.recipe.model, member.answering.size)
     device, precision = choose_device(member.tools.device), str(card.about["precision"])
-    if is_first():
-        card = replace(make_card(member, fold, precision=precision), preprocess=member.answering)
-        rows = held if len(held) else train
-        why = export_network(folder / NETWORK, network, card, member.photos, rows)
-        save_network(folder / TORCH_NETWORK, network, replace(card, about={**card.about, "not_onnx": why}))
-    predict_fold(member, fold, held, TorchRunner(network, member.answering, device, precision), by_parts)
+    card = replace(make_card(member, fold, precision=precision), preprocess=member.answering)
+    rows = held if len(held) else train
+    why = export_network(folder / NETWORK, network, card, member.photos, rows)
+    save_network(folder / TORCH_NETWORK, network, replace(card, about={**card.about, "not_onnx": why}))
+    predict_fold(member, fold, held, TorchRunner(network, member.answering, device, precision))
 
 
 def stages_of(member: Member) -> list[Member]:
@@ -170,7 +172,7 @@ def train_stage(
         what,
         epochs,
     )
-    if training.state.margins is not None and is_first():
+    if training.state.margins is not None and not rank():
         training.state.margins.save(folder, progress.margins)
 
 

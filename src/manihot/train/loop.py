@@ -10,7 +10,7 @@ by the first look alone, over all batches of an accumulated step.
 A gradient that is not finite leaves the weights where they were; many steps in a row end the training.
 
 Several processes (`distributed`) run this loop in step: each on its slices of the batches, with the same gradients,
-weights and scores after every exchange, so that they agree on all that is decided here. The first one writes.
+weights and scores, so that they agree on all that is decided here. The first one writes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,7 +120,7 @@ def fit(
     parts = _parts(model, math.ceil(len(batches) / train.accumulate), state, recipe)
     optimizer, schedule, averaging = parts["optimizer"], parts["schedule"], parts["averaging"]
     set_training(model, recipe.model.freeze_norm)  # type: ignore[arg-type]
-    distributed.judge_together(state.loss)
+    step = distributed.share_step(step, model, state)
     parts_of_step = train.accumulate * distributed.world()
     if parts_of_step > 1 and any(isinstance(m, NORMS) and m.training for m in model.modules()):
         warn(
@@ -142,9 +142,11 @@ def fit(
         averaging.after_epoch(model, epoch)
         if state.margins is not None:
             progress.margins[epoch] = state.margins.end_epoch()
-        row = {"epoch": epoch, "lr": rate, "train_loss": loss, **distributed.means(state.shares())}
+        row = {"epoch": epoch, "lr": rate, "train_loss": loss, **state.shares()}
         if judge is not None:
-            row |= {f"val_{name}": value for name, value in judge(averaging.model(model)).items()}
+            judged = averaging.model(model)
+            distributed.take_buffers(judged)
+            row |= {f"val_{name}": value for name, value in judge(judged).items()}
         row["seconds"] = round(time.perf_counter() - clock, 2)
         progress.history.append(row)
         progress.epoch += 1
@@ -154,15 +156,15 @@ def fit(
             schedule.after_epoch(watched_score(recipe.schedule, train.monitor, scores))
             if watched < progress.best:
                 progress.best, progress.best_epoch = watched, epoch
-                if train.keep == "best":
-                    distributed.from_first(partial(save, averaging.model(model)))
+                if train.keep == "best" and not distributed.rank():
+                    save(averaging.model(model))
         say(_describe(row, label))
-        distributed.from_first(partial(_save_checkpoint, folder, parts, progress))
+        if not distributed.rank():
+            _save_checkpoint(folder, parts, progress)
     if train.keep == "last" or judge is None:
         kept = averaging.finish(model, lambda: _inputs(loader, state))
-        if kept is not model:
-            distributed.average_statistics(kept)
-        distributed.from_first(partial(save, kept))
+        if not distributed.rank():
+            save(kept)
     return progress
 
 
@@ -214,7 +216,8 @@ def _train_epoch(
         progress.step += 1
     if skipped.epoch:
         warn(f"{what}: {skipped.epoch} steps left out, their gradients were not finite; lower optimizer.lr or .sam")
-    return loss_sum / max(1, distributed.total(seen))
+    losses, counts = zip(*distributed.gather((loss_sum, seen)))
+    return float(sum(losses) / max(1, sum(counts)))
 
 
 def gradient(
@@ -227,20 +230,20 @@ def gradient(
     what: str,
     strict: bool = True,
 ) -> float:
-    """Make the gradient of a group of batches, weighted by photographs; the sum of the photographs' losses.
+    """Make the gradient of a group of batches, weighted by photographs; the sum of this process's losses.
 
-    Several processes make the gradient, and the sum, of all their photographs. first: number in the epoch of the
-    group's first batch. Raises DataError when the loss is no longer finite, if `strict`.
+    first: number in the epoch of the group's first batch. Raises DataError when the loss is no longer finite, if
+    `strict`.
     """
     sizes, loss_sum = [len(batch["image"]) for batch in group], 0.0
     for offset, batch in enumerate(group):
         state.batch_number = first + offset
-        loss = step(model, batch, state)["loss"]
-        share = sizes[offset] / sum(sizes)  # weighted by photographs, not by batches
-        scaler.scale(loss * share).backward()
+        with state.no_sync() if offset + 1 < len(group) else nullcontext():
+            loss = step(model, batch, state)["loss"]
+            share = sizes[offset] / sum(sizes)  # weighted by photographs, not by batches
+            scaler.scale(loss * share).backward()
         loss_sum += float(loss.detach()) * sizes[offset]
-    loss_sum = distributed.average_gradients(model, loss_sum, sum(sizes))
-    if strict and not math.isfinite(loss_sum):  # only now, so that all processes see it
+    if strict and not math.isfinite(loss_sum):
         raise DataError(
             f"{what}: the loss is {loss_sum}",
             "lower optimizer.lr"
@@ -332,7 +335,7 @@ def _inputs(loader: Any, state: StepState) -> Iterator[Tensor]:
 
 
 def _seed_of(seed: int, epoch: int, process: int = 0) -> int:
-    return (seed * 1_000_003 + process * 15_485_863 + epoch) % (2**31)
+    return (seed * 1_000_003 + process * distributed.SEED_OF_PROCESS + epoch) % (2**31)
 
 
 def _is_stalled(progress: Progress, patience: int) -> bool:

@@ -48,8 +48,9 @@ class Margins:
         n, noted, self._noted = len(self.image_id), self._noted, []
         if not noted:
             return torch.full((n,), torch.nan)
-        places = gather(torch.cat([one for one, _ in noted])).cpu().numpy()
-        margin = gather(torch.cat([one for _, one in noted])).cpu().numpy().astype(np.float64)
+        own = [torch.cat(part).cpu().numpy() for part in zip(*noted)]
+        places, margin = map(np.concatenate, zip(*gather(own)))
+        margin = margin.astype(np.float64)
         seen = np.isfinite(margin)  # half precision may overflow
         times = np.bincount(places[seen], minlength=n)
         total = np.bincount(places[seen], weights=margin[seen], minlength=n)

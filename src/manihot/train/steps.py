@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -20,7 +21,6 @@ from manihot.errors import SettingsError
 from manihot.settings import Choice, suggest
 from manihot.train.data.dataset import Batch
 from manihot.train.data.unlabelled import UnlabelledPhotos
-from manihot.train.distributed import whole_batch
 from manihot.train.runners import Normalise
 
 T = TypeVar("T")
@@ -41,6 +41,7 @@ class StepState:
     kept: dict[Any, Any] | None = None  # by batch number; what SAM's second pass sees again
     margins: Any = None  # of manihot.train.margins, or None: notes how far ahead the given labels are
     embed: Callable[[Tensor], Tensor] | None = None  # the trained network's `embed`, compiled
+    no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext  # several processes don't exchange gradients here
 
     def once(self, make: Callable[[], T], what: str = "batch") -> T:
         """What `make` gives; in SAM's second pass what it gave for this batch in the first."""
@@ -85,16 +86,12 @@ Step = Callable[..., dict[str, Tensor]]  # (model, batch, state), and settings b
 
 
 def mixed_batch(image: Tensor, moved: Batch, state: StepState) -> tuple[Tensor, Tensor]:
-    """Normalised images and soft labels on the device, mixed where the recipe mixes.
-
-    Several processes mix the whole batch alike, of which each keeps its slice.
-    """
-    image = image.to(state.device, non_blocking=True)
+    """Normalised images and soft labels on the device, mixed where the recipe mixes."""
+    images = state.normalise(image.to(state.device, non_blocking=True), moved["colour"])
     if state.mixer is None:
-        return state.normalise(image, moved["colour"]), moved["target"]
-    own, (image, colour, target) = whole_batch(image, moved["colour"], moved["target"])
-    images, targets = state.mixer(state.normalise(image, colour), target, state.epoch, state.batch_number)
-    return images[own], moved["target"] if targets is target else targets[own]
+        return images, moved["target"]
+    images, targets = state.mixer(images, moved["target"], state.epoch, state.batch_number)
+    return images, targets
 
 
 def supervised(model: nn.Module, batch: Batch, state: StepState) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ from manihot.photos.preprocess import Preprocess
 from manihot.quick.fold import FEATURES
 from manihot.records.run_folder import TORCH_NETWORK
 from manihot.settings import Model
-from manihot.train.distributed import first_alone, from_first, is_first
 from manihot.train.export import export_backbone
 from manihot.train.finetune import FINETUNE
 from manihot.train.networks.backbones import make_model, make_preprocess
@@ -46,7 +45,4 @@ def torch_toolbox(device: torch.device) -> Toolbox:
         make_preprocess=make_preprocess,
         open_backbone=open_backbone,
         opener=open_torch,
-        from_first=from_first,
-        first_alone=first_alone,
-        is_first=is_first,
     )

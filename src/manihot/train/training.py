@@ -16,14 +16,14 @@ from manihot.errors import SettingsError
 from manihot.members.member import Member
 from manihot.members.sampling import draw_epoch, with_class_numbers
 from manihot.members.training_labels import TrainingLabels
-from manihot.records.files import digest_value
+from manihot.records.files import digest_value, one_at_a_time
 from manihot.records.manifest import UNLABELLED
 from manihot.settings import Model, Recipe
 from manihot.train.data.dataset import EpochBatches, TrainingPhotos, make_loader
 from manihot.train.data.mixing import Mixer, class_activation
 from manihot.train.data.negatives import Extended, Material, make_negatives, write_negatives
 from manihot.train.data.unlabelled import UnlabelledPhotos
-from manihot.train.distributed import first_alone, from_first, gather, rank, world
+from manihot.train.distributed import SEED_OF_PROCESS, from_first, rank, world
 from manihot.train.margins import Margins
 from manihot.train.networks.backbones import are_maps, make_model, set_training
 from manihot.train.networks.heads import Classifier
@@ -145,7 +145,8 @@ def with_negatives(member: Member, fold: int, lesson: TrainingLabels) -> tuple[T
         fit = member.preprocess.for_store.fit
         name = digest_value([recipe.negatives.model_dump(mode="json"), size, fit, seed, ids])[:16]
         path = member.run.negatives(name)
-        photos = Extended(photos, first_alone(lambda: write_negatives(path, made, size, seed)))
+        with one_at_a_time(path):
+            photos = Extended(photos, write_negatives(path, made, size, seed))
         rows = np.concatenate([rows, len(member.photos) + np.arange(made.count)])
     n, k = len(rows), lesson.classes
     targets = np.zeros((len(lesson.rows) + n, k + 1), dtype=np.float32)
@@ -209,26 +210,24 @@ def at_size(network: Classifier, settings: Model, size: tuple[int, int]) -> Clas
 
 
 def make_mixer(recipe: Recipe, batches: int, seed: int, model: Classifier) -> Mixer | None:
-    """The recipe's mixing, with the network's own activation maps for SnapMix."""
+    """The recipe's mixing, with the network's own activation maps for SnapMix; each process draws its own."""
     if not recipe.mixing:
         return None
 
     @torch.no_grad()
     def cams(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         model.eval()  # the look at the unmixed photographs leaves batch-norm statistics as they are
-        mine = slice(None) if len(images) < world() else _slice_of(len(images))
-        maps = model.backbone.forward_features(images[mine])
+        maps = model.backbone.forward_features(images)
         set_training(model, recipe.model.freeze_norm)
         if not are_maps(model.backbone, maps):
             raise SettingsError(
                 f"mixing: SnapMix needs feature maps (N, C, H, W), which {recipe.model.backbone} doesn't give",
                 "use another mix, for example cutmix, or a convolutional backbone",
             )
-        found = class_activation(maps, model.head.weight, targets[mine].argmax(1))
-        return found if mine == slice(None) else gather(found)
+        return class_activation(maps, model.head.weight, targets.argmax(1))
 
     epochs = recipe.train.epochs
-    return Mixer(recipe.mixing, batches * epochs, seed, epochs=epochs, cams=cams)
+    return Mixer(recipe.mixing, batches * epochs, seed + SEED_OF_PROCESS * rank(), epochs=epochs, cams=cams)
 
 
 def compiled(model: Classifier) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -253,8 +252,3 @@ def compiled(model: Classifier) -> Callable[[torch.Tensor], torch.Tensor]:
             ) from error
 
     return run
-
-
-def _slice_of(n: int) -> slice:
-    """This process's share of n rows."""
-    return slice(n * rank() // world(), n * (rank() + 1) // world())

@@ -35,7 +35,6 @@ from manihot.verbs.results import (
     PredictResult,
     RunScores,
     ShareResult,
-    TrainResult,
     TranslateResult,
     run_scores,
 )
@@ -73,36 +72,6 @@ def run(
         columns=columns,
     )
     return run_scores(Path(out), scores, smoke)
-
-
-def train(
-    photos: Photos,
-    *,
-    out: Out,
-    recipe: RecipeName = None,
-    set: Sets = (),
-    columns: Columns = EVERYTHING_GUESSED,
-    compute: On = HERE,
-    update: Update = False,
-) -> TrainResult:
-    """The training part of `run`, for several GPUs: torchrun --nproc-per-node 4 -m manihot train PHOTOS --out RUN.
-
-    `manihot run` with the same options, in one process, then goes on with blend, audit, scores and report.
-    A step sees `train.batch` photographs per process.
-    """
-    from manihot import pipeline
-
-    names = pipeline.train(
-        as_source(photos),
-        Path(out),
-        as_choice(recipe, set),
-        overrides=set,
-        device=compute.device,
-        workers=compute.workers,
-        update=update,
-        columns=columns,
-    )
-    return TrainResult(out=Path(out), members=tuple(names))
 
 
 def predict(

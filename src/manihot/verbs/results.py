@@ -85,11 +85,11 @@ def run_scores(out: Path, found: Mapping[str, Any], smoke: bool = False) -> RunS
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """Of `train`: the names of the members that are trained now."""
+class JobList:
+    """Of `prepare` and `train`: the state of jobs by name: 'done', 'running' or 'waiting'."""
 
     out: Path
-    members: tuple[str, ...]
+    jobs: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ with such a forward, that gives
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,42 +38,8 @@ PLAIN: dict[str, tuple[type, ...]] = {
     "float | Sequence[float]": (float, int, list, tuple),
 }
 
-# (loss of a batch, logits, target, sample weights, extra) -> the loss where several processes share a batch
-Together = Callable[[Callable[..., Tensor], Tensor, Tensor, Tensor | None, Mapping[str, Tensor]], Tensor]
 
-
-class BatchLoss(nn.Module, ABC):
-    """The loss of a batch, or, where several processes train on slices of one, of all of them.
-
-    `together` is set then (`train/distributed.py`).
-    """
-
-    together: Together | None = None
-
-    def forward(
-        self, logits: Tensor, target: Tensor, *, sample_weights: Tensor | None = None, **extra: Tensor
-    ) -> Tensor:
-        """The loss of logits (N,K), any float type, for target int (N,) or soft (N,K); a scalar or (N,).
-
-        A soft row that doesn't sum to 1 (SnapMix) counts by its sum. sample_weights: (N,), not negative.
-        Computed in float32, or in float64 for float64 logits. Raises DataError for probabilities in the place
-        of logits (a softmax of a softmax confines the loss to [0.905, 1.905] for 5 classes) and for shapes
-        that don't fit. Probabilities are looked for in the first call only, where it has ENOUGH_ROWS: logits of one
-        or a few photographs look like them now and then. On a GPU all values are looked at in the first call only,
-        as looking waits for the device.
-        """
-        if self.together is not None:
-            return self.together(self._of_batch, logits, target, sample_weights, extra)
-        return self._of_batch(logits, target, sample_weights, extra)
-
-    @abstractmethod
-    def _of_batch(
-        self, logits: Tensor, target: Tensor, sample_weights: Tensor | None, extra: Mapping[str, Tensor]
-    ) -> Tensor:
-        """As `forward`, of these photographs alone."""
-
-
-class Loss(BatchLoss):
+class Loss(nn.Module):
     """A term with class weights, smoothing and reduction.
 
     class_weights: (K,). The mean divides by the sum of the photographs' weights, as torch does for int
@@ -114,9 +79,18 @@ class Loss(BatchLoss):
             check(name, "class_weights", class_weights, fine, f"{classes} numbers from 0, one a class")
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def _of_batch(
-        self, logits: Tensor, target: Tensor, sample_weights: Tensor | None, extra: Mapping[str, Tensor]
+    def forward(
+        self, logits: Tensor, target: Tensor, *, sample_weights: Tensor | None = None, **extra: Tensor
     ) -> Tensor:
+        """The loss of logits (N,K), any float type, for target int (N,) or soft (N,K); a scalar or (N,).
+
+        A soft row that doesn't sum to 1 (SnapMix) counts by its sum. sample_weights: (N,), not negative.
+        Computed in float32, or in float64 for float64 logits. Raises DataError for probabilities in the place
+        of logits (a softmax of a softmax confines the loss to [0.905, 1.905] for 5 classes) and for shapes
+        that don't fit. Probabilities are looked for in the first call only, where it has ENOUGH_ROWS: logits of one
+        or a few photographs look like them now and then. On a GPU all values are looked at in the first call only,
+        as looking waits for the device.
+        """
         self._check(logits, target, extra)
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -173,7 +147,7 @@ class Loss(BatchLoss):
         self._seen = True
 
 
-class WeightedSum(BatchLoss):
+class WeightedSum(nn.Module):
     """The weighted sum of losses, each with its own settings; used as `Loss`, with the `needs` of all."""
 
     def __init__(self, losses: Sequence[Loss | WeightedSum], weights: Sequence[float]) -> None:
@@ -182,9 +156,10 @@ class WeightedSum(BatchLoss):
         self.weights = tuple(weights)
         self.needs: tuple[str, ...] = tuple(dict.fromkeys(name for loss in losses for name in loss.needs))
 
-    def _of_batch(
-        self, logits: Tensor, target: Tensor, sample_weights: Tensor | None, extra: Mapping[str, Tensor]
+    def forward(
+        self, logits: Tensor, target: Tensor, *, sample_weights: Tensor | None = None, **extra: Tensor
     ) -> Tensor:
+        """As `Loss.forward`."""
         values = []
         for weight, loss in zip(self.weights, self._losses()):
             own = {name: extra[name] for name in loss.needs if name in extra}
