@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 from onnx import TensorProto, helper
 from scipy.special import softmax
@@ -15,15 +16,25 @@ from scipy.special import softmax
 import manihot
 from manihot.errors import SettingsError, WeightsError
 from manihot.export import certificate
-from manihot.export.graph import build_model
+from manihot.export.bundle import ASK, POOR, Bundle
+from manihot.export.graph import Networks, Trust, build_model
+from manihot.export.refusal import fit_detector
 from manihot.infer.forward import PhotoFiles
 from manihot.infer.models import read_card
 from manihot.infer.predict import predict
+from manihot.networks.activation import activation_maps
 from manihot.networks.card import KEY
+from manihot.networks.graph import build_backbone
 from manihot.networks.runner import LinearHead, OnnxRunner, read_metadata
+from manihot.photos.faults import PhotoFault
+from manihot.photos.preprocess import Preprocess
 from manihot.records.manifest import Manifest
 from manihot.records.run_folder import RunFolder
+from manihot.settings import Model
 from manihot.trust.calibrate import CALIBRATORS, Calibrator, fit_calibrator
+from manihot.trust.conformal import fit_sets
+from manihot.trust.out_of_distribution import NOT_OF_THIS_KIND
+from manihot.trust.unknown import auroc
 
 pytestmark = pytest.mark.core
 
@@ -55,7 +66,7 @@ def test_the_exported_network_answers_as_the_run(run: Path, exported: Path, raw:
     about = json.loads((exported / "model.json").read_text(encoding="utf-8"))
     photos = PhotoFiles(manifest.paths, manihot.load_model(run)[0].preprocess)
     batch = np.stack([manihot.load_model(run)[0].preprocess(photos[k]) for k in range(12)])
-    assert list(batch.shape[1:]) == about["input"]["shape"][1:] and about["classes"] == list(expected.classes)
+    assert list(batch.shape[1:3]) == about["input"]["size"] and about["classes"] == list(expected.classes)
     found = OnnxRunner(exported / "model.onnx")(batch)
     probs = softmax(found["logits"].astype(np.float64), axis=1) if raw else found["probabilities"]
     assert np.abs(probs - expected.pred_probs).max() < 1e-5
@@ -109,8 +120,8 @@ def test_int8_is_judged_on_held_out_photographs(run: Path, exported: Path, tmp_p
 
 
 def test_int8_that_is_worse_beyond_chance_is_not_written(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("manihot.export.int8.LEVEL", 1.1)
-    with pytest.raises(WeightsError, match=r"int8 loses accuracy: .* nothing was written"):
+    monkeypatch.setattr("manihot.export.certificate.LEVEL", 1e9)
+    with pytest.raises(WeightsError, match=r"int8 loses the class .* nothing was written"):
         manihot.export(run, out=tmp_path / "out", int8=True)
     assert not list((tmp_path / "out").iterdir())
 
@@ -121,8 +132,11 @@ def test_whole_networks_of_two_folds_become_one_graph(run: Path, tmp_path: Path)
     member = RunFolder(copied).member("main")
     for fold in member.folds().values():
         card = read_metadata(fold.head)
-        heads, size = [LinearHead.load(fold.head)], read_card(fold.head).preprocess.size
-        build_model([member.backbone], heads, 5, Calibrator("none", {}), size, fold.network, card)
+        networks, preprocess = (
+            Networks([member.backbone], [LinearHead.load(fold.head)]),
+            read_card(fold.head).preprocess,
+        )
+        build_model(networks, Trust(Calibrator("none", {})), 5, preprocess, fold.network, card)
         fold.head.unlink()
     certificate = manihot.export(copied, out=tmp_path / "out", int8=True).certificate
     assert certificate["raw"]["equal_decisions"] == certificate["calibrated"]["equal_decisions"] == 1
@@ -170,10 +184,115 @@ def test_every_calibration_is_computed_inside(tmp_path: Path, kind: str, heads: 
     calibrator = fit_calibrator(probs, labels, kind)
     networks = [pixels_network(tmp_path / f"{k}.onnx", one, not heads) for k, one in enumerate(weights)]
     linear = [LinearHead(one, np.zeros(4, np.float32)) for one in weights]
-    networks, linear = (networks[:1], linear) if heads else (networks, [])
-    build_model(networks, linear, 4, calibrator, (1, 2), tmp_path / "all.onnx", {})
+    some = Networks(networks[:1], linear) if heads else Networks(networks)
+    build_model(some, Trust(calibrator), 4, Preprocess((1, 2)), tmp_path / "all.onnx", {})
     found = OnnxRunner(tmp_path / "all.onnx")(photos)
     assert np.abs(found["probabilities"] - calibrator(probs)).max() < certificate.BOUND
     assert np.abs(softmax(found["logits"].astype(np.float64), axis=1) - probs).max() < 1e-6
     assert np.abs(found["embeddings"] - means).max() < 1e-4
-    assert "maps_0" not in found and not [n for n in onnx.load(tmp_path / "all.onnx").graph.node if n.op_type == "Sqrt"]
+    assert "maps_0" not in found and "activation" not in found
+
+
+@pytest.mark.parametrize("kind", ["lac", "aps", "raps"])
+def test_prediction_sets_are_computed_inside(tmp_path: Path, kind: str):
+    rng = np.random.default_rng(5)
+    photos = rng.integers(0, 256, (400, 1, 2, 3), dtype=np.uint8)
+    head = LinearHead(rng.normal(size=(4, 3)).astype(np.float32) * 0.3, np.zeros(4, np.float32))
+    probs = softmax(photos.reshape(400, 2, 3).astype(np.float64).mean(1) / 64 @ head.weight.T.astype(float), axis=1)
+    labels = np.array([rng.choice(4, p=row) for row in probs])
+    sets = fit_sets(probs[:200], labels[:200], 0.8, kind=kind)
+    network = pixels_network(tmp_path / "net.onnx", head.weight, False)
+    trust = Trust(Calibrator("none", {}), sets)
+    build_model(Networks([network], [head]), trust, 4, Preprocess((1, 2)), tmp_path / "all.onnx", {})
+    held = OnnxRunner(tmp_path / "all.onnx")(photos)["held"].astype(bool)
+    largest = sets.predict_sets(probs, np.zeros(400))  # the random share that lets most in
+    assert np.array_equal(held[200:], largest[200:]) and 1 < held.sum(1).mean() < 4
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"pooling": "avg"}, {"pooling": "avgmax", "taps": (2, 3), "power": True}, {"pooling": "gem", "taps": (1,)}],
+)
+def test_activation_maps_are_computed_inside(tmp_path: Path, model: dict):
+    rng, preprocess = np.random.default_rng(6), Preprocess((64, 96))
+    build_backbone(Model(pretrained=False, **model), preprocess, tmp_path / "backbone.onnx")
+    backbone = OnnxRunner(tmp_path / "backbone.onnx")
+    photos = rng.integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
+    embeddings, maps = backbone.maps(photos)
+    heads = [
+        LinearHead(rng.normal(size=(4, embeddings.shape[1])).astype(np.float32), np.zeros(4, np.float32))
+        for _ in range(2)
+    ]
+    weight = np.mean([head.weight for head in heads], axis=0)
+    expected = activation_maps(backbone.layout, maps, embeddings, np.stack([weight] * 3))
+    networks = Networks([tmp_path / "backbone.onnx"], heads, backbone.layout)
+    build_model(networks, Trust(Calibrator("none", {})), 4, preprocess, tmp_path / "all.onnx", {})
+    found = OnnxRunner(tmp_path / "all.onnx")(photos)["activation"]
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 1e-4 * expected.max() > 0
+
+
+def test_the_small_detector_is_computed_inside_and_refuses_what_it_promises(tmp_path: Path):
+    rng = np.random.default_rng(7)
+    photos = rng.integers(100, 140, (3000, 1, 2, 3), dtype=np.uint8)
+    strange = rng.integers(0, 256, (200, 1, 2, 3), dtype=np.uint8)
+    head = LinearHead(np.zeros((4, 3), np.float32), np.zeros(4, np.float32))
+    network = pixels_network(tmp_path / "net.onnx", head.weight, False)
+    embeddings = OnnxRunner(network)(photos)["embeddings"]
+    detector = fit_detector(embeddings[:1500], 0.1)
+    assert detector is not None and len(detector.known) <= 256
+    for count in (1, 2, 3):
+        networks = Networks([pixels_network(tmp_path / f"{k}.onnx", head.weight, True) for k in range(count)])
+        trust = Trust(Calibrator("none", {}), None, [detector] * count)
+        build_model(networks, trust, 4, Preprocess((1, 2)), tmp_path / "all.onnx", {})
+        runner = OnnxRunner(tmp_path / "all.onnx")
+        new = runner(photos[1500:])["strangeness"]
+        assert np.abs(new - detector.strangeness(embeddings[1500:])).max() < 1e-2  # of cosines near 1
+    assert 0.05 < (new > 1).mean() < 0.16
+    assert auroc(new, runner(strange)["strangeness"]) > 0.95
+    assert fit_detector(embeddings[:10]) is None
+
+
+@pytest.mark.parametrize("stored", [None, (64, 90)])
+def test_photographs_of_any_size_are_resized_inside(tmp_path: Path, stored: tuple[int, int] | None):
+    rng, preprocess = np.random.default_rng(8), Preprocess((50, 70), stored=stored)
+    head = LinearHead(np.eye(4, 3, dtype=np.float32), np.zeros(4, np.float32))
+    network = pixels_network(tmp_path / "net.onnx", head.weight, False)
+    build_model(Networks([network], [head]), Trust(Calibrator("none", {})), 4, preprocess, tmp_path / "all.onnx", {})
+    runner = OnnxRunner(tmp_path / "all.onnx")
+    for size in ((50, 70), (100, 140), (37, 41), (301, 400), (1000, 20), (20, 300), (1, 1)):
+        photo = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        expected = preprocess(photo if size == preprocess.size else preprocess.for_store(photo))
+        means = runner(photo[None])["embeddings"][0] * 64
+        assert np.abs(means - expected.reshape(-1, 3).mean(0)).max() < 0.15, size
+
+
+def test_the_exported_folder_answers_as_the_run(run: Path, exported: Path):
+    photos = list(Manifest.load(run / "folds.parquet").paths)[:8]
+    bundle = Bundle.load(exported)
+    broken = run.parent / "broken.jpg"
+    broken.write_bytes(b"no photograph")
+    found = bundle.classify([*photos, broken, photos[0].read_bytes(), np.zeros((40, 60, 3), np.uint8)])
+    assert isinstance(found[8], PhotoFault) and found[9].to_json() == found[0].to_json()
+    expected = predict(run, run.parent / "demo/train_images", out=run.parent / "out.csv", tta=1)
+    answers = pd.read_csv(run.parent / "out.answers.csv").set_index("image_id")
+    for path, one in zip(photos, found):
+        place = list(expected.image_id).index(path.name)
+        assert np.abs(one.probabilities - expected.pred_probs[place]).max() < 1e-5
+        if not one.faults:
+            assert one.answer == answers.loc[path.name, "answer"] or one.strangeness is not None
+    assert set(found[0].to_json()) == {"answer", "refused", "faults", "held", "probabilities", "strangeness"}
+    assert all(one.answer in (*bundle.classes, ASK, POOR, NOT_OF_THIS_KIND) for one in found if one is not found[8])
+
+
+def test_another_file_than_described_is_not_opened(exported: Path, tmp_path: Path):
+    shutil.copytree(exported, tmp_path / "out")
+    with open(tmp_path / "out/model.onnx", "ab") as file:
+        file.write(b"\0")
+    with pytest.raises(WeightsError, match="another sha256"):
+        Bundle.load(tmp_path / "out")
+    with pytest.raises(WeightsError, match=r"no model\.int8\.onnx"):
+        Bundle.load(exported, "int8")
+    (tmp_path / "out/model.json").write_text('{"format": 1}', encoding="utf-8")
+    with pytest.raises(WeightsError, match="format"):
+        Bundle.load(tmp_path / "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,21 @@ from manihot.errors import WeightsError
 from manihot.infer.forward import PhotoFiles, Photos, forward_views
 from manihot.infer.models import Engine, TrainedModel
 from manihot.infer.predict import calibrated, predict_photos
-from manihot.networks.runner import Runner
+from manihot.networks.runner import Outputs, Runner
 from manihot.photos.decode import decode_photo
 from manihot.photos.preprocess import Preprocess
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.settings import View
-from manihot.trust.conformal import ConformalSets, binomial_interval
+from manihot.trust.conformal import ConformalSets, binomial_interval, measure_coverage
 from manihot.trust.files import predict_sets_held_out
 
 COMPARED = 200  # photographs on which an exported model is compared with its run
 JUDGED = 2000  # held-out photographs on which int8 is judged
 BOUND = 1e-4  # largest difference of a probability between a run and its export
 EQUAL = 0.999  # least share of equal decisions
-LEVEL = 0.05  # of the test whether int8 is worse
+LEVEL = 0.05  # of the tests whether int8 recalls a class worse
+MOST_LOST = 0.3  # points of accuracy that int8 may lose
 
 
 class WholeFiles(PhotoFiles):
@@ -104,20 +106,36 @@ def answers(runner: Runner, photos: Photos, preprocess: Preprocess, n: int) -> d
     return {name: np.concatenate([outputs[name] for outputs in kept]) for name in kept[0]}
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Photographs, each by the network of the fold that held it out.
+
+    rows: of the manifest (n,). probs: raw (n, K). embeddings: (n, D).
+    """
+
+    rows: np.ndarray
+    probs: np.ndarray
+    embeddings: np.ndarray
+
+
 def held_out(
     runners: Mapping[int, Runner], photos: Photos, manifest: Manifest, rows: np.ndarray, preprocess: Preprocess
-) -> np.ndarray:
-    """Raw probabilities (n, K) of `rows`, each by the network of the fold that held it out."""
-    fold, out = manifest.fold[rows], None
+) -> Judged:
+    """What the networks say of `rows`, each photograph by the one of the fold that held it out."""
+    fold = manifest.fold[rows]
+    found: dict[str, np.ndarray] = {}
     for number, runner in runners.items():
         own = np.flatnonzero(fold == number)
+
+        def keep(place: slice, view: int, outputs: list[Outputs], own: np.ndarray = own) -> None:
+            for name in ("logits", "embeddings"):
+                values = outputs[0][name]
+                found.setdefault(name, np.zeros((len(rows), values.shape[1]), np.float32))[own[place]] = values
+
         if len(own):
             what = f"Held out by fold {number}"
-            logits = forward_views([runner], photos, rows[own], preprocess, (View(),), what=what)
-            out = np.zeros((len(rows), logits.shape[2])) if out is None else out
-            out[own] = softmax(logits[:, 0].astype(np.float64), axis=1)
-    assert out is not None
-    return out
+            forward_views([runner], photos, rows[own], preprocess, (View(),), what=what, also=keep)
+    return Judged(rows, softmax(found["logits"].astype(np.float64), axis=1), found["embeddings"])
 
 
 def held_out_rows(manifest: Manifest, folds: Sequence[int], most: int = JUDGED) -> np.ndarray:
@@ -133,30 +151,74 @@ def score(probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     return {"photographs": len(labels), "accuracy": right / len(labels), "low": float(low), "high": float(high)}
 
 
-def set_coverage(sets: ConformalSets, predictions: Predictions) -> dict[str, float]:
-    """How often a set holds the label, each photograph's by thresholds fitted on the other folds, and its mean size."""
+def set_coverage(sets: ConformalSets, predictions: Predictions) -> list[dict[str, Any]]:
+    """How often a set holds the label, per class and of `all`: each photograph's by thresholds of the other folds."""
     assert predictions.fold is not None
     held, labels = (
         predict_sets_held_out(predictions, predictions.fold, sets.coverage, sets.per_class, sets.kind, sets.seed),
         predictions.labels,
     )
-    return {
-        "promised": sets.coverage,
-        "measured": float(held[np.arange(len(labels)), labels].mean()),
-        "mean_size": float(held.sum(axis=1).mean()),
-    }
+    table = measure_coverage(held, labels, predictions.classes)
+    return [
+        {str(k): None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
+        for row in table.to_dict("records")
+    ]
 
 
 def compare_held_out(full: np.ndarray, small: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """int8 against fp32 on held-out photographs: accuracy of both, decisions that changed, McNemar's exact test."""
+    """int8 against fp32 on held-out photographs: accuracy and recall of both, decisions that changed.
+
+    gain: of accuracy, with its 95 % interval (of paired differences, Wald's with Agresti and Min's 2005 correction).
+    p_worse: of McNemar's exact test. classes: of each with photographs its recalls, and the p of its own test.
+    """
     before, after = full.argmax(axis=1) == labels, small.argmax(axis=1) == labels
+    classes = []
+    for k in range(full.shape[1]):
+        own = labels == k
+        if own.any():
+            fixed, broken = int((after & ~before)[own].sum()), int((before & ~after)[own].sum())
+            one = {"class": k, "photographs": int(own.sum()), "fp32": float(before[own].mean())}
+            classes.append({**one, "int8": float(after[own].mean()), **_test(fixed, broken)})
     fixed, broken = int((after & ~before).sum()), int((before & ~after).sum())
-    p = float(binomtest(broken, fixed + broken, alternative="greater").pvalue) if fixed + broken else 1.0
+    gain, low, high = paired_difference(fixed, broken, len(labels))
     return {
         "fp32": score(full, labels),
         "int8": score(small, labels),
         **_differences(full, small),
-        "fixed": fixed,
-        "broken": broken,
-        "p_worse": p,
+        **_test(fixed, broken),
+        "gain": {"points": 100 * gain, "low": 100 * low, "high": 100 * high},
+        "classes": classes,
     }
+
+
+def _test(fixed: int, broken: int) -> dict[str, Any]:
+    p = float(binomtest(broken, fixed + broken, alternative="greater").pvalue) if fixed + broken else 1.0
+    return {"fixed": fixed, "broken": broken, "p_worse": p}
+
+
+def paired_difference(fixed: int, broken: int, n: int) -> tuple[float, float, float]:
+    """Change of a share with its 95 % interval, of n pairs (Agresti and Min 2005: half a pair more of each kind)."""
+    more, less, total = fixed + 0.5, broken + 0.5, n + 2
+    middle = (more - less) / total
+    spread = 1.96 * float(np.sqrt(more + less - (more - less) ** 2 / total)) / total
+    return (fixed - broken) / n, middle - spread, middle + spread
+
+
+def check_int8(measured: Mapping[str, Any], classes: Sequence[str], most: float = MOST_LOST) -> None:
+    """WeightsError where int8 loses more than `most` points, or a class is recalled worse beyond chance."""
+    gain, n = measured["gain"], measured["fp32"]["photographs"]
+    if gain["points"] < -most - 1e-9:
+        raise WeightsError(
+            f"int8 loses accuracy: {measured['fp32']['accuracy']:.2%} to {measured['int8']['accuracy']:.2%} on "
+            f"{n} held-out photographs, {gain['points']:+.2f} points (95 % interval {gain['low']:+.2f} to "
+            f"{gain['high']:+.2f}), and at most {most:g} may be lost; nothing was written",
+            "leave --int8 out",
+        )
+    level = LEVEL / max(1, len(measured["classes"]))  # of several tests
+    for one in measured["classes"]:
+        if one["p_worse"] < level:
+            raise WeightsError(
+                f"int8 loses the class {classes[one['class']]}: {one['fp32']:.1%} to {one['int8']:.1%} of its "
+                f"{one['photographs']} held-out photographs are found (p {one['p_worse']:.2g}); nothing was written",
+                "leave --int8 out",
+            )

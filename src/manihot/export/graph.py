@@ -6,92 +6,127 @@ What follows the networks computes in double precision, as `manihot predict` doe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from manihot.errors import WeightsError
+from manihot.export.evidence import add_activation
+from manihot.export.nodes import BYTE, DOUBLE, FLOAT, Graph
+from manihot.export.refusal import SmallDetector, add_sets, add_strangeness
+from manihot.export.sized import add_resize
 from manihot.infer.models import TrainedModel
-from manihot.networks.runner import LinearHead
+from manihot.networks.runner import MAPS, Layout, LinearHead, OnnxRunner
+from manihot.photos.preprocess import Preprocess
 from manihot.records.files import atomic_path
 from manihot.records.probabilities import TINY
 from manihot.records.run_folder import BACKBONE, HEAD
 from manihot.trust.calibrate import Calibrator
+from manihot.trust.conformal import ConformalSets
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto
-
-OUTPUTS = ("embeddings", "logits", "probabilities")
-DOUBLE, FLOAT = 11, 1  # of onnx.TensorProto
+    from onnx import ModelProto
 
 
-class Graph:
-    """Nodes and constants of a graph being built; every method returns the name of what it computes."""
+@dataclass(frozen=True)
+class Networks:
+    """What answers: one backbone with heads, or networks that classify themselves.
 
-    def __init__(self) -> None:
-        self.nodes: list[NodeProto] = []
-        self.constants: list[TensorProto] = []
+    layout: how the backbone pools its maps, where heads stand on it; None otherwise.
+    """
 
-    def constant(self, value: np.ndarray | Sequence[float] | float, kind: type = np.float32) -> str:
-        """A constant of that type."""
-        from onnx import numpy_helper
+    files: Sequence[Path]
+    heads: Sequence[LinearHead] = ()
+    layout: Layout | None = None
 
-        name = f"c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.array(value, dtype=kind, order="C"), name))
-        return name
 
-    def add(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """A node with one output."""
-        from onnx import helper
+@dataclass(frozen=True)
+class Trust:
+    """What is said of an answer. sets: None where there are none. detectors: one for each network's file, or none."""
 
-        out = name or f"n{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [out], name=out, **attributes))
-        return out
+    calibrator: Calibrator
+    sets: ConformalSets | None = None
+    detectors: Sequence[SmallDetector] = ()
 
 
 def build_model(
-    networks: Sequence[Path],
-    heads: Sequence[LinearHead],
-    classes: int,
-    calibrator: Calibrator,
-    size: tuple[int, int],
-    path: Path,
-    metadata: dict[str, str],
+    networks: Networks, trust: Trust, classes: int, preprocess: Preprocess, path: Path, metadata: dict[str, str]
 ) -> None:
     """Write networks as one graph, atomically.
 
-    networks: a backbone, with its `heads`, or fine-tuned networks, with none. Input `photos` uint8 (N, height, width,
-    3) of `size`. Outputs, float32: `embeddings` (N, D), the mean over the networks; `logits` (N, K), the logarithm of
-    the networks' mean probability; `probabilities` (N, K), calibrated. Raises WeightsError for networks that don't go
-    together.
+    Input `photos` uint8 (N, height, width, 3) of any size. Outputs, float32: `embeddings` (N, D), the mean over the
+    networks; `logits` (N, K), the logarithm of the networks' mean probability; `probabilities` (N, K), calibrated;
+    where there are sets `held`, uint8 (N, K), where there are detectors `strangeness` (N,), and where heads stand on a
+    backbone `activation` (N, K, h, w). Raises WeightsError for networks that don't go together.
     """
     import onnx
-    from onnx import helper
 
-    opened = [onnx.load(str(file)) for file in networks]
+    opened = [onnx.load(str(file)) for file in networks.files]
     versions = {tuple(sorted((one.domain, one.version) for one in model.opset_import)) for model in opened}
     if len(versions) > 1:
         raise WeightsError("these networks were written for different versions of ONNX", "train their folds alike")
-    graph, inside = Graph(), [_named(model, f"n{k}_") for k, model in enumerate(opened)]
+    graph, inside = Graph(), [_named(model, f"n{k}_", maps=bool(networks.heads)) for k, model in enumerate(opened)]
+    sized = add_resize(graph, "photos", preprocess)
+    first = len(graph.nodes)  # the networks come after these
     embeddings = [f"n{k}_embeddings" for k in range(len(inside))]
+    heads = networks.heads
     logits = _of_heads(graph, embeddings[0], heads, classes) if heads else _of_networks(graph, len(inside), classes)
     _mean(graph, [graph.add("Cast", one, to=DOUBLE) for one in embeddings], "embeddings")
-    count = len(heads) or len(inside)
+    outputs = _answer(graph, logits, len(heads) or len(inside), classes, trust)
+    if trust.detectors:
+        add_strangeness(graph, embeddings, trust.detectors, "strangeness")
+        outputs["strangeness"] = (FLOAT, ["n"])
+    if heads and networks.layout is not None:
+        maps = [f"n0_maps_{k}" for k in range(len(networks.layout.channels))]
+        add_activation(graph, embeddings[0], maps, networks.layout, heads, "activation")
+        outputs["activation"] = (FLOAT, ["n", classes, None, None])
+    nodes, constants = graph.nodes[:first], list(graph.constants)
+    for model in inside:
+        for node in model.graph.node:
+            node.input[:] = [sized if name == "photos" else name for name in node.input]
+        nodes += list(model.graph.node)
+        constants += list(model.graph.initializer)
+    nodes += graph.nodes[first:]
+    photos = ("photos", (BYTE, ["n", "h", "w", 3]))
+    _write(nodes, constants, photos, {"embeddings": (FLOAT, ["n", None]), **outputs}, opened, path, metadata)
+
+
+Shape = tuple[int, list[Any]]  # a type of numbers and the edges
+
+
+def _answer(graph: Graph, logits: str, count: int, classes: int, trust: Trust) -> dict[str, Shape]:
+    """Probabilities and sets from the logits (N, M, K) of `count` networks; the outputs with their shapes."""
     each = graph.add("Softmax", graph.add("Cast", logits, to=DOUBLE), axis=2)
     raw = graph.add("MatMul", graph.constant(np.full((1, count), 1 / count), np.float64), each)
     raw = graph.add("Reshape", raw, graph.constant([0, classes], np.int64))
     log = graph.add("Log", graph.add("Max", raw, graph.constant(TINY, np.float64)))
     graph.add("Cast", log, to=FLOAT, name="logits")
-    graph.add("Cast", calibrate(graph, raw, log, calibrator, classes), to=FLOAT, name="probabilities")
-    photos = helper.make_tensor_value_info("photos", 2, ["n", *size, 3])
-    outputs = [helper.make_tensor_value_info(name, FLOAT, ["n", None]) for name in OUTPUTS]
-    nodes, constants = [], []
-    for model in inside:
-        nodes += list(model.graph.node)
-        constants += list(model.graph.initializer)
+    graph.add("Cast", calibrate(graph, raw, log, trust.calibrator, classes), to=FLOAT, name="probabilities")
+    outputs: dict[str, Shape] = {name: (FLOAT, ["n", classes]) for name in ("logits", "probabilities")}
+    if trust.sets is not None:
+        add_sets(graph, raw, trust.sets, "held")
+        outputs["held"] = (BYTE, ["n", classes])
+    return outputs
+
+
+def _write(
+    nodes: list[Any],
+    constants: list[Any],
+    photos: tuple[str, Shape],
+    outputs: dict[str, Shape],
+    opened: Sequence[ModelProto],
+    path: Path,
+    metadata: dict[str, str],
+) -> None:
+    import onnx
+    from onnx import helper
+
+    inputs = [helper.make_tensor_value_info(photos[0], *photos[1])]
+    told = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()]
     made = helper.make_model(
-        helper.make_graph([*nodes, *graph.nodes], "manihot", [photos], outputs, [*constants, *graph.constants]),
+        helper.make_graph(nodes, "manihot", inputs, told, constants),
         opset_imports=list(opened[0].opset_import),
         ir_version=max(model.ir_version for model in opened),
         producer_name="manihot",
@@ -101,29 +136,30 @@ def build_model(
         onnx.save(made, str(temporary))
 
 
-def parts_of(model: TrainedModel) -> tuple[list[Path], list[LinearHead]]:
+def parts_of(model: TrainedModel) -> Networks:
     """A model's networks, and its linear heads where these share a backbone.
 
     Raises WeightsError for networks that only torch opens.
     """
     files = model.files
     if all(file.name == HEAD for file in files):
-        return [files[0].parents[1] / BACKBONE], [LinearHead.load(file) for file in files]
+        backbone = files[0].parents[1] / BACKBONE
+        return Networks([backbone], [LinearHead.load(file) for file in files], OnnxRunner(backbone).layout)
     for file in files:
         if file.suffix != ".onnx":
             raise WeightsError(
                 f"{file}: this network was not written as ONNX, and only such can be exported",
                 "train it again with a backbone that can; the run said why when it was trained",
             )
-    return list(files), []
+    return Networks(list(files))
 
 
-def slim(model: ModelProto) -> ModelProto:
-    """The same without the outputs that aren't needed here, feature maps above all, and what only these need."""
+def slim(model: ModelProto, maps: bool = False) -> ModelProto:
+    """The same without the outputs that aren't needed here, and what only these need. maps: keep the feature maps."""
     import onnx
 
-    known = {output.name for output in model.graph.output}
-    wanted = [name for name in ("embeddings", "logits") if name in known]
+    known = [output.name for output in model.graph.output]
+    wanted = [name for name in known if name in ("embeddings", "logits") or (maps and name.startswith(MAPS))]
     keep, needed = [], set(wanted)
     for node in reversed(model.graph.node):
         if needed & set(node.output):
@@ -139,11 +175,11 @@ def slim(model: ModelProto) -> ModelProto:
     return small
 
 
-def _named(model: ModelProto, prefix: str) -> ModelProto:
+def _named(model: ModelProto, prefix: str, maps: bool) -> ModelProto:
     """A slim model with names of its own, but for its input."""
     from onnx import compose
 
-    return compose.add_prefix(slim(model), prefix, rename_inputs=False)
+    return compose.add_prefix(slim(model, maps), prefix, rename_inputs=False)
 
 
 def _of_heads(graph: Graph, embeddings: str, heads: Sequence[LinearHead], classes: int) -> str:
@@ -185,28 +221,18 @@ def calibrate(graph: Graph, raw: str, log: str, calibrator: Calibrator, classes:
 
 def _confidence(graph: Graph, raw: str, curve: dict[str, Any], classes: int) -> str:
     """The top class gets its calibrated probability, the others share the rest."""
-    best, place = _top(graph, raw)
+    best, place = graph.top(raw)
     numbers = graph.constant(np.arange(classes).reshape(1, -1), np.int64)
     top = graph.add("Cast", graph.add("Equal", numbers, place), to=DOUBLE)
     one = graph.constant(1.0, np.float64)
     others = graph.add("Mul", graph.add("Max", raw, graph.constant(TINY, np.float64)), graph.add("Sub", one, top))
     others = _to_one(graph, others, classes)
-    second, _ = _top(graph, others)
+    second, _ = graph.top(others)
     least = graph.add("Div", second, graph.add("Add", one, second))
     least = graph.add("Mul", least, graph.constant(1 + 1e-9, np.float64))
     sure = graph.add("Max", _curve(graph, best, curve), least)
     rest = graph.add("Mul", others, graph.add("Sub", one, sure))
     return graph.add("Add", rest, graph.add("Mul", top, sure))
-
-
-def _top(graph: Graph, values: str) -> tuple[str, str]:
-    """Largest of each row (N, 1), and its place (N, 1), the first of equal ones."""
-    from onnx import helper
-
-    names = f"top{len(graph.nodes)}", f"place{len(graph.nodes)}"
-    inputs = [values, graph.constant([1], np.int64)]
-    graph.nodes.append(helper.make_node("TopK", inputs, list(names), axis=1))
-    return names
 
 
 def _curve(graph: Graph, x: str, curve: dict[str, Any]) -> str:

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from manihot.errors import SettingsError, WeightsError
-from manihot.export.certificate import LEVEL, compare_held_out, evenly, held_out, held_out_rows, set_coverage
-from manihot.export.graph import build_model, parts_of, slim
-from manihot.export.source import Source, metadata
+from manihot.errors import SettingsError
+from manihot.export.certificate import Judged, check_int8, compare_held_out, evenly, held_out
+from manihot.export.graph import Networks, parts_of, slim
+from manihot.export.source import Source
 from manihot.infer.forward import PhotoFiles
-from manihot.infer.models import networks_by_fold, open_network
+from manihot.infer.models import networks_by_fold
 from manihot.members.member import Member
 from manihot.members.toolbox import Toolbox
 from manihot.networks.runner import LinearHead, OnnxRunner, Runner
@@ -38,19 +38,26 @@ QUANTISED = ("Conv", "Clip", "Add")
 
 @dataclass(frozen=True)
 class Small:
-    """A written int8 model and what it was measured to do."""
+    """An int8 network that answers as well as the one in single precision, and what both said of held-out photographs.
 
-    path: Path
+    calibrator, sets: fitted on its own answers.
+    """
+
+    networks: Networks
+    judged: Judged
     measured: dict[str, Any]
     calibrator: Calibrator
     sets: ConformalSets | None
 
 
-def write_int8(source: Source, folder: Path) -> Small:
-    """Write folder/model.int8.onnx; WeightsError where it is worse on held-out photographs beyond chance."""
+def make_int8(source: Source, full: Judged, folder: Path) -> Small:
+    """Quantise in `folder`; WeightsError where int8 is worse on held-out photographs, with how much worse it is.
+
+    full: what single precision says of held-out photographs.
+    """
     model, manifest = source.model, source.manifest
     folds = networks_by_fold(source.member)
-    rows = held_out_rows(manifest, list(folds))
+    rows = full.rows
     if len(rows) < FEWEST:
         raise SettingsError(
             f"int8 is judged on held-out photographs, and there are {len(rows)}, fewer than {FEWEST}",
@@ -59,40 +66,27 @@ def write_int8(source: Source, folder: Path) -> Small:
     photos = PhotoFiles(manifest.paths, model.preprocess)
     shown = evenly(source.usable, SHOWN)
     batch = [model.preprocess(photos[int(row)])[None] for row in shown]
-    networks, heads = parts_of(model)
-    if heads:
-        networks = [quantise(networks[0], folder / "small.onnx", batch)]
-        heads, probs = _refit(source, networks[0], folder, list(folds), rows)
+    networks = parts_of(model)
+    if networks.heads:
+        backbone = quantise(networks.files[0], folder / "small.onnx", batch)
+        heads, judged = _refit(source, backbone, folder, list(folds), rows)
+        networks = Networks([backbone], heads, networks.layout)
     else:
         small = {
             file: quantise(file, folder / f"small{k}.onnx", batch)
-            for k, file in enumerate(dict.fromkeys([*networks, *folds.values()]))
+            for k, file in enumerate(dict.fromkeys([*networks.files, *folds.values()]))
         }
         runners: dict[int, Runner] = {fold: OnnxRunner(small[file]) for fold, file in folds.items()}
-        probs = held_out(runners, photos, manifest, rows, model.preprocess)
-        networks = [small[file] for file in networks]
-    backbones: dict[Path, Any] = {}
-    full = {fold: open_network(path, backbones=backbones) for fold, path in folds.items()}
-    before = held_out(full, photos, manifest, rows, model.preprocess)
-    measured = compare_held_out(before, probs, manifest.labels[rows])
-    if measured["p_worse"] < LEVEL:
-        raise WeightsError(
-            f"int8 loses accuracy: {measured['fp32']['accuracy']:.1%} to {measured['int8']['accuracy']:.1%} on "
-            f"{len(rows)} held-out photographs (p {measured['p_worse']:.2g}); nothing was written",
-            "leave --int8 out",
-        )
-    calibrator, sets = _trust(source, probs, manifest.labels[rows])
-    if sets is not None:
-        measured["sets"] = set_coverage(sets, source.predictions(rows, probs))
-    path = folder / "model.int8.onnx"
-    size, kinds = model.preprocess.size, len(model.classes)
-    build_model(networks, heads, kinds, calibrator, size, path, metadata(source, precision="int8"))
-    measured["bytes"] = path.stat().st_size
+        judged = held_out(runners, photos, manifest, rows, model.preprocess)
+        networks = Networks([small[file] for file in networks.files])
+    measured = compare_held_out(full.probs, judged.probs, manifest.labels[rows])
+    check_int8(measured, model.classes)
+    calibrator, sets = _trust(source, judged.probs, manifest.labels[rows])
     say(
         f"int8: accuracy {measured['int8']['accuracy']:.1%} held out ({measured['fp32']['accuracy']:.1%} before), "
         f"{measured['equal_decisions']:.1%} equal decisions"
     )
-    return Small(path, measured, calibrator, sets)
+    return Small(networks, judged, measured, calibrator, sets)
 
 
 def _trust(source: Source, probs: np.ndarray, labels: np.ndarray) -> tuple[Calibrator, ConformalSets | None]:
@@ -107,8 +101,8 @@ def _trust(source: Source, probs: np.ndarray, labels: np.ndarray) -> tuple[Calib
 
 def _refit(
     source: Source, backbone: Path, folder: Path, folds: list[int], rows: np.ndarray
-) -> tuple[list[LinearHead], np.ndarray]:
-    """Heads of the exported folds on the int8 backbone's features, and held-out probabilities (n, K) of `rows`."""
+) -> tuple[list[LinearHead], Judged]:
+    """Heads of the exported folds on the int8 backbone's features, and what they say of the held-out `rows`."""
     card, manifest = source.model.card, source.manifest
     recipe = Recipe.model_validate(source.run.record["recipe"]).member_recipes()[card.member]
     photos = PhotoFiles(manifest.paths, card.preprocess)
@@ -126,7 +120,7 @@ def _refit(
         own = manifest.fold[rows] == fold
         logits = heads[fold].logits(features[rows[own], 0])
         probs[own] = softmax(logits.astype(np.float64), axis=1)
-    return [heads[fold] for fold in source.model.folds], probs
+    return [heads[fold] for fold in source.model.folds], Judged(rows, probs, features[rows, 0])
 
 
 def quantise(network: Path, out: Path, batch: list[np.ndarray]) -> Path:
@@ -146,7 +140,7 @@ def quantise(network: Path, out: Path, batch: list[np.ndarray]) -> Path:
             photos = next(self.left, None)
             return None if photos is None else {"photos": photos}
 
-    model = slim(onnx.load(str(network)))
+    model = slim(onnx.load(str(network)), maps=True)
     constants = {one.name for one in model.graph.initializer}
     for number, node in enumerate(model.graph.node):
         node.name = f"node{number}"

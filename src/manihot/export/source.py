@@ -11,6 +11,7 @@ import numpy as np
 import manihot
 from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.infer.models import TrainedModel, load_model
+from manihot.infer.quality import QualityGate
 from manihot.networks.card import KEY
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
@@ -25,7 +26,7 @@ class Source:
     """A finished model and what its run knows of it.
 
     run: the run folder. place: what the user named. calibrator: of kind 'none' where the run has none for this model.
-    sets: None where the run has none for it.
+    sets, quality: None where the run has none for it.
     """
 
     run: RunFolder
@@ -34,6 +35,7 @@ class Source:
     manifest: Manifest
     calibrator: Calibrator
     sets: ConformalSets | None
+    quality: QualityGate | None = None
 
     @property
     def member(self) -> Path:
@@ -71,13 +73,14 @@ def open_source(place: Path) -> Source:
             "photographs as they are",
             "train with `{name: full}` as the first entry of `tta`",
         )
-    calibrator, sets = Calibrator("none", {}), None
+    calibrator, sets, quality = Calibrator("none", {}), None, None
     if run.path == place and run.trust.calibrator.is_file():
         calibrator = Calibrator.load(run.trust.calibrator)
         sets = ConformalSets.load(run.trust.sets) if run.trust.sets.is_file() else None
+        quality = QualityGate.load_if(run.trust.path)
         if calibrator.classes != model.classes:
             raise DataError(f"{run.trust.calibrator}: fitted for other classes than the model's", "run it again")
-    return Source(run, place, model, Manifest.load(run.folds), calibrator, sets)
+    return Source(run, place, model, Manifest.load(run.folds), calibrator, sets, quality)
 
 
 def metadata(source: Source, **more: Any) -> dict[str, str]:

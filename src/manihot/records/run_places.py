@@ -248,6 +248,11 @@ class TrustFolder:
         return self.path / "unknown.json"
 
     @property
+    def quality(self) -> Path:
+        """The limits of the quality gate."""
+        return self.path / "quality.json"
+
+    @property
     def reliability(self) -> Path:
         """The reliability diagram."""
         return self.path / "reliability.png"
