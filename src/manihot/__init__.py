@@ -30,6 +30,7 @@ _HOMES = {
     "verbs.notes": ("note",),
     "verbs.scale": ("prepare", "train"),
     "verbs.predictions": ("blend", "stack", "calibrate", "decide", "check_submission"),
+    "verbs.serve": ("serve",),
     "verbs.recipes": ("recipes", "show_recipe", "suite"),
     "settings.options": (
         "TableOptions",
@@ -39,6 +40,7 @@ _HOMES = {
         "ArmOptions",
         "Translation",
         "TranslatedPictures",
+        "ServerOptions",
     ),
     "errors": ("ManihotError",),
     "records.manifest": ("Manifest",),
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from manihot.settings.options import BlendOptions as BlendOptions
     from manihot.settings.options import CleaningRules as CleaningRules
     from manihot.settings.options import Compute as Compute
+    from manihot.settings.options import ServerOptions as ServerOptions
     from manihot.settings.options import TableOptions as TableOptions
     from manihot.settings.options import TranslatedPictures as TranslatedPictures
     from manihot.settings.options import Translation as Translation
@@ -91,6 +94,7 @@ if TYPE_CHECKING:
     from manihot.verbs.recipes import suite as suite
     from manihot.verbs.scale import prepare as prepare
     from manihot.verbs.scale import train as train
+    from manihot.verbs.serve import serve as serve
 
 
 def __getattr__(name: str) -> Any:

@@ -16,3 +16,9 @@ def need_train(what: str) -> None:
     """MissingExtraError where the extra `train` isn't installed; `what` needs it, in words."""
     if not has_train():
         raise MissingExtraError(what)
+
+
+def need_serve(what: str) -> None:
+    """MissingExtraError where the extra `serve` isn't installed; `what` needs it, in words."""
+    if not all(find_spec(name) is not None for name in ("fastapi", "uvicorn")):
+        raise MissingExtraError(what, "serve")

@@ -16,6 +16,7 @@ from manihot.errors import EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED, DiskFul
 from manihot.progress import SafeConsole, console, say, speak
 from manihot.verbs import models, notes, photos, predictions, scale
 from manihot.verbs import recipes as recipe_verbs
+from manihot.verbs import serve as serve_verbs
 from manihot.verbs.results import SubmissionCheck, WatchResult
 
 VERBS: tuple[Callable[..., Any], ...] = (
@@ -42,6 +43,7 @@ VERBS: tuple[Callable[..., Any], ...] = (
     models.lr_find,
     models.translate,
     models.export,
+    serve_verbs.serve,
     recipe_verbs.suite,
 )
 

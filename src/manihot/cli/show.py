@@ -105,6 +105,10 @@ def _export(found: r.ExportResult) -> None:
         show(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
 
 
+def _serve(found: r.ServeResult) -> None:
+    show(f"{found.photographs} photographs classified in {found.seconds:.0f} s")
+
+
 def _lr_find(found: r.LrFindResult) -> None:
     show(f"Suggested: optimizer.lr={found.suggestion:.1e} (picture: {found.picture})")
 
@@ -237,6 +241,7 @@ SHOWN: dict[type, Callable[[Any], None]] = {
     r.PageResult: _page,
     r.ShareResult: _share,
     r.ExportResult: _export,
+    r.ServeResult: _serve,
     r.LrFindResult: _lr_find,
     r.TranslateResult: _translate,
     r.BlendResult: _blend,

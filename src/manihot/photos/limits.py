@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextvars import ContextVar
 
 from manihot.errors import SettingsError
 from manihot.photos.faults import SAVE_AS_JPEG, PhotoFault
@@ -18,6 +19,7 @@ RAISED = "MANIHOT_MAX_MEGAPIXELS"
 MAX_PIXELS = 200_000_000  # the largest sensor of a phone
 MAX_BYTES = 1 << 30  # of a file
 MEMORY = 800_000_000  # bytes that one photograph may take: with the libraries a process stays below 1 GB
+photo_memory = ContextVar("photo_memory", default=MEMORY)  # the same, for a process that must do with less
 # Bytes a pixel while it is decoded and brought to RGB, measured with Pillow 13 on pictures of 25 and 40 megapixels
 # (17.1, 13.4, 19.8 and 7.1 for WebP, AVIF, JPEG 2000 and GIF).
 BYTES_A_PIXEL = {"WEBP": 18, "AVIF": 16, "HEIF": 16, "JPEG2000": 22, "JPEG": 4, "MPO": 4}
@@ -61,7 +63,7 @@ def check_size(kind: str, height: int, width: int, size: int, max_pixels: int | 
         return
     need = BYTES_A_PIXEL_DEEP if deep else BYTES_A_PIXEL.get(kind, BYTES_A_PIXEL_ELSE)
     held = 0 if kind in ("JPEG", "MPO") else max(0, size - LIGHT)
-    most = min(MAX_PIXELS, max(0, MEMORY - held) // need)
+    most = min(MAX_PIXELS, max(0, photo_memory.get() - held) // need)
     if pixels > most:
         of_size = f" in a file of {size / 1e6:.0f} MB" * (held > 0)
         raise _too_large(height, width, f"more than the limit of {most / 1e6:.0f} megapixels for {kind}{of_size}")
@@ -79,9 +81,9 @@ def check_scans(head: JpegHead, scans: int) -> None:
         raise PhotoFault("too_large", detail, "save it again as an ordinary JPEG")
     most = max([1, *(h * v for _, h, v in head.sampling)])
     need = sum(h * v / most for _, h, v in head.sampling) * 2 * pixels  # libjpeg keeps all coefficients
-    if need > MEMORY and raised_limit() is None:
+    if need > (most_memory := photo_memory.get()) and raised_limit() is None:
         said = f"as a progressive JPEG, whose decoding takes {need / 1e6:.0f} MB, more than the limit of"
-        raise _too_large(head.height, head.width, f"{said} {MEMORY / 1e6:.0f} MB")
+        raise _too_large(head.height, head.width, f"{said} {most_memory / 1e6:.0f} MB")
 
 
 def check_file_size(size: int) -> None:

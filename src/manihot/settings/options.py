@@ -162,8 +162,39 @@ class TranslatedPictures:
     """Source of the pictures in the manifest."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """Where a server listens, what it takes, and how much at once."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 for every network that this machine is in."""
+    port: int = 8000
+    """Port to listen at; 0 for any free one."""
+    tokens: Path | None = None
+    """Text file, NAME TOKEN per line: only requests with one of these tokens are answered."""
+    page: Path | None = None
+    """The phone page, shown at /; EXPORT/phone.html where it is there."""
+    returns: Path | None = None
+    """Folder that keeps the photographs that phones hand in; none are taken without it."""
+    cors: tuple[str, ...] = ()
+    """Origins whose pages may ask, such as https://example.org; none without it."""
+    name: str = "manihot"
+    """Name of the model in the paths of the Open Inference Protocol."""
+    max_mb: float = 25.0
+    """Largest body in MB: one photograph, or a zip of several."""
+    seconds: float = 30.0
+    """Longest time to send a body, to decode a photograph, and to drain at the end."""
+    queue: int = 64
+    """Photographs at once; who comes when there are more is asked to come again later (429)."""
+    batch: int = 4
+    """Photographs through the network at once, at most."""
+    wait_ms: float = 5.0
+    """Longest time that the first photograph of a batch waits for others."""
+
+
 USUAL_RULES = CleaningRules()
 USUAL_BLEND = BlendOptions()
 ALL_ARMS = ArmOptions()
 USUAL_TRANSLATION = Translation()
 ONE_OF_EACH = TranslatedPictures()
+USUAL_SERVER = ServerOptions()

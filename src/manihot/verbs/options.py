@@ -14,6 +14,7 @@ from manihot.settings.options import (
     BlendOptions,
     CleaningRules,
     Compute,
+    ServerOptions,
     TableOptions,
     TranslatedPictures,
     Translation,
@@ -67,4 +68,5 @@ Rules = Annotated[CleaningRules, Parameter(name="*")]
 How = Annotated[BlendOptions, Parameter(name="*")]
 Arms = Annotated[ArmOptions, Parameter(name="*")]
 Training = Annotated[Translation, Parameter(name="*")]
+Server = Annotated[ServerOptions, Parameter(name="*")]
 Pictures = Annotated[TranslatedPictures, Parameter(name="*")]

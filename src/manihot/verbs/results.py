@@ -156,6 +156,14 @@ class ExportResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServeResult:
+    """Of `serve`, when it has ended. photographs: how many were classified. seconds: how long it ran."""
+
+    photographs: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class LrFindResult:
     """Of `lr_find`. suggestion: the lower of the rate of steepest descent and a tenth of the one of least loss."""
 

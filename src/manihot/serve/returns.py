@@ -1,0 +1,89 @@
+"""Archives of photographs, answers and corrections that phones hand in: checked, and kept as they came."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+
+from manihot.records.files import explain_os_error, temporary_name
+from manihot.records.readers import parse_json
+from manihot.serve.refusals import Refused
+from manihot.serve.service import ENTRY, declared, parts_of, too_large
+
+MOST = 2_000_000_000  # bytes of one archive, as the page writes them
+SPARE = 1_000_000_000  # bytes of the disk that stay free
+SLOWEST = 5_000  # bytes a second, on average, that a phone must send
+AT_ONCE = 8  # archives
+MOST_FILES, MOST_JSON = 20_000, 64_000_000
+
+
+class Returns:
+    """The folder of archives, each under the first 16 digits of its sha256. folder: None where none are taken."""
+
+    def __init__(self, folder: Path | None, seconds: float) -> None:
+        self.folder, self.seconds, self.one = folder, seconds, asyncio.Semaphore(AT_ONCE)
+
+    async def take(self, request: Request) -> dict[str, Any]:
+        """Keep the archive that is the body; Refused where it can't be."""
+        folder, size = self.folder, declared(request)
+        if folder is None:
+            raise Refused(404, "no_returns", "this server takes no returns", "start it with --returns FOLDER")
+        if size is not None and size > MOST:
+            raise too_large(MOST)
+        if shutil.disk_usage(folder).free < SPARE + (MOST if size is None else size):
+            raise Refused(507, "disk_full", "the server's disk is full", "tell whoever runs it")
+        if self.one.locked():
+            raise Refused(429, "busy", "other archives are coming in", "send it again later", {"Retry-After": "10"})
+        async with self.one:
+            return await self._keep(request, folder)
+
+    async def _keep(self, request: Request, folder: Path) -> dict[str, Any]:
+        temporary = temporary_name(folder / f"{os.urandom(8).hex()}.zip")
+        try:
+            digest = await self._write(request, temporary)
+            found = await asyncio.to_thread(check_returns, temporary)
+            kept = folder / f"{digest[:16]}.zip"
+            known = kept.exists()
+            temporary.replace(kept)
+        except OSError as error:
+            raise Refused(507, "disk_full", explain_os_error(error, folder).what, "tell whoever runs it") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return {"kept": kept.name, "known": known, **found}
+
+    async def _write(self, request: Request, path: Path) -> str:
+        digest = hashlib.sha256()
+        with path.open("wb") as file:
+            async for part in parts_of(request, MOST, self.seconds, SLOWEST):
+                digest.update(part)
+                file.write(part)
+            file.flush()
+            await asyncio.to_thread(os.fsync, file.fileno())
+        return digest.hexdigest()
+
+
+def check_returns(path: Path) -> dict[str, Any]:
+    """How many plants and photographs an archive holds; Refused where it is none of the page's."""
+    try:
+        with path.open("rb") as file:
+            if sum(block.count(ENTRY) for block in iter(lambda: file.read(1 << 20), b"")) > MOST_FILES:
+                raise ValueError("too many files")
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.getinfo("returns.json")
+            if entry.file_size > MOST_JSON or entry.flag_bits & 1:
+                raise ValueError("a returns.json that is too large")
+            about = parse_json(archive.read(entry))
+            names = set(archive.namelist())
+        photos = about["photos"]
+        if about["format"] != 1 or not all(one["file"] in names for one in photos):
+            raise ValueError("another format, or photographs are missing")
+    except Exception as error:  # zipfile raises nearly anything on broken archives
+        raise Refused(422, "damaged", "this is no returns.zip of the page", "hand in the file as it is") from error
+    return {"photographs": len(photos)}
