@@ -26,11 +26,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from manihot.errors import SettingsError
 from manihot.networks.runner import OnnxRunner
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.store import load_photo
 from manihot.serve.batching import Batcher
+from manihot.serve.guard import Tokens
 from manihot.serve.refusals import Gate, Refused
+from manihot.serve.server import run_server
+from manihot.settings.options import Compute, ServerOptions
 from test_export import exported, run  # noqa: F401
 
 TOKEN = "a-token-of-twenty-letters"
@@ -238,14 +242,12 @@ def test_slow_clients_are_cut_off(strict: Running):
 
 
 def test_who_finds_no_room_is_asked_to_come_again(strict: Running, files: list[Path]):
-    with slow_upload(strict), slow_upload(strict):
-        deadline = time.monotonic() + 20
-        while strict.client.post("/v1/classify", content=jpeg(files)).status_code != 429:
-            assert time.monotonic() < deadline
-        answer = strict.client.post("/v1/classify", content=jpeg(files))
-    if answer.status_code == 429:
-        assert 1 <= int(answer.headers["Retry-After"]) <= 60 and answer.json()["kind"] == "busy"
-    deadline = time.monotonic() + 20
+    deadline, answer = time.monotonic() + 60, None
+    while answer is None or answer.status_code != 429:  # on a busy machine the slow ones may be cut off before we ask
+        assert time.monotonic() < deadline
+        with slow_upload(strict), slow_upload(strict):
+            answer = strict.client.post("/v1/classify", content=jpeg(files))
+    assert 1 <= int(answer.headers["Retry-After"]) <= 60 and answer.json()["kind"] == "busy"
     while strict.client.post("/v1/classify", content=jpeg(files)).status_code != 200:
         assert time.monotonic() < deadline
     assert strict.metric("manihot_photographs_held") == 0 == strict.metric("manihot_body_bytes_held")
@@ -477,13 +479,20 @@ def test_nothing_is_pickled():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--port", "70000"], "can't listen there"),
-        (["--queue", "0"], "--queue 0: out of range"),
-        (["--page", "none.html"], "none.html: there is no file"),
-        (["--tokens", "none.txt"], "none.txt: can't be read"),
+        ({"port": 70000}, "can't listen there"),
+        ({"queue": 0}, "--queue 0: out of range"),
+        ({"page": Path("none.html")}, "none.html: there is no file"),
+        ({"tokens": Path("none.txt")}, "none.txt: can't be read"),
     ],
 )
-def test_options_that_can_t_be_are_told(exported: Path, options: list[str], words: str):  # noqa: F811
-    command = [sys.executable, "-m", "manihot", "serve", str(exported), *options]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert found.returncode == 2 and words in found.stderr and "remedy" in found.stderr
+def test_options_that_can_t_be_are_told(exported: Path, options: dict[str, Any], words: str):  # noqa: F811
+    with pytest.raises(SettingsError, match=words) as found:
+        run_server(exported, ServerOptions(**options), Compute())
+    assert found.value.remedy
+
+
+def test_tokens_are_a_name_and_enough_letters(tmp_path: Path):
+    for text in ("", "# none\n", "field short\n", f"{TOKEN}\n", f"a b {TOKEN}\n", f"n\u00e4me {TOKEN}\n"):
+        (tmp_path / "tokens").write_text(text, encoding="utf-8")
+        with pytest.raises(SettingsError, match="tokens"):
+            Tokens.load(tmp_path / "tokens")
