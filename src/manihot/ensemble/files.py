@@ -87,6 +87,19 @@ def blend_files(
     )
 
 
+def views_of_run(run: Path) -> tuple[list[Path], list[Path]]:
+    """The out-of-fold and the test predictions of each view of a run's members; DataError where it saved none."""
+    places = RunPlaces(Path(run))
+    oof, test = (places.views(kind) for kind in ("oof", "test"))
+    if not oof:
+        raise DataError(
+            f"{run}: no predictions of single views",
+            "run the recipe again with --set save_views=true --update, which trains nothing anew",
+        )
+    tests = [places.predictions(name, "test") for name in oof] if test == oof else []
+    return [places.predictions(name, "oof") for name in oof], tests
+
+
 def blend_plan(
     plan: str | Path, folder: Path, out: Path, manifest: Path | None = None, seed: int = 0
 ) -> dict[str, Any]:

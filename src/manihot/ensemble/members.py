@@ -165,12 +165,19 @@ def _fit_to(
     return member
 
 
+def _name(path: Path) -> str:
+    member, _, rest = path.name.partition(".")
+    view = rest.split(".")[0]
+    return f"{member}.{view}" if view.startswith("tta") and view[3:].isdigit() else member
+
+
 def load_members(paths: Sequence[Path], classes: tuple[str, ...] | None = None) -> Members:
     """Read predictions files (parquet or CSV) as members, named after their files up to the first dot.
 
+    Views of one member (NAME.tta0.oof.parquet, ...) keep their number.
     classes: names for the columns of CSV files; those of the first parquet file when None.
     """
-    names = [Path(path).name.split(".")[0] for path in paths]
+    names = [_name(Path(path)) for path in paths]
     if len(set(names)) < len(names):
         names = [f"{Path(path).parent.name}-{name}" for path, name in zip(paths, names)]
     if len(set(names)) < len(names):

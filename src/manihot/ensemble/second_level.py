@@ -21,6 +21,7 @@ from manihot.ensemble.blend import blend
 from manihot.errors import DataError
 from manihot.records.files import atomic_path
 from manihot.records.readers import about_of, read_arrays, reading
+from manihot.records.run_places import member_of
 
 FLOOR = 1e-5  # of a probability before its logarithm: below it lies noise, not evidence
 Arrays = dict[str, np.ndarray]
@@ -205,6 +206,16 @@ class Combination:
         means = [np.mean([part(pred_probs) for part in folds], axis=0) for folds in self.parts]
         found: np.ndarray = np.mean(means, axis=0)
         return found
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The members whose networks are needed, each once; `members` may be single views of them."""
+        return tuple(dict.fromkeys(map(member_of, self.members)))
+
+    @property
+    def by_view(self) -> bool:
+        """Whether it takes single views."""
+        return any(member_of(name) != name for name in self.members)
 
     def check(self) -> None:
         """ValueError where the arrays can't answer for these members and classes."""

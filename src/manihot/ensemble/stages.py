@@ -29,6 +29,7 @@ from manihot.records.groups import load_groups
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import ENSEMBLE, Files, RunFolder
+from manihot.records.run_places import member_of
 from manihot.settings import Blend, BlendSettings, Recipe, suggest
 
 Refuse = Callable[..., NoReturn]  # (what, remedy, *key)
@@ -160,7 +161,10 @@ def _check_together(own: BlendSettings, blended: Sequence[str], refuse: Refuse, 
     if own.method != "stack" and (own.stackers or own.with_weights):
         key = "stackers" if own.stackers else "with_weights"
         refuse(f"belongs to the method 'stack', not {own.method!r}", "method: stack", key)
-    if fitted and len(blended) == 1:
+    if isinstance(own, Blend) and own.views and (own.groups or own.weights):
+        key = "groups" if own.groups else "weights"
+        refuse("stands beside blend.views, by which the method weighs each view", "leave one of them out", key)
+    if fitted and len(blended) == 1 and not (isinstance(own, Blend) and own.views):
         refuse(f"{own.method!r} of one member, {blended[0]!r}", "blend two members or more", "method")
     if own.mean == "rank" and folds == "none":
         refuse("ranks are taken among held-out photographs, but folds.kind is 'none'", "mean: arithmetic", "mean")
@@ -175,13 +179,16 @@ def _check_together(own: BlendSettings, blended: Sequence[str], refuse: Refuse, 
 def blend_stage(folder: RunFolder, names: Sequence[str], settings: Blend, seed: int) -> str:
     """Make one answer of the members' predictions as the recipe says; returns whose predictions are the run's.
 
-    'ensemble', or the one member that is left. Out-of-fold rows of anything fitted come from parts that were held
-    out, duplicates kept together.
+    'ensemble', or the one member that is left. With `views` each view of each member takes part by itself. Out-of-fold
+    rows of anything fitted come from parts that were held out, duplicates kept together.
     """
     blended, parts = members_of_blend(names, settings), parts_of_blend(names, settings)
+    if settings.views:
+        kind = "oof" if folder.views("oof") else "test"
+        blended = parts = [view for name in blended for view in folder.views(kind, name)]
     if len(blended) == 1:
-        _leave_one(folder, blended[0], names)
-        return blended[0]
+        _leave_one(folder, member_of(blended[0]), names)
+        return member_of(blended[0])
     oof, test = ([folder.predictions(name, kind) for name in blended] for kind in ("oof", "test"))
     if not all(path.exists() for path in oof):
         oof = []
@@ -195,7 +202,7 @@ def blend_stage(folder: RunFolder, names: Sequence[str], settings: Blend, seed: 
             made = Predictions.load(folder.blend.predictions(kind))
             made.save(folder.predictions(ENSEMBLE, kind))
         folder.blend.submission.unlink(missing_ok=True)  # the run's own tells of unreadable photographs too
-        say(f"Blend of {len(blended)} members: {found['method']}")
+        say(f"Blend of {len(blended)} {'views' if settings.views else 'members'}: {found['method']}")
         return outputs
 
     asked = settings.model_dump(mode="json", exclude=set() if settings.groups else {"groups"})

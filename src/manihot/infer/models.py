@@ -92,8 +92,11 @@ class TrainedModel:
         return self.card.about
 
     def with_views(self, count: int) -> TrainedModel:
-        """The same with the first so many of its views."""
-        return replace(self, card=replace(self.card, views=self.views[:count]))
+        """The same with the first so many of its views; not weighed as a blend weighs single views."""
+        combination = self.combination
+        if combination is not None and combination.by_view and count < len(self.views):
+            combination = None
+        return replace(self, card=replace(self.card, views=self.views[:count]), combination=combination)
 
     def open(self, device: str = "cpu", opener: Opener | None = None) -> list[Runner]:
         """A runner per network. opener: of files that only the extra `train` opens."""
@@ -184,11 +187,11 @@ def _as_blended(run: Path, models: list[TrainedModel]) -> list[TrainedModel]:
             model.weight = float(weights.get(model.card.member, 1.0))
         return [model for model in models if model.weight > 0] or models
     combination = Combination.load(saved)
-    blended = [model for model in models if model.card.member in combination.members]
-    missing = [name for name in combination.members if name not in {model.card.member for model in blended}]
+    blended = [model for model in models if model.card.member in combination.networks]
+    missing = [name for name in combination.networks if name not in {model.card.member for model in blended}]
     if missing or combination.classes != blended[0].classes:
         raise WeightsError(
-            f"{saved}: the blend is of the members {', '.join(combination.members)}"
+            f"{saved}: the blend is of the members {', '.join(combination.networks)}"
             + (f"; there is no trained network of {', '.join(missing)}" if missing else ", for other classes"),
             "run the same `manihot run` again, or name one RUN/members/NAME",
         )

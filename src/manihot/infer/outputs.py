@@ -50,6 +50,10 @@ def first_views(models: Sequence[TrainedModel], tta: int) -> list[TrainedModel]:
     if not 1 <= tta <= most:
         views = "1 view" if most == 1 else f"{most} views"
         raise SettingsError(f"--tta {tta}: the model has {views}", f"a number from 1 to {most}, or all without it")
+    if any(model.combination is not None and model.combination.by_view for model in models) and tta < most:
+        raise SettingsError(
+            f"--tta {tta}: the run's blend weighs each of {most} views", "leave --tta out, or name one RUN/members/NAME"
+        )
     return [model.with_views(tta) for model in models]
 
 

@@ -31,7 +31,7 @@ from manihot.records.csv_files import save_csv
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import WHOLE
-from manihot.records.run_places import SUBMISSION, RunPlaces, TrustFolder
+from manihot.records.run_places import SUBMISSION, RunPlaces, TrustFolder, member_of, view_of
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.trust.calibrate import Calibrator
 from manihot.trust.files import apply_trust
@@ -81,14 +81,16 @@ def predict_photos(
             if keep is not None:
                 keep(place, view, outputs)
 
-        logits = forward_views(runners, photos, rows, model.preprocess, model.views, engine.batch, also=also)
-        logits = merge_views(logits, model.views)
+        seen = forward_views(runners, photos, rows, model.preprocess, model.views, engine.batch, also=also)
+        answers = {name: merge_views(seen, model.views)}
+        if model.combination is not None and model.combination.by_view:
+            answers = {view_of(name, number): seen[:, number] for number in range(seen.shape[1])}
         if told.probability is not None:
             unknown.append((name, model.weight * len(runners), told.probability))
-        probs = softmax(logits.astype(np.float64), axis=1) * len(runners)
-        members[name] = members.get(name, 0.0) + probs
+        for one, logits in answers.items():
+            members[one] = members.get(one, 0.0) + softmax(logits.astype(np.float64), axis=1) * len(runners)
         networks[name] = networks.get(name, 0) + len(runners)
-    total = _as_one(models, {name: probs / networks[name] for name, probs in members.items()})
+    total = _as_one(models, {one: probs / networks[member_of(one)] for one, probs in members.items()})
     labels = manifest.labels if manifest.classes == models[0].classes else _match(manifest, models[0].classes)
     shares = [weight / networks[name] for name, weight, _ in unknown]  # members count alike, whatever their networks
     mean = np.average([p for _, _, p in unknown], axis=0, weights=shares) if unknown else None
@@ -99,7 +101,7 @@ def predict_photos(
 def _as_one(models: Sequence[TrainedModel], members: dict[str, np.ndarray]) -> np.ndarray:
     """The members' probabilities (N, K) by name as one answer (N, K)."""
     combination = models[0].combination
-    if combination is not None and len(models) > 1:
+    if combination is not None and (len(models) > 1 or combination.by_view):
         missing = [name for name in combination.members if name not in members]
         if missing:
             raise WeightsError(

@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 
 from manihot.errors import SettingsError
+from manihot.infer.models import network_of, open_network
 from manihot.members.check import check_classes
 from manihot.members.member import Member, held_folds, make_member
+from manihot.members.outputs import keeps_views, predict_fold
 from manihot.members.toolbox import Toolbox
 from manihot.members.training_labels import duplicate_groups, members_asked
 from manihot.records.files import digest_file, digest_value, one_at_a_time, write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import WHOLE, Files, RunFolder
-from manihot.records.run_places import FoldFolder
+from manihot.records.run_places import FoldFolder, view_of
 from manihot.settings import Recipe
 
 DECIDES = (
@@ -60,6 +62,7 @@ def train_members(run: RunFolder, recipe: Recipe, manifest: Manifest, tools: Too
             train_fold(member, fold)
         if not is_refitted(member.recipe, manifest):  # of a run that was refitted before `--update`
             shutil.rmtree(member.folder(WHOLE), ignore_errors=True)
+        _look_at_views(member)
         collect(member, member.folds)
     return list(recipes)
 
@@ -128,6 +131,19 @@ def fold_inputs(member: Member, fold: int) -> dict[str, Any]:
     return inputs | member.tools.methods[member.recipe.method].inputs(member, fold)
 
 
+def _look_at_views(member: Member) -> None:
+    """Predictions of each view by the networks of folds that were trained before the recipe kept them."""
+    for fold in folds_of(member.recipe, member.manifest) if keeps_views(member.recipe) else ():
+        place, held = FoldFolder(member.folder(fold)), member.rows(fold)[1]
+        kinds = [kind for kind, rows in (("oof", held), ("test", member.test_rows)) if len(rows)]
+        if all(place.view(kind, v).is_file() for kind in kinds for v in range(len(member.recipe.tta))):
+            continue
+        path = network_of(place.path)
+        assert path is not None, place.path  # of a fold that is done
+        runner = open_network(path, member.tools.device, member.tools.opener)
+        predict_fold(member, fold, held, runner, views_alone=True)
+
+
 def _networks(member: Member, fold: int) -> list[Path]:
     """The files of the fold's network."""
     own = FoldFolder(member.folder(fold))
@@ -135,13 +151,27 @@ def _networks(member: Member, fold: int) -> list[Path]:
 
 
 def collect(member: Member, folds: list[int]) -> None:
-    """Join the folds' predictions: held-out ones in the manifest's order, test photographs averaged.
+    """Join the folds' predictions, and those of each view where the recipe keeps them."""
+    views = range(len(member.recipe.tta)) if keeps_views(member.recipe) else ()
+    for kind in ("oof", "test"):  # of before, when they may have been more
+        for name in member.run.views(kind, member.name):
+            member.run.predictions(name, kind).unlink(missing_ok=True)
+    for view in (None, *views):
+        _collect(member, folds, view)
+
+
+def _collect(member: Member, folds: list[int], view: int | None) -> None:
+    """Held-out predictions in the manifest's order, those of test photographs averaged over the folds.
 
     Of a member that was refitted on everything, that network's answers on test photographs are the member's.
     """
-    parts = [
-        Predictions.load(FoldFolder(member.folder(k)).oof) for k in folds if FoldFolder(member.folder(k)).oof.exists()
-    ]
+    name = member.name if view is None else view_of(member.name, view)
+
+    def file(fold: int, kind: str) -> Path:
+        place = FoldFolder(member.folder(fold))
+        return {"oof": place.oof, "test": place.test}[kind] if view is None else place.view(kind, view)
+
+    parts = [Predictions.load(file(k, "oof")) for k in folds if file(k, "oof").exists()]
     if parts:
         order = np.isin(member.manifest.image_id, np.concatenate([part.image_id for part in parts]))
         embeddings = [p.embeddings for p in parts if p.embeddings is not None]
@@ -155,10 +185,10 @@ def collect(member: Member, folds: list[int]) -> None:
             None if parts[0].unknown is None else np.concatenate([p.unknown for p in parts if p.unknown is not None]),
             parts[0].numbers,
         )
-        joined.align(member.manifest.image_id[order]).save(member.run.oof(member.name))
+        joined.align(member.manifest.image_id[order]).save(member.run.oof(name))
     if len(member.test_rows):
         answering = [WHOLE] if is_refitted(member.recipe, member.manifest) else folds or [0]
-        tests = [Predictions.load(FoldFolder(member.folder(k)).test) for k in answering]
+        tests = [Predictions.load(file(k, "test")) for k in answering]
         mean = np.mean([p.pred_probs for p in tests], axis=0)
         unknown = [p.unknown for p in tests if p.unknown is not None]
         test = Predictions.from_probs(
@@ -169,7 +199,7 @@ def collect(member: Member, folds: list[int]) -> None:
             unknown=np.mean(unknown, axis=0) if unknown else None,
             numbers=tests[0].numbers,
         )
-        test.save(member.run.test(member.name))
+        test.save(member.run.test(name))
 
 
 def _clear_unless_resumable(folder: Path, digest: str) -> None:

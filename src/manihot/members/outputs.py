@@ -11,6 +11,8 @@ from manihot.members.member import Member
 from manihot.networks.card import ModelCard
 from manihot.networks.runner import Runner
 from manihot.records.predictions import Predictions
+from manihot.records.run_places import FoldFolder
+from manihot.settings import Recipe
 
 
 def make_card(member: Member, fold: int, classes: tuple[str, ...] | None = None, **about: Any) -> ModelCard:
@@ -42,15 +44,36 @@ def as_predictions(
     )
 
 
-def predict_fold(member: Member, fold: int, held: np.ndarray, runner: Runner) -> None:
-    """Predict the photographs that the fold held out, and the test photographs, in the member's views."""
+def predict_fold(member: Member, fold: int, held: np.ndarray, runner: Runner, views_alone: bool = False) -> None:
+    """Predict the photographs that the fold held out, and the test photographs, in the member's views.
+
+    views_alone: write the predictions of each view, and not their mean, which is there.
+    """
     views = member.recipe.tta
     for rows, name in ((held, "oof"), (member.test_rows, "test")):
         if not len(rows):
             continue
         what, told = f"{member.what(fold)}: {name}", UnknownOutput(len(rows), views)
         seen = forward_views([runner], member.photos, rows, member.answering, views, what=what, also=told)
-        logits = merge_views(seen, views)
-        if told.probability is not None:
-            logits = np.column_stack([logits, told.probability])
-        as_predictions(member, rows, logits, fold).save(member.folder(fold) / f"{name}.parquet")
+        if not views_alone:
+            made = as_predictions(member, rows, _beside(merge_views(seen, views), told.probability), fold)
+            made.save(member.folder(fold) / f"{name}.parquet")
+        save_views(member, rows, seen, fold, name, told.probability)
+
+
+def _beside(logits: np.ndarray, unknown: np.ndarray | None) -> np.ndarray:
+    return logits if unknown is None else np.column_stack([logits, unknown])
+
+
+def save_views(
+    member: Member, rows: np.ndarray, seen: np.ndarray, fold: int, kind: str, unknown: np.ndarray | None = None
+) -> None:
+    """Logits (n, V, K) of each view, a file each, where the recipe keeps them; unknown (n,): of all views together."""
+    for number in range(seen.shape[1]) if keeps_views(member.recipe) else ():
+        logits = _beside(seen[:, number], unknown)
+        as_predictions(member, rows, logits, fold).save(FoldFolder(member.folder(fold)).view(kind, number))
+
+
+def keeps_views(recipe: Recipe) -> bool:
+    """Whether predictions of each view are kept."""
+    return recipe.save_views or recipe.blend.views

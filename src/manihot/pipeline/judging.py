@@ -114,7 +114,7 @@ def audit_stage(folder: RunFolder, manifest: Manifest, name: str, recipe: Recipe
 
 def members_of(folder: RunFolder, name: str) -> list[str]:
     """The members behind a run's predictions `name`: of `ensemble`, those that were blended."""
-    return list(Combination.load(folder.blend.combination).members) if name == "ensemble" else [name]
+    return list(Combination.load(folder.blend.combination).networks) if name == "ensemble" else [name]
 
 
 def score(folder: RunFolder, manifest: Manifest, names: Sequence[str], best: str, seed: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from manihot.infer.forward import merge_views
 from manihot.members.member import Member
-from manihot.members.outputs import as_predictions, make_card
+from manihot.members.outputs import as_predictions, make_card, save_views
 from manihot.members.sampling import expected_repeats, with_class_numbers
 from manihot.members.toolbox import Method
 from manihot.members.training_labels import LabelRequest, make_training_labels
@@ -31,9 +31,10 @@ def fit_fold(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
     head.save(member.folder(fold) / HEAD, card.to_text())
     for rows, name in ((held, "oof"), (member.test_rows, "test")):
         if len(rows):
-            logits = merge_views(head.logits(computed[rows]), recipe.tta)
-            made = as_predictions(member, rows, logits, fold, computed[rows].mean(1))
+            seen = head.logits(computed[rows])
+            made = as_predictions(member, rows, merge_views(seen, recipe.tta), fold, computed[rows].mean(1))
             made.save(member.folder(fold) / f"{name}.parquet")
+            save_views(member, rows, seen, fold, name)
 
 
 def learn_head(member: Member, fold: int, train: np.ndarray, computed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,16 @@ ENSEMBLE = "ensemble"  # stands for a member's name where all of them answer
 VIEW_PATTERN = "predictions/{{member}}.{{view}}.{part}.parquet"  # of predictions by view, which a plan may blend
 
 
+def view_of(member: str, number: int) -> str:
+    """The name of a member's test-time view alone, counted from 0 in the order of `tta`."""
+    return f"{member}.tta{number}"
+
+
+def member_of(name: str) -> str:
+    """The member that a view is of; a member's name itself."""
+    return name.partition(".")[0]
+
+
 @dataclass(frozen=True)
 class FoldFolder:
     """members/NAME/foldK, or a member's `refit`, or one stage of a training in it."""
@@ -55,6 +65,10 @@ class FoldFolder:
     def test(self) -> Path:
         """Predictions of the test photographs."""
         return self.path / "test.parquet"
+
+    def view(self, kind: str, number: int) -> Path:
+        """Predictions by one test-time view alone; kind: 'oof' or 'test'."""
+        return self.path / f"{kind}.tta{number}.parquet"
 
     @property
     def inputs(self) -> Path:
@@ -383,8 +397,15 @@ class RunPlaces:
         return any(part.exists() for part in parts)
 
     def predicted(self) -> list[str]:
-        """Who has out-of-fold predictions, by name."""
-        return sorted(path.name.removesuffix(OOF) for path in self.prediction_root.glob(f"*{OOF}"))
+        """Who has out-of-fold predictions, by name; without single views."""
+        names = (path.name.removesuffix(OOF) for path in self.prediction_root.glob(f"*{OOF}"))
+        return sorted(name for name in names if member_of(name) == name)
+
+    def views(self, kind: str, member: str = "*") -> list[str]:
+        """Views with predictions of their own (`view_of`), of a member or of all, by member and number."""
+        found = (path.name.removesuffix(f".{kind}.parquet") for path in self.prediction_root.glob(f"{member}.tta*"))
+        views = {name for name in found if name.rpartition(".tta")[2].isdigit()}
+        return sorted(views, key=lambda name: (member_of(name), int(name.rpartition(".tta")[2])))
 
     @property
     def blend(self) -> BlendFolder:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.records.run_places import member_of
 
 NARROW = "\u202f"  # narrow space between a number and its unit
 
@@ -150,7 +151,8 @@ def _overconfident(found: dict[str, Any]) -> list[str]:
 def blend_words(about: dict[str, Any], members: list[str]) -> list[str]:
     """Sentences on how the members are combined and what that gains; about: RUN/blend/blend.json."""
     blended, method, groups = about["members"], about["method"], about.get("groups") or {}
-    kind = "part" if groups else "member"
+    by_view = any(member_of(name) != name for name in blended)
+    kind = "part" if groups else "view" if by_view else "member"
     mean = "" if about.get("mean", "arithmetic") == "arithmetic" else f"{about['mean']} "
     if len(blended) == 1:
         said = [f"The predictions are those of “{blended[0]}” alone."]
@@ -174,7 +176,7 @@ def blend_words(about: dict[str, Any], members: list[str]) -> list[str]:
         gains = [row["method"].replace("_", " ") for row in tried if row["is_gain"]]
         found = f"a significant gain: {', '.join(gains)}" if gains else "no significant gain over plain averaging"
         said.append(f"Nested cross-validation of {count_of(len(tried), 'fitted method')} shows {found}.")
-    inside = {*blended, *(one for group in groups.values() for one in group["members"])}
+    inside = {*map(member_of, blended), *(one for group in groups.values() for one in group["members"])}
     left_out = [name for name in members if name not in inside]
     if left_out and len(members) > 1:
         said.append(f"Not used: {', '.join(left_out)}.")

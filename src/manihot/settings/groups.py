@@ -195,6 +195,11 @@ class BlendGroup(BlendSettings):
 class Blend(BlendSettings):
     """How the members become one answer."""
 
+    LATER = ("views",)
+
+    views: bool = Field(
+        default=False, description="`method` weighs each test-time view of each member, not the members"
+    )
     groups: dict[str, BlendGroup] = Field(
         default_factory=dict, description="by name, members that are blended first and take part as one member"
     )
@@ -202,6 +207,8 @@ class Blend(BlendSettings):
 
 class Recipe(Group):
     """All settings of a run. `members` holds named sets of changes; without them there is one, `main`."""
+
+    LATER = ("save_views",)
 
     name: str = ""
     description: str = ""
@@ -233,6 +240,9 @@ class Recipe(Group):
     train: Train = Train()
     features: Features = Features()
     tta: tuple[View, ...] = Field(default=(View(),), min_length=1)
+    save_views: bool = Field(
+        default=False, description="predictions of each test-time view are kept too, as NAME.tta0, NAME.tta1, ..."
+    )
     stages: tuple[dict[str, Any], ...] = Field(
         default=(), description="sets of changes, trained one after another; each begins where the one before ended"
     )

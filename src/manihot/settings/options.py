@@ -112,6 +112,8 @@ class BlendOptions:
     """Fixed weights, one per member."""
     mean: str = "arithmetic"
     """arithmetic, geometric, power or rank."""
+    views: bool = False
+    """Weigh each test-time view of each member: give one RUN whose recipe has save_views."""
 
 
 @dataclass(frozen=True, kw_only=True)

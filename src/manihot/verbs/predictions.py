@@ -40,9 +40,10 @@ def blend(
     """Combine members' predictions, and say what the blend is worth on photographs it was not fitted on.
 
     `auto` is plain averaging unless nested cross-validation shows that a fitted blend is better. A plan says it all
-    itself: `manihot blend RUN --plan lecture-avengers --out DIR`.
+    itself: `manihot blend RUN --plan lecture-avengers --out DIR`. With --views each test-time view of each member gets
+    a weight of its own: `manihot blend RUN --views --method greedy --out DIR`.
     """
-    from manihot.ensemble.files import blend_files, blend_plan
+    from manihot.ensemble.files import blend_files, blend_plan, views_of_run
     from manihot.records.summaries import Blended
 
     members, tests, groups, cheaper = as_paths(oof), as_paths(test), as_path(manifest), None
@@ -54,6 +55,12 @@ def blend(
             )
         found = blend_plan(str(plan), members[0], Path(out), groups, seed)
     else:
+        if how.views:
+            if len(members) != 1 or tests or costs is not None:
+                raise SettingsError(
+                    "--views weighs the views of one run", "give one run folder, without --test, --costs"
+                )
+            members, tests = views_of_run(members[0])
         found = blend_files(members, Path(out), tests, how.method, how.weights or None, how.mean, groups, seed=seed)
         if costs is not None:
             from manihot.ensemble.diversity import cheaper_blends

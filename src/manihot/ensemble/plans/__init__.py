@@ -2,12 +2,12 @@
 
     name: my-blend
     mean: arithmetic                # a name of MEANS
-    views: {full: 1, centre: 1}     # of every member that names none of its own; without any: one file a
-    member oof: predictions/{member}.{view}.oof.parquet      # the default; without views {member}.oof.parquet
+    views: {tta0: 1, tta1: 1}       # of every member that names none of its own, as `save_views` numbers them
+    oof: predictions/{member}.{view}.oof.parquet      # the default; without views {member}.oof.parquet
     test: predictions/{member}.{view}.test.parquet
     members:
       effb4: 1                      # a weight, or
-      vit: {weight: 2, views: {full: 1}}
+      vit: {weight: 2, views: {tta0: 1}}
 
 Paths are relative to the run folder. A member whose views were averaged when it predicted stands in one file,
 {member}.oof.parquet; that is used where all its views weigh the same.
@@ -75,7 +75,8 @@ class BlendPlan:
                 raise DataError(
                     f"{whole}: the views of {member.name!r} are averaged already, but plan {self.name!r} "
                     "weighs them differently",
-                    f"predict each view into its own file, such as {paths[next(iter(paths))].name}",
+                    "set save_views: true in the recipe and run it again with --update, which trains nothing anew "
+                    f"and writes each view's own file, such as {paths[next(iter(paths))].name}",
                 )
             return Predictions.load(whole)
         if missing:
@@ -85,7 +86,15 @@ class BlendPlan:
             )
         views = load_members(list(paths.values()))
         blended = blend_views(views.pred_probs, list(member.views.values()))
-        return Predictions.from_probs(views.image_id, blended, views.classes, views.labels, views.fold)
+        return Predictions.from_probs(
+            views.image_id,
+            blended,
+            views.classes,
+            views.labels,
+            views.fold,
+            unknown=views.unknown,
+            numbers=views.numbers,
+        )
 
     def _path(self, folder: Path, part: str, member: PlanMember, view: str | None) -> Path:
         pattern = self.patterns[part]
@@ -144,6 +153,6 @@ def _parse_member(where: str, name: str, value: Any, shared: Any) -> PlanMember:
     if unknown or any(isinstance(w, bool) or not isinstance(w, (int, float)) or w < 0 for w in weights):
         raise SettingsError(
             f"{where}: members.{name}: expected a weight, or weight and views, got {value!r:.100}",
-            "for example vit: {weight: 2, views: {full: 1, centre: 1}}",
+            "for example vit: {weight: 2, views: {tta0: 1, tta1: 1}}",
         )
     return PlanMember(name, float(weights[0]), {str(view): float(w) for view, w in views.items()})
