@@ -19,6 +19,7 @@ from manihot.photos.folders import Tree, choose_pattern, list_by, other_patterns
 from manihot.photos.kaggle import find_records, find_sample, is_competition, list_competition
 from manihot.photos.labels import ClassNames, load_classes
 from manihot.photos.listing import Entry, Listing, find_photos, list_folder, list_folders
+from manihot.photos.returns import is_returns, list_returns
 from manihot.photos.tables import Columns, list_table, to_trusted
 from manihot.progress import warn
 from manihot.records.manifest import COLUMNS, Manifest
@@ -55,6 +56,8 @@ def recognise(
         return list_manifest(manifest, columns)
     if place.is_file() and place.suffix.lower() in SUFFIXES:
         return Listing(place.parent, "a photograph", [Entry(place)])
+    if is_returns(place) and csv is None:
+        return list_returns(place, out)
     if place.is_file() and csv is None:
         if place.suffix.lower() not in TABLE_SUFFIXES:
             raise DataError(

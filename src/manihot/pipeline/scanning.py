@@ -65,6 +65,7 @@ def _digest_listing(photos: Any, out: Path) -> str:
     Folders of runs (with run.json) are left out, as scan leaves them out.
     """
     from manihot.photos.left_out import show_path
+    from manihot.photos.returns import is_returns
 
     seen: list[tuple[str, int, int]] = []
     for source in [photos] if isinstance(photos, (str, os.PathLike)) else photos:
@@ -74,6 +75,8 @@ def _digest_listing(photos: Any, out: Path) -> str:
             continue
         if place.is_file():
             seen.append((digest_file(place), 0, 0))
+            if is_returns(place):
+                continue
             place = place.parent
         for parent, folders, files in os.walk(place):
             folders[:] = sorted(
