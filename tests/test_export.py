@@ -11,23 +11,27 @@ import onnx
 import pandas as pd
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 from scipy.special import softmax
 
 import manihot
 from manihot.errors import SettingsError, WeightsError
 from manihot.export import certificate
-from manihot.export.bundle import ASK, POOR, Bundle
+from manihot.export.bundle import Bundle
 from manihot.export.graph import Networks, Trust, build_model
 from manihot.export.refusal import fit_detector
 from manihot.infer.forward import PhotoFiles
 from manihot.infer.models import read_card
+from manihot.infer.pool import ASK, POOR
 from manihot.infer.predict import predict
+from manihot.infer.quality import QualityGate
 from manihot.networks.activation import activation_maps
 from manihot.networks.card import KEY
 from manihot.networks.graph import build_backbone
 from manihot.networks.runner import LinearHead, OnnxRunner, read_metadata
 from manihot.photos.faults import PhotoFault
 from manihot.photos.preprocess import Preprocess
+from manihot.photos.quality import Limits, QualityLimits
 from manihot.records.manifest import Manifest
 from manihot.records.run_folder import RunFolder
 from manihot.settings import Model
@@ -296,3 +300,45 @@ def test_another_file_than_described_is_not_opened(exported: Path, tmp_path: Pat
     (tmp_path / "out/model.json").write_text('{"format": 1}', encoding="utf-8")
     with pytest.raises(WeightsError, match="format"):
         Bundle.load(tmp_path / "out")
+
+
+def test_predict_takes_the_exported_folder_and_pools_plants(run: Path, exported: Path, tmp_path: Path):
+    photos = run.parent / "demo/train_images"
+    some = Manifest.load(run / "folds.parquet").take(np.arange(9))
+    some.with_columns(group=[f"plant{k // 3}" for k in range(9)]).save(tmp_path / "some.parquet")
+    for model, name in ((run, "run"), (exported, "export")):
+        manihot.predict(model, photos, out=tmp_path / f"{name}.csv", compute=ONE, tta=1 if model == run else None)
+        found = manihot.predict(
+            model, tmp_path / "some.parquet", out=tmp_path / f"{name}9.csv", pool="group"
+        ).predictions
+        plants = pd.read_csv(tmp_path / f"{name}9.plants.csv", keep_default_na=False)
+        answers = pd.read_csv(tmp_path / f"{name}9.answers.csv", keep_default_na=False)
+        assert plants["group"].tolist() == ["plant0", "plant1", "plant2"] and plants["photographs"].tolist() == [3] * 3
+        good = (answers["answer"] != NOT_OF_THIS_KIND) & (answers["answer"] != POOR)
+        assert plants["used"].tolist() == [int(good[3 * k : 3 * k + 3].sum()) for k in range(3)]
+        first = found.pred_probs[:3][good[:3].to_numpy()].mean(0)
+        assert np.abs(plants.loc[0, [f"c{k}" for k in range(5)]].to_numpy(float) - first).max() < 1e-5
+    own, theirs = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("export", "run"))
+    assert own["image_id"].tolist() == theirs["image_id"].tolist()
+    assert np.abs(own[["c0", "c4"]].to_numpy() - theirs[["c0", "c4"]].to_numpy()).max() < 1e-5
+    assert len(pd.read_csv(tmp_path / "export.quarantine.csv")) == 3
+    with pytest.raises(SettingsError, match="which others belong"):
+        manihot.predict(exported, photos, out=tmp_path / "no.csv", pool="group", compute=ONE)
+
+
+def test_the_run_refuses_poor_photographs_as_its_export(tmp_path: Path, run: Path):
+    gate = QualityGate.load_if(run / "trust")
+    assert gate is not None and gate.member == "main" and gate.limits.photographs == 57
+    limits = QualityLimits({"brightness": Limits(low=0.2), "sharpness": Limits(), "zoom": Limits()}, 0.01, 57)
+    copied = shutil.copytree(run, tmp_path / "run")
+    QualityGate("main", limits).save(copied / "trust")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shutil.copy(next(iter(Manifest.load(run / "folds.parquet").paths)), photos / "good.jpg")
+    Image.new("RGB", (200, 100), (9, 9, 9)).save(photos / "dark.jpg")
+    manihot.export(copied, out=tmp_path / "out")
+    for k, model in enumerate((copied, tmp_path / "out")):
+        manihot.predict(model, photos, out=tmp_path / f"{k}.csv", compute=ONE)
+        answers = pd.read_csv(tmp_path / f"{k}.answers.csv", keep_default_na=False).set_index("image_id")
+        assert answers["quality"].to_dict() == {"good.jpg": "", "dark.jpg": "dark"}
+        assert answers.loc["dark.jpg", "answer"] == POOR != answers.loc["good.jpg", "answer"]

@@ -6,6 +6,7 @@ import os
 import platform
 from pathlib import Path
 
+from manihot.errors import SettingsError
 from manihot.extras import has_train, need_train
 from manihot.infer.explain import Explainer
 from manihot.infer.models import Engine
@@ -16,6 +17,7 @@ from manihot.networks.runner import Runner, choose_device
 from manihot.networks.weights import embedded_file
 from manihot.progress import say
 from manihot.quick.fold import FEATURES
+from manihot.records.export_folder import ExportFolder
 from manihot.records.predictions import Predictions
 from manihot.settings import Recipe
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
@@ -107,7 +109,29 @@ def predict(
     batch: int = 32,
     workers: int = 2,
     columns: TableOptions = EVERYTHING_GUESSED,
+    pool: bool = False,
 ) -> Predictions:
-    """`manihot.infer.predict.predict` on `device`, which opens networks that only torch can open too."""
+    """`manihot.infer.predict.predict` on `device`, which opens networks that only torch can open too.
+
+    An exported folder is read by `manihot.export.predict`; it has one view and so no use for `tta`.
+    """
+    if ExportFolder(Path(model)).is_one():
+        if out is None:
+            raise SettingsError(f"{model} is an exported folder", "say where its answers go: out=")
+        from manihot.export.predict import predict_exported
+
+        return predict_exported(
+            Path(model),
+            Path(photos),
+            Path(out),
+            raw=raw,
+            pool=pool,
+            batch=batch,
+            workers=workers,
+            device=choose_device(device),
+            columns=columns,
+        )
     engine = make_engine(device, batch)
-    return predict_with(model, photos, out, tta=tta, raw=raw, engine=engine, workers=workers, columns=columns)
+    return predict_with(
+        model, photos, out, tta=tta, raw=raw, engine=engine, workers=workers, columns=columns, pool=pool
+    )

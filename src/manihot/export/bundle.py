@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, NonNegativeFloat, TypeAdapter
 
 from manihot.errors import WeightsError
+from manihot.infer.pool import ASK, POOR
 from manihot.networks.runner import OnnxRunner
 from manihot.photos.faults import PhotoFault
 from manihot.photos.preprocess import Preprocess
@@ -21,7 +22,6 @@ from manihot.records.files import digest_file
 from manihot.records.readers import read_record
 from manihot.trust.out_of_distribution import NOT_OF_THIS_KIND
 
-ASK, POOR = "ask an expert", "poor photograph"
 AGAIN = "export the run again"
 Precision = Literal["fp32", "int8"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from manihot.errors import WeightsError
+from manihot.errors import SettingsError, WeightsError
 from manihot.infer.forward import PhotoFiles, UnknownOutput, forward_views, merge_views
 from manihot.infer.models import Engine, TrainedModel, load_model, network_of, open_network, read_card
 from manihot.infer.outputs import (
@@ -24,6 +24,8 @@ from manihot.infer.outputs import (
     paths_of,
     save_predictions,
 )
+from manihot.infer.pool import POOR, MeasuredFiles, check_groups, flag_poor, pool_groups
+from manihot.infer.quality import QualityGate
 from manihot.networks.runner import Outputs
 from manihot.photos.sources import read_photos
 from manihot.progress import say
@@ -34,6 +36,7 @@ from manihot.records.run_folder import WHOLE
 from manihot.records.run_places import SUBMISSION, RunPlaces, TrustFolder, member_of, view_of
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.trust.calibrate import Calibrator
+from manihot.trust.conformal import ConformalSets
 from manihot.trust.files import apply_trust
 from manihot.trust.out_of_distribution import NOT_OF_THIS_KIND, SHARED, OutOfDistribution, flag_unknown
 
@@ -58,10 +61,28 @@ class FirstViews:
         return keep
 
 
+@dataclass(frozen=True)
+class Gate:
+    """A run's quality gate, and the photographs that it measured while they were predicted."""
+
+    of: QualityGate
+    files: list[MeasuredFiles] = field(default_factory=list)
+
+    def faults(self, n: int) -> list[str]:
+        """What is wrong with each of n photographs, '' where nothing is."""
+        return self.files[0].faults() if self.files else [""] * n
+
+
 def predict_photos(
-    models: Sequence[TrainedModel], manifest: Manifest, engine: Engine | None = None, first: FirstViews | None = None
+    models: Sequence[TrainedModel],
+    manifest: Manifest,
+    engine: Engine | None = None,
+    first: FirstViews | None = None,
+    gate: Gate | None = None,
 ) -> Predictions:
     """Predict every photograph of `manifest` with all of `models`. `first` keeps embeddings, where it is given.
+
+    gate: measures what the networks of its member see, where it is given.
 
     Probabilities are averaged over views and a member's networks; members become one answer as the run's blend says,
     a stack by its saved second level, and by their weights where there is no blend.
@@ -72,6 +93,9 @@ def predict_photos(
     unknown: list[tuple[str, float, np.ndarray]] = []  # of models with that output
     for model in models:
         photos = PhotoFiles(manifest.paths, model.preprocess)
+        if gate is not None and not gate.files and model.card.member == gate.of.member:
+            photos = MeasuredFiles(photos, model.preprocess, gate.of.limits)
+            gate.files.append(photos)
         runners = model.open(engine.device, engine.opener)
         keep = None if first is None else first.of(model)
         told, name = UnknownOutput(len(rows), model.views), model.card.member
@@ -130,6 +154,7 @@ def predict(
     engine: Engine | None = None,
     workers: int = 2,
     columns: TableOptions = EVERYTHING_GUESSED,
+    pool: bool = False,
 ) -> Predictions:
     """Predict the photographs of a folder, CSV or manifest with a run, a member or a network's file.
 
@@ -138,8 +163,9 @@ def predict(
     out: .parquet or .csv of probabilities (with `<out>.classes.csv`); a name that ends in submission.csv gets Kaggle's
     `image_id,label`. Unreadable photographs are named in `<out>.quarantine.csv` and left out, but for a submission,
     where they get the class most common in training. Where `model` is a run folder that holds its calibration,
-    `<out>.answers.csv` says which classes a photograph could be, and which photographs are not of the kind that the run
-    knows. Photographs in TFRecords lie in a temporary folder meanwhile ($TMPDIR). engine: what computes, onnxruntime
+    `<out>.answers.csv` says which classes a photograph could be, which photographs are not of the kind that the run
+    knows, and which are too poor to be answered. pool: also one answer a plant, in `<out>.plants.csv`. Photographs in
+    TFRecords lie in a temporary folder meanwhile ($TMPDIR). engine: what computes, onnxruntime
     on the CPU when left out. See `scan` for `columns`. Raises SettingsError for an `out` or a `tta` that can't be.
     """
     if out is not None:
@@ -149,7 +175,11 @@ def predict(
         models = first_views(models, tta)
     with TemporaryDirectory(prefix="manihot-", ignore_cleanup_errors=True) as extract:
         manifest, quarantine = read_photos(Path(photos), columns, workers=workers, extract=Path(extract), tables=False)
-        return _predict_with(models, Path(model), manifest, quarantine, out, raw, engine or Engine())
+        plants = None
+        if pool:
+            plants = manifest.table["group"].to_numpy(dtype=object)
+            check_groups(plants)
+        return _predict_with(models, Path(model), manifest, quarantine, out, raw, engine or Engine(), plants)
 
 
 def _predict_with(
@@ -160,13 +190,16 @@ def _predict_with(
     out: Path | None,
     raw: bool,
     engine: Engine,
+    plants: np.ndarray | None = None,
 ) -> Predictions:
     trust = RunPlaces(Path(model)).trust.path
     asked = out is not None and TrustFolder(trust).sets.is_file() and not Path(out).name.endswith(SUBMISSION)
     strangers = OutOfDistribution.load(trust) if asked and TrustFolder(trust).unknown.is_file() else None
     first = FirstViews(strangers.member, len(manifest)) if strangers is not None and strangers.detectors else None
+    limits = QualityGate.load_if(trust) if asked else None
+    gate = None if limits is None else Gate(limits)
     say_who_answers(models)
-    predictions = predict_photos(models, manifest, engine, first)
+    predictions = predict_photos(models, manifest, engine, first, gate)
     if strangers is not None and first is not None:
         strangers = look_as_fitted(strangers, first, model, manifest, engine)
     if out is not None:
@@ -178,7 +211,15 @@ def _predict_with(
         shown = predictions if raw or submitted else calibrated(predictions, trust)
         save_predictions(shown, Path(out), also, paths_of(manifest), sample)
         if asked:  # prediction sets were fitted on the networks' own probabilities
-            _save_answers(predictions, trust, beside(Path(out), "answers"), strangers, first)
+            faults = None if gate is None else gate.faults(len(manifest))
+            answers = _save_answers(predictions, trust, beside(Path(out), "answers"), strangers, first, faults)
+            if plants is not None:
+                _save_plants(predictions, trust, beside(Path(out), "plants"), answers, plants)
+        elif plants is not None:
+            raise SettingsError(
+                f"--pool group: {model} has no calibration and prediction sets to answer with",
+                "name a finished run folder or an exported one",
+            )
         return shown
     return predictions if raw else calibrated(predictions, trust)
 
@@ -236,8 +277,13 @@ def look_as_fitted(
 
 
 def _save_answers(
-    predictions: Predictions, trust: Path, out: Path, strangers: OutOfDistribution | None, first: FirstViews | None
-) -> None:
+    predictions: Predictions,
+    trust: Path,
+    out: Path,
+    strangers: OutOfDistribution | None,
+    first: FirstViews | None,
+    faults: list[str] | None,
+) -> pd.DataFrame:
     answers = apply_trust(predictions, trust)
     # each sign that a photograph is of another kind has its column here
     signs: dict[str, tuple[np.ndarray, float]] = {}
@@ -252,8 +298,21 @@ def _save_answers(
         answers = flag_unknown(answers, signs)
     if predictions.unknown is not None and limit is None:
         answers = answers.assign(unknown_probability=predictions.unknown)
+    if faults is not None:
+        answers = flag_poor(answers, faults)
     save_csv(answers, out)
+    poor = int((answers["answer"] == POOR).sum())
     unsure = int((answers["answer"] == "ask an expert").sum())
     strange = int((answers["answer"] == NOT_OF_THIS_KIND).sum())
-    sure, more = len(answers) - unsure - strange, f", {strange} show something else" if strange else ""
+    sure, more = len(answers) - unsure - strange - poor, f", {strange} show something else" if strange else ""
+    more += f", {poor} are too poor to be answered" if poor else ""
     say(f"{sure} photographs have one answer, {unsure} should be shown to an expert{more}: {out}")
+    return answers
+
+
+def _save_plants(predictions: Predictions, trust: Path, out: Path, answers: pd.DataFrame, plants: np.ndarray) -> None:
+    calibrator, sets = Calibrator.load(TrustFolder(trust).calibrator), ConformalSets.load(TrustFolder(trust).sets)
+    probs = predictions.pred_probs
+    table = pool_groups(answers, plants, calibrator(probs), probs, predictions.classes, sets)
+    save_csv(table, out)
+    say(f"{len(table)} plants: {out}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -85,10 +85,14 @@ def predict(
     tta: Annotated[int | None, Parameter(help="Use only the first so many of the model's views; 1 is fastest.")] = None,
     raw: Annotated[bool, Parameter(help="The networks' own probabilities, not calibrated.")] = False,
     batch: Annotated[int, Parameter(help="Photographs at a time.")] = 32,
+    pool: Annotated[
+        Literal["group"] | None,
+        Parameter(help="`group`: also one answer for the photographs of a plant (--group says which these are)."),
+    ] = None,
     columns: Columns = EVERYTHING_GUESSED,
     compute: On = HERE,
 ) -> PredictResult:
-    """Predict photographs with a trained model: every member, fold and view averaged."""
+    """Predict photographs with a trained model: every member, fold and view averaged; or with an exported folder."""
     from manihot.engines import predict as predict_with
 
     predictions = predict_with(
@@ -101,6 +105,7 @@ def predict(
         batch=batch,
         workers=compute.workers,
         columns=columns,
+        pool=pool == "group",
     )
     return PredictResult(predictions=predictions, path=Path(out))
 

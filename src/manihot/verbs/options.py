@@ -45,7 +45,7 @@ Places = Annotated[PathLike | Sequence[PathLike], FILES]
 Out = Annotated[Place, Parameter(name=["--out", "-o"], help="Where to write.")]
 Photos = Annotated[Places, Parameter(help="Folder(s), a CSV or a manifest.parquet.")]
 Run = Annotated[Place, Parameter(help="A run folder.")]
-Model = Annotated[Place, Parameter(help="A run folder, RUN/members/NAME, or the file of one network.")]
+Model = Annotated[Place, Parameter(help="A run folder, RUN/members/NAME, an exported folder, or a network's file.")]
 RECIPE = Parameter(converter=_text, n_tokens=1, accepts_keys=False, metavar="RECIPE")
 RecipeName = Annotated[
     str | Path | Recipe | None,
