@@ -15,7 +15,7 @@ from sklearn.cluster import DBSCAN
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from conftest import shared_data
-from manihot.audit import alignment, hashes, measurements
+from manihot.audit import alignment, hashes, inverted, measurements
 from manihot.audit.duplicates import COLUMNS, KINDS, find_duplicates, with_groups
 from manihot.audit.folds import assign_folds
 from manihot.audit.hashes import SIDE, Thumbnails, make_thumbnails
@@ -504,3 +504,70 @@ def test_another_split_and_the_folds_reach_the_table_of_a_run(tmp_path: Path):
     table["fold"] = [0, 0, 0, 0, 1, 1, 1, 1]  # the user's own, which tear the copies apart
     own = found()
     assert own["fold"].tolist() == [0, 1] and own["crosses_folds"].all() and not own["crosses_splits"].any()
+
+
+# Very many photographs: an index proposes
+
+
+def _near_copies(n: int, dims: int, seed: int = 0) -> np.ndarray:
+    """Unit vectors in loose clusters; a fifth of them lie within .3 of another, some of them in groups of 40."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((60, dims))
+    vectors = centres[rng.integers(0, 60, n)] + 0.8 * rng.standard_normal((n, dims))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    copied = rng.permutation(n)[: n // 5]
+    source = np.where(np.arange(len(copied)) % 4 == 0, copied[0] // 40 * 40, rng.integers(0, n, len(copied)))
+    source = np.where(np.arange(len(copied)) % 4 == 0, (np.arange(len(copied)) // 160), source)
+    noise = rng.standard_normal((len(copied), dims))
+    noise *= rng.uniform(0.02, 0.28, (len(copied), 1)) / np.linalg.norm(noise, axis=1, keepdims=True)
+    vectors[copied] = vectors[source] + noise
+    found: np.ndarray = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return found
+
+
+def test_an_index_finds_nearly_all_pairs_and_groups_of_many_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss", reason="the extra `large` is not installed")
+    vectors = _near_copies(12_000, 96)
+    first, second, distance = pairs_within(vectors, 0.35)
+    label = components_within(vectors, 0.35)
+    monkeypatch.setattr(inverted, "LARGE", 1000)
+    i, j, apart = pairs_within(vectors, 0.35)
+    exact, found = set(zip(first.tolist(), second.tolist())), set(zip(i.tolist(), j.tolist()))
+    assert len(exact) > 5000 and found <= exact and len(found) >= 0.99 * len(exact)
+    assert len(i) == len(found) and (apart <= 0.35).all() and (np.diff(i) >= 0).all()
+    assert np.isclose(apart.sum(), distance[[pair in found for pair in zip(first.tolist(), second.tolist())]].sum())
+    assert (components_within(vectors, 0.35) == label).mean() > 0.99
+
+
+def test_an_index_finds_every_kind_of_copy(looked: tuple[Manifest, Thumbnails], monkeypatch) -> None:
+    pytest.importorskip("faiss", reason="the extra `large` is not installed")
+    manifest, thumbnails = looked
+    exact = find_duplicates(manifest, thumbnails)
+    monkeypatch.setattr(inverted, "LARGE", 1)
+    pd.testing.assert_frame_equal(find_duplicates(manifest, thumbnails), exact)
+
+
+def test_an_index_of_hashes_finds_what_differs_in_few_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss", reason="the extra `large` is not installed")
+    rng = np.random.default_rng(0)
+    phash = rng.integers(0, 1 << 62, 4000, dtype=np.uint64) << np.uint64(1)
+    for k in range(0, 1000, 2):  # up to 6 bits apart, in an orientation
+        flips = np.bitwise_or.reduce(np.uint64(1) << rng.integers(1, 64, k % 7).astype(np.uint64), initial=np.uint64(0))
+        phash[k + 1] = hashes.turned_hashes(phash[[k]])[0, k % 8] ^ flips
+    exact = {
+        (a, b, o, d) for block in hashes.hash_pairs(phash, 6) for a, b, o, d in zip(*map(np.ndarray.tolist, block))
+    }
+    monkeypatch.setattr(inverted, "LARGE", 1000)
+    found = {
+        (a, b, o, d) for block in hashes.hash_pairs(phash, 6) for a, b, o, d in zip(*map(np.ndarray.tolist, block))
+    }
+    assert found <= exact and len(found) >= 0.99 * len(exact) >= 490
+
+
+def test_the_search_of_all_pairs_among_very_many_says_its_cost(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    monkeypatch.setattr(inverted, "has_faiss", lambda: False)
+    inverted.tell_cost(20_000)
+    assert not caplog.text
+    inverted.tell_cost(200_000)
+    assert "200,000 photographs is compared, in about 2 hours" in caplog.text and "manihot[large]" in caplog.text
+    assert not inverted.uses_index(200_000)

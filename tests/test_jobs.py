@@ -136,3 +136,24 @@ def test_leftovers_are_kept_while_the_lock_beside_them_is_held(tmp_path: Path):
         assert part.exists()
     remove_leftovers(folder)
     assert not part.exists()
+
+
+def test_two_processes_compute_each_chunk_of_features_once(tmp_path: Path):
+    code = (
+        "import sys; import numpy as np; from pathlib import Path; from manihot.quick import heads\n"
+        "from manihot.photos.preprocess import Preprocess; from manihot.settings import View\n"
+        "heads.CHUNK = 8; seen = []\n"
+        "class Runner:\n"
+        "    def __call__(self, photos):\n"
+        "        seen.extend(photos[:, 0, 0, 0]); return {'embeddings': photos.reshape(len(photos), -1).astype('f4')}\n"
+        "photos = [np.full((8, 8, 3), k, np.uint8) for k in range(96)]\n"
+        "size = Preprocess((8, 8), 'squash', (0, 0, 0), (1, 1, 1))\n"
+        "found = heads.make_features(Path(sys.argv[1]), Runner(), photos, size, [View()], 4)\n"
+        "assert (found[:, 0, 0] == np.arange(96)).all(); print(*seen)\n"
+    )
+    start = [sys.executable, "-c", code, str(tmp_path / "features")]
+    two = [subprocess.Popen(start, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    seen = [int(n) for one in two for n in one.communicate(timeout=120)[0].split()]
+    assert [one.returncode for one in two] == [0, 0]
+    assert sorted(seen) == list(range(96))
+    assert not list((tmp_path / "features").glob(".*")), "no lock is left"

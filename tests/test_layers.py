@@ -34,6 +34,7 @@ LEVELS = {
     "serve": 7,
     "engines": 7,
     "pipeline": 8,
+    "scale": 8,
     "suites": 8,
     "verbs": 9,
     "cli": 10,

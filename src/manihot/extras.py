@@ -12,6 +12,11 @@ def has_train() -> bool:
     return all(find_spec(name) is not None for name in ("torch", "timm"))
 
 
+def has_faiss() -> bool:
+    """Whether the extra `large` is installed, which brings faiss."""
+    return find_spec("faiss") is not None
+
+
 def need_train(what: str) -> None:
     """MissingExtraError where the extra `train` isn't installed; `what` needs it, in words."""
     if not has_train():

@@ -21,6 +21,7 @@ import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from manihot.audit.hashes import orient_coefficients, orient_pictures
+from manihot.audit.inverted import InvertedIndex, uses_index
 from manihot.progress import track
 
 Result = TypeVar("Result")
@@ -29,6 +30,7 @@ K = 6  # cosine coefficients a side: 35 without the mean
 SMALL = 32  # pixels of the pictures that crops are searched in
 MARGIN = 0.05  # of the orientation score, below which a second orientation is tried too
 OWNERS = 128  # pictures whose crops are compared at once
+OWNERS_OF_INDEX = 1024  # the same with an index: 6 MB of crops' vectors
 QUERIES = 256  # pictures compared with them at once: 6 MB of bounds
 SHORT = 17  # directions of the bound that is compared first; they decide the speed only
 SLACK = 1e-5  # rounding of float32 sums of unit vectors
@@ -126,12 +128,21 @@ class CropSearch:
         query_row, query_turn = asked[query[0]], turn_query
         vectors = query[1]
         axes = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))[1][:, ::-1].astype(np.float32)
-        bounds = _shorten(vectors, axes)
+        index = InvertedIndex(vectors) if uses_index(len(vectors)) else None
+        bounds = _shorten(vectors, axes) if index is None else vectors
+        owners_at_once = OWNERS if index is None else OWNERS_OF_INDEX
+
+        def proposed(turned: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            if index is None:
+                yield from _bounded_pairs(bounds, _shorten(turned, axes), least - SLACK)
+            else:
+                for c, q in index.near(turned, (2 - 2 * least) ** 0.5):
+                    yield q, c
 
         def compare(at: int) -> list[dict[str, np.ndarray]]:
-            owners, found = asked[at : at + OWNERS], []
+            owners, found = asked[at : at + owners_at_once], []
             (_, turned), turn_crop = _canonical(self.crops_of(owners).reshape(-1, K * K - 1), None)
-            for q, c in _bounded_pairs(bounds, _shorten(turned, axes), least - SLACK):
+            for q, c in proposed(turned):
                 score = np.einsum("nd,nd->n", vectors[q], turned[c])
                 keep = (score >= least) & (query_row[q] != owners[c // len(CROPS)])
                 q, c = q[keep], c[keep]
@@ -147,9 +158,10 @@ class CropSearch:
                     )
             return found
 
-        blocks = range(0, len(asked), OWNERS)
-        told = f"Comparing crops (by {OWNERS} photographs)"
-        for found in track(_in_threads(compare, blocks), told, total=len(blocks)):
+        blocks = range(0, len(asked), owners_at_once)
+        told = f"Comparing crops (by {owners_at_once} photographs)"
+        done = _in_threads(compare, blocks) if index is None else map(compare, blocks)  # faiss has threads of its own
+        for found in track(done, told, total=len(blocks)):
             yield from found
 
     def best(self, part: np.ndarray, whole: np.ndarray) -> dict[str, np.ndarray]:

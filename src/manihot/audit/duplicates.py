@@ -14,6 +14,7 @@ import pandas as pd
 
 from manihot.audit.alignment import CROPS, SMALL, CropSearch, align, shrink
 from manihot.audit.hashes import Thumbnails, count_bits, hash_pairs, orient_coefficients, turned_hashes
+from manihot.audit.inverted import tell_cost
 from manihot.audit.neighbours import number_by_appearance, pairs_within
 from manihot.audit.sources import TRAIN_ONLY
 from manihot.errors import DataError
@@ -99,6 +100,7 @@ def _near_pairs(
     sha256 = manifest.table["sha256"]
     kept = np.flatnonzero(~sha256.duplicated().to_numpy() | (sha256 == "").to_numpy())  # one of each exact group
     where = thumbnails.rows(manifest.image_id[kept])
+    tell_cost(len(kept))
     search = CropSearch(shrink(thumbnails.pictures, SMALL)[where])
     if embeddings is not None:
         if len(embeddings) != len(manifest):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from manihot.audit.inverted import HashIndex, uses_index
 from manihot.audit.measurements import MEASUREMENTS, SIDE, ThumbnailTask, measure_files
 from manihot.errors import DataError, RunFolderError
 from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
@@ -245,9 +246,18 @@ def hash_pairs(phash: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.nd
 
     Yields (i, j, orientation that turns i into j, bits that differ); a pair may come in several orientations.
     Two such hashes agree in at least one of `most` + 1 sets of bits (Manku, Jain, Das Sarma 2007), so only hashes that
-    agree in one are compared.
+    agree in one are compared. Very many are searched by an index, which misses a few pairs.
     """
     turned = turned_hashes(phash)
+    if uses_index(len(phash)):
+        index = HashIndex(phash)
+        for g in range(8):
+            for i, j in index.near(turned[:, g], most):
+                upper = i < j
+                i, j = i[upper], j[upper]
+                if len(i):
+                    yield i, j, np.full(len(i), g), count_bits(turned[i, g] ^ phash[j])
+        return
     masks = _bit_sets(phash, most + 1)
     for number, mask in enumerate(masks):
         order = np.argsort(phash & mask, kind="stable")

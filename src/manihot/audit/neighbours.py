@@ -1,9 +1,10 @@
-"""Pairs of vectors that lie close to each other, exactly and in memory linear in the number of vectors.
+"""Pairs of vectors that lie close to each other, in memory linear in the number of vectors; exactly up to a size.
 
 `DBSCAN(eps, min_samples=1)` is the connected components of the graph that joins vectors at most `eps` apart;
 `components_within` finds the same partition. Each vector is split into its part in a 64-dimensional subspace and
 the length of the rest: distances of these are never longer than the true ones (triangle inequality), so a
-blocked product of short vectors finds every candidate, and only candidates are measured at full length.
+blocked product of short vectors finds every candidate, and only candidates are measured at full length. Among very
+many vectors an inverted index of the short ones (`inverted`) proposes the candidates.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from manihot.audit.inverted import InvertedIndex, uses_index
 from manihot.errors import DataError
 from manihot.records.groups import join_labels
 
@@ -24,14 +26,15 @@ EXACT = 1 << 23  # elements of vectors measured at once
 def pairs_within(embeddings: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All pairs i < j at most `eps` apart: (i, j, Euclidean distance), sorted by i, then j.
 
-    embeddings: (N, D) finite. Memory grows with N and with the number of pairs, never with N * N. Raises DataError.
+    embeddings: (N, D) finite. Very many are searched by an index, which misses a few pairs.
+    Memory grows with N and with the number of pairs, never with N * N. Raises DataError.
     """
     vectors = _checked(embeddings, eps)
     found = [_measure(vectors, i, j, eps) for i, j in _candidate_blocks(vectors, eps)]
     if not found:
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64)
     first, second, distance = (np.concatenate(parts) for parts in zip(*found))
-    order = np.lexsort((second, first))
+    order = np.unique(first * np.int64(len(vectors)) + second, return_index=True)[1]  # an index finds most pairs twice
     return first[order], second[order], distance[order]
 
 
@@ -108,6 +111,11 @@ def _candidate_blocks(vectors: np.ndarray, eps: float) -> Iterator[tuple[np.ndar
     if len(vectors) < 2:
         return
     short = _shorten(vectors)
+    if uses_index(len(short)):
+        for q, row in InvertedIndex(short).near(short, eps):
+            apart = q != row
+            yield np.minimum(q, row)[apart], np.maximum(q, row)[apart]
+        return
     square = np.einsum("nd,nd->n", short, short)
     # -d^2 / 2 as one product: [x, -x.x/2, 1] . [y, 1, -y.y/2]
     one = np.ones((len(short), 1), np.float32)

@@ -121,7 +121,8 @@ class Member:
 
     def open_backbone(self) -> Runner:
         """Its pretrained network, which gives embeddings; the same one for all folds, a random one too."""
-        return self.tools.open_backbone(self.recipe.model, self.preprocess, self.seed(0), self.backbone)
+        with one_at_a_time(self.backbone):
+            return self.tools.open_backbone(self.recipe.model, self.preprocess, self.seed(0), self.backbone)
 
     def seed(self, fold: int) -> int:
         """The seed of everything random in a fold."""

@@ -20,7 +20,7 @@ from manihot.infer.forward import Photos, forward_views
 from manihot.networks.runner import Runner
 from manihot.photos.preprocess import Preprocess
 from manihot.progress import say
-from manihot.records.files import atomic_path
+from manihot.records.files import atomic_path, is_held, one_at_a_time
 from manihot.settings import View
 
 CHUNK = 256  # photographs whose features are saved together: what a killed run loses at most
@@ -31,18 +31,21 @@ def make_features(
 ) -> np.ndarray:
     """Features of every photograph in every view, float32 (N, V, D), kept in `folder` in chunks.
 
-    `folder` belongs to these photographs, this backbone and these views alone (its name holds their digest).
+    `folder` belongs to these photographs, this backbone and these views alone (its name holds their digest). Several
+    processes that want the same features compute each chunk once between them.
     """
     total = len(photos)
-    for at in range(0, total, CHUNK):
-        path = folder / f"{at:08d}.npy"
-        if path.exists():
-            continue
-        rows = np.arange(at, min(at + CHUNK, total))
-        what = f"Features {at}-{rows[-1] + 1} of {total}"
-        values = forward_views([runner], photos, rows, preprocess, views, batch, "embeddings", what)
-        with atomic_path(path) as temporary:
-            np.save(temporary, values)
+    places = [(folder / f"{at:08d}.npy", np.arange(at, min(at + CHUNK, total))) for at in range(0, total, CHUNK)]
+    for others_too in (False, True):  # several processes share the chunks out; at the end each waits for the others'
+        for path, rows in places:
+            if path.exists() or (is_held(path) and not others_too):
+                continue
+            with one_at_a_time(path, f"Features {rows[0]}-{rows[-1] + 1}: another process is at it; waiting"):
+                if not path.exists():
+                    what = f"Features {rows[0]}-{rows[-1] + 1} of {total}"
+                    values = forward_views([runner], photos, rows, preprocess, views, batch, "embeddings", what)
+                    with atomic_path(path) as temporary:
+                        np.save(temporary, values)
     return np.concatenate([np.load(folder / f"{at:08d}.npy") for at in range(0, total, CHUNK)])
 
 

@@ -185,6 +185,9 @@ def one_at_a_time(path: Path, waiting: str = "") -> Iterator[None]:
     try:
         yield
     finally:
+        if path.is_file():  # whoever gets the lock of a removed file finds it made
+            with suppress(OSError):
+                Path(lock.lock_file).unlink()
         lock.release()
 
 

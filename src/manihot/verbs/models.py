@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from manihot.errors import SettingsError
 from manihot.extras import need_train
 from manihot.settings import Recipe
 from manihot.settings.options import EVERYTHING_GUESSED, HERE, ONE_OF_EACH, USUAL_TRANSLATION
@@ -52,6 +53,7 @@ def run(
     smoke: Annotated[
         bool, Parameter(help="Try the recipe's whole chain on a few small photographs: under a minute.")
     ] = False,
+    ray: Annotated[str, Parameter(help="Compute the folds side by side by Ray: local, or a cluster's address.")] = "",
 ) -> RunScores:
     """From photographs to an evaluated classifier and a report, in one command.
 
@@ -60,10 +62,20 @@ def run(
     """
     from manihot import pipeline
 
+    chosen = as_choice(recipe, set)
+    if ray:
+        from manihot.scale.cluster import compute_folds
+
+        if smoke:
+            raise SettingsError("--smoke tries a recipe in one process, not by --ray", "leave one of them out")
+        compute_folds(
+            as_source(photos), Path(out), chosen, ray, overrides=set, compute=compute, update=update, columns=columns
+        )
+        update = False
     scores = pipeline.run(
         as_source(photos),
         Path(out),
-        as_choice(recipe, set),
+        chosen,
         overrides=set,
         device=compute.device,
         workers=compute.workers,

@@ -1,0 +1,1 @@
+"""A run's jobs on several GPUs or machines, by Ray (extra `ray`)."""
