@@ -183,6 +183,7 @@ def test_every_part_of_the_audit_is_shown(run: Path) -> None:
         "duplicates",
         "lookalikes",
         "outliers",
+        "map",
         "composition",
         "sources",
         "what-if",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from manihot.errors import DataError, SettingsError
 from manihot.members import training_labels as labels_module
+from manihot.members.check import check_classes
 from manihot.members.crossval import in_order
 from manihot.members.member import Member
 from manihot.members.training_labels import (
@@ -209,9 +210,14 @@ def test_out_of_fold_answers_change_or_drop_doubtful_labels(tmp_path: Path, tiny
     softened, _ = lesson("do: soft, above: 0.975")
     np.testing.assert_allclose(softened.targets[0].max(), 0.5 + 0.0025, atol=1e-6)
     assert (softened.targets[[2]].max(1) == 1).all()
-    only, _ = lesson(f"do: drop, classes: [{label[4]}]")
-    gone = set(question.train) - set(only.rows)
-    assert gone == {question.train[p] for p in (0, 2, 4) if label[p] == label[4]}
+    for named in (label[4], CLASSES[label[4]]):
+        only, _ = lesson(f"do: drop, classes: [{named}]")
+        gone = set(question.train) - set(only.rows)
+        assert gone == {question.train[p] for p in (0, 2, 4) if label[p] == label[4]}
+    with pytest.raises(SettingsError, match="there is no class 'grey'"):
+        lesson("do: drop, classes: [grey]")
+    with pytest.raises(SettingsError, match="labels: there is no class 'grey'"):
+        check_classes(load_recipe(str(tiny_recipe), ["labels={name: oof, of: other, classes: [grey]}"]), CLASSES)
     with pytest.raises(DataError, match="'nobody' has no out-of-fold predictions"):
         make_training_labels(asked(tmp_path, tiny_recipe, "labels={name: oof, of: nobody}"))
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from manihot.audit.folds import assign_folds
-from manihot.audit.sources import use_sources
+from manihot.audit.sources import narrow, use_sources
 from manihot.errors import SettingsError
 from manihot.records.manifest import Manifest
 from manihot.settings import Folds, Source, load_recipe
@@ -45,6 +45,21 @@ def test_some_classes_of_a_source(manifest: Manifest):
     assert len(old) == 20 and (old["label"] != 2).all() and "20 of 30" in said[0]
     only, _ = use_sources(manifest, {"2019": Source(classes=("mosaic",))})
     assert (only.labels[only.table["source"] == "2019"] == 2).all() and len(only) == 40
+
+
+def test_photographs_of_a_source_by_their_size(manifest: Manifest):
+    n = len(manifest)
+    sized = manifest.with_columns(height=np.where(np.arange(n) % 2, 480, 600), width=np.arange(n) * 20 + 500)
+    limits = Source(use="train", min_edge=500, max_edge=1300)
+    used, said = use_sources(sized, {"2019": limits})
+    # of 30 to 59: even ones are 600 high, and up to number 40 at most 1300 wide
+    assert sorted(used.image_id[30:]) == [f"{i}.jpg" for i in (30, 32, 34, 36, 38, 40)]
+    assert said == ["source '2019': trained on only, 6 of 30 photographs"]
+    labelled, unlabelled = narrow(sized, {"2019": Source(min_edge=500, max_edge=1300)})
+    assert labelled[:30].all() and labelled.sum() == 36 and not unlabelled.any()
+    unknown = sized.with_columns(height=np.zeros(n, dtype=int))
+    with pytest.raises(SettingsError, match="the sizes of 30 photographs are not known"):
+        use_sources(unknown, {"2019": limits})
 
 
 def test_labels_that_are_not_looked_at_and_sources_left_out(manifest: Manifest):

@@ -39,7 +39,7 @@ def use_sources(manifest: Manifest, sources: Mapping[str, Source]) -> tuple[Mani
         own = names == name
         if not own.any():
             raise SettingsError(f"sources: no photograph has source {name!r}", suggest(name, sorted(set(names))))
-        chosen = own & _in_classes(manifest, name, settings)
+        chosen = own & _in_classes(manifest, name, settings) & _of_size(manifest, own, name, settings)
         if settings.use == "ignore":
             chosen[:] = False
         keep &= ~own | chosen
@@ -84,6 +84,20 @@ def _in_classes(manifest: Manifest, name: str, settings: Source) -> np.ndarray:
     return np.isin(manifest.labels, numbers) | whole
 
 
+def _of_size(manifest: Manifest, own: np.ndarray, name: str, settings: Source) -> np.ndarray:
+    """Which photographs are as large as a source's settings want, (N,); SettingsError where a size is unknown."""
+    if not settings.min_edge and not settings.max_edge:
+        return np.ones(len(manifest), dtype=bool)
+    edges = manifest.table[["height", "width"]].to_numpy()
+    if (edges[own] <= 0).any():
+        raise SettingsError(
+            f"sources.{name}: the sizes of {int((edges[own] <= 0).any(axis=1).sum())} photographs are not known",
+            "scan the photographs again, or leave min_edge and max_edge out",
+        )
+    found: np.ndarray = edges.min(axis=1) >= settings.min_edge
+    return found & (edges.max(axis=1) <= settings.max_edge) if settings.max_edge else found
+
+
 def _use(use: str) -> str:
     return {"all": "used whole", "train": "trained on only", "unlabelled": "without its labels", "ignore": "left out"}[
         use
@@ -104,6 +118,7 @@ def narrow(manifest: Manifest, sources: Mapping[str, Source]) -> tuple[np.ndarra
             unlabelled |= own
             labelled &= ~own
         chosen = own & (_in_classes(manifest, name, settings) | (manifest.labels < 0))
+        chosen &= _of_size(manifest, own, name, settings)
         if settings.use == "ignore":
             chosen[:] = False
         labelled &= ~own | chosen

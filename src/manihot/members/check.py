@@ -12,7 +12,7 @@ from manihot.augment.augmenter import build_ops
 from manihot.augment.views import check_views
 from manihot.ensemble.stages import check_blend
 from manihot.errors import SettingsError
-from manihot.members.sampling import check_sampling, named_classes, with_class_numbers
+from manihot.members.sampling import check_sampling, class_number, named_classes, with_class_numbers
 from manihot.members.training_labels import check_among, check_labels
 from manihot.networks.weights import EMBEDDED
 from manihot.settings import Recipe
@@ -111,9 +111,11 @@ def check_features(member: Recipe, where: Where) -> None:
 
 
 def check_classes(recipe: Recipe, classes: Sequence[str]) -> None:
-    """SettingsError where a sampling names a class that the photographs don't have."""
+    """SettingsError where a sampling or a rule on labels names a class that the photographs don't have."""
     for stage in stages_of(recipe):
         with_class_numbers(stage.recipe.sampling, classes, stage.where("sampling"))
+        for one in stage.recipe.labels.settings.get("classes", ()):
+            class_number(one, classes, stage.where("labels"))
 
 
 def check_source_use(recipe: Recipe, stage: Recipe, where: str) -> None:

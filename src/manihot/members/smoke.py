@@ -220,7 +220,7 @@ def _sources(recipe: Recipe) -> Iterator[tuple[Recipe, str, str]]:
 
 
 def smoke_classes(recipe: Recipe, classes: tuple[str, ...]) -> tuple[Recipe, list[str]]:
-    """The recipe with classes that the photographs have, where its sources or samplings name others; and which."""
+    """The recipe with classes that the photographs have, where it names others; and which."""
     said: dict[str, str] = {}
 
     def known(names: Sequence[str | int]) -> list[str]:
@@ -240,7 +240,7 @@ def smoke_classes(recipe: Recipe, classes: tuple[str, ...]) -> tuple[Recipe, lis
             for name, one in tree.get("sources", {}).items()
         }
         tree = {**tree, "sources": sources} if sources else tree
-        return {**tree, "sampling": sampled(tree["sampling"])} if "sampling" in tree else tree
+        return {**tree, **{key: sampled(tree[key]) for key in ("sampling", "labels") if key in tree}}
 
     def whole(tree: dict[str, Any]) -> dict[str, Any]:
         return replaced({**tree, "stages": [replaced(stage) for stage in tree.get("stages", ())]})

@@ -29,6 +29,7 @@ from manihot.errors import DataError, SettingsError
 from manihot.infer.forward import PhotoFiles, Photos, UnknownOutput, forward_views, merge_views
 from manihot.infer.models import load_model, network_of, open_network, read_card
 from manihot.members.member import Member
+from manihot.members.sampling import class_number
 from manihot.networks.runner import Runner
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.store import PhotoStore
@@ -137,17 +138,17 @@ def oof(
     rule: str = "confident",
     above: float = 0.9,
     worst: int = 0,
-    classes: tuple[int, ...] = (),
+    classes: tuple[str | int, ...] = (),
     among: str = "held_out",
 ) -> TrainingLabels:
     """`given` without doubtful labels, which out-of-fold answers contradict.
 
     of: the member whose answers are taken. do: drop the photographs, relabel them, or soft: the mean of label and
     answer. rule: `confident`, answers with a probability of `above` that differ (7th place), or `cleanlab`, its filter
-    with its own thresholds (the lecture's). worst: at most so many, the surest first; 0 for all. classes: numbers of
-    the given labels that may be doubted; all when empty. among: `held_out`, photographs with an out-of-fold answer;
-    `others`, those that are never held out, answered by the network of `of` of the same fold, which didn't learn them
-    (the lecture's photographs of 2019); `all`, both.
+    with its own thresholds (the lecture's). worst: at most so many, the surest first; 0 for all. classes: of the
+    given labels that may be doubted, by name or number; all when empty. among: `held_out`, photographs with an
+    out-of-fold answer; `others`, those that are never held out, answered by the network of `of` of the same fold, which
+    didn't learn them (the lecture's photographs of 2019); `all`, both.
     """
     known = given(asked)
     probs = _answers(asked, of)
@@ -158,7 +159,8 @@ def oof(
         if others.any():
             probs[others] = np.mean([_ask(asked, known.rows[others], one, "labels") for one in _names(of)], axis=0)
     label, said = known.labels, np.nan_to_num(probs).argmax(1)
-    doubtful = find_doubtful(label, probs, rule, above, worst, classes)
+    named = tuple(class_number(one, asked.member.manifest.classes, "labels") for one in classes)
+    doubtful = find_doubtful(label, probs, rule, above, worst, named)
     targets = known.targets.copy()
     if do == "relabel":
         targets[doubtful] = np.eye(targets.shape[1], dtype=np.float32)[said[doubtful]]
@@ -423,7 +425,13 @@ TAKES: dict[str, tuple[Callable[[Any], bool], str]] = {  # by the type of a sett
     "bool": (lambda value: isinstance(value, bool), "true or false"),
     "float": (lambda value: type(value) in (int, float) and value >= 0, "a number from 0"),
     "int": (lambda value: type(value) is int and 0 <= value <= 10**6, "a whole number from 0 to a million"),
-    "tuple[int, ...]": (lambda value: _are(value, int) and min(value, default=0) >= 0, "a list of class numbers"),
+    "tuple[str | int, ...]": (
+        lambda value: (
+            isinstance(value, (list, tuple))
+            and all(type(one) is str or (type(one) is int and one >= 0) for one in value)
+        ),
+        "a list of classes, by name or number",
+    ),
     "str": (lambda value: isinstance(value, str), "one name"),
     "str | tuple[str, ...]": (
         lambda value: isinstance(value, str) or (_are(value, str) and len(value) > 0),

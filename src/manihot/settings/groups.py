@@ -32,6 +32,8 @@ class Source(Group):
     )
     classes: tuple[str, ...] = Field(default=(), description="only these classes; all when empty")
     but: tuple[str, ...] = Field(default=(), description="all but these classes")
+    min_edge: int = Field(default=0, ge=0, description="pixels that the shorter edge has at least")
+    max_edge: int = Field(default=0, ge=0, description="pixels that the longer edge has at most; 0 for any")
 
 
 class Audit(Group):
