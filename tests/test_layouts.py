@@ -193,6 +193,13 @@ def test_labels_in_a_file_that_is_no_table_are_named(tmp_path: Path, name: str, 
     assert scan(tmp_path, columns=TableOptions(folders="{class}"))[0].classes == ("images",)
 
 
+def test_a_column_of_a_table_that_is_not_used_says_why(tmp_path: Path) -> None:
+    make(tmp_path, *(f"images/{k}.jpg" for k in range(6)))
+    table(tmp_path / "labels.csv", "file,disease\n" + "".join(f"{k}.jpg,rust,2020\n" for k in range(6)))
+    with pytest.raises(DataError, match=r"photographs without labels; labels\.csv is not used: line 2: 3 fields"):
+        scan(tmp_path, columns=TableOptions(label="disease"))
+
+
 def test_three_levels_are_offered(tmp_path: Path, capsys) -> None:
     animals = {"Birds": ("Owl", "Swift"), "Insects": ("Bee", "Fly")}
     make(tmp_path / "a", *(f"Wild/{k}/{n}/{i}.jpg" for k, names in animals.items() for n in names for i in range(2)))

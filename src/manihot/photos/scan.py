@@ -159,9 +159,11 @@ def _check_options(places: list[Path], listings: list[Listing], columns: Columns
     unused = [f"--{name}" for name in columns.named if name not in used]
     if unused:
         where = next((k for k, part in enumerate(listings) if not part.used), 0)
+        aside = "".join(f"; {line}" for line in listings[where].left_out if " is not used: " in line)
         raise DataError(
             f"{', '.join(unused)} names a column, but {places[where]} was read as {listings[where].layout}"
-            + (", and no other source has such a column" if len(places) > 1 else ""),
+            + (", and no other source has such a column" if len(places) > 1 else "")
+            + aside,
             "give the table itself, or --csv TABLE; or leave the option out",
         )
     numbers = {place: all(map(str.isdecimal, part.classes)) for place, part in zip(places, listings) if part.classes}
