@@ -145,7 +145,7 @@ def split_by_rank(features: np.ndarray, groups: np.ndarray, folds: int = FOLDS) 
 
 
 def held_out_logits(features: np.ndarray, targets: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Logits (N, K), meaned over the steps of training, of linear heads that never saw the photograph's fold.
+    """Logits (N, K), averaged over the steps of training, of linear heads that never saw the photograph's fold.
 
     features: unit-length rows (N, D). targets: (N, K), rows sum to 1. fold: int (N,).
     """
