@@ -70,5 +70,5 @@ wheel: .venv/all
 lowest: pyproject.toml
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet uv
-	VIRTUAL_ENV=.venv-lowest .venv-lowest/bin/uv pip install --quiet --resolution lowest-direct -e . pytest hypothesis
+	VIRTUAL_ENV=.venv-lowest .venv-lowest/bin/uv pip install --quiet --resolution lowest-direct -e . && .venv-lowest/bin/python -m pip install --quiet pytest hypothesis
 	.venv-lowest/bin/python -m pytest -m core
