@@ -176,6 +176,12 @@ def test_every_dependency_has_its_reason():
     assert named == set(re.findall(r"\| `(\w+)` \| `([^`]+)` \|", section(told, "Extras")))
 
 
+def test_every_page_is_in_the_sites_contents():
+    contents = read("mkdocs.yml")
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if f": {page}\n" not in contents] == []
+
+
 def test_links_lead_to_files():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
