@@ -1,4 +1,4 @@
-"""Every page in a real Chromium, light, dark and narrow: axe-core finds nothing serious, nothing is cut off sideways."""
+"""Every page in a real Chromium, light, dark and narrow: axe-core finds nothing serious, nothing is cut off."""
 
 from __future__ import annotations
 
