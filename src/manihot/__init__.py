@@ -28,6 +28,7 @@ _HOMES = {
         "translate",
     ),
     "verbs.notes": ("note",),
+    "verbs.priors": ("probe_prior", "reweight"),
     "verbs.scale": ("prepare", "train"),
     "verbs.predictions": ("blend", "stack", "calibrate", "decide", "check_submission"),
     "verbs.serve": ("serve",),
@@ -89,6 +90,8 @@ if TYPE_CHECKING:
     from manihot.verbs.predictions import check_submission as check_submission
     from manihot.verbs.predictions import decide as decide
     from manihot.verbs.predictions import stack as stack
+    from manihot.verbs.priors import probe_prior as probe_prior
+    from manihot.verbs.priors import reweight as reweight
     from manihot.verbs.recipes import recipes as recipes
     from manihot.verbs.recipes import show_recipe as show_recipe
     from manihot.verbs.recipes import suite as suite

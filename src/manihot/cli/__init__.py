@@ -14,7 +14,7 @@ import manihot
 from manihot.cli.output import OutputError, watched
 from manihot.errors import EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED, DiskFullError, ManihotError
 from manihot.progress import SafeConsole, console, say, speak
-from manihot.verbs import models, notes, photos, predictions, scale
+from manihot.verbs import models, notes, photos, predictions, priors, scale
 from manihot.verbs import recipes as recipe_verbs
 from manihot.verbs import serve as serve_verbs
 from manihot.verbs.results import SubmissionCheck, WatchResult
@@ -37,6 +37,8 @@ VERBS: tuple[Callable[..., Any], ...] = (
     predictions.stack,
     predictions.calibrate,
     predictions.decide,
+    priors.probe_prior,
+    priors.reweight,
     predictions.check_submission,
     models.share,
     models.show_augment,

@@ -86,6 +86,15 @@ def _note(found: r.NoteResult) -> None:
     show(", ".join([*scores, *([found.text] if found.text else [])]) or "Nothing is noted.")
 
 
+def _shares(found: r.SharesResult) -> None:
+    if found.shares is not None:
+        table = Table(*found.shares.columns, box=None)
+        for row in found.shares.to_dict("records"):
+            table.add_row(*(cell(f"{v:.4f}" if isinstance(v, float) else str(v)) for v in row.values()))
+        show_table(table)
+    show(*(f"Written: {file}" for file in found.files))
+
+
 def _page(found: r.PageResult) -> None:
     show(f"Page: {found.page}")
 
@@ -238,6 +247,7 @@ SHOWN: dict[type, Callable[[Any], None]] = {
     r.PredictResult: _predict,
     r.Leaderboard: _leaderboard,
     r.NoteResult: _note,
+    r.SharesResult: _shares,
     r.PageResult: _page,
     r.ShareResult: _share,
     r.ExportResult: _export,

@@ -131,6 +131,14 @@ class NoteResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SharesResult:
+    """Of `probe_prior` and `reweight`. shares: a row a class with its share; None where no scores were given."""
+
+    files: tuple[Path, ...]
+    shares: pd.DataFrame | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PageResult:
     """Of `report`, `explain` and `show_augment`: the file that was written."""
 
