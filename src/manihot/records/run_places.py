@@ -285,6 +285,33 @@ class TrustFolder:
         return self.path / f"{name}.csv"
 
 
+@dataclass(frozen=True)
+class ReviewFolder:
+    """review/: what several reviewers answered, and how far they agree."""
+
+    path: Path
+
+    @property
+    def database(self) -> Path:
+        """The answers that a team gave on the server."""
+        return self.path / "answers.sqlite"
+
+    @property
+    def decisions(self) -> Path:
+        """The decisions of all reviewers together."""
+        return self.path / "decisions.csv"
+
+    @property
+    def agreement(self) -> Path:
+        """How far they agree."""
+        return self.path / "agreement.json"
+
+    @property
+    def disagreements(self) -> Path:
+        """The page of the photographs on which they don't."""
+        return self.path / "disagreements.html"
+
+
 class RunPlaces:
     """The places in a run folder, from the first stage to the last; nothing is read or made."""
 
@@ -450,6 +477,16 @@ class RunPlaces:
     def audit_page(self) -> Path:
         """The audit as a page."""
         return self.path / "audit.html"
+
+    @property
+    def review_page(self) -> Path:
+        """The page for reviewing labels."""
+        return self.path / "review.html"
+
+    @property
+    def review(self) -> ReviewFolder:
+        """The answers of reviewers and what came of them."""
+        return ReviewFolder(self.path / "review")
 
     def thumbnails(self, page: str) -> Path:
         """The photographs as a page shows them, for when the files themselves are gone; page: 'report' or 'audit'."""

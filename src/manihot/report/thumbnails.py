@@ -110,20 +110,25 @@ def read_thumbnails(file: Path) -> dict[str, Thumbnail]:
 
 
 def as_thumbnail(name: str, rgb: np.ndarray) -> Thumbnail:
-    """uint8 RGB (H, W, 3) shrunk to the area of EDGE x EDGE; of a very long one the middle."""
+    """uint8 RGB (H, W, 3) as `shrink` makes it."""
+    small = shrink(rgb)
+    return Thumbnail(name, jpeg_uri(small), small.shape[1] / small.shape[0])
+
+
+def shrink(rgb: np.ndarray, edge: int = EDGE) -> np.ndarray:
+    """uint8 RGB (H, W, 3) shrunk to the area of edge x edge; of a very long one the middle."""
     h, w = rgb.shape[:2]
     ch, cw = min(h, w * LONGEST), min(w, h * LONGEST)
     top, left = (h - ch) // 2, (w - cw) // 2
-    scale = min(1.0, EDGE / (ch * cw) ** 0.5)
+    scale = min(1.0, edge / (ch * cw) ** 0.5)
     size = (max(1, round(ch * scale)), max(1, round(cw * scale)))
-    small = resize(rgb[top : top + ch, left : left + cw], size)
-    return Thumbnail(name, jpeg_uri(small), size[1] / size[0])
+    return resize(rgb[top : top + ch, left : left + cw], size)
 
 
 def encode(rgb: np.ndarray, kind: str, quality: int = QUALITY) -> bytes:
-    """uint8 RGB or RGBA (H, W, C) as a 'JPEG' or 'PNG'; quality: of a JPEG."""
+    """uint8 RGB or RGBA (H, W, C) as a 'JPEG', 'WEBP' or 'PNG', which knows no `quality`."""
     out = io.BytesIO()
-    Image.fromarray(rgb).save(out, kind, **({"quality": quality} if kind == "JPEG" else {}), optimize=True)
+    Image.fromarray(rgb).save(out, kind, **({} if kind == "PNG" else {"quality": quality}), optimize=True)
     return out.getvalue()
 
 

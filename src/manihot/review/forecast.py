@@ -1,0 +1,59 @@
+"""The stop rule: how many wrong labels the next photographs are expected to hold, by the answers given so far.
+
+The audit's chance that a label is wrong is recalibrated while people answer: logistic regression of "the answer
+differs from the given label" on the log-odds of the chance (Platt scaling), with a Gaussian prior around "the chances
+are right", which is all there is before the first answer. review/page/forecast.js does the same in the page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit, logit
+
+PRIOR = (0.0, 1.0)  # intercept and slope where the chances are right
+SPREAD = (0.7, 0.3)  # standard deviations of the prior; benchmarks/review.py measures what comes of it
+STEPS = 30  # of Newton's method; six or so are needed
+WIDTH = 1.96  # standard deviations of the interval
+STOP = 1.0  # wrong labels expected in the next batch, below which the page says that one can stop
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Wrong labels expected among `photographs`, with a 95 % prediction interval in whole labels."""
+
+    photographs: int
+    expected: float
+    low: int
+    high: int
+
+
+def forecast(chance: np.ndarray, wrong: np.ndarray, ahead: np.ndarray) -> Forecast:
+    """What photographs with chances `ahead` (n,) are expected to hold.
+
+    chance: of the photographs answered so far, (A,). wrong: whether the answer differs from the given label, (A,).
+    """
+    at = np.array(PRIOR)
+    x, y = _design(chance), np.asarray(wrong, dtype=np.float64)
+    precision = np.diag(1 / np.square(SPREAD))
+    for _ in range(STEPS):
+        p = expit(x @ at)
+        slope = x.T @ (y - p) - precision @ (at - PRIOR)
+        curve = (x * (p * (1 - p))[:, None]).T @ x + precision
+        step = np.linalg.solve(curve, slope)
+        at = at + step
+        if np.abs(step).max() < 1e-9:
+            break
+    p = expit(_design(ahead) @ at)
+    spread = p * (1 - p)
+    pull = spread @ _design(ahead)
+    variance = float(spread.sum() + pull @ np.linalg.solve(curve, pull))
+    expected, half = float(p.sum()), WIDTH * variance**0.5
+    low = max(0, int(np.ceil(expected - half - 0.5)))
+    return Forecast(len(p), expected, low, min(len(p), int(np.floor(expected + half + 0.5))))
+
+
+def _design(chance: np.ndarray) -> np.ndarray:
+    odds = logit(np.clip(np.asarray(chance, dtype=np.float64), 1e-4, 1 - 1e-4))
+    return np.stack([np.ones_like(odds), odds], axis=1)
