@@ -31,6 +31,7 @@ LEVELS = {
     "report": 5,
     "train": 6,
     "export": 6,
+    "review": 6,
     "serve": 7,
     "engines": 7,
     "pipeline": 8,

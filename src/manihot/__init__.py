@@ -31,12 +31,14 @@ _HOMES = {
     "verbs.priors": ("probe_prior", "reweight"),
     "verbs.scale": ("prepare", "train"),
     "verbs.predictions": ("blend", "stack", "calibrate", "decide", "check_submission"),
+    "verbs.review": ("review",),
     "verbs.serve": ("serve",),
     "verbs.recipes": ("recipes", "show_recipe", "suite"),
     "settings.options": (
         "TableOptions",
         "Compute",
         "CleaningRules",
+        "ReviewTeam",
         "BlendOptions",
         "ArmOptions",
         "Translation",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from manihot.settings.options import BlendOptions as BlendOptions
     from manihot.settings.options import CleaningRules as CleaningRules
     from manihot.settings.options import Compute as Compute
+    from manihot.settings.options import ReviewTeam as ReviewTeam
     from manihot.settings.options import ServerOptions as ServerOptions
     from manihot.settings.options import TableOptions as TableOptions
     from manihot.settings.options import TranslatedPictures as TranslatedPictures
@@ -95,6 +98,7 @@ if TYPE_CHECKING:
     from manihot.verbs.recipes import recipes as recipes
     from manihot.verbs.recipes import show_recipe as show_recipe
     from manihot.verbs.recipes import suite as suite
+    from manihot.verbs.review import review as review
     from manihot.verbs.scale import prepare as prepare
     from manihot.verbs.scale import train as train
     from manihot.verbs.serve import serve as serve

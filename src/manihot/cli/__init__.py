@@ -16,6 +16,7 @@ from manihot.errors import EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED, DiskFul
 from manihot.progress import SafeConsole, console, say, speak
 from manihot.verbs import models, notes, photos, predictions, priors, scale
 from manihot.verbs import recipes as recipe_verbs
+from manihot.verbs import review as review_verbs
 from manihot.verbs import serve as serve_verbs
 from manihot.verbs.results import SubmissionCheck, WatchResult
 
@@ -27,6 +28,7 @@ VERBS: tuple[Callable[..., Any], ...] = (
     scale.train,
     photos.audit,
     photos.clean,
+    review_verbs.review,
     models.predict,
     models.explain,
     photos.watch,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +14,9 @@ from manihot.progress import SafeConsole, cell
 from manihot.records.run_places import BlendFolder
 from manihot.settings import Recipe
 from manihot.verbs import results as r
+
+if TYPE_CHECKING:
+    from manihot.review.agreement import Agreement
 
 SHOWN_SUBSETS = 5  # of the 50 that are ranked
 
@@ -47,6 +50,29 @@ def _clean(found: r.CleanResult) -> None:
         f"Page: {found.page}",
         f"Decisions: {found.decisions}   next: manihot run {found.manifest} --out {found.manifest.parent / 'run'}",
     )
+
+
+def _review(found: r.ReviewResult) -> None:
+    if found.decisions is None:
+        if found.page is not None:
+            show(
+                f"{found.photographs} photographs, about {found.expected or 0:.0f} wrong labels expected among them",
+                f"Page: {found.page}   open it in a browser; no server is needed",
+            )
+        return
+    if found.alpha is not None:
+        show(f"Krippendorff's alpha: {_agreement(found.alpha)}, on {found.photographs} photographs with two answers")
+    show(*(f"Cohen's kappa of {a} and {b}: {_agreement(one)}" for a, b, one in found.pairs))
+    show(f"{found.decided} decided, {found.disagreed} disagreed on. Decisions: {found.decisions}")
+    if found.page is not None:
+        show(f"Page of the disagreements: {found.page}")
+
+
+def _agreement(one: Agreement) -> str:
+    if one.value is None:
+        return "not defined, as only one answer was given"
+    band = "" if one.low is None else f" ({one.low:.3f} to {one.high:.3f})"
+    return f"{one.value:.3f}{band}"
 
 
 def _watch(found: r.WatchResult) -> None:
@@ -241,6 +267,7 @@ SHOWN: dict[type, Callable[[Any], None]] = {
     r.DemoResult: _demo,
     r.AuditResult: _audit,
     r.CleanResult: _clean,
+    r.ReviewResult: _review,
     r.WatchResult: _watch,
     r.RunScores: _run,
     r.JobList: _jobs,

@@ -89,7 +89,9 @@ def by_class(answers: np.ndarray, classes: int, seed: int = 0) -> list[Agreement
 
 def pairs(people: list[str], answers: np.ndarray, seed: int = 0) -> list[tuple[str, str, Agreement]]:
     """`cohen` of every two people who answered a photograph both."""
-    found = [(people[i], people[j], cohen(answers[i], answers[j], seed)) for i, j in combinations(range(len(people)), 2)]
+    found = [
+        (people[i], people[j], cohen(answers[i], answers[j], seed)) for i, j in combinations(range(len(people)), 2)
+    ]
     return [one for one in found if one[2].photographs]
 
 

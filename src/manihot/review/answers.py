@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
-
 from manihot.audit.decisions import COLUMNS as DECIDED
 from manihot.audit.decisions import DOWN_WEIGHT
 from manihot.errors import SettingsError
@@ -40,7 +39,7 @@ class Answer(BaseModel):
     at: AwareDatetime
     ms: Annotated[int, Field(ge=0, le=10**10)]
     seen: Annotated[tuple[Seen, ...], Field(max_length=8)] = ()
-    round: Literal[1, 2] = FIRST
+    round: Literal[1, 2] = 1
     review: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 
     @property

@@ -34,8 +34,8 @@ SPREAD = ("soft",)  # actions that are no answer of a reviewer
 class Together:
     """What several people's answers come to.
 
-    people: names. alpha: of all. pairs: (name, name, kappa). classes: (answer, agreement). decided: a row per photograph
-    that is decided. disagreed: photograph to the answers of each, in words, where it is not.
+    people: names. alpha: of all. pairs: (name, name, kappa). classes: (answer, agreement). decided: a row for each
+    photograph that is decided. disagreed: photograph to the answers of each, in words, where it is not.
     """
 
     people: tuple[str, ...]
@@ -93,7 +93,7 @@ def read_answers(path: Path) -> pd.DataFrame:
             f"{path}: line {row + 2}, column action: {table['action'].iloc[row]!r} is no reviewer's answer",
             f"one of {', '.join(one for one in ACTIONS if one not in SPREAD)}",
         )
-    table["answer"] = [_answer(row) for row in table.to_dict("records")]
+    table["answer"] = [answer_of(row) for row in table.to_dict("records")]
     return table
 
 
@@ -103,7 +103,7 @@ def _round(cell: Any, path: Path, row: int) -> int:
     return SECOND if str(cell).strip() == "2" else FIRST
 
 
-def _answer(row: dict[Any, Any]) -> str:
+def answer_of(row: dict[Any, Any]) -> str:
     """A decision as an answer: a class, UNSURE or NONE. '' for the given label of a file that doesn't say which."""
     if row["verdict"] == "unsure":
         return UNSURE

@@ -84,7 +84,7 @@ def write_page(
     """Write a page of the queue's photographs, atomically."""
     rows = pd.Series(range(len(manifest)), index=manifest.image_id)
     table = queue.table[queue.table["image_id"].isin(rows.index)].reset_index(drop=True)
-    near = [[i for i in _listed(ids) if i in rows.index][:NEAR] for ids in table["neighbours"]]
+    near = [[i for i in listed(ids) if i in rows.index][:NEAR] for ids in table["neighbours"]]
     copies = [[i for i in ids if i in rows.index][:COPIES] for ids in table["copies"]]
     own = dict.fromkeys(table["image_id"])
     others = dict.fromkeys(i for ids in [*near, *copies] for i in ids if i not in own)
@@ -112,7 +112,7 @@ def write_page(
         "said": said or [[] for _ in range(len(table))],
     }
     facts = page_facts(run, manifest, about) | {"pictures": columns, "queue": order, "left": round(queue.left, 3)}
-    write_atomic(page, render_page(run, facts, texts, len(table), queue.rest))
+    write_atomic(page, render_page(run, facts, texts, len(table), queue.rest)[0])
 
 
 def page_facts(run: Path, manifest: Manifest, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,28 +135,30 @@ def review_digest(manifest: Manifest) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def render_page(run: Path, facts: Mapping[str, Any], chunks: Sequence[str], n: int, rest: int) -> str:
-    """The HTML; facts: of `page_facts`, with the photographs or the mode 'server'."""
+def render_page(run: Path, facts: Mapping[str, Any], chunks: Sequence[str], n: int, rest: int) -> tuple[str, str]:
+    """The HTML and its policy; facts: of `page_facts`, with the photographs or the mode 'server'."""
     script = "\n".join(_read(name) for name in SCRIPTS)
     server, second = facts["mode"] == "server", facts["round"] == SECOND
     what = "that people disagreed on" if second else "to review, those first whose label is most probably wrong"
-    return render(
+    allowed = policy(script, server)
+    text = render(
         "review",
         title=Path(run).absolute().name,
         about=f"{count_of(n)} {what}" if not server else f"photographs {what}",
         facts=_in_script(facts),
         script=script,
         style=_read("review.css"),
-        policy=policy(script, server),
+        policy=allowed,
         chunks=chunks,
         server=server,
         shown=facts["show_suggestion"],
-        links=[],
+        links=[("/lead", "Overview")] if server and second else [],
         next_steps=[] if server else _next_steps(facts),
         left_out=f"{count_of(rest)} with no more than {facts['left']:.1f} wrong labels expected are left out."
         if rest
         else "",
     )
+    return text, allowed
 
 
 def policy(script: str, server: bool = False) -> str:
@@ -189,7 +191,7 @@ def _next_steps(facts: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def _listed(ids: Any) -> list[str]:
+def listed(ids: Any) -> list[str]:
     return [] if ids is None or isinstance(ids, float) else [str(i) for i in ids]
 
 
@@ -203,4 +205,6 @@ def _read(name: str) -> str:
     try:
         return (resources.files("manihot.review") / "page" / name).read_text(encoding="utf-8")
     except OSError as error:
-        raise DataError(f"{name}: a part of the page is missing from the installation", "install manihot anew") from error
+        raise DataError(
+            f"{name}: a part of the page is missing from the installation", "install manihot anew"
+        ) from error

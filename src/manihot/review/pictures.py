@@ -62,9 +62,9 @@ def draw_all(paths: Sequence[Path], others: Sequence[Path], workers: int, budget
 
 def _largest(paths: Sequence[Path], budget: int) -> int:
     """The largest of EDGES that a sample of the photographs says to fit."""
-    places = np.unique(np.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).round().astype(int)) if paths else []
+    places = np.unique(np.linspace(0, max(len(paths) - 1, 0), min(SAMPLE, len(paths))).round().astype(int))
     for edge in EDGES[:-1]:
-        sizes = [_length(draw(paths[place], edge)) for place in places]
+        sizes = [_length(draw(paths[int(place)], edge)) for place in places]
         if np.mean(sizes or [0]) * len(paths) <= 0.95 * budget:
             return edge
     return EDGES[-1]

@@ -103,6 +103,32 @@ class CleaningRules:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReviewTeam:
+    """Who reviews on a server, and where the answers go."""
+
+    reviewers: tuple[str, ...] = ()
+    """Names of those who get a link; the lead gets one anyway."""
+    reviewers_per_photo: int = 1
+    """How many people answer each photograph."""
+    database: str = ""
+    """URL of the database: sqlite:////folder/file (RUN/review/answers.sqlite) or postgresql://..."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for other machines, behind a proxy that speaks HTTPS."""
+    port: int = 8000
+    """Port to listen on."""
+    new_links: bool = False
+    """Give everybody named, and the lead, new links; the old ones end."""
+
+    def named(self) -> str:
+        """The options that are not left out, as a user writes them."""
+        changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        return ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+
+
+ALONE = ReviewTeam()
+
+
+@dataclass(frozen=True, kw_only=True)
 class BlendOptions:
     """How members are combined."""
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from manihot.records.manifest import Manifest
     from manihot.records.predictions import Predictions
     from manihot.records.summaries import Blended, MemberScores
+    from manihot.review.agreement import Agreement
     from manihot.suites.format import Arm
     from manihot.trust.drift import DriftReport
 
@@ -54,6 +55,24 @@ class CleanResult:
     manifest: Path
     decisions: Path
     page: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewResult:
+    """Of `review`. expected: wrong labels among the photographs of the page, None after a merge.
+
+    After a merge photographs are those that two people or more answered, page is that of their disagreements, None
+    where there are none, and alpha and pairs (name, name, kappa) say how far they agree.
+    """
+
+    page: Path | None
+    photographs: int
+    expected: float | None = None
+    decisions: Path | None = None
+    decided: int = 0
+    disagreed: int = 0
+    alpha: Agreement | None = None
+    pairs: tuple[tuple[str, str, Agreement], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

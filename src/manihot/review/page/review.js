@@ -137,7 +137,8 @@ function next() {
   let number = place + 1;
   while (number < items.length && !open(number)) number++;
   if (number >= items.length) number = items.findIndex((_, i) => open(i));
-  if (server && remaining(answered) < 20) more();
+  if (server && remaining(answered) < facts.batch / 2) more();
+  else if (server && answered.size % 10 === 0) ask(`api/progress?round=${facts.round}`).then(found => { ahead = found; progress(); }, () => {});
   if (number < 0) end(true); else show(number);
   setTimeout(progress, 0);
 }
@@ -159,8 +160,9 @@ function browse(step) {
 // ------------------------------------------------------------------------------------------------ progress
 
 function expectation() {
-  if (server) return ahead;
-  const answered = mine(), known = items.filter(item => answered.has(item.id) && answered.get(item.id).verdict !== "unsure");
+  const answered = mine();
+  if (server) return ahead && {...ahead, answered: answered.size};
+  const known = items.filter(item => answered.has(item.id) && answered.get(item.id).verdict !== "unsure");
   const chance = known.map(item => item.chance), wrong = known.map(item => saysWrong(answered.get(item.id), nameOf(item.label)));
   const rest = items.filter(item => !answered.has(item.id)).map(item => item.chance);
   return {...forecast(chance, wrong, rest.slice(0, facts.batch)), left: forecast(chance, wrong, rest).expected + facts.left, answered: answered.size, total: items.length};
