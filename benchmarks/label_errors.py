@@ -68,10 +68,9 @@ LISTS = ("riron_consensus_noise", "25th_outliers", "monofo_invalid")  # two cons
 def features_of(manifest: Manifest, work: Path) -> np.ndarray:
     """Mean of the quick recipe's views, (N, D), kept in `work`."""
     from manihot.members.member import input_size
+    from manihot.members.toolbox import make_preprocess, open_backbone
     from manihot.photos.store import make_store
     from manihot.quick.heads import CHUNK, make_features
-    from manihot.train.networks.backbones import make_model, make_preprocess
-    from manihot.train.runners import OnnxRunner
 
     recipe = load_recipe("quick")
     folder = work / "features"
@@ -80,8 +79,7 @@ def features_of(manifest: Manifest, work: Path) -> np.ndarray:
     if not all(path.exists() for path in chunks):
         preprocess = make_preprocess(recipe.model, input_size(recipe.photo, manifest), recipe.photo.fit)
         photos = make_store(work / "store.npy", manifest, preprocess.for_store, 2)
-        model = make_model(recipe.model, len(manifest.classes), preprocess.size, 0)
-        runner = OnnxRunner(model, preprocess, folder / "backbone.onnx")
+        runner = open_backbone(recipe.model, preprocess, 0, folder / "backbone.onnx")
         make_features(folder, runner, photos, preprocess, recipe.tta, recipe.features.batch)
     return np.concatenate([np.load(path) for path in chunks]).mean(axis=1)
 

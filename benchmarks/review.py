@@ -170,7 +170,8 @@ def kill_server(kills: int) -> dict[str, Any]:
     import sys
 
     sys.path.insert(0, str(HERE.parent / "tests"))
-    from review_team import kill_under_load, small_review
+    from review_runs import small_review
+    from review_team import kill_under_load
 
     with tempfile.TemporaryDirectory() as folder:
         run = small_review(Path(folder))

@@ -14,7 +14,8 @@ from scipy.special import expit, logit
 
 PRIOR = (0.0, 1.0)  # intercept and slope where the chances are right
 SPREAD = (0.7, 0.3)  # standard deviations of the prior; benchmarks/review.py measures what comes of it
-STEPS = 30  # of Newton's method; six or so are needed
+STEPS = 60  # of Newton's method, at most; ten or so are needed
+CLOSE = 1e-9
 WIDTH = 1.96  # standard deviations of the interval
 STOP = 1.0  # wrong labels expected in the next batch, below which the page says that one can stop
 
@@ -37,14 +38,22 @@ def forecast(chance: np.ndarray, wrong: np.ndarray, ahead: np.ndarray) -> Foreca
     at = np.array(PRIOR)
     x, y = _design(chance), np.asarray(wrong, dtype=np.float64)
     precision = np.diag(1 / np.square(SPREAD))
+
+    def cost(where: np.ndarray) -> float:
+        odds, off = x @ where, where - PRIOR
+        return float(np.logaddexp(0, odds).sum() - y @ odds + off @ precision @ off / 2)
+
     for _ in range(STEPS):
         p = expit(x @ at)
         slope = x.T @ (y - p) - precision @ (at - PRIOR)
         curve = (x * (p * (1 - p))[:, None]).T @ x + precision
         step = np.linalg.solve(curve, slope)
-        at = at + step
-        if np.abs(step).max() < 1e-9:
+        if np.abs(step).max() < CLOSE:
             break
+        before = cost(at)
+        while cost(at + step) > before and np.abs(step).max() > CLOSE:  # too far where all wrong labels come first
+            step = step / 2
+        at = at + step
     p = expit(_design(ahead) @ at)
     spread = p * (1 - p)
     pull = spread @ _design(ahead)

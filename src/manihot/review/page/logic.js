@@ -18,7 +18,16 @@ function solve(m, v) {  // symmetric 2 x 2
 function forecast(chance, wrong, ahead) {
   const known = chance.map(logit), next = ahead.map(logit), precision = SPREAD.map(s => 1 / (s * s));
   let at = [...PRIOR], curve;
-  for (let turn = 0; turn < 30; turn++) {
+  const cost = where => {
+    let sum = 0;
+    for (const k of [0, 1]) sum += precision[k] * (where[k] - PRIOR[k]) ** 2 / 2;
+    known.forEach((x, i) => {
+      const odds = where[0] + where[1] * x;
+      sum += Math.max(odds, 0) + Math.log1p(Math.exp(-Math.abs(odds))) - (wrong[i] ? odds : 0);
+    });
+    return sum;
+  };
+  for (let turn = 0; turn < 60; turn++) {
     curve = [precision[0], 0, precision[1]];
     const slope = [0, 1].map(k => -precision[k] * (at[k] - PRIOR[k]));
     known.forEach((x, i) => {
@@ -26,9 +35,11 @@ function forecast(chance, wrong, ahead) {
       slope[0] += off; slope[1] += off * x;
       curve[0] += w; curve[1] += w * x; curve[2] += w * x * x;
     });
-    const step = solve(curve, slope);
+    let step = solve(curve, slope);
+    const small = () => Math.max(Math.abs(step[0]), Math.abs(step[1])) < 1e-9, before = cost(at);
+    if (small()) break;
+    while (cost([at[0] + step[0], at[1] + step[1]]) > before && !small()) step = [step[0] / 2, step[1] / 2];
     at = [at[0] + step[0], at[1] + step[1]];
-    if (Math.max(Math.abs(step[0]), Math.abs(step[1])) < 1e-9) break;
   }
   let expected = 0, spread = 0;
   const pull = [0, 0];

@@ -233,7 +233,7 @@ function zoom() {
   const item = items[place], image = new Image();
   image.alt = `photograph ${item.name}, original size`;
   image.onload = () => { seen.add("original"); $("zoom-says").textContent = `${image.naturalWidth} x ${image.naturalHeight} pixels`; };
-  image.onerror = () => { image.onerror = null; image.src = source(item); $("zoom-says").textContent = "The original isn't at hand: this is the picture in the page, enlarged. Keep the page in its folder beside the photographs to see them."; };
+  image.onerror = () => { image.onload = image.onerror = null; image.src = source(item); $("zoom-says").textContent = "The original isn't at hand: this is the picture in the page, enlarged. Keep the page in its folder beside the photographs to see them."; };
   $("zoom-says").textContent = "";
   image.src = item.href || "data:,";
   $("zoom-photo").replaceChildren(image);
