@@ -72,7 +72,7 @@ def test_the_queue_begins_with_the_wrong_labels_and_names_neighbours(run: Path):
     assert all(len(ids) == 5 for ids in queue.table["neighbours"])
     few = make_queue(run, 7)
     assert list(few.table["image_id"]) == list(queue.table["image_id"][:7]) and few.rest == 53
-    assert few.left == pytest.approx(queue.table["chance"][7:].sum())
+    assert few.left == pytest.approx(expit(-1 + 0.9 * logit(queue.table["chance"][7:])).sum())
 
 
 def test_batches_keep_every_class_in_view():
@@ -112,10 +112,10 @@ def test_a_run_that_was_not_audited_is_named(tmp_path: Path):
 # ------------------------------------------------------------------------------------------------ stop rule
 
 
-def test_before_the_first_answer_the_audits_chances_are_believed():
+def test_before_the_first_answer_the_prior_discounts_the_audits_chances():
     ahead = np.array([0.9, 0.5, 0.1])
     found = forecast(np.empty(0), np.empty(0), ahead)
-    assert found.photographs == 3 and found.expected == pytest.approx(1.5, abs=0.15)
+    assert found.photographs == 3 and found.expected == pytest.approx(expit(-1 + 0.9 * logit(ahead)).sum())
     assert found.low == 0 and found.high == 3
 
 
@@ -124,7 +124,7 @@ def test_the_forecast_is_right_where_the_chances_are_too_high():
     inside, off = 0, []
     for _ in range(200):
         said = np.sort(rng.beta(0.3, 1.5, 400))[::-1]
-        truly = rng.random(400) < expit(logit(np.clip(said, 1e-4, 1 - 1e-4)) - 1)
+        truly = rng.random(400) < expit(logit(np.clip(said, 1e-4, 1 - 1e-4)) - 2)
         found = forecast(said[:100], truly[:100], said[100:150])
         inside += found.low <= truly[100:150].sum() <= found.high
         off.append(found.expected - truly[100:150].sum())

@@ -21,6 +21,7 @@ from manihot.errors import DataError, SettingsError
 from manihot.progress import warn
 from manihot.records.predictions import Predictions
 from manihot.records.run_places import ENSEMBLE, RunPlaces
+from manihot.review.forecast import forecast
 
 BATCH = 50  # photographs between two looks at the stop rule
 IN_VIEW = 0.2  # of a batch is kept for classes that the ranking alone would leave out
@@ -65,7 +66,12 @@ def make_queue(run: Path, n: int | None = None) -> Queue:
     ranked = ranked.iloc[order].reset_index(drop=True)
     size = n if n is not None else worth_a_look(ranked["chance"].to_numpy())
     left = ranked["chance"].to_numpy()[size:]
-    return Queue(ranked.head(size), len(left), float(left.sum()))
+    return Queue(ranked.head(size), len(left), unseen(left))
+
+
+def unseen(chance: np.ndarray) -> float:
+    """How many wrong labels photographs with these chances (N,) are expected to hold before any is answered."""
+    return forecast(np.empty(0), np.empty(0), chance).expected
 
 
 def rank(issues: pd.DataFrame, predictions: Predictions | None) -> pd.DataFrame:

@@ -56,11 +56,12 @@ def review(
     if serve:
         return _serve(Path(run), n, show_suggestion, unsure, team)
     from manihot.review.page import make_review_page
+    from manihot.review.ranking import unseen
 
     page, queue = make_review_page(
         Path(run), as_path(out), n=n, show_suggestion=show_suggestion, unsure=unsure, workers=compute.workers
     )
-    return ReviewResult(page=page, photographs=len(queue.table), expected=float(queue.table["chance"].sum()))
+    return ReviewResult(page=page, photographs=len(queue.table), expected=unseen(queue.table["chance"].to_numpy()))
 
 
 def _check(run: PathLike | None, out: PathLike | None, files: Sequence[Path], serve: bool, team: ReviewTeam) -> None:
@@ -96,7 +97,7 @@ def _serve(run: Path, n: int | None, show_suggestion: bool, unsure: str, team: R
     from manihot.review.answers import check_unsure
     from manihot.review.database import Database, sqlite_url
     from manihot.review.page import review_digest
-    from manihot.review.ranking import make_queue
+    from manihot.review.ranking import make_queue, unseen
     from manihot.review.server import serve
     from manihot.review.team import Team, invite
 
@@ -113,4 +114,4 @@ def _serve(run: Path, n: int | None, show_suggestion: bool, unsure: str, team: R
         serve(work, team.host, team.port)
     finally:
         database.close()
-    return ReviewResult(page=None, photographs=len(queue.table), expected=float(queue.table["chance"].sum()))
+    return ReviewResult(page=None, photographs=len(queue.table), expected=unseen(queue.table["chance"].to_numpy()))

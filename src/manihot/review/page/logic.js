@@ -2,7 +2,7 @@
 // What the page computes, apart from what it shows: the stop rule, which answers stand, and decisions.csv. The same as
 // forecast.py and answers.py, which tests compare with it.
 
-const PRIOR = [0, 1], SPREAD = [0.7, 0.3], WIDTH = 1.96;
+const PRIOR = [-1, 0.9], SPREAD = [1, 0.25], WIDTH = 1.96;
 
 function logit(p) {
   p = Math.min(Math.max(p, 1e-4), 1 - 1e-4);
