@@ -204,7 +204,7 @@ def test_the_page_says_what_python_expects_and_when_to_stop(run: Path, browser: 
     after = forecast(chance[:30], wrong, chance[30:])
     text = opened.page.inner_text("#forecast")
     said = opened.page.evaluate("expectation()")
-    assert text.startswith("The next 30 are expected to hold 0.") and said["left"] == said["expected"]
+    assert text.startswith("The next 30 are expected to hold 0") and said["left"] == said["expected"]
     assert said["expected"] == pytest.approx(after.expected, rel=1e-6)
     assert f"({after.low} to {after.high})" in text and opened.page.is_visible("#stop") == (after.expected < 1)
     assert after.expected < 1 and opened.page.inner_text("#changed") == f"{wrong.sum()} labels corrected by you"
