@@ -25,5 +25,5 @@ def need_train(what: str) -> None:
 
 def need_serve(what: str) -> None:
     """MissingExtraError where the extra `serve` isn't installed; `what` needs it, in words."""
-    if not all(find_spec(name) is not None for name in ("fastapi", "uvicorn")):
+    if not all(find_spec(name) is not None for name in ("fastapi", "uvicorn", "sqlalchemy")):
         raise MissingExtraError(what, "serve")

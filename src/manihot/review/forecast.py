@@ -2,8 +2,8 @@
 
 The audit's chance that a label is wrong is recalibrated while people answer: logistic regression of "the answer
 differs from the given label" on the log-odds of the chance (Platt scaling), with a Gaussian prior, which is all there
-is before the first answer. The prior says what planted errors taught: the chances are too high where they are near a half.
-It was settled on seeds 100 to 102 of benchmarks/review.py, which reports others. review/page/logic.js does the same.
+is before the first answer. The prior says what planted errors taught: chances near a half are too high. It was settled
+on seeds 100 to 102 of benchmarks/review.py, which reports others. review/page/logic.js does the same.
 """
 
 from __future__ import annotations
