@@ -533,6 +533,7 @@ class RunPlaces:
             "trust",
             "watch",
             "thumbnails",
+            "review",
             "store",
             "features/*",
             "members/*",
