@@ -37,8 +37,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return find_axe(tmp_path_factory.mktemp("axe"))
+def axe() -> str:
+    return find_axe()
 
 
 @pytest.fixture(scope="module")

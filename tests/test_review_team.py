@@ -354,10 +354,8 @@ def browser() -> Iterator[Any]:
 SAVED = "document.getElementById('saved').textContent === 'all answers are saved'"
 
 
-def test_two_browsers_review_and_the_lead_adjudicates(
-    run: Path, browser: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-):
-    axe = find_axe(tmp_path_factory.mktemp("axe"))
+def test_two_browsers_review_and_the_lead_adjudicates(run: Path, browser: Any, tmp_path: Path):
+    axe = find_axe()
     url = sqlite_url(tmp_path / "a.sqlite")
     options = ("--reviewers", "ana", "ben", "--reviewers-per-photo", "2", "--database", url)
     said: list[str] = []
