@@ -27,6 +27,7 @@ _HOMES = {
         "lr_find",
         "translate",
     ),
+    "verbs.losses": ("show_losses",),
     "verbs.notes": ("note",),
     "verbs.priors": ("probe_prior", "reweight"),
     "verbs.scale": ("prepare", "train"),
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from manihot.settings.options import TableOptions as TableOptions
     from manihot.settings.options import TranslatedPictures as TranslatedPictures
     from manihot.settings.options import Translation as Translation
+    from manihot.verbs.losses import show_losses as show_losses
     from manihot.verbs.models import compare as compare
     from manihot.verbs.models import explain as explain
     from manihot.verbs.models import export as export

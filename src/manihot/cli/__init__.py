@@ -14,7 +14,7 @@ import manihot
 from manihot.cli.output import OutputError, watched
 from manihot.errors import EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED, DiskFullError, ManihotError
 from manihot.progress import SafeConsole, console, say, speak
-from manihot.verbs import models, notes, photos, predictions, priors, scale
+from manihot.verbs import losses, models, notes, photos, predictions, priors, scale
 from manihot.verbs import recipes as recipe_verbs
 from manihot.verbs import review as review_verbs
 from manihot.verbs import serve as serve_verbs
@@ -44,6 +44,7 @@ VERBS: tuple[Callable[..., Any], ...] = (
     predictions.check_submission,
     models.share,
     models.show_augment,
+    losses.show_losses,
     models.lr_find,
     models.translate,
     models.export,

@@ -152,6 +152,17 @@ def embedding_map(x: np.ndarray, y: np.ndarray, colour: Sequence[str], suspiciou
         return _svg(figure, "map of the photographs")
 
 
+def loss_curves(p: np.ndarray, curves: dict[str, np.ndarray], what: str) -> Markup:
+    """Values (n,) of losses, by name, against the probability p (n,) of the given label."""
+    with rc_context(STYLE):
+        figure, axes = _figure(4.5, 3.9)
+        for (name, values), colour in zip(curves.items(), CLASS_COLOURS, strict=True):
+            axes.plot(p, values, color=colour, lw=1.8, label=name, clip_on=False)
+        axes.set(xlabel="probability of the given label", ylabel=what, xlim=(0, 1), ylim=(0, None))
+        axes.legend()
+        return _svg(figure, what)
+
+
 def size_scatter(sizes: np.ndarray, count: np.ndarray) -> Markup:
     """Width against height in pixels: unique sizes (S, 2) as (height, width) and how often each occurs."""
     with rc_context(STYLE):

@@ -76,6 +76,8 @@ TECHNIQUES: dict[str, tuple[str, ...]] = {
         "rce",
         "gce",
         "nce_rce",
+        "forward_correction",
+        "backward_correction",
         "gjs",
         "isda",
         "triplet",

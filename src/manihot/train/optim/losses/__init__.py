@@ -20,6 +20,7 @@ from manihot.errors import SettingsError
 from manihot.settings import suggest
 from manihot.train.optim.losses.bi_tempered import bi_tempered
 from manihot.train.optim.losses.contract import Loss, Row, WeightedSum, check
+from manihot.train.optim.losses.correction import backward_correction, forward_correction
 from manihot.train.optim.losses.distillation import Distillation
 from manihot.train.optim.losses.entropy import (
     cosine_focal,
@@ -137,6 +138,8 @@ LOSSES: dict[str, Row] = {
     "rce": Row(rce),
     "gce": Row(gce),
     "nce_rce": Row(nce_rce),
+    "forward_correction": Row(forward_correction),
+    "backward_correction": Row(backward_correction),
     "gjs": Row(Gjs),
     "isda": Row(Isda),
     "triplet": Row(Triplet),
