@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,12 @@ import manihot
 from manihot.errors import SettingsError, WeightsError
 from manihot.export import certificate
 from manihot.export.bundle import Bundle
+from manihot.export.certify import check_coverage, check_places
 from manihot.export.graph import Networks, Trust, build_model
+from manihot.export.hard import hard_photographs
+from manihot.export.phone import find_runtime
 from manihot.export.refusal import fit_detector
+from manihot.export.witness import Place, compare, look
 from manihot.infer.forward import PhotoFiles
 from manihot.infer.models import read_card
 from manihot.infer.pool import ASK, POOR
@@ -29,6 +35,7 @@ from manihot.networks.activation import activation_maps
 from manihot.networks.card import KEY
 from manihot.networks.graph import build_backbone
 from manihot.networks.runner import LinearHead, OnnxRunner, read_metadata
+from manihot.photos.decode import decode_photo
 from manihot.photos.faults import PhotoFault
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.quality import Limits, QualityLimits
@@ -342,3 +349,97 @@ def test_the_run_refuses_poor_photographs_as_its_export(tmp_path: Path, run: Pat
         answers = pd.read_csv(tmp_path / f"{k}.answers.csv", keep_default_na=False).set_index("image_id")
         assert answers["quality"].to_dict() == {"good.jpg": "", "dark.jpg": "dark"}
         assert answers.loc["dark.jpg", "answer"] == POOR != answers.loc["good.jpg", "answer"]
+
+
+def shown(line: list[str], folder: Path) -> dict[str, float]:
+    """Probabilities by class that an example prints."""
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert not done.returncode, done.stderr
+    rows = [row.split("\t")[1:] for row in done.stdout.splitlines()]
+    return {row[0]: float(row[1]) for row in rows if len(row) == 2}
+
+
+def test_the_examples_run_as_they_stand(exported: Path, run: Path, tmp_path: Path):
+    bundle = Bundle.load(exported)
+    photo = next(iter(Manifest.load(run / "folds.parquet").paths))
+    pixels = decode_photo(photo)
+    expected = bundle.answer(bundle.prepare(pixels)[None])[0].probabilities
+    found = shown([sys.executable, "example.py", str(photo)], exported)
+    assert list(found) == [bundle.classes[k] for k in np.argsort(-expected)]
+    assert max(abs(found[name] - p) for name, p in zip(bundle.classes, expected)) < 0.01
+    try:
+        runtime = find_runtime()
+    except SettingsError:
+        pytest.skip("$MANIHOT_CACHE holds no onnxruntime-web")
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    shutil.copytree(exported, tmp_path / "out")
+    (tmp_path / "out/node_modules").mkdir()
+    (tmp_path / "out/node_modules/onnxruntime-web").symlink_to(runtime.resolve())
+    Image.fromarray(pixels).save(tmp_path / "photo.ppm")
+    again = shown(["node", "example.js", str(tmp_path / "photo.ppm")], tmp_path / "out")
+    assert max(abs(again[name] - p) for name, p in zip(bundle.classes, expected)) < 0.01
+
+
+def test_the_model_card_says_what_was_measured(exported: Path):
+    card = (exported / "model-card.md").read_text(encoding="utf-8")
+    certificate = json.loads((exported / "certificate.json").read_text(encoding="utf-8"))
+    about = json.loads((exported / "model.json").read_text(encoding="utf-8"))
+    assert f"{certificate['held_out']['accuracy']:.1%} of {certificate['held_out']['photographs']}" in card
+    assert "Apache-2.0" in card and about["data"] in card and about["code"] in card
+    assert len(about["coverage"]) == 6 and about["coverage"][-1]["class"] == "all"
+    assert all(
+        f"| {row['class'].replace('_', chr(92) + '_')} | {row['photographs']} |" in card for row in about["coverage"]
+    )
+
+
+def test_the_certificate_begins_at_the_file(exported: Path):
+    found = json.loads((exported / "certificate.json").read_text(encoding="utf-8"))["stages"]
+    assert found["photographs"] == 57 and found["hard"] >= 19
+    assert found["browser"] == "not verified in a browser: no page was made"
+    fp32, full = found["places"]
+    n = found["photographs"] + found["hard"]
+    for stage in ("input", "logits", "probabilities", "set", "answer"):
+        assert fp32[stage]["photographs"] == fp32[stage]["equal"] == n, stage
+    assert fp32["probabilities"]["largest"] < 1e-5 and full["input"]["equal"] < n
+    html = (exported / "certificate.html").read_text(encoding="utf-8")
+    assert all(one["photograph"] in html for one in found["changed"]) and "Prediction sets" in html
+
+
+def test_the_hard_photographs_are_what_they_say():
+    found = {name: decode_photo(content) for name, content in hard_photographs(large=False).items()}
+    upright = found["orientation-1.jpg"]
+    for k in range(5, 9):
+        assert found[f"orientation-{k}.jpg"].shape[:2] == upright.shape[1::-1]
+    assert found["one-pixel.png"].shape == (1, 1, 3)
+    grey = found["grey-16-bit.png"].astype(int)
+    assert np.array_equal(grey[..., 0], grey[..., 1]) and grey.std() > 10
+    wide = found["display-p3.jpg"].astype(int) - upright
+    assert 2 < np.abs(wide).mean() < 30  # the same numbers mean stronger colours
+    assert len(hard_photographs()) == len(found) + 1
+
+
+@pytest.mark.parametrize("part", ["answer", "coverage"])
+def test_what_is_not_the_run_or_breaks_its_promise_fails(part: str):
+    if part == "answer":
+        place = {"name": "fp32", "answer": {"photographs": 1000, "equal": 999}}
+        check_places({"places": [place]})
+        place["answer"]["equal"] = 998
+        with pytest.raises(WeightsError, match="2 of 1000 photographs otherwise"):
+            check_places({"places": [place]})
+    else:
+        row = {"class": "all", "coverage": 0.85, "photographs": 2000, "high": 0.866}
+        check_coverage([row], 0.866)
+        with pytest.raises(WeightsError, match="90% were promised"):
+            check_coverage([row], 0.9)
+
+
+def test_a_fault_in_one_stage_shows_in_this_and_the_later_ones(exported: Path, run: Path):
+    files = list(Manifest.load(run / "folds.parquet").paths)[:4]
+    bundle = Bundle.load(exported)
+    good = Place("good", "", look(bundle, files, True))
+    prepare = bundle.prepare
+    bundle.prepare = lambda photo: np.roll(prepare(photo), 9, axis=1)
+    found = compare(Place("bad", "", look(bundle, files, True)), good)
+    assert found["decoded"]["equal"] == 4 and found["input"]["equal"] == found["probabilities"]["equal"] == 0
+    assert found["input"]["largest"] > 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 
 import manihot
 from manihot.errors import DataError, SettingsError
+from manihot.export.bundle import Bundle
+from manihot.export.card import write_card
 from manihot.export.certificate import (
     COMPARED,
     Judged,
@@ -21,9 +24,10 @@ from manihot.export.certificate import (
     score,
     set_coverage,
 )
+from manihot.export.certify import check_coverage, check_places, draw_page, look_everywhere
 from manihot.export.describe import describe
 from manihot.export.graph import Networks, Trust, build_model, parts_of
-from manihot.export.int8 import make_int8
+from manihot.export.int8 import Kind, make_int8
 from manihot.export.phone import find_runtime, write_page
 from manihot.export.refusal import SmallDetector, fit_detector
 from manihot.export.source import Source, metadata, open_source
@@ -31,7 +35,8 @@ from manihot.infer.forward import PhotoFiles
 from manihot.infer.models import networks_by_fold, open_network
 from manihot.networks.runner import OnnxRunner
 from manihot.records.export_folder import ExportFolder
-from manihot.records.files import digest_file, explain_os_error, save_json
+from manihot.records.files import digest_file, explain_os_error, save_json, write_atomic
+from manihot.records.manifest import Manifest
 from manihot.records.run_folder import RunFolder
 from manihot.trust.calibrate import Calibrator
 from manihot.trust.conformal import ConformalSets
@@ -51,6 +56,7 @@ def export_run(
     out: Path | None = None,
     *,
     int8: bool = False,
+    int8_kind: Kind = "weights",
     phone: Path | None = None,
     runtime: Path | None = None,
     title: str = "What is wrong with this plant?",
@@ -58,10 +64,11 @@ def export_run(
     """Write a run as files that work without manihot; gives what certificate.json says.
 
     OUT/model.onnx: uint8 photographs to calibrated probabilities, the mean over folds inside.
-    OUT/model.json: classes, preprocessing, calibration, prediction sets, digests. OUT/certificate.json: what was
-    measured. int8: also OUT/model.int8.onnx. phone: also one HTML file that classifies in a browser without a network,
-    by the int8 model where there is one, under `title`; runtime: the unpacked npm package onnxruntime-web, of
-    $MANIHOT_CACHE when left out. run: a run of one member, or RUN/members/NAME. Nothing is written where the exported
+    OUT/model.json: classes, preprocessing, calibration, prediction sets, digests. OUT/certificate.json and .html: what
+    was measured. int8: also OUT/model.int8.onnx, of the `int8_kind` of `manihot.export.int8`. phone: also one HTML file
+    that classifies in a browser without a network, by the int8 model where there is one, under `title`; runtime: the
+    unpacked npm package onnxruntime-web, of $MANIHOT_CACHE when left out; where a Chromium is found, the page is tried
+    in it. run: a run of one member, or RUN/members/NAME. Nothing is written where the exported
     model's answers are not the run's. Raises SettingsError, WeightsError, DataError, RunFolderError.
     """
     if out is None and phone is None:
@@ -75,32 +82,53 @@ def export_run(
     except OSError as error:
         raise explain_os_error(error, home) from error
     with TemporaryDirectory(prefix=".manihot-export-", dir=home, ignore_cleanup_errors=True) as temporary:
-        made, about, certificate = _make(source, ExportFolder(Path(temporary)), int8)
+        made, about, certificate = _make(source, ExportFolder(Path(temporary)), int8_kind if int8 else None)
+        small = {**about["int8"], "precision": "int8"} if int8 else about
+        network, tried = made.small if int8 else made.model, Path(temporary) / "phone.html"
+        if found is not None:
+            write_page(tried, network, small, found, title)
+        seen = source.manifest.take(evenly(source.usable, COMPARED))
+        certificate["stages"] = _witness(source, made, tried if found is not None else None, seen)
         if phone is not None and found is not None:
-            small = {**about["int8"], "precision": "int8"} if int8 else about
-            write_page(Path(phone), made.small if int8 else made.model, small, found, title)
+            write_page(Path(phone), network, small, found, title)
         if out is not None:
-            _place(made, about, certificate, ExportFolder(home))
+            _place(source, made, about, certificate, ExportFolder(home))
+            html = draw_page(certificate, about["classes"], seen, source.place.name, home)
+            write_atomic(ExportFolder(home).page, html)
     return certificate
 
 
-def _make(source: Source, folder: ExportFolder, int8: bool) -> tuple[ExportFolder, dict[str, Any], dict[str, Any]]:
+def _make(
+    source: Source, folder: ExportFolder, int8: Kind | None
+) -> tuple[ExportFolder, dict[str, Any], dict[str, Any]]:
     """The models in `folder`, and the content of model.json and certificate.json."""
     judged = judge(source)
     whole = write_model(source, folder.model, parts_of(source.model), judged, source.calibrator, source.sets)
     certificate = _certify(source, whole, judged)
     about = whole.about
-    if int8:
-        small = make_int8(source, judged, folder.path)
+    if int8 is not None:
+        small = make_int8(source, judged, folder.path, int8)
         made = write_model(
             source, folder.small, small.networks, small.judged, small.calibrator, small.sets, precision="int8"
         )
         certificate["int8"] = {**small.measured, "bytes": made.about["bytes"], "sets": made.coverage}
         about = {**about, "int8": made.about}
+    save_json(folder.about, about)
     return folder, about, certificate
 
 
-def _place(made: ExportFolder, about: dict[str, Any], certificate: dict[str, Any], out: ExportFolder) -> None:
+def _witness(source: Source, made: ExportFolder, page: Path | None, seen: Manifest) -> dict[str, Any]:
+    """What every place makes of photographs; WeightsError where the exported model is not the run."""
+    bundle = Bundle.load(made.path, "fp32")
+    small = Bundle.load(made.path, "int8") if made.small.is_file() else None
+    found = look_everywhere(source, bundle, small, page, seen).to_json()
+    check_places(found)
+    return found
+
+
+def _place(
+    source: Source, made: ExportFolder, about: dict[str, Any], certificate: dict[str, Any], out: ExportFolder
+) -> None:
     for path in out.files():  # never new files beside old ones
         path.unlink(missing_ok=True)
     for path in made.files():
@@ -108,6 +136,10 @@ def _place(made: ExportFolder, about: dict[str, Any], certificate: dict[str, Any
             path.replace(out.path / path.name)
     save_json(out.about, about)
     save_json(out.certificate, certificate)
+    write_atomic(out.card, write_card(source, about, certificate))
+    for path in out.examples:
+        text = (resources.files("manihot.export") / "examples" / path.name).read_text(encoding="utf-8")
+        write_atomic(path, text)
 
 
 def judge(source: Source) -> Judged:
@@ -164,4 +196,6 @@ def _certify(source: Source, made: Made, judged: Judged) -> dict[str, Any]:
     if len(judged.rows):
         certificate["held_out"] = {"views": 1, **score(judged.probs, manifest.labels[judged.rows])}
     certificate["sets"] = made.coverage
+    if source.sets is not None:
+        check_coverage(made.coverage, source.sets.coverage)
     return {"manihot": manihot.__version__, "model": digest_file(made.path), **certificate}

@@ -149,7 +149,11 @@ def export(
     run: Annotated[Place, Parameter(help="A finished run of one member, or RUN/members/NAME.")],
     *,
     out: Annotated[Out | None, Parameter(help="The folder for the model.")] = None,
-    int8: Annotated[bool, Parameter(help="Also OUT/model.int8.onnx, a quarter of the size.")] = False,
+    int8: Annotated[bool, Parameter(help="Also OUT/model.int8.onnx, a third or a quarter of the size.")] = False,
+    int8_kind: Annotated[
+        Literal["weights", "static"],
+        Parameter(help="Weights alone in 8 bits, or activations too: faster on a server, other answers."),
+    ] = "weights",
     phone: Annotated[Place | None, Parameter(help="Also one .html file that classifies in a browser, offline.")] = None,
     runtime: Annotated[Place | None, Parameter(help="For --phone: the unpacked npm package onnxruntime-web.")] = None,
     title: Annotated[str, Parameter(help="For --phone: what stands at its top.")] = "What is wrong with this plant?",
@@ -161,7 +165,9 @@ def export(
     from manihot.export.write import export_run
 
     folder, page = as_path(out), as_path(phone)
-    certificate = export_run(Path(run), folder, int8=int8, phone=page, runtime=as_path(runtime), title=title)
+    certificate = export_run(
+        Path(run), folder, int8=int8, int8_kind=int8_kind, phone=page, runtime=as_path(runtime), title=title
+    )
     files = () if folder is None else tuple(sorted(folder.glob("model*.onnx")))
     return ExportResult(files=files, page=page, certificate=certificate)
 

@@ -1,0 +1,87 @@
+"""The phone page in a real Chromium without a window and without a network: what it makes of photographs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manihot.export.bundle import Bundle
+from manihot.export.witness import Seen
+from manihot.photos.quality import QualityLimits, measure_quality
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+PATIENCE = 180_000  # milliseconds for a photograph
+
+# checksum (CRC-32) and answer of one file; the page's own names are `decode`, `classify`
+LOOK = """async name => {
+  const table = Int32Array.from({length: 256}, (_, n) => {
+    for (let k = 0; k < 8; k++) n = n & 1 ? (n >>> 1) ^ 0xEDB88320 : n >>> 1;
+    return n;
+  });
+  const file = document.getElementById('manihot-certificate').files[0];
+  try {
+    const pixels = await decode(file), found = await classify(file);
+    let crc = -1;
+    for (const value of pixels.data) crc = (crc >>> 8) ^ table[(crc ^ value) & 255];
+    return {
+      decoded: (crc ^ -1) >>> 0, h: found.input.h, w: found.input.w, input: Array.from(found.input.data),
+      probabilities: Array.from(found.probabilities), raw: Array.from(found.raw),
+      set: facts.sets ? predictionSet(Array.from(found.raw)) : null, strangeness: found.strangeness ?? null,
+    };
+  } catch (error) {
+    return {fault: String(error.message || error)};
+  }
+}"""
+
+
+def find_browser() -> tuple[str | None, str]:
+    """A Chromium, and '' or why there is none to try the page in."""
+    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if found is None:
+        return None, "no Chromium was found"
+    if find_spec("playwright") is None:
+        return None, "the package playwright, which drives Chromium, is not installed"
+    return found, ""
+
+
+def look_in_browser(page: Path, files: Sequence[Path], bundle: Bundle, browser: str) -> tuple[list[Seen], str]:
+    """What the page makes of files, and the browser's version. bundle: of the model that the page holds."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        started = play.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            opened = started.new_context(offline=True).new_page()
+            opened.set_default_timeout(PATIENCE)
+            opened.goto(page.resolve().as_uri())
+            opened.evaluate("ready", None)
+            opened.evaluate(
+                "() => { const i = document.createElement('input'); i.type = 'file'; i.id = 'manihot-certificate'; "
+                "document.body.append(i); }"
+            )
+            found = []
+            for file in files:
+                opened.set_input_files("#manihot-certificate", str(file))
+                found.append(_seen(opened.evaluate(LOOK, ""), bundle))
+            return found, str(started.version)
+        finally:
+            started.close()
+
+
+def _seen(told: dict[str, Any], bundle: Bundle) -> Seen:
+    if "fault" in told:
+        return Seen(fault=str(told["fault"])[:200])
+    pixels = np.array(told["input"], np.uint8).reshape(told["h"], told["w"], 3)
+    limits: QualityLimits | None = bundle.limits
+    faults = () if limits is None else limits.faults(measure_quality(pixels))
+    held = None
+    if told["set"] is not None:
+        held = np.zeros(len(bundle.classes), dtype=bool)
+        held[[int(k) for k in told["set"]]] = True
+    raw, probabilities = (np.array(told[name], np.float64) for name in ("raw", "probabilities"))
+    return Seen(int(told["decoded"]), pixels, bundle.decide(probabilities, raw, held, faults, told["strangeness"]))
