@@ -62,3 +62,25 @@ def test_mistakes_are_named(photo: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=broken):
             show_augment(RECIPE, tmp_path / broken, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+def test_mixes_are_drawn_with_their_shares(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    import manihot
+    from manihot.train.show_mixes import OF_A_MIX, mixed_pictures
+
+    rows = ("mixup", "cutmix", "fmix", "snapmix")
+    recipe = Recipe(name="mixes", mixing=tuple(Choice(name=name, p=0.2) for name in rows), augment=())
+    black, white = np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8)
+    shown = mixed_pictures(recipe, [black, white])
+    assert [caption.split("\n")[0] for caption, _ in shown] == [name for name in rows for _ in range(OF_A_MIX)]
+    for caption, picture in shown[: 3 * OF_A_MIX]:  # the share of white pixels is the share of the white photograph
+        told = dict(part.split(" of ")[::-1] for part in caption.split("\n")[1].split(", "))
+        assert picture.mean() / 255 == pytest.approx(float(told.get("2", "0%").rstrip("%")) / 100, abs=0.012)
+    for name, pixels in (("a.png", black), ("b.png", white)):
+        Image.fromarray(pixels).save(tmp_path / name)
+    places = {"out": tmp_path / "p.html", "mix_with": tmp_path / "b.png"}
+    page = manihot.show_augment(recipe, tmp_path / "a.png", n=2, **places).page
+    assert page.read_text().count("<img") == 3 + 4 * OF_A_MIX and "main, mixed" in page.read_text()
+    with pytest.raises(SettingsError, match="mixes nothing"):
+        manihot.show_augment(RECIPE, tmp_path / "a.png", mix_with=tmp_path / "b.png")

@@ -158,7 +158,7 @@ def loss_curves(p: np.ndarray, curves: dict[str, np.ndarray], what: str) -> Mark
         figure, axes = _figure(4.5, 3.9)
         for (name, values), colour in zip(curves.items(), CLASS_COLOURS, strict=True):
             axes.plot(p, values, color=colour, lw=1.8, label=name, clip_on=False)
-        axes.set(xlabel="probability of the given label", ylabel=what, xlim=(0, 1), ylim=(0, None))
+        axes.set(xlabel="probability of the given label", ylabel=what, xlim=(0, 1.03), ylim=(0, None))
         axes.legend()
         return _svg(figure, what)
 

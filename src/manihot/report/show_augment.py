@@ -1,12 +1,12 @@
 """Pictures of what a recipe's augmentations do to one photograph: a user checks the recipe with their eyes.
 
 The pictures are those that training would see for this photograph: the same store, operations, schedules and
-colours, drawn by the recipe's seed. Mixing of several photographs is not part of it.
+colours, drawn by the recipe's seed. Mixes of several photographs come from `train.show_mixes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +28,40 @@ QUALITY = 90
 Shown = tuple[str, np.ndarray]  # caption, uint8 RGB
 
 
-def show_augment(recipe: Recipe, photo: Path, out: Path, epochs: Sequence[int] = (), n: int = 24) -> Path:
+def show_augment(
+    recipe: Recipe,
+    photo: Path,
+    out: Path,
+    epochs: Sequence[int] = (),
+    n: int = 24,
+    others: Sequence[Path] = (),
+    mixes: Callable[[Recipe, Sequence[np.ndarray]], list[Shown]] | None = None,
+) -> Path:
     """Write a page of `n` augmented pictures of `photo` for each member, labelled with what was applied.
 
     out: .html (one file, opens offline) or .png (a sheet). epochs: which to show, counted from 0; spread over
-    the whole training when left out, so that schedules are seen. Returns `out`. Raises SettingsError for an
+    the whole training when left out, so that schedules are seen. others: photographs that `mixes` mixes it with, in
+    sections of their own. Returns `out`. Raises SettingsError for an
     unknown suffix, epoch or operation, DataError when the photograph can't be read.
     """
     out, photo = Path(out), Path(photo)
     if out.suffix.lower() not in WRITERS:
         raise SettingsError(f"{out}: pictures are written as {' or '.join(WRITERS)}", "choose such a file name")
-    try:
-        rgb = decode_photo(photo)
-    except PhotoFault as fault:
-        raise DataError(f"{photo}: {fault.detail}", fault.remedy) from fault
-    sections = {name: augmented_pictures(member, rgb, epochs, n) for name, member in recipe.member_recipes().items()}
+    rgb, *more = [_decoded(path) for path in (photo, *map(Path, others))]
+    members = recipe.member_recipes()
+    sections = {name: augmented_pictures(member, rgb, epochs, n) for name, member in members.items()}
+    if mixes is not None:
+        mixed = {f"{name}, mixed": mixes(member, [rgb, *more]) for name, member in members.items() if member.mixing}
+        sections |= {name: shown for name, shown in mixed.items() if shown}
     WRITERS[out.suffix.lower()](out, f"{recipe.name or 'recipe'}: augmentations of {photo.name}", sections)
     return out
+
+
+def _decoded(photo: Path) -> np.ndarray:
+    try:
+        return decode_photo(photo)
+    except PhotoFault as fault:
+        raise DataError(f"{photo}: {fault.detail}", fault.remedy) from fault
 
 
 def augmented_pictures(recipe: Recipe, rgb: np.ndarray, epochs: Sequence[int] = (), n: int = 24) -> list[Shown]:

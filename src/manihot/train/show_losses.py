@@ -22,7 +22,7 @@ SHOWN: dict[str, dict[str, Any]] = {
     "symmetric_ce": {},
     "gce": {},
     "bi_tempered": {"t1": 0.8, "t2": 1.4},
-    "taylor_ce": {},
+    "taylor_series_ce": {},
     "focal": {},
     "forward_correction": {"rate": 0.2},
 }

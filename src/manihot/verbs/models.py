@@ -9,9 +9,11 @@ from cyclopts import Parameter
 
 from manihot.errors import SettingsError
 from manihot.extras import need_train
+from manihot.progress import say
 from manihot.settings import Recipe
 from manihot.settings.options import EVERYTHING_GUESSED, HERE, ONE_OF_EACH, USUAL_TRANSLATION
 from manihot.verbs.options import (
+    FILES,
     Columns,
     Model,
     NamedRecipe,
@@ -179,11 +181,28 @@ def show_augment(
     out: Annotated[Out, Parameter(help="A .html or .png file.")] = Path("augment.html"),
     set: Sets = (),
     n: Annotated[int, Parameter(help="Pictures per epoch.")] = 24,
+    mix_with: Annotated[
+        Places, FILES, Parameter(help="Other photographs: draw the recipe's mixes of them too.", show_default=False)
+    ] = (),
 ) -> PageResult:
-    """Draw what a recipe's augmentation makes of a photograph, to be checked with your own eyes."""
+    """Draw what a recipe's augmentation makes of a photograph, to be checked with your own eyes.
+
+    With --mix-with also what its mixes (MixUp, CutMix, FMix, SnapMix, ...) make of it and other photographs.
+    """
     from manihot.report.show_augment import show_augment as draw
 
-    return PageResult(page=draw(as_recipe(recipe, set), Path(photo), Path(out), n=n))
+    chosen, others = as_recipe(recipe, set), as_paths(mix_with)
+    mixing = any(member.mixing for member in chosen.member_recipes().values())
+    if not others:
+        if mixing:
+            say("The recipe mixes photographs: --mix-with OTHER.jpg draws that too.")
+        return PageResult(page=draw(chosen, Path(photo), Path(out), n=n))
+    if not mixing:
+        raise SettingsError("--mix-with: the recipe mixes nothing", "leave it out, or set mixing")
+    need_train("drawing mixes")
+    from manihot.train.show_mixes import mixed_pictures
+
+    return PageResult(page=draw(chosen, Path(photo), Path(out), n=n, others=others, mixes=mixed_pictures))
 
 
 def explain(
