@@ -106,6 +106,7 @@ def _shrink(values: dict[str, Any], largest: int, count_stages: CountStages | No
         "accumulate": min(train["accumulate"], 2),
         "workers": 0,
         "precision": "fp32",
+        **({"snapshots": [0]} if train.get("snapshots") else {}),
     }
     features = {**values["features"], "c": values["features"]["c"][:2], "batch": BATCH}
     return {

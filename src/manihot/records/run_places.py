@@ -56,6 +56,10 @@ class FoldFolder:
         """The fine-tuned network as torch keeps it."""
         return self.path / TORCH_NETWORK
 
+    def snapshot(self, epoch: int) -> Path:
+        """The network after an epoch, counted from 0, where several epochs answer together."""
+        return self.path / f"epoch{epoch}.safetensors"
+
     @property
     def oof(self) -> Path:
         """Predictions of what the fold holds out."""

@@ -133,7 +133,7 @@ class Optimizer(Group):
 class Train(Group):
     """The loop of `finetune`."""
 
-    LATER = ("compile",)
+    LATER = ("compile", "snapshots")
 
     epochs: int = Field(default=12, ge=1)
     batch: int = Field(default=32, ge=1)
@@ -146,6 +146,10 @@ class Train(Group):
         default=True, description="memory layout; `auto`: measured as `precision` is"
     )
     keep: Literal["last", "best"] = Field(default="last", description="which epoch's weights are kept")
+    snapshots: tuple[int, ...] = Field(
+        default=(),
+        description="epochs whose networks answer together, counted from 0, negative from the end, of the last stage",
+    )
     monitor: Literal["loss", "accuracy"] = "loss"
     patience: int = Field(default=0, ge=0, description="stop after so many epochs without gain; 0 never")
     workers: int = Field(default=0, ge=0, description="loader processes; 0 lets threads of this process do it")

@@ -54,6 +54,22 @@ def check_classes(recipe: Recipe, classes: Sequence[str]) -> None:
         check_loss(stage.recipe, stage.where("loss"), known)
 
 
+def check_snapshots(member: Recipe, where: str) -> None:
+    """SettingsError for epochs that are not reached, or that contradict the one that is kept."""
+    asked, epochs = member.train.snapshots, member.train.epochs
+    for epoch in asked:
+        if not -epochs <= epoch < epochs:
+            raise SettingsError(
+                f"{where}: snapshots: there is no epoch {epoch}", f"from 0 to {epochs - 1}, or from -1 down"
+            )
+    if asked and (member.train.keep == "best" or member.train.patience):
+        key = "keep: best" if member.train.keep == "best" else f"patience: {member.train.patience}"
+        raise SettingsError(
+            f"{where}: snapshots name the epochs that answer, and {key} chooses one by its score",
+            "leave one of them out",
+        )
+
+
 def check_training(member: Recipe, train: str, schedule: str, optimizer: str) -> None:
     """SettingsError for settings of the loop that contradict each other; the texts say where each stands."""
     if member.train.keep == "best" and member.averaging.name == "swa":
@@ -61,6 +77,7 @@ def check_training(member: Recipe, train: str, schedule: str, optimizer: str) ->
             f"{train}: keep 'best' would keep the weights of one epoch and not the average of averaging 'swa'",
             "use train.keep: last, which keeps the average, or averaging: {name: ema}, which best can choose from",
         )
+    check_snapshots(member, train)
     begin = averaging_begins(member.averaging, member.train.epochs)
     if 0 < member.train.patience < begin and member.folds.kind != "none":
         raise SettingsError(

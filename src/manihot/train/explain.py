@@ -23,7 +23,7 @@ from manihot.infer.explain import Evidence
 from manihot.networks.card import ModelCard
 from manihot.records.run_folder import TORCH_NETWORK
 from manihot.train.networks.checkpoint import load_network
-from manihot.train.networks.heads import Classifier
+from manihot.train.networks.heads import Classifier, Snapshots
 from manihot.train.runners import Normalise, choose_device
 
 Seen = Callable[[Tensor], Tensor]  # classes int64 (N, C) -> maps float32 (N, C, h, w), not negative
@@ -236,8 +236,9 @@ def _attention_read(backbone: Any, read: Callable[..., None]) -> Iterator[None]:
 
 
 def open_torch_explainer(path: Path, device: str) -> TorchExplainer:
-    """The explainer of the fine-tuned network beside `path`."""
-    return TorchExplainer(*load_network(path.with_name(TORCH_NETWORK)), device)
+    """The explainer of the fine-tuned network beside `path`; of several epochs' networks, that of the last."""
+    network, card = load_network(path.with_name(TORCH_NETWORK))
+    return TorchExplainer(network.last if isinstance(network, Snapshots) else network, card, device)
 
 
 METHODS: dict[str, Callable[[Classifier, Tensor], tuple[Tensor, Seen]]] = {

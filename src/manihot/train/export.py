@@ -24,7 +24,7 @@ from manihot.networks.runner import OnnxRunner
 from manihot.photos.preprocess import Preprocess
 from manihot.progress import say
 from manihot.records.files import atomic_path
-from manihot.train.networks.heads import Classifier
+from manihot.train.networks.heads import Classifier, Snapshots
 from manihot.train.runners import Normalise
 
 BOUND = 1e-3  # largest difference between onnxruntime and torch in fp32, of a probability and of embeddings
@@ -34,7 +34,7 @@ COMPARED = 8  # photographs
 class Network(nn.Module):
     """Normalisation, backbone and head in one graph: embeddings (N, D), logits (N, K) and, where it has it, unknown."""
 
-    def __init__(self, model: Classifier, preprocess: Preprocess) -> None:
+    def __init__(self, model: Classifier | Snapshots, preprocess: Preprocess) -> None:
         super().__init__()
         self.normalise = Normalise(preprocess, channels_last=False)
         self.model = model
@@ -61,7 +61,7 @@ class Backbone(nn.Module):
         return self.model.embed(self.normalise(photos))
 
 
-def export_network(path: Path, model: Classifier, card: ModelCard, photos: Photos, rows: np.ndarray) -> str:
+def export_network(path: Path, model: Classifier | Snapshots, card: ModelCard, photos: Photos, rows: np.ndarray) -> str:
     """Write a network as ONNX, compared on `rows` of stored photographs; '' or why there is no such file."""
     some = rows[:: max(1, len(rows) // COMPARED)][:COMPARED]
     batch = np.stack([card.preprocess(photos[int(row)]) for row in some])

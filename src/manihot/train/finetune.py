@@ -29,10 +29,10 @@ from manihot.records.run_places import FoldFolder
 from manihot.settings import Recipe, View
 from manihot.train.distributed import by_parts, from_first, gather, rank
 from manihot.train.export import export_network
-from manihot.train.loop import fit
+from manihot.train.loop import fit, snapshot_epochs
 from manihot.train.margins import join_margins
 from manihot.train.networks.checkpoint import load_network, save_network
-from manihot.train.networks.heads import Classifier
+from manihot.train.networks.heads import Classifier, Snapshots
 from manihot.train.runners import TorchRunner, choose_device
 from manihot.train.steps import make_step
 from manihot.train.training import at_size, make_training
@@ -59,22 +59,40 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
             if len(stages) > 1 and not rank():
                 write_atomic(place / DONE, "")
             gather(None)  # the first process has saved the network that all go on from
-        before = load_network(place / TORCH_NETWORK)
+        before = _load(place / TORCH_NETWORK)
     if rank():
         return
     if len(stages) > 1:
         write_atomic(FoldFolder(folder).history, "".join(_joined_history(places)))
         join_margins(folder, places, [len(_history(place)) for place in places])
     assert before is not None
-    network, card = before
-    if member.answering != member.preprocess:
-        network = at_size(network, member.recipe.model, member.answering.size)
+    card = before[1]
+    network = _answering(member, before[0], FoldFolder(places[-1]), epochs[-1])
     device, precision = choose_device(member.tools.device), str(card.about["precision"])
     card = replace(make_card(member, fold, precision=precision), preprocess=member.answering)
     rows = held if len(held) else train
     why = export_network(folder / NETWORK, network, card, member.photos, rows)
     save_network(folder / TORCH_NETWORK, network, replace(card, about={**card.about, "not_onnx": why}))
     predict_fold(member, fold, held, TorchRunner(network, member.answering, device, precision))
+
+
+def _answering(member: Member, kept: Classifier, place: FoldFolder, epochs: int) -> Classifier | Snapshots:
+    """The network that answers: the kept one or several epochs' together, at the size at which they predict.
+
+    place: of the last stage, which lasted so many epochs.
+    """
+    asked = snapshot_epochs(member.recipe.stage_recipes()[-1].train.snapshots, epochs)
+    networks = [_load(place.snapshot(epoch))[0] for epoch in asked] or [kept]
+    if member.answering != member.preprocess:
+        networks = [at_size(network, member.recipe.model, member.answering.size) for network in networks]
+    return Snapshots(networks) if asked else networks[0]
+
+
+def _load(path: Path) -> Trained:
+    """A single network as `train_stage` saves it, and its card."""
+    network, card = load_network(path)
+    assert isinstance(network, Classifier), path
+    return network, card
 
 
 def stages_of(member: Member) -> list[Member]:
@@ -154,9 +172,10 @@ def train_stage(
         labels, probs = manifest.labels[held], softmax(logits.astype(np.float64), axis=1)
         return {"loss": float(metrics.log_loss(labels, probs)), "accuracy": float(metrics.accuracy(labels, probs))}
 
-    def save(network: torch.nn.Module) -> None:
+    def save(network: torch.nn.Module, epoch: int | None = None) -> None:
         card = make_card(stage, fold, names, precision=precision)
-        save_network(folder / TORCH_NETWORK, network, card)  # type: ignore[arg-type]
+        path = folder / TORCH_NETWORK if epoch is None else FoldFolder(folder).snapshot(epoch)
+        save_network(path, network, card)  # type: ignore[arg-type]
 
     progress = fit(
         training.model,

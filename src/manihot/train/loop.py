@@ -103,11 +103,11 @@ def fit(
     seed: int,
     folder: Path,
     judge: Judge | None,
-    save: Callable[[nn.Module], None],
+    save: Callable[..., None],
     what: str,
     epochs: int | None = None,
 ) -> Progress:
-    """Train `model` in place by the recipe; `save` is called with the network to keep.
+    """Train `model` in place by the recipe; `save` is called with the network to keep and with snapshots.
 
     judge: scores a network after each epoch; None without held-out photographs. folder: gets last.ckpt and
     history.jsonl. epochs: after which it stops, on the way of the recipe's own number; all when left out. Raises
@@ -158,6 +158,8 @@ def fit(
                 progress.best, progress.best_epoch = watched, epoch
                 if train.keep == "best" and not distributed.rank():
                     save(averaging.model(model))
+        if epoch in snapshot_epochs(train.snapshots, last) and not distributed.rank():
+            save(averaging.model(model), epoch)
         say(_describe(row, label))
         if not distributed.rank():
             _save_checkpoint(folder, parts, progress)
@@ -166,6 +168,11 @@ def fit(
         if not distributed.rank():
             save(kept)
     return progress
+
+
+def snapshot_epochs(asked: Sequence[int], epochs: int) -> list[int]:
+    """The epochs of `train.snapshots`, counted from 0, in a training of so many, in order."""
+    return sorted({epoch + epochs * (epoch < 0) for epoch in asked})
 
 
 def _parts(model: nn.Module, steps_per_epoch: int, state: StepState, recipe: Recipe) -> dict[str, Any]:

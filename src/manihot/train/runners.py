@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from manihot.networks.runner import Outputs
 from manihot.photos.preprocess import Preprocess
-from manihot.train.networks.heads import Classifier
+from manihot.train.networks.heads import Classifier, Snapshots
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -66,7 +66,7 @@ class TorchRunner:
 
     def __init__(
         self,
-        model: Classifier,
+        model: Classifier | Snapshots,
         preprocess: Preprocess,
         device: torch.device,
         precision: str = "fp32",

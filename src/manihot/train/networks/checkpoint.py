@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,17 +13,21 @@ from manihot.errors import WeightsError
 from manihot.networks.card import KEY, REMEDY, ModelCard
 from manihot.records.files import atomic_path
 from manihot.train.networks.backbones import make_model
-from manihot.train.networks.heads import Classifier
+from manihot.train.networks.heads import Classifier, Snapshots
+
+SNAPSHOTS = "snapshots"  # in a card: how many epochs' networks the file holds
 
 
-def save_network(path: Path, model: Classifier, card: ModelCard) -> None:
+def save_network(path: Path, model: Classifier | Snapshots, card: ModelCard) -> None:
     """Write a network and its card, atomically."""
+    if isinstance(model, Snapshots):
+        card = replace(card, about={**card.about, SNAPSHOTS: len(model.networks)})
     state = {name: value.detach().to("cpu").contiguous() for name, value in model.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata={KEY: card.to_text()})
 
 
-def load_network(path: Path) -> tuple[Classifier, ModelCard]:
+def load_network(path: Path) -> tuple[Classifier | Snapshots, ModelCard]:
     """Read a file of `save_network`; WeightsError when it is not one."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -32,7 +37,9 @@ def load_network(path: Path) -> tuple[Classifier, ModelCard]:
         raise WeightsError(f"{path}: not a network of manihot ({error})", REMEDY) from error
     try:
         settings = card.model.model_copy(update={"pretrained": False})
-        network = make_model(settings, len(card.classes), card.preprocess.size)
+        count = int(card.about.get(SNAPSHOTS, 0))
+        made = [make_model(settings, len(card.classes), card.preprocess.size) for _ in range(count or 1)]
+        network = Snapshots(made) if count else made[0]
         network.load_state_dict(state, strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{path}: its weights and its description don't fit ({error})", "train it again") from error

@@ -7,13 +7,14 @@ averages losses; the third place averaged logits, and so do we).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from manihot.errors import SettingsError
+from manihot.records.probabilities import TINY
 
 
 def average(maps: Tensor) -> Tensor:
@@ -171,3 +172,37 @@ class Classifier(nn.Module):
         samples = [self.drop(embeddings) for _ in range(self.dropout_samples)]
         found = self.head(torch.stack(samples).mean(0))
         return found
+
+
+class Snapshots(nn.Module):
+    """One network after several epochs of its training: they answer by their mean probability.
+
+    The features are those of all, side by side.
+    """
+
+    def __init__(self, networks: Sequence[Classifier]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.unknown = networks[0].unknown
+        self.widths = [network.head.in_features for network in networks]
+
+    @property
+    def last(self) -> Classifier:
+        """The network after the latest of the epochs."""
+        found = self.networks[-1]
+        assert isinstance(found, Classifier)
+        return found
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) to pooled features (N, D of all)."""
+        return torch.cat([network.embed(images) for network in self.networks], 1)  # type: ignore[operator]
+
+    def classify(self, embeddings: Tensor) -> Tensor:
+        """Pooled features to the logarithm of the mean probabilities (N, K), or (N, K + 1) with `unknown`."""
+        parts = embeddings.split(self.widths, 1)
+        probs = [network.classify(part).float().softmax(1) for network, part in zip(self.networks, parts)]  # type: ignore[operator]
+        return torch.stack(probs).mean(0).clamp(min=TINY).log()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) to what `classify` gives."""
+        return self.classify(self.embed(images))
