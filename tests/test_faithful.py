@@ -107,6 +107,34 @@ def test_fixmatch_averages_four_epochs_after_its_rate_has_fallen():
         assert not recipe.model.freeze_norm
 
 
+def test_fixmatch_and_vit_draw_one_of_three_and_the_vit_loses_boxes_twice():
+    """Notebooks 07 and 10, get_train_transforms; CenterCrop of 600 x 800 pixels in shares of the largest square."""
+    fixmatch = [load_recipe("lecture-fixmatch"), members("lecture-avengers")["fixmatch"]]
+    vits = [*members("lecture-vit").values(), *members("lecture-vit-2019").values()]
+    vits.append(members("lecture-avengers")["vit-relabel"])
+    for recipe in (*fixmatch, *vits):
+        size = recipe.photo.size[0]
+        drawn = recipe.augment[0]
+        assert drawn.name == "one_of" and drawn.settings["p"] == 1.0
+        share = pytest.approx(size / 600, abs=5e-4)
+        assert drawn.settings["choices"] == [
+            {"name": "resize"},
+            {"name": "center_crop", "share": share},
+            {"name": "random_resized_crop"},
+        ]
+        assert [view.scale for view in recipe.tta] == [share] * 2
+        assert len(named(recipe, "coarse_dropout")) == (1 if size == 512 else 2)
+        assert all(
+            one == {"name": "coarse_dropout", "p": 0.5, "fill": 115, **BOXES} for one in named(recipe, "coarse_dropout")
+        )
+    for recipe in fixmatch:  # RandomCrop(512, padding=64, padding_mode="reflect"): a square, an eighth beyond the edge
+        for kind in ("weak", "strong"):
+            names = [one["name"] for one in recipe.step.settings[kind]]
+            assert names[:3] == ["horizontal_flip", "random_crop", "shift_scale_rotate"]
+            assert recipe.step.settings[kind][2]["shift"] == 64 / 512
+        assert tuple(recipe.step.settings["strong"][3:]) == STRONG[2:]
+
+
 def test_the_strong_view_is_two_operations_and_a_grey_square_of_half_the_edge():
     *_, first, second, square = STRONG
     assert first == second == {"name": "rand_augment", "n": 1, "p": 0.5, "magnitude": [1.0, 9.0]}  # of RandAugmentMC

@@ -99,7 +99,8 @@ def test_epochs_of_the_last_stage_at_another_size(tmp_path: Path):
     found = sorted(path.name for path in (own.folder(0) / "stage2").glob("epoch*"))
     assert found == ["epoch0.safetensors", "epoch1.safetensors"]
     (model,) = load_model(own.folder(0) / "network.onnx")
-    assert model.preprocess.size == (48, 48) and model.about["snapshots"] == 2
+    network, card = load_network(own.folder(0) / "best.safetensors")
+    assert model.preprocess.size == card.preprocess.size == (48, 48) and len(network.networks) == 2
 
 
 def test_epochs_count_from_both_ends():
