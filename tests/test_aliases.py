@@ -199,3 +199,25 @@ def test_extra_images_are_offered_as_unlabelled_and_are(home: Path, capsys: pyte
 def test_a_smoke_run_matches_the_names(home: Path, tmp_path: Path):
     _, path = prepare_smoke(load_recipe("lecture-fixmatch"), both(home), tmp_path, count_stages=lambda name: 5)
     assert Manifest.load(path).classes == CLASSES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_2019)
+def test_every_recipe_with_2019_runs_whole_on_folders_as_they_are_unpacked(name: str, home: Path, tmp_path: Path):
+    """Smoke runs on the class folders of 2019 beside Kaggle's folder of 2020: five classes, and 2019 is learned from."""
+    from manihot import pipeline
+    from manihot.records.predictions import Predictions
+
+    out = tmp_path / "run"
+    pipeline.run(both(home), out, name, smoke=True, workers=1)
+    manifest = Manifest.load(out / "folds.parquet")
+    assert manifest.classes == CLASSES
+    old = (manifest.table["source"] == "2019").to_numpy()
+    assert old.any() and (manifest.fold[old] == -1).all()
+    assert (manifest.labels[old] == -1).all() == (load_recipe(name).sources["2019"].use == "unlabelled")
+    recipe = load_recipe(name)
+    for member in recipe.member_recipes():
+        told = Predictions.load(out / f"predictions/{member}.oof.parquet")
+        assert told.classes == CLASSES and not np.isin(told.image_id, manifest.image_id[old]).any()
+    mosaic = manifest.labels[old] == CLASSES.index("Cassava Mosaic Disease (CMD)")
+    assert not (mosaic.any() and recipe.sources["2019"].but)

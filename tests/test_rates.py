@@ -24,6 +24,8 @@ cassava2020-02 | all | 1 | adam | 0.0001 | 1e-06 | 0 | plateau | 0
 cassava2020-03 | all | 1 | adam | 0.0001 | 1e-06 | 0 | inverse_epoch | -
 cassava2020-05 | all | 1 | adam | 0.0001 | 1e-06 | 0 | plateau | 0
 cassava2020-07a | all | 1 | adam | 0.0001 | 1e-06 | 0 | cosine_restarts | 1e-06
+cassava2020-07c | all | 1 | adam | 0.0001 | 1e-06 | 0 | cosine_restarts | 1e-06
+cassava2020-07d | all | 1 | adam | 0.0001 | 1e-06 | 0 | cosine_restarts | 1e-06
 cassava2020-07b | all | 1 | adam | 0.0001 | 1e-06 | 0 | cosine_restarts | 1e-06
 cassava2020-08 | effb6 | 1 | adamp | 0.0001 | 1e-06 | 0 | cosine_restarts | 1e-06
 cassava2020-08 | resnest50 | 1 | ranger | 0.0001 | 1e-06 | 0 | cosine_restarts | 1e-06
@@ -44,6 +46,7 @@ cassava2020-37 | resnet101d resnext101 | 1 | adamw | 0.00025 | 1e-06 | 0 | cosin
 cassava2020-37 | ecaresnet101d resnest101 regnety80 | 1 | adamw | 0.00025 | 1e-06 | 0 | cosine_restarts | 2.5e-06
 cassava2020-40 | all | 1 | adamw | 0.0001 | 1e-06 | 0 | cosine_restarts | 1e-06
 cassava2020-45 | all | 1 | adam | 0.0001 | 1e-06 | 0 | cosine_restarts | 1e-06
+cassava2020-606b | all | 1 | radam | 0.0001 | 1e-06 | 0 | cosine | 1e-06
 cassava2020-606 | all | 1 | radam | 0.0001 | 1e-06 | 0 | cosine | 1e-06
 cassava2020-77 | first | 1 | adam | 0.0001 | 1e-06 | 0 | cosine | 1e-06
 cassava2020-77 | effb4 effb3 vit-base-384 resnext50 vit-small-224 | 2 | adam | 0.0001 | 1e-06 | 0 | cosine | 1e-06
