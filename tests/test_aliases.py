@@ -204,7 +204,7 @@ def test_a_smoke_run_matches_the_names(home: Path, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_2019)
 def test_every_recipe_with_2019_runs_whole_on_folders_as_they_are_unpacked(name: str, home: Path, tmp_path: Path):
-    """Smoke runs on the class folders of 2019 beside Kaggle's folder of 2020: five classes, and 2019 is learned from."""
+    """Smoke runs on the class folders of 2019 beside Kaggle's folder of 2020: five classes, and 2019 is learned."""
     from manihot import pipeline
     from manihot.records.predictions import Predictions
 
