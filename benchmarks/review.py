@@ -46,7 +46,7 @@ RATES = (0.05, 0.1, 0.2)
 OURS, CLEANLAB, ORACLE, RANDOM = "manihot", "cleanlab", "oracle", "random"
 BUDGETS = (0.05, 0.1, 0.2, 0.4)  # shares of the photographs
 CURVE = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.4, 1.0)
-CURVE_SEEDS, CURVE_RATE = {"demo": 3, "bracol": 1}, 0.1
+CURVE_SEEDS, CURVE_RATE = 3, 0.1
 EDGES = (-1, 0.5, 1, 3, 10, 30, 50)
 BINS = ("up to 0.5", "0.5 to 1", "1 to 3", "3 to 10", "10 to 30", "30 to 50")
 
@@ -157,7 +157,7 @@ def measure(part: str, work: Path, data: Path, seeds: int) -> dict[str, Any]:
         row["stop"] = next(({"after": s["after"], "left": s["left"]} for s in said[1:] if s["expected"] < STOP), None)
         forecasts += said
         rows.append(row)
-        if rate == CURVE_RATE and seed < CURVE_SEEDS[part]:
+        if rate == CURVE_RATE and seed < CURVE_SEEDS:
             curves += [{"kind": kind, **one} for one in curve(x, given, true, groups, found, seed)]
     return {"rows": rows, "stops": summed(forecasts), "curves": curves}
 

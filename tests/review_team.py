@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import re
@@ -9,7 +10,6 @@ import resource
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import pandas as pd
 
+from manihot.cli import main
 from manihot.records.run_places import RunPlaces
 from manihot.review.database import Database, sqlite_url
 from review_runs import answer, digest_of
@@ -35,25 +36,34 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+# Each server is a fork of a process that has loaded everything, so that a start costs little.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["manihot.cli", "manihot.review.server", "manihot.review.database", "manihot.review.team"])
+
+
+def _serve(words: list[str], log: str, most_bytes: int | None) -> None:
+    if most_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    main(words)
+
+
 class Server:
     """`manihot review RUN --serve` in a process of its own; `links` of the reviewers that got one."""
 
     def __init__(self, run: Path, *options: str, log: Path, most_bytes: int | None = None) -> None:
         self.port, self.log = free_port(), log
         self.address = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "manihot", "review", str(run), "--serve", "--port", str(self.port), *options]
-
-        def limit() -> None:
-            if most_bytes is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-
-        with open(log, "w", encoding="utf-8") as out:
-            self.process = subprocess.Popen(command, stdout=out, stderr=out, preexec_fn=limit)
+        words = ["review", str(run), "--serve", "--port", str(self.port), *options]
+        self.process = FORKS.Process(target=_serve, args=(words, str(log), most_bytes), daemon=True)
+        self.process.start()
 
     def wait(self) -> Server:
         """Until it answers."""
         end = time.monotonic() + START
-        while time.monotonic() < end and self.process.poll() is None:
+        while time.monotonic() < end and self.process.is_alive():
             try:
                 if httpx.get(f"{self.address}/healthy", timeout=5).status_code == 200:
                     return self
@@ -76,7 +86,7 @@ class Server:
     def kill(self) -> None:
         """SIGKILL."""
         self.process.kill()
-        self.process.wait()
+        self.process.join()
 
 
 @contextmanager
@@ -102,17 +112,16 @@ def kill_under_load(run: Path, kills: int, clients: int, database: str = "") -> 
     address, stop = [server.address], threading.Event()
 
     def load(k: int) -> None:
-        rng = random.Random(k)
+        rng, client = random.Random(k), httpx.Client(cookies={"manihot_review": tokens[names[k]]}, timeout=10)
         while not stop.is_set():
             lines = [answer(digest, names[k], rng.choice(ids)) for _ in range(rng.choice((1, 1, 1, 20)))]
             sent[k] += len(lines)
-            cookies = {"manihot_review": tokens[names[k]]}
             try:
-                found = httpx.post(f"{address[0]}/api/answers", json={"answers": lines}, cookies=cookies, timeout=10)
+                found = client.post(f"{address[0]}/api/answers", json={"answers": lines})
                 if found.status_code == 200:
                     confirmed[k].update(found.json()["stored"])
             except httpx.TransportError:
-                time.sleep(0.05)
+                time.sleep(0.2)
 
     threads = [threading.Thread(target=load, args=(k,), daemon=True) for k in range(clients)]
     for thread in threads:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from manihot.audit.decision_files import read_decisions
 from manihot.records.csv_files import csv_text
 from manihot.records.manifest import Manifest
 from manihot.records.run_places import RunPlaces
+from manihot.review import pictures
 from manihot.review.answers import Answer, decisions, standing
 from manihot.review.forecast import forecast
 from manihot.review.page import write_page
@@ -286,8 +288,11 @@ def test_the_next_picture_comes_at_once(run: Path, browser: Any):
 
 
 @pytest.mark.slow
-def test_ten_thousand_photographs_stay_below_60_megabytes_and_fast(browser: Any, tmp_path: Path):
+def test_ten_thousand_photographs_stay_below_60_megabytes_and_fast(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     run = small_review(tmp_path, edge=600)  # noise compresses worse than any photograph
+    monkeypatch.setattr(pictures, "draw", cache(pictures.draw))  # 60 files under 10,000 ids
     many(run, tmp_path / "many.html", 10_000)
     size = (tmp_path / "many.html").stat().st_size
     opened = Opened(browser, tmp_path / "many.html")

@@ -89,7 +89,8 @@ def write_page(
     own = dict.fromkeys(table["image_id"])
     others = dict.fromkeys(i for ids in [*near, *copies] for i in ids if i not in own)
     shown = [*own, *others]
-    paths = [manifest.paths[rows[i]] for i in shown]
+    every, known = manifest.paths, manifest.labels
+    paths = [every[rows[i]] for i in shown]
     pictures = draw_all(paths[: len(own)], paths[len(own) :], workers)
     texts, place = pack(pictures)
     number = {image_id: at for at, image_id in enumerate(shown)}
@@ -97,7 +98,7 @@ def write_page(
     columns = {
         "id": shown,
         "name": [path.name for path in paths],
-        "label": [int(manifest.labels[rows[i]]) for i in shown],
+        "label": [int(known[rows[i]]) for i in shown],
         "href": [link(page.parent, path) for path in paths],
         "aspect": [one.aspect for one in pictures],
         "fault": [one.fault for one in pictures],

@@ -51,9 +51,12 @@ class Team:
     number: dict[str, int] = field(init=False)
     given: dict[str, str] = field(init=False)
     place: dict[str, int] = field(init=False)
+    names: list[str] = field(init=False)
+    labels: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         names = np.array([*self.manifest.classes, ""], dtype=object)
+        self.names, self.labels = [path.name for path in self.manifest.paths], self.manifest.labels
         self.number = {image_id: row for row, image_id in enumerate(self.manifest.image_id)}
         self.given = dict(zip(self.manifest.image_id, names[self.manifest.labels]))
         self.place = {image_id: row for row, image_id in enumerate(self.queue.table["image_id"])}
@@ -114,8 +117,8 @@ class Team:
         row = self.number[image_id]
         return {
             "id": image_id,
-            "name": self.manifest.paths[row].name,
-            "label": int(self.manifest.labels[row]),
+            "name": self.names[row],
+            "label": int(self.labels[row]),
             "src": f"photo/{row}/small",
             "href": f"photo/{row}/original",
             "fault": "",
