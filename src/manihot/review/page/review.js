@@ -104,7 +104,8 @@ function append(verdict, item, label) {
   const line = {key: makeKey(), image_id: item.id, verdict, label, reviewer, at: new Date().toISOString(), ms: Math.max(0, Math.round(now - shownAt - hidden)), seen: [...seen].sort(), round: facts.round, review: facts.review, order: ++order};
   lines.push(line);
   unsaved++;
-  store.append(line).then(() => { unsaved--; if (server) sender.send(); notice(); }, () => { store.lasting = false; notice(); });
+  store.append(line).then(() => { if (server) { sender.waiting++; sender.send(); } unsaved--; notice(); }, () => { store.lasting = false; notice(); });
+  notice();
 }
 
 function answer(verdict, label = "") {
