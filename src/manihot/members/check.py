@@ -14,7 +14,7 @@ from manihot.ensemble.stages import check_blend
 from manihot.errors import SettingsError
 from manihot.members.sampling import check_sampling, class_number, named_classes, with_class_numbers
 from manihot.members.training_labels import check_among, check_labels
-from manihot.networks.weights import EMBEDDED
+from manihot.networks.weights import is_embedded
 from manihot.settings import Recipe
 from manihot.settings.techniques import check_name, check_optimizer, named_within
 
@@ -69,7 +69,7 @@ def needs_train(recipe: Recipe) -> str:
         if member.method == "finetune":
             return f"recipe {recipe.name!r} fine-tunes a network, which"
         model = member.model
-        if model.backbone not in EMBEDDED or model.pretrained not in ("embedded", False):
+        if not is_embedded(model.backbone) or model.pretrained not in ("embedded", False):
             return f"recipe {recipe.name!r} turns the backbone {model.backbone!r} into ONNX, which"
     return ""
 

@@ -13,7 +13,7 @@ from manihot.errors import MissingExtraError
 from manihot.infer.models import Opener
 from manihot.networks.graph import build_backbone
 from manihot.networks.runner import OnnxRunner, Runner
-from manihot.networks.weights import EMBEDDED
+from manihot.networks.weights import EMBEDDED, is_embedded, split_backbone
 from manihot.photos.preprocess import Preprocess
 from manihot.settings import Model
 
@@ -46,10 +46,10 @@ class OpenBackbone(Protocol):
 
 def make_preprocess(model: Model, size: tuple[int, int], fit: str) -> Preprocess:
     """The input of an embedded backbone; MissingExtraError for another."""
-    if model.backbone not in EMBEDDED:
+    if not is_embedded(model.backbone):
         raise MissingExtraError(f"the backbone {model.backbone!r}")
-    mean, std = EMBEDDED[model.backbone].mean, EMBEDDED[model.backbone].std
-    return Preprocess(size, fit, mean, std)
+    first = EMBEDDED[split_backbone(model.backbone)[0]]
+    return Preprocess(size, fit, first.mean, first.std)
 
 
 def open_backbone(model: Model, preprocess: Preprocess, seed: int, path: Path) -> Runner:

