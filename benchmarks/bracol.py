@@ -18,6 +18,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -54,9 +55,17 @@ def split_of(n: int, rotation: int) -> np.ndarray:
     return split
 
 
-def measure(data: Path, work: Path, recipe: str, target: str, rotation: int, sets: list[str]) -> dict[str, Any]:
-    """Run one rotation in a process of its own; accuracy on validation and test, seconds, peak memory."""
+def measure(
+    data: Path, work: Path, recipe: str, target: str, rotation: int, sets: list[str], share: bool = False
+) -> dict[str, Any]:
+    """Run one rotation in a process of its own; accuracy on validation and test, seconds, peak memory.
+
+    share: the store and features of another rotation are taken, which saves them and their time.
+    """
     run = work / f"{recipe}-{target}-{rotation}"
+    for part in ("store", "features") if share and not run.exists() else ():
+        if (found := next(work.glob(f"{recipe}-*/{part}"), None)) is not None:
+            shutil.copytree(found, run / part, copy_function=os.link)
     manifest_path = work / f"{target}-{rotation}.parquet"
     if not manifest_path.exists():
         manifest, _ = scan(data / "leaf.csv", columns=TableOptions(image="leaf/{id}.jpg", label=TARGETS[target]))
@@ -80,6 +89,8 @@ def measure(data: Path, work: Path, recipe: str, target: str, rotation: int, set
         "rotation": rotation,
         **scores,
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "shared": share,
         "stages": {name: stage["seconds"] for name, stage in record["stages"].items()},
         "peak_memory": usage.ru_maxrss * 1024,
         "settings": settings_digest(recipe, sets),
@@ -166,6 +177,7 @@ def main() -> None:
     parser.add_argument("--rotations", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--set", dest="sets", action="append", default=[])
     parser.add_argument("--fresh", action="store_true", help="measure again what was measured before")
+    parser.add_argument("--share", action="store_true", help="take features from a rotation before, where there is one")
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
     rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
@@ -178,7 +190,9 @@ def main() -> None:
             known = [r for r in rows if (r["recipe"], r["target"], r["rotation"]) == key]
             if known and known[0]["settings"] == digest and not options.fresh:
                 continue
-            row = measure(options.data, options.work, options.recipe, options.target, rotation, options.sets)
+            row = measure(
+                options.data, options.work, options.recipe, options.target, rotation, options.sets, options.share
+            )
             print(f"{key}: validation {row['val']:.4f}, test {row['test']:.4f}, {row['seconds']:.0f} s", flush=True)
             rows = [r for r in rows if (r["recipe"], r["target"], r["rotation"]) != key] + [row]
             save_json(RESULTS, rows)

@@ -167,6 +167,14 @@ def fit_uniform(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0) -> np
     return np.full(len(pred_probs), 1.0 / len(pred_probs))
 
 
+def fit_best_member(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.ndarray:
+    """All weight (M,) to the member with the lowest log loss, the first of equal ones."""
+    own = np.take_along_axis(pred_probs, labels[None, :, None], axis=2)[..., 0]
+    found = np.zeros(len(pred_probs))
+    found[int(np.argmax(np.log(np.maximum(own, TINY)).mean(axis=1)))] = 1.0
+    return found
+
+
 def fit_best_subset(pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.ndarray:
     """Equal weights (M,) on the members of the subset with the most right answers."""
     (members, _), *_ = rank_subsets(score_subsets(pred_probs, labels), top=1)
@@ -371,6 +379,7 @@ def search_folds(
 Search = Callable[..., np.ndarray]  # (pred_probs (M, N, K), labels (N,), seed) -> weights (M,) on the simplex
 SEARCHES: dict[str, Search] = {
     "uniform": fit_uniform,
+    "best_member": fit_best_member,
     "best_subset": fit_best_subset,
     "greedy": fit_greedy,
     "simplex": fit_simplex,

@@ -125,7 +125,7 @@ def _refit(
         folder / "int8 features", runner, photos, card.preprocess, recipe.tta, recipe.features.batch
     )
     heads = {
-        fold: LinearHead(*learn_head(member, fold, member.rows(fold)[0], features))
+        fold: learn_head(member, fold, member.rows(fold)[0], features)[0]
         for fold in sorted({*folds, *source.model.folds})
     }
     probs = np.zeros((len(rows), len(source.model.classes)))

@@ -14,7 +14,7 @@ from manihot.ensemble.stages import check_blend
 from manihot.errors import SettingsError
 from manihot.members.sampling import check_sampling, class_number, named_classes, with_class_numbers
 from manihot.members.training_labels import check_among, check_labels
-from manihot.networks.weights import is_embedded
+from manihot.networks.weights import EMBEDDED, is_embedded, split_backbone
 from manihot.settings import Recipe
 from manihot.settings.techniques import check_name, check_optimizer, named_within
 
@@ -54,6 +54,13 @@ def check_recipe(recipe: Recipe) -> None:
         check_views(member.tta, where("tta"))
         if member.method == "features":
             check_features(member, where)
+        joined = split_backbone(member.model.backbone)
+        if len(joined) > 1 and (member.method == "finetune" or not is_embedded(member.model.backbone)):
+            raise SettingsError(
+                f"{where('model.backbone')}: {member.model.backbone}: only embedded networks are joined by '+', and "
+                "only with method: features",
+                f"name one of them, or use method: features with some of {', '.join(EMBEDDED)}",
+            )
     for stage in stages_of(recipe):
         others = [other for other in recipe.members if other != stage.name]
         first, last = stage.number == 0, stage.number == stage.count - 1

@@ -12,18 +12,27 @@ from manihot.networks.card import ModelCard
 from manihot.networks.runner import Runner
 from manihot.records.predictions import Predictions
 from manihot.records.run_places import FoldFolder
-from manihot.settings import Recipe
+from manihot.settings import Recipe, View
 
 
-def make_card(member: Member, fold: int, classes: tuple[str, ...] | None = None, **about: Any) -> ModelCard:
-    """The card of a fold's network as it learns. classes: of the network, where not the manifest's (clusters)."""
+def make_card(
+    member: Member,
+    fold: int,
+    classes: tuple[str, ...] | None = None,
+    views: tuple[View, ...] | None = None,
+    **about: Any,
+) -> ModelCard:
+    """The card of a fold's network as it learns.
+
+    classes, views: of the network, where they are not the manifest's (clusters) and the recipe's.
+    """
     recipe, manifest, numbers = member.recipe, member.manifest, None
     about = {"recipe": recipe.name, "member": member.name, "fold": fold, "precision": "fp32", **about}
     if classes is None or classes == manifest.classes:
         labelled = manifest.take((manifest.labels >= 0) & (manifest.table["split"].to_numpy() != "test"))
         about["class_counts"] = labelled.class_counts().tolist()
         numbers = manifest.numbers
-    return ModelCard(classes or manifest.classes, member.preprocess, recipe.tta, recipe.model, about, numbers)
+    return ModelCard(classes or manifest.classes, member.preprocess, views or recipe.tta, recipe.model, about, numbers)
 
 
 def as_predictions(

@@ -79,7 +79,11 @@ class Architecture:
                 convolutions = _inverted(f"blocks.{number}.{block}", channels, out, stage, stride)
                 yield Block(convolutions, stride == 1 and channels == out, tapped and block == count - 1)
                 channels = out
-        yield Block((Convolution("conv_head", "bn2", channels, LAST),))
+        yield Block((Convolution("conv_head", "bn2", channels, LAST),), ends_stage=True)
+
+    def tapped(self) -> list[Block]:
+        """The blocks whose maps can be pooled, the last convolution at the end."""
+        return [block for block in self.blocks() if block.ends_stage]
 
     def places(self) -> list[str]:
         """Names of the blocks between stem and last convolution, in order."""

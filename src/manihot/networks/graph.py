@@ -103,7 +103,7 @@ class Graph:
                 x = self.convolution(x, one, trunk, 1 / std if number == 0 else 1.0)
             if block.residual:
                 x = self.add("Add", before, x)
-            if block.ends_stage or number == len(blocks) - 1:
+            if block.ends_stage:
                 depths.append(x)
                 channels.append(block.convolutions[-1].outputs)
         return depths, channels
@@ -121,6 +121,21 @@ class Graph:
         """Signed square root."""
         root = self.add("Sqrt", self.add("Add", self.add("Abs", pooled), self.constant(SMALL)))
         return self.add("Mul", self.add("Sign", pooled), root)
+
+
+def channels_of(model: Model) -> list[list[int]] | None:
+    """Channels of the maps that are pooled, of each network from the last maps on; None for one that only torch builds.
+
+    The features hold them in this order, those of one map pooled in each way of POOLING after another.
+    """
+    names = [one.partition(".")[0] for one in split_backbone(model.backbone)]
+    if not all(name in ARCHITECTURES for name in names) or model.pooling not in POOLING:
+        return None
+    found = []
+    for name in names:
+        depths = [block.convolutions[-1].outputs for block in ARCHITECTURES[name].tapped()]
+        found.append([depths[-1], *(depths[-1 - tap] for tap in sorted(set(model.taps), reverse=True))])
+    return found
 
 
 def build_backbone(model: Model, preprocess: Preprocess, path: Path, seed: int = 0) -> None:

@@ -7,16 +7,26 @@ import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from manihot.engines import check_weights, choose_recipe
 from manihot.ensemble.stages import needs_torch as stacks_need_torch
-from manihot.errors import RunFolderError
+from manihot.errors import RunFolderError, SettingsError
 from manihot.extras import need_train
 from manihot.records.run_folder import RunFolder
 from manihot.settings import Recipe, load_recipe, merge
 from manihot.settings.options import TableOptions
 
+OF_MEMBER = (  # what makes a member: its method, what it sees, and how it learns
+    "method",
+    "photo",
+    "model",
+    "features",
+    "tta",
+    "labels",
+    "sampling",
+)
 PACKAGES = ("manihot", "numpy", "opencv-python-headless", "scikit-learn", "onnxruntime", "torch", "timm")
 
 
@@ -24,9 +34,27 @@ def resolve(recipe: str | Recipe | None, overrides: Sequence[str], device: str) 
     """The whole recipe, its names and settings checked."""
     if recipe is None:
         recipe = choose_recipe(device)
-    resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    resolved = with_beside(recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides))
     check_settings(resolved)
     return resolved
+
+
+def with_beside(recipe: Recipe) -> Recipe:
+    """The recipe with the one that it names in `beside` as a second member, of which the better one answers.
+
+    Better: by out-of-fold log loss. SettingsError where the recipe has members of its own, or there is no such recipe.
+    """
+    if not recipe.beside:
+        return recipe
+    if recipe.members:
+        raise SettingsError(f"{recipe.where('beside')}: beside goes with one member", "leave out `members` or `beside`")
+    own, other = recipe.resolved(), load_recipe(recipe.beside).resolved()
+    changes = {key: other[key] for key in OF_MEMBER if other.get(key) != own.get(key)}
+    members = {"main": {}, Path(recipe.beside).stem: changes}
+    blend = {**own["blend"], "method": "best_member"} if own["blend"] == Recipe().resolved()["blend"] else own["blend"]
+    made = Recipe.model_validate({**own, "beside": "", "members": members, "blend": blend})
+    made._lines.update(recipe._lines)
+    return made
 
 
 def check_settings(recipe: Recipe, classes: Sequence[str] | None = None) -> None:

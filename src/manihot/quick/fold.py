@@ -15,6 +15,7 @@ from manihot.members.toolbox import Method
 from manihot.members.training_labels import LabelRequest, make_training_labels
 from manihot.networks.runner import LinearHead, Outputs, Runner
 from manihot.progress import say
+from manihot.quick.choose import Chosen, Examples, blocks_of
 from manihot.quick.heads import fit_head, make_features
 from manihot.records.files import digest_value
 from manihot.records.run_folder import HEAD
@@ -24,21 +25,25 @@ def fit_fold(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
     """Fit a linear head on features that the frozen backbone computed once for all folds."""
     recipe = member.recipe
     digest, computed = features_of(member)
-    weight, bias = learn_head(member, fold, train, computed)
+    head, chosen = learn_head(member, fold, train, computed)
     if not member.backbone.is_file():  # removed since its features were computed
         member.open_backbone()
-    head, card = LinearHead(weight, bias), make_card(member, fold, features=digest)
+    views = tuple(recipe.tta[k] for k in chosen.views)
+    card = make_card(member, fold, views=views, features=digest, choice=chosen.evidence)
     head.save(member.folder(fold) / HEAD, card.to_text())
+    # the audit's limits were set on the first network's features, which others would only make larger
+    audited = max(b.columns.stop for b in blocks_of(recipe.model, computed.shape[2]) if b.network == 0)
     for rows, name in ((held, "oof"), (member.test_rows, "test")):
         if len(rows):
             seen = head.logits(computed[rows])
-            made = as_predictions(member, rows, merge_views(seen, recipe.tta), fold, computed[rows].mean(1))
+            logits = merge_views(seen[:, chosen.views], views)
+            made = as_predictions(member, rows, logits, fold, computed[rows].mean(1)[:, :audited])
             made.save(member.folder(fold) / f"{name}.parquet")
             save_views(member, rows, seen, fold, name)
 
 
-def learn_head(member: Member, fold: int, train: np.ndarray, computed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weight (K, D) and bias (K,) of a fold's head on features (N, V, D) of all photographs."""
+def learn_head(member: Member, fold: int, train: np.ndarray, computed: np.ndarray) -> tuple[LinearHead, Chosen]:
+    """A fold's head, and what it looks at, from features (N, V, D) of all photographs."""
     recipe, manifest = member.recipe, member.manifest
     learned = make_training_labels(LabelRequest(member, fold, train, features=lambda rows: computed[rows].mean(1)))
     group = manifest.table["group"].to_numpy()
@@ -47,15 +52,13 @@ def learn_head(member: Member, fold: int, train: np.ndarray, computed: np.ndarra
     sampling = with_class_numbers(recipe.sampling, manifest.classes)
     weights = learned.weights * expected_repeats(sampling, learned.labels, member.seed(fold))
     say(f"{member.what(fold)}: fitting the head on {len(learned.rows)} photographs")
-    return fit_head(
-        computed[learned.rows],
-        learned.labels,
-        len(manifest.classes),
-        weights,
-        groups,
-        recipe.features.c,
-        member.seed(fold),
+    examples = Examples(computed[learned.rows], learned.labels, weights, groups)
+    head, chosen = fit_head(
+        examples, len(manifest.classes), recipe.features, recipe.model, recipe.tta, member.seed(fold)
     )
+    for what, option in ((row["what"], row["option"]) for row in chosen.evidence if row["chosen"]):
+        say(f"  {what}: {option}")
+    return head, chosen
 
 
 def features_of(member: Member) -> tuple[str, np.ndarray]:

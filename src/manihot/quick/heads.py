@@ -7,21 +7,17 @@ folded into the saved network's linear layer, so that it takes photographs like 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.model_selection import StratifiedGroupKFold
 
 from manihot.infer.forward import Photos, forward_views
-from manihot.networks.runner import Runner
+from manihot.networks.runner import LinearHead, Runner
 from manihot.photos.preprocess import Preprocess
-from manihot.progress import say
+from manihot.quick.choose import Chosen, Examples, choose, fit_logistic
 from manihot.records.files import atomic_path, is_held, one_at_a_time
-from manihot.settings import View
+from manihot.settings import Features, Model, View
 
 CHUNK = 256  # photographs whose features are saved together: what a killed run loses at most
 
@@ -50,76 +46,27 @@ def make_features(
 
 
 def fit_head(
-    features: np.ndarray,
-    labels: np.ndarray,
-    classes: int,
-    weights: np.ndarray,
-    groups: np.ndarray,
-    strengths: Sequence[float],
-    seed: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """A logistic regression on features (N, V, D): weight (K, D) and bias (K,) for features as they come.
+    examples: Examples, classes: int, settings: Features, model: Model, views: Sequence[View], seed: int
+) -> tuple[LinearHead, Chosen]:
+    """A logistic regression for features as they come, and what it looks at.
 
-    labels (N,) in 0..K-1, weights (N,), groups (N,): photographs that must not be torn apart. The
-    regression's strength is chosen inside these photographs.
+    The views, features and strength are chosen inside these photographs as `settings` says; features that it doesn't
+    look at have the weight 0.
     """
-    n, views, _ = features.shape
-    rows = features.reshape(n * views, -1)
+    chosen = choose(examples, settings, model, views, seed)
+    rows = examples.features[:, chosen.views][:, :, chosen.columns]
+    labels, weights = (np.repeat(one, len(chosen.views)) for one in (examples.labels, examples.weights))
+    rows = rows.reshape(len(labels), -1)
     centre, scale = rows.mean(0), rows.std(0) + 1e-6
-    rows = (rows - centre) / scale
-    strength = strengths[0] if len(strengths) == 1 else _choose(rows, labels, weights, groups, views, strengths, seed)
-    model = _logistic(rows, np.repeat(labels, views), np.repeat(weights, views), strength)
-    weight = np.zeros((classes, rows.shape[1]), dtype=np.float32)
+    rows -= centre
+    rows /= scale
+    fitted = fit_logistic(rows, labels, weights, chosen.strength)
+    coefficients, intercept = fitted.coef_ / chosen.temperature, fitted.intercept_ / chosen.temperature
+    if len(fitted.classes_) == 2:  # scikit-learn gives one row for two classes
+        coefficients = np.vstack([-coefficients, coefficients]) / 2
+        intercept = np.array([-intercept[0], intercept[0]]) / 2
+    weight = np.zeros((classes, len(chosen.columns)), dtype=np.float32)
     bias = np.full(classes, -12.0, dtype=np.float32)  # a class without photographs: all but impossible
-    coefficients, intercept = model.coef_, model.intercept_
-    if len(model.classes_) == 2:  # scikit-learn gives one row for two classes
-        coefficients, intercept = (
-            np.vstack([-coefficients, coefficients]) / 2,
-            np.array([-intercept[0], intercept[0]]) / 2,
-        )
-    weight[model.classes_], bias[model.classes_] = coefficients, intercept
-    weight = weight / scale
-    return weight.astype(np.float32), (bias - weight @ centre).astype(np.float32)
-
-
-def _logistic(rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, strength: float) -> LogisticRegression:
-    return LogisticRegression(C=strength, max_iter=300, tol=1e-3).fit(rows, labels, sample_weight=weights)
-
-
-def _choose(
-    rows: np.ndarray,
-    labels: np.ndarray,
-    weights: np.ndarray,
-    groups: np.ndarray,
-    views: int,
-    strengths: Sequence[float],
-    seed: int,
-) -> float:
-    """The strength with the lowest log loss on a held-out quarter: one in four a class, whole groups."""
-    counts = np.bincount(labels)
-    if counts[counts > 0].min() < 2 or counts.max() < 4 or len(np.unique(groups)) < 4:
-        return min(strengths)
-    splitter = StratifiedGroupKFold(4, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():  # a class of two or three photographs is in few of the quarters
-        warnings.filterwarnings("ignore", message="The least populated class in y has only")
-        inside, outside = next(iter(splitter.split(np.zeros(len(labels)), labels, groups)))
-    by_photo = rows.reshape(len(labels), views, -1)
-    seen = np.isin(labels[outside], labels[inside])
-    outside = outside[seen]
-    if len(np.unique(labels[inside])) < 2 or not len(outside):
-        return min(strengths)
-    losses = []
-    for strength in strengths:
-        model = _logistic(
-            by_photo[inside].reshape(len(inside) * views, -1),
-            np.repeat(labels[inside], views),
-            np.repeat(weights[inside], views),
-            strength,
-        )
-        probs = model.predict_proba(by_photo[outside].reshape(len(outside) * views, -1)).reshape(
-            len(outside), views, -1
-        )
-        losses.append(log_loss(labels[outside], probs.mean(1), labels=model.classes_, sample_weight=weights[outside]))
-    best = strengths[int(np.argmin(losses))]
-    say(f"  strength {best:g} of {', '.join(f'{s:g}' for s in strengths)} (held-out log loss {min(losses):.3f})")
-    return best
+    weight[np.ix_(fitted.classes_, chosen.columns)] = coefficients / scale
+    bias[fitted.classes_] = intercept
+    return LinearHead(weight, (bias - weight[:, chosen.columns] @ centre).astype(np.float32)), chosen

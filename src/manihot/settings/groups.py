@@ -159,10 +159,15 @@ class Train(Group):
 class Features(Group):
     """The frozen-backbone way: features of several views computed once, a regularised linear head a fold."""
 
+    LATER = ("choose",)
+
     c: tuple[float, ...] = Field(
         default=(0.001, 0.003, 0.01, 0.03), description="inverse strengths tried within the training part"
     )
     batch: int = Field(default=32, ge=1)
+    choose: tuple[Literal["views", "networks", "depth", "pooling"], ...] = Field(
+        default=(), description="what else is chosen there, instead of everything together"
+    )
 
 
 class View(Group):
@@ -214,7 +219,7 @@ class Blend(BlendSettings):
 class Recipe(Group):
     """All settings of a run. `members` holds named sets of changes; without them there is one, `main`."""
 
-    LATER = ("save_views",)
+    LATER = ("save_views", "beside")
 
     name: str = ""
     description: str = ""
@@ -228,6 +233,9 @@ class Recipe(Group):
     audit: Audit = Field(default=Audit(), description="what a run looks for in photographs and labels")
     trust: Trust = Field(default=Trust(), description="what is promised of answers on new photographs")
     folds: Folds = Folds()
+    beside: str = Field(
+        default="", description="another recipe that is fitted as a second member; the better one answers"
+    )
     refit: bool = Field(
         default=False, description="after the folds train once, on everything: that network answers new photographs"
     )

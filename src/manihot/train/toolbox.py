@@ -9,7 +9,7 @@ import torch
 from manihot.members.toolbox import Toolbox
 from manihot.members.toolbox import open_backbone as open_embedded
 from manihot.networks.runner import OnnxRunner, Runner
-from manihot.networks.weights import is_embedded
+from manihot.networks.weights import is_embedded, split_backbone
 from manihot.photos.preprocess import Preprocess
 from manihot.quick.fold import FEATURES
 from manihot.records.run_folder import TORCH_NETWORK
@@ -32,7 +32,7 @@ def torch_toolbox(device: torch.device) -> Toolbox:
 
     def open_backbone(model: Model, preprocess: Preprocess, seed: int, path: Path) -> Runner:
         embedded = is_embedded(model.backbone) and model.pretrained in ("embedded", False)
-        if embedded and device.type == "cpu":
+        if embedded and (device.type == "cpu" or len(split_backbone(model.backbone)) > 1):
             return open_embedded(model, preprocess, seed, path)
         network = make_model(model, 2, preprocess.size, seed)  # the head is not used
         if not path.is_file():

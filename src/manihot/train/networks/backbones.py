@@ -11,6 +11,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from manihot.errors import SettingsError
+from manihot.networks.weights import split_backbone
 from manihot.photos.preprocess import Preprocess
 from manihot.settings import Model, suggest
 from manihot.train.networks.heads import POOLING, TILE_ATTENTION, Classifier
@@ -84,7 +85,7 @@ def _check_taps(settings: Model, backbone: Any) -> None:
 
 def make_preprocess(settings: Model, size: tuple[int, int], fit: str) -> Preprocess:
     """The input of a backbone: its own mean and std (they differ: .5 for ViT and Lite, 0 for TResNet)."""
-    config = timm.get_pretrained_cfg(name_weights(settings.backbone, settings.pretrained))
+    config = timm.get_pretrained_cfg(name_weights(split_backbone(settings.backbone)[0], settings.pretrained))
     mean, std = (config.mean, config.std) if config is not None else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     return Preprocess(size, fit, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
