@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from conftest import shared_data
 from manihot.demo.make import make_demo
@@ -28,7 +28,7 @@ from manihot.networks import runner as runner_module
 from manihot.networks import weights
 from manihot.networks.activation import activation_maps
 from manihot.networks.architectures import ARCHITECTURES
-from manihot.networks.graph import LAYOUT, build_backbone, make_graph
+from manihot.networks.graph import LAYOUT, build_backbone, make_graph, whole_precision
 from manihot.networks.runner import LinearHead, OnnxRunner, choose_device, count_threads, read_metadata
 from manihot.networks.torch_files import MAGIC, interpret, read_torch_file
 from manihot.networks.weights import EMBEDDED, embedded_file, embedded_state, random_state
@@ -298,7 +298,10 @@ def original(name: str = "mobilenet_v2-b0353104.pth") -> Path:
 def test_the_shipped_mobilenet_is_torchvisions(tmp_path: Path):
     script = Path(__file__).parents[1] / "tools" / "embed_mobilenet.py"
     subprocess.run([sys.executable, str(script), str(original()), str(tmp_path / "again")], check=True)
-    assert (tmp_path / "again").read_bytes() == embedded_file(MOBILE).read_bytes()
+    again, shipped = load_file(tmp_path / "again"), load_file(embedded_file(MOBILE))
+    assert set(again) == set(shipped)
+    for name, value in again.items():
+        np.testing.assert_array_equal(value, shipped[name], strict=True)
 
 
 @core
@@ -323,6 +326,8 @@ def test_half_precision_leaves_the_features_as_they_are(drawn: list[np.ndarray],
 
 @core
 def test_joined_networks_give_the_features_of_each(drawn: list[np.ndarray], tmp_path: Path):
+    import onnx
+
     photos = np.stack([resize(one, (96, 128)) for one in drawn])
     parts = []
     for number, name in enumerate((LITE0, MOBILE)):
@@ -332,7 +337,15 @@ def test_joined_networks_give_the_features_of_each(drawn: list[np.ndarray], tmp_
     build_backbone(QUICK.model_copy(update={"backbone": f"{LITE0}+{MOBILE}"}), NORMALISED, tmp_path / "both.onnx")
     both = OnnxRunner(tmp_path / "both.onnx")
     embeddings, maps = both.maps(photos)
-    np.testing.assert_array_equal(embeddings, np.concatenate([part(photos)["embeddings"] for part in parts], axis=1))
+    alone = [part(photos)["embeddings"] for part in parts]
+    np.testing.assert_array_equal(embeddings[:, : alone[0].shape[1]], alone[0])
+    second = embeddings[:, alone[0].shape[1] :]  # whose convolutions are kept in half precision
+    assert np.linalg.norm(second - alone[1]) < 0.005 * np.linalg.norm(alone[1])
+    assert (tmp_path / "both.onnx").stat().st_size < 18.5e6
+    whole = whole_precision(onnx.load(str(tmp_path / "both.onnx")))
+    assert all(one.data_type == onnx.TensorProto.FLOAT for one in whole.graph.initializer)
+    onnx.save(whole, str(tmp_path / "whole.onnx"))
+    np.testing.assert_array_equal(OnnxRunner(tmp_path / "whole.onnx")(photos)["embeddings"], embeddings)
     assert both.layout.channels == parts[0].layout.channels + parts[1].layout.channels
     assert tuple(one.shape[1] for one in maps) == both.layout.channels
 

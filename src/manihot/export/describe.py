@@ -11,7 +11,7 @@ from typing import Any
 import manihot
 from manihot.export.graph import Trust
 from manihot.export.source import Source
-from manihot.networks.weights import EMBEDDED
+from manihot.networks.weights import EMBEDDED, split_backbone
 from manihot.records.files import digest_file
 from manihot.trust.out_of_distribution import FALSE_REJECTION
 
@@ -68,11 +68,13 @@ def describe(
 def describe_weights(source: Source) -> dict[str, str]:
     """The network that training began with, and the licence of its weights."""
     model = source.model.card.model
-    name = model.backbone.partition(".")[0]
+    names = [one.partition(".")[0] for one in split_backbone(model.backbone)]
     if model.pretrained is False:
         return {"backbone": model.backbone, "licence": "none: random weights"}
-    if model.pretrained == "embedded" and name in EMBEDDED:
-        return {"backbone": name, "licence": EMBEDDED[name].licence, "package": EMBEDDED[name].package}
+    if model.pretrained == "embedded" and all(name in EMBEDDED for name in names):
+        rows = [EMBEDDED[name] for name in names]
+        licences, packages = ([*dict.fromkeys(one)] for one in zip(*((row.licence, row.origin) for row in rows)))
+        return {"backbone": "+".join(names), "licence": ", ".join(licences), "package": ", ".join(packages)}
     return {"backbone": model.backbone, "licence": "not known to manihot: see where the weights are from"}
 
 

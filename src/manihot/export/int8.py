@@ -26,6 +26,7 @@ from manihot.infer.forward import PhotoFiles
 from manihot.infer.models import HeadRunner, SharedBackbone, networks_by_fold
 from manihot.members.member import Member
 from manihot.members.toolbox import Toolbox
+from manihot.networks.graph import whole_precision
 from manihot.networks.runner import LinearHead, OnnxRunner, Runner
 from manihot.progress import say
 from manihot.quick.fold import learn_head
@@ -190,7 +191,7 @@ def quantise(network: Path, out: Path, batch: list[np.ndarray]) -> Path:
             photos = next(self.left, None)
             return None if photos is None else {"photos": photos}
 
-    model = slim(onnx.load(str(network)), maps=True)
+    model = whole_precision(slim(onnx.load(str(network)), maps=True))
     constants = {one.name for one in model.graph.initializer}
     for number, node in enumerate(model.graph.node):
         node.name = f"node{number}"

@@ -10,7 +10,7 @@ import numpy as np
 
 import manihot
 from manihot.errors import DataError, RunFolderError, SettingsError
-from manihot.infer.models import TrainedModel, load_model
+from manihot.infer.models import TrainedModel, load_model, one_view
 from manihot.infer.quality import QualityGate
 from manihot.networks.card import KEY
 from manihot.records.manifest import Manifest
@@ -60,6 +60,8 @@ def open_source(place: Path) -> Source:
     if not run.exists:
         raise RunFolderError(f"{place}: no run folder", "name a finished run, or RUN/members/NAME")
     models = load_model(place)
+    if len(models) > 1:
+        models = one_view(models)
     if len(models) > 1:
         names = ", ".join(dict.fromkeys(model.card.member for model in models))
         raise SettingsError(

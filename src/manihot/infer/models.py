@@ -6,7 +6,7 @@ its member), and `best.safetensors` (fine-tuned, as torch keeps it), which only 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,23 @@ def load_model(path: Path) -> list[TrainedModel]:
     if len({model.classes for model in models}) > 1:
         raise WeightsError(f"{path}: the members don't predict the same classes", "name one of them: RUN/members/NAME")
     return models
+
+
+def one_view(models: Sequence[TrainedModel]) -> list[TrainedModel]:
+    """The models as they see a photograph once, in their first view.
+
+    Folds of a member that chose different views (`features.choose`) are one model then.
+    """
+    found: list[TrainedModel] = []
+    for model in models:
+        once = model.with_views(1)
+        known = next((one for one in found if _alike(one.card) == _alike(once.card)), None)
+        if known is None:
+            found.append(replace(once, files=[*once.files], folds=[*once.folds]))
+        else:
+            known.files += once.files
+            known.folds += once.folds
+    return found
 
 
 def _networks(path: Path) -> list[Path]:

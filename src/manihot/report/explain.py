@@ -80,13 +80,15 @@ def explain(
     Raises DataError where none can be read, WeightsError, SettingsError.
     """
     from manihot.infer.explain import explain_photos, open_explainer
-    from manihot.infer.models import load_model
+    from manihot.infer.models import load_model, one_view
 
     out, found = Path(out), find_photos(photos)
     shown, faults = _read(found)
     if not shown:
         raise DataError(f"none of the {count_of(len(found))} can be read: {faults[0][1]}", faults[0][2])
     models = load_model(Path(model))
+    if len(models) > 1 and len({part.card.member for part in models}) == 1:
+        models = one_view(models)
     one = models[0]
     if len(models) > 1:
         say(
