@@ -20,6 +20,7 @@ from manihot.records.run_places import RunPlaces
 from manihot.records.summaries import read_blended, read_burst_effect
 from manihot.report import figures
 from manihot.report.audit_page import make_audit_page
+from manihot.report.choices import choices
 from manihot.report.clean_page import cleaned_before
 from manihot.report.compare import SCORES, stage_seconds
 from manihot.report.explain import explain_mistakes
@@ -94,6 +95,7 @@ def contents(material: Material, other: OpenExplainer | None = None) -> dict[str
         "score_names": SCORE_NAMES,
         "members": _members(material),
         "blend": _blend(material),
+        "choices": choices(material),
         "data": _data(material),
         "samples": samples,
         "zoom": zoom,
