@@ -46,7 +46,7 @@ TINY = [
     )
     for word in ("--set", setting)
 ]
-STANDARD = ["--recipe", "standard", *TINY]
+STANDARD = ["--recipe", "standard", *TINY, "--set", "beside=none"]
 SUITE = ["technique-families", "--only", "gem-pooling", *TINY]
 SWEEP = [*TINY, "--steps", "20"]
 SMALL = ["--size", "32", "--width", "4", "--epochs", "2"]

@@ -122,6 +122,14 @@ def test_weights_lie_on_the_simplex(name: str, seed: int, m: int) -> None:
     assert np.array_equal(weights, SEARCHES[name](probs, labels, seed))
 
 
+def test_the_best_member_has_the_least_log_loss_not_the_most_right_answers() -> None:
+    labels = np.array([0, 0, 0, 0])
+    sure = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.45, 0.55]])  # one wrong answer
+    unsure = np.full((4, 2), 0.5) + [0.01, -0.01]  # none wrong
+    assert SEARCHES["best_member"](np.stack([unsure, sure]), labels).tolist() == [0, 1]
+    assert SEARCHES["best_member"](np.stack([sure, sure]), labels).tolist() == [1, 0]
+
+
 @pytest.mark.parametrize("name", ["best_subset", "greedy", "differential_evolution"])
 def test_searches_for_accuracy_are_no_worse_in_sample_than_plain_averaging(name: str) -> None:
     probs, labels = make_members(5, 6, 400)

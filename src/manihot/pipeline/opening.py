@@ -16,17 +16,10 @@ from manihot.errors import RunFolderError, SettingsError
 from manihot.extras import need_train
 from manihot.records.run_folder import RunFolder
 from manihot.settings import Recipe, load_recipe, merge
+from manihot.settings.groups import NOT_OF_MEMBERS
 from manihot.settings.options import TableOptions
 
-OF_MEMBER = (  # what makes a member: its method, what it sees, and how it learns
-    "method",
-    "photo",
-    "model",
-    "features",
-    "tta",
-    "labels",
-    "sampling",
-)
+SHARED = {"description", "source", "seed", "sources", "refit", "save_views"}  # of all members of a run
 PACKAGES = ("manihot", "numpy", "opencv-python-headless", "scikit-learn", "onnxruntime", "torch", "timm")
 
 
@@ -44,15 +37,15 @@ def with_beside(recipe: Recipe) -> Recipe:
 
     Better: by out-of-fold log loss. SettingsError where the recipe has members of its own, or there is no such recipe.
     """
-    if not recipe.beside:
+    if recipe.beside == "none":
         return recipe
     if recipe.members:
         raise SettingsError(f"{recipe.where('beside')}: beside goes with one member", "leave out `members` or `beside`")
     own, other = recipe.resolved(), load_recipe(recipe.beside).resolved()
-    changes = {key: other[key] for key in OF_MEMBER if other.get(key) != own.get(key)}
+    changes = {k: v for k, v in other.items() if k not in SHARED.union(NOT_OF_MEMBERS) and v != own.get(k)}
     members = {"main": {}, Path(recipe.beside).stem: changes}
     blend = {**own["blend"], "method": "best_member"} if own["blend"] == Recipe().resolved()["blend"] else own["blend"]
-    made = Recipe.model_validate({**own, "beside": "", "members": members, "blend": blend})
+    made = Recipe.model_validate({**own, "beside": "none", "members": members, "blend": blend})
     made._lines.update(recipe._lines)
     return made
 

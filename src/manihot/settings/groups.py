@@ -234,7 +234,7 @@ class Recipe(Group):
     trust: Trust = Field(default=Trust(), description="what is promised of answers on new photographs")
     folds: Folds = Folds()
     beside: str = Field(
-        default="", description="another recipe that is fitted as a second member; the better one answers"
+        default="none", description="another recipe that is fitted as a second member; the better one answers"
     )
     refit: bool = Field(
         default=False, description="after the folds train once, on everything: that network answers new photographs"
@@ -310,7 +310,7 @@ class Recipe(Group):
         return changed
 
 
-NOT_OF_MEMBERS = ("members", "name", "aliases", "folds", "audit", "trust", "blend")
+NOT_OF_MEMBERS = ("members", "beside", "name", "aliases", "folds", "audit", "trust", "blend")
 
 
 def _check_member(name: str, changes: dict[str, Any], lines: Lines) -> None:

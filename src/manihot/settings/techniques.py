@@ -110,6 +110,7 @@ TECHNIQUES: dict[str, tuple[str, ...]] = {
     "mean": ("arithmetic", "geometric", "power", "rank"),
     "search": (
         "uniform",
+        "best_member",
         "best_subset",
         "greedy",
         "simplex",
