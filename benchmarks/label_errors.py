@@ -66,22 +66,22 @@ LISTS = ("riron_consensus_noise", "25th_outliers", "monofo_invalid")  # two cons
 
 
 def features_of(manifest: Manifest, work: Path) -> np.ndarray:
-    """Mean of the quick recipe's views, (N, D), kept in `work`."""
+    """Mean of the quick recipe's views by its first network, (N, D), kept in `work`."""
     from manihot.members.member import input_size
     from manihot.members.toolbox import make_preprocess, open_backbone
     from manihot.photos.store import make_store
-    from manihot.quick.heads import CHUNK, make_features
+    from manihot.quick.choose import blocks_of
+    from manihot.quick.heads import make_features
 
     recipe = load_recipe("quick")
     folder = work / "features"
     folder.mkdir(parents=True, exist_ok=True)
-    chunks = [folder / f"{at:08d}.npy" for at in range(0, len(manifest), CHUNK)]
-    if not all(path.exists() for path in chunks):
-        preprocess = make_preprocess(recipe.model, input_size(recipe.photo, manifest), recipe.photo.fit)
-        photos = make_store(work / "store.npy", manifest, preprocess.for_store, 2)
-        runner = open_backbone(recipe.model, preprocess, 0, folder / "backbone.onnx")
-        make_features(folder, runner, photos, preprocess, recipe.tta, recipe.features.batch)
-    return np.concatenate([np.load(path) for path in chunks]).mean(axis=1)
+    preprocess = make_preprocess(recipe.model, input_size(recipe.photo, manifest), recipe.photo.fit)
+    photos = make_store(work / "store.npy", manifest, preprocess.for_store, 2)
+    runner = open_backbone(recipe.model, preprocess, 0, folder / "backbone.onnx")
+    found = make_features(folder, runner, photos, preprocess, recipe.tta, recipe.features.batch).mean(axis=1)
+    audited = max(block.columns.stop for block in blocks_of(recipe.model, found.shape[1]) if block.network == 0)
+    return found[:, :audited]  # what predictions keep for the audit
 
 
 def out_of_fold(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: int, seed: int) -> np.ndarray:

@@ -50,7 +50,14 @@ from manihot.trust.unknown import auroc
 pytestmark = pytest.mark.core
 
 ONE = manihot.Compute(workers=1)
-FAST = ["folds.n=2", "features.c=[0.01]", "photo.area=9216", "tta=[{name: full}, {name: full, flip: h}]"]
+FAST = [
+    "model.backbone=tf_efficientnet_lite0",
+    "features.choose=[]",
+    "folds.n=2",
+    "features.c=[0.01]",
+    "photo.area=9216",
+    "tta=[{name: full}, {name: full, flip: h}]",
+]
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,14 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 ONE = manihot.Compute(workers=1)
-FAST = ["folds.n=2", "features.c=[0.01]", "photo.area=16384", "tta=[{name: full}]"]
+FAST = [
+    "model.backbone=tf_efficientnet_lite0",
+    "features.choose=[]",
+    "folds.n=2",
+    "features.c=[0.01]",
+    "photo.area=16384",
+    "tta=[{name: full}]",
+]
 
 
 @pytest.fixture(scope="module")
