@@ -11,7 +11,7 @@ from PIL import Image
 from manihot.errors import SettingsError
 from manihot.infer.models import load_model
 from manihot.pipeline import run
-from manihot.pipeline.opening import resolve, with_beside
+from manihot.pipeline.opening import with_beside
 from manihot.settings import load_recipe
 
 pytestmark = pytest.mark.core
@@ -56,7 +56,12 @@ def test_the_worse_of_the_two_is_reported_and_does_not_answer(photos: Path, tmp_
     assert [model.card.member for model in models] == ["better"]
 
 
-def test_beside_goes_with_one_member(tmp_path: Path):
-    path = write(tmp_path / "two.yaml", "extends: quick\nbeside: robust\nmembers: {a: {seed: 1}, b: {seed: 2}}\n")
-    with pytest.raises(SettingsError, match="beside goes with one member"):
-        resolve(str(path), [], "cpu")
+def test_a_recipe_with_members_stays_as_it_is(tmp_path: Path):
+    path = write(tmp_path / "two.yaml", "extends: standard\nmembers: {a: {seed: 1}, b: {seed: 2}}\n")
+    recipe = load_recipe(path)
+    assert recipe.beside == "quick" and with_beside(recipe) is recipe
+
+
+def test_a_recipe_beside_that_does_not_exist_is_an_error():
+    with pytest.raises(SettingsError, match="quik"):
+        with_beside(load_recipe("standard", ["beside=quik"]))

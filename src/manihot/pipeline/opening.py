@@ -12,7 +12,7 @@ from typing import Any
 
 from manihot.engines import check_weights, choose_recipe
 from manihot.ensemble.stages import needs_torch as stacks_need_torch
-from manihot.errors import RunFolderError, SettingsError
+from manihot.errors import RunFolderError
 from manihot.extras import need_train
 from manihot.records.run_folder import RunFolder
 from manihot.settings import Recipe, load_recipe, merge
@@ -35,12 +35,10 @@ def resolve(recipe: str | Recipe | None, overrides: Sequence[str], device: str) 
 def with_beside(recipe: Recipe) -> Recipe:
     """The recipe with the one that it names in `beside` as a second member, of which the better one answers.
 
-    Better: by out-of-fold log loss. SettingsError where the recipe has members of its own, or there is no such recipe.
+    Better: by out-of-fold log loss. A recipe with members of its own stays as it is. SettingsError for no such recipe.
     """
-    if recipe.beside == "none":
+    if recipe.beside == "none" or recipe.members:
         return recipe
-    if recipe.members:
-        raise SettingsError(f"{recipe.where('beside')}: beside goes with one member", "leave out `members` or `beside`")
     own, other = recipe.resolved(), load_recipe(recipe.beside).resolved()
     changes = {k: v for k, v in other.items() if k not in SHARED.union(NOT_OF_MEMBERS) and v != own.get(k)}
     members = {"main": {}, Path(recipe.beside).stem: changes}
