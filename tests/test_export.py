@@ -165,6 +165,19 @@ def test_whole_networks_of_two_folds_become_one_graph(run: Path, tmp_path: Path)
     assert np.abs(ours.pred_probs - heads.pred_probs).max() < 1e-5 < np.abs(ours.pred_probs - before.pred_probs).max()
     sizes = [(tmp_path / "out" / name).stat().st_size for name in ("model.int8.onnx", "model.onnx")]
     assert 3 * sizes[0] < sizes[1] and sizes[1] > 25e6
+    table = pd.read_csv(tmp_path / "out/choices.csv").set_index("name")
+    assert table.index.tolist() == ["folds", "fold0", "fold1"] and table["chosen"].tolist() == [True, False, False]
+    assert table.loc["folds", "photographs"] == table.loc[["fold0", "fold1"], "photographs"].sum()
+    assert (tmp_path / "out/choices.png").stat().st_size > 5000
+    with pytest.raises(SettingsError, match=r"small and fast enough: folds: \d+\.\d MB"):
+        manihot.export(copied, out=tmp_path / "none", max_ms=1e-6)
+    with pytest.raises(SettingsError, match="no such choice"):
+        manihot.export(copied, out=tmp_path / "none", network="fold7")
+    manihot.export(copied, out=tmp_path / "one", max_mb=20)
+    found = json.loads((tmp_path / "one/model.json").read_text(encoding="utf-8"))
+    assert len(found["folds"]) == 1 and (tmp_path / "one/model.onnx").stat().st_size < 20e6
+    best = table.loc[["fold0", "fold1"], "low"].idxmax()
+    assert found["folds"] == [int(best[-1])]
 
 
 def test_a_run_folder_is_never_written_into(run: Path):

@@ -25,6 +25,7 @@ from manihot.export.certificate import (
     set_coverage,
 )
 from manihot.export.certify import check_coverage, check_places, draw_page, look_everywhere
+from manihot.export.choices import ANY, Wanted, as_table, choose, draw_choices, list_choices, with_choice
 from manihot.export.describe import describe
 from manihot.export.graph import Networks, Trust, build_model, parts_of
 from manihot.export.int8 import Kind, make_int8
@@ -34,6 +35,8 @@ from manihot.export.source import Source, metadata, open_source
 from manihot.infer.forward import PhotoFiles
 from manihot.infer.models import networks_by_fold, open_network
 from manihot.networks.runner import OnnxRunner
+from manihot.progress import say
+from manihot.records.csv_files import save_csv
 from manihot.records.export_folder import ExportFolder
 from manihot.records.files import digest_file, explain_os_error, save_json, write_atomic
 from manihot.records.manifest import Manifest
@@ -60,6 +63,7 @@ def export_run(
     phone: Path | None = None,
     runtime: Path | None = None,
     title: str = "What is wrong with this plant?",
+    wanted: Wanted = ANY,
 ) -> dict[str, Any]:
     """Write a run as files that work without manihot; gives what certificate.json says.
 
@@ -68,8 +72,8 @@ def export_run(
     was measured. int8: also OUT/model.int8.onnx, of the `int8_kind` of `manihot.export.int8`. phone: also one HTML file
     that classifies in a browser without a network, by the int8 model where there is one, under `title`; runtime: the
     unpacked npm package onnxruntime-web, of $MANIHOT_CACHE when left out; where a Chromium is found, the page is tried
-    in it. run: a run of one member, or RUN/members/NAME. Nothing is written where the exported
-    model's answers are not the run's. Raises SettingsError, WeightsError, DataError, RunFolderError.
+    in it. wanted: which network of a fine-tuned run. run: a run of one member, or RUN/members/NAME. Nothing is written
+    where the exported model's answers are not the run's. Raises SettingsError, WeightsError, DataError, RunFolderError.
     """
     if out is None and phone is None:
         raise SettingsError("nowhere to write to", "--out FOLDER for the model, --phone page.html for the page")
@@ -82,7 +86,9 @@ def export_run(
     except OSError as error:
         raise explain_os_error(error, home) from error
     with TemporaryDirectory(prefix=".manihot-export-", dir=home, ignore_cleanup_errors=True) as temporary:
-        made, about, certificate = _make(source, ExportFolder(Path(temporary)), int8_kind if int8 else None)
+        folder, judged = ExportFolder(Path(temporary)), judge(source)
+        source = _choose(source, judged, wanted, folder)
+        made, about, certificate = _make(source, judged, folder, int8_kind if int8 else None)
         small = {**about["int8"], "precision": "int8"} if int8 else about
         network, tried = made.small if int8 else made.model, Path(temporary) / "phone.html"
         if found is not None:
@@ -98,11 +104,24 @@ def export_run(
     return certificate
 
 
+def _choose(source: Source, judged: Judged, wanted: Wanted, folder: ExportFolder) -> Source:
+    """The networks that are exported; what there was to choose among goes into `folder`, as a table and a picture."""
+    choices = list_choices(source, judged)
+    if not choices and wanted == ANY:
+        return source
+    chosen = choose(choices, wanted)
+    save_csv(as_table(choices, chosen), folder.choices[0])
+    draw_choices(choices, chosen, folder.choices[1])
+    if len(choices) > 1:
+        size, spent = chosen.megabytes, chosen.milliseconds
+        say(f"Network: {chosen.name}, {size:.1f} MB, {spent:.0f} ms; all are in {folder.choices[0].name}")
+    return with_choice(source, chosen)
+
+
 def _make(
-    source: Source, folder: ExportFolder, int8: Kind | None
+    source: Source, judged: Judged, folder: ExportFolder, int8: Kind | None
 ) -> tuple[ExportFolder, dict[str, Any], dict[str, Any]]:
     """The models in `folder`, and the content of model.json and certificate.json."""
-    judged = judge(source)
     whole = write_model(source, folder.model, parts_of(source.model), judged, source.calibrator, source.sets)
     certificate = _certify(source, whole, judged)
     about = whole.about

@@ -156,6 +156,9 @@ def export(
         Literal["weights", "static"],
         Parameter(help="Weights alone in 8 bits, or activations too: faster on a server, other answers."),
     ] = "weights",
+    network: Annotated[str | None, Parameter(help="Of a fine-tuned run: refit, folds, fold0, fold1, ...")] = None,
+    max_mb: Annotated[float | None, Parameter(help="Choose among these one of at most so many megabytes.")] = None,
+    max_ms: Annotated[float | None, Parameter(help="And of at most so many milliseconds a photograph.")] = None,
     phone: Annotated[Place | None, Parameter(help="Also one .html file that classifies in a browser, offline.")] = None,
     runtime: Annotated[Place | None, Parameter(help="For --phone: the unpacked npm package onnxruntime-web.")] = None,
     title: Annotated[str, Parameter(help="For --phone: what stands at its top.")] = "What is wrong with this plant?",
@@ -164,11 +167,19 @@ def export(
 
     OUT/model.onnx takes uint8 photographs and gives calibrated probabilities; OUT/model.json says how to feed it.
     """
+    from manihot.export.choices import Wanted
     from manihot.export.write import export_run
 
     folder, page = as_path(out), as_path(phone)
     certificate = export_run(
-        Path(run), folder, int8=int8, int8_kind=int8_kind, phone=page, runtime=as_path(runtime), title=title
+        Path(run),
+        folder,
+        int8=int8,
+        int8_kind=int8_kind,
+        phone=page,
+        runtime=as_path(runtime),
+        title=title,
+        wanted=Wanted(network, max_mb, max_ms),
     )
     files = () if folder is None else tuple(sorted(folder.glob("model*.onnx")))
     return ExportResult(files=files, page=page, certificate=certificate)
