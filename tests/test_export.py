@@ -42,6 +42,7 @@ from manihot.photos.quality import Limits, QualityLimits
 from manihot.records.manifest import Manifest
 from manihot.records.run_folder import RunFolder
 from manihot.settings import Model
+from manihot.settings.options import NetworkChoice
 from manihot.trust.calibrate import CALIBRATORS, Calibrator, fit_calibrator
 from manihot.trust.conformal import fit_sets
 from manihot.trust.out_of_distribution import NOT_OF_THIS_KIND
@@ -170,10 +171,10 @@ def test_whole_networks_of_two_folds_become_one_graph(run: Path, tmp_path: Path)
     assert table.loc["folds", "photographs"] == table.loc[["fold0", "fold1"], "photographs"].sum()
     assert (tmp_path / "out/choices.png").stat().st_size > 5000
     with pytest.raises(SettingsError, match=r"small and fast enough: folds: \d+\.\d MB"):
-        manihot.export(copied, out=tmp_path / "none", max_ms=1e-6)
+        manihot.export(copied, out=tmp_path / "none", choice=NetworkChoice(max_ms=1e-6))
     with pytest.raises(SettingsError, match="no such choice"):
-        manihot.export(copied, out=tmp_path / "none", network="fold7")
-    manihot.export(copied, out=tmp_path / "one", max_mb=20)
+        manihot.export(copied, out=tmp_path / "none", choice=NetworkChoice(network="fold7"))
+    manihot.export(copied, out=tmp_path / "one", choice=NetworkChoice(max_mb=20))
     found = json.loads((tmp_path / "one/model.json").read_text(encoding="utf-8"))
     assert len(found["folds"]) == 1 and (tmp_path / "one/model.onnx").stat().st_size < 20e6
     best = table.loc[["fold0", "fold1"], "low"].idxmax()
@@ -271,7 +272,7 @@ def test_the_small_detector_is_computed_inside_and_refuses_what_it_promises(tmp_
     network = pixels_network(tmp_path / "net.onnx", head.weight, False)
     embeddings = OnnxRunner(network)(photos)["embeddings"]
     detector = fit_detector(embeddings[:1500], 0.1)
-    assert detector is not None and len(detector.known) <= 256
+    assert detector is not None and len(detector.known) <= 192
     for count in (1, 2, 3):
         networks = Networks([pixels_network(tmp_path / f"{k}.onnx", head.weight, True) for k in range(count)])
         trust = Trust(Calibrator("none", {}), None, [detector] * count)

@@ -19,6 +19,7 @@ from manihot.infer.models import network_of, networks_by_fold, read_card
 from manihot.networks.runner import OnnxRunner
 from manihot.records.files import atomic_path
 from manihot.records.run_folder import BACKBONE, HEAD, REFITTED, WHOLE
+from manihot.settings.options import NetworkChoice
 
 TIMED = 8  # photographs
 AVERAGE, ONE_FOLD = "folds", "fold"
@@ -94,19 +95,7 @@ def _time(path: Path, batch: Sequence[np.ndarray]) -> float:
     return statistics.median(times[1:])
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Which network to export: by its name, and at most so many megabytes and milliseconds in single precision."""
-
-    network: str | None = None
-    max_mb: float | None = None
-    max_ms: float | None = None
-
-
-ANY = Wanted()
-
-
-def choose(choices: Sequence[Choice], wanted: Wanted) -> Choice:
+def choose(choices: Sequence[Choice], wanted: NetworkChoice) -> Choice:
     """The one of that name, or the best that is small and fast enough: a mean or a refit before a single fold.
 
     Among single folds that with the highest lower end of its interval. Raises SettingsError where none fits.

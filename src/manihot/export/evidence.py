@@ -12,14 +12,20 @@ from manihot.networks.runner import Layout, LinearHead
 
 
 def add_activation(
-    graph: Graph, embeddings: str, maps: Sequence[str], layout: Layout, heads: Sequence[LinearHead], name: str
+    graph: Graph,
+    embeddings: str,
+    maps: Sequence[str],
+    layout: Layout,
+    heads: Sequence[LinearHead],
+    half: bool,
+    name: str,
 ) -> None:
     """The output `name`, float32 (N, K, h, w), not negative, on the finest grid: of the mean of the heads.
 
     maps: (N, channels, h, w) of each depth, in the order of `layout`. embeddings: (N, D).
     """
     weight = np.stack([head.weight for head in heads]).mean(0, dtype=np.float64).astype(np.float32)
-    slope = graph.constant(weight[None])
+    slope = graph.weights(weight[None], half)
     if layout.power:  # e = sign(p) sqrt(|p| + s), so that de/dp = 1 / 2|e|, and 0 at 0
         size, zero = graph.add("Abs", embeddings), graph.constant(0.0)
         inverse = graph.add("Div", graph.constant(0.5), graph.add("Max", size, graph.constant(1e-30)))

@@ -34,12 +34,14 @@ if TYPE_CHECKING:
 class Networks:
     """What answers: one backbone with heads, or networks that classify themselves.
 
-    layout: how the backbone pools its maps, where heads stand on it; None otherwise.
+    layout: how the backbone pools its maps, where heads stand on it; None otherwise. half: the heads' weights are kept
+    in 16 bits.
     """
 
     files: Sequence[Path]
     heads: Sequence[LinearHead] = ()
     layout: Layout | None = None
+    half: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def build_model(
     first = len(graph.nodes)  # the networks come after these
     embeddings = [f"n{k}_embeddings" for k in range(len(inside))]
     heads = networks.heads
-    logits = _of_heads(graph, embeddings[0], heads, classes) if heads else _of_networks(graph, len(inside), classes)
+    logits = _of_heads(graph, embeddings[0], networks, classes) if heads else _of_networks(graph, len(inside), classes)
     _mean(graph, [graph.add("Cast", one, to=DOUBLE) for one in embeddings], "embeddings")
     outputs = _answer(graph, logits, len(heads) or len(inside), classes, trust)
     if trust.detectors:
@@ -80,7 +82,7 @@ def build_model(
         outputs["strangeness"] = (FLOAT, ["n"])
     if heads and networks.layout is not None:
         maps = [f"n0_maps_{k}" for k in range(len(networks.layout.channels))]
-        add_activation(graph, embeddings[0], maps, networks.layout, heads, "activation")
+        add_activation(graph, embeddings[0], maps, networks.layout, heads, networks.half, "activation")
         outputs["activation"] = (FLOAT, ["n", classes, None, None])
     nodes, constants = graph.nodes[:first], list(graph.constants)
     for model in inside:
@@ -182,11 +184,12 @@ def _named(model: ModelProto, prefix: str, maps: bool) -> ModelProto:
     return compose.add_prefix(slim(model, maps), prefix, rename_inputs=False)
 
 
-def _of_heads(graph: Graph, embeddings: str, heads: Sequence[LinearHead], classes: int) -> str:
+def _of_heads(graph: Graph, embeddings: str, networks: Networks, classes: int) -> str:
     """Logits (N, M, K) of M heads, by one product."""
+    heads = networks.heads
     weight = np.concatenate([head.weight for head in heads]).T
     bias = np.concatenate([head.bias for head in heads])
-    flat = graph.add("Add", graph.add("MatMul", embeddings, graph.constant(weight)), graph.constant(bias))
+    flat = graph.add("Add", graph.add("MatMul", embeddings, graph.weights(weight, networks.half)), graph.constant(bias))
     return graph.add("Reshape", flat, graph.constant([0, len(heads), classes], np.int64))
 
 

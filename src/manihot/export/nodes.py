@@ -32,6 +32,10 @@ class Graph:
         self.constants.append(numpy_helper.from_array(np.array(value, dtype=kind, order="C"), name))
         return name
 
+    def weights(self, value: np.ndarray, half: bool) -> str:
+        """A constant float32, kept in 16 bits where `half`."""
+        return self.add("Cast", self.constant(value, np.float16), to=FLOAT) if half else self.constant(value)
+
     def add(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """A node with one output."""
         from onnx import helper

@@ -16,7 +16,7 @@ from manihot.trust.conformal import DECIMALS, ConformalSets
 from manihot.trust.out_of_distribution import FALSE_REJECTION
 from manihot.trust.unknown import fit_threshold, score_knn
 
-REMEMBERED = 256  # photographs
+REMEMBERED = 192  # photographs: a quarter of a megabyte
 FEATURES = 1280  # of the embeddings, the first: of EfficientNet and MobileNetV2 the mean of their last maps
 NEIGHBOUR = 10  # of all photographs; of fewer the one that is as near
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +25,7 @@ from manihot.export.certificate import (
     set_coverage,
 )
 from manihot.export.certify import check_coverage, check_places, draw_page, look_everywhere
-from manihot.export.choices import ANY, Wanted, as_table, choose, draw_choices, list_choices, with_choice
+from manihot.export.choices import as_table, choose, draw_choices, list_choices, with_choice
 from manihot.export.describe import describe
 from manihot.export.graph import Networks, Trust, build_model, parts_of
 from manihot.export.int8 import Kind, make_int8
@@ -41,6 +41,7 @@ from manihot.records.export_folder import ExportFolder
 from manihot.records.files import digest_file, explain_os_error, save_json, write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.run_folder import RunFolder
+from manihot.settings.options import ANY_NETWORK, NetworkChoice
 from manihot.trust.calibrate import Calibrator
 from manihot.trust.conformal import ConformalSets
 
@@ -59,11 +60,10 @@ def export_run(
     out: Path | None = None,
     *,
     int8: bool = False,
-    int8_kind: Kind = "weights",
     phone: Path | None = None,
     runtime: Path | None = None,
     title: str = "What is wrong with this plant?",
-    wanted: Wanted = ANY,
+    wanted: NetworkChoice = ANY_NETWORK,
 ) -> dict[str, Any]:
     """Write a run as files that work without manihot; gives what certificate.json says.
 
@@ -88,7 +88,7 @@ def export_run(
     with TemporaryDirectory(prefix=".manihot-export-", dir=home, ignore_cleanup_errors=True) as temporary:
         folder, judged = ExportFolder(Path(temporary)), judge(source)
         source = _choose(source, judged, wanted, folder)
-        made, about, certificate = _make(source, judged, folder, int8_kind if int8 else None)
+        made, about, certificate = _make(source, judged, folder, wanted.int8_kind if int8 else None)
         small = {**about["int8"], "precision": "int8"} if int8 else about
         network, tried = made.small if int8 else made.model, Path(temporary) / "phone.html"
         if found is not None:
@@ -104,10 +104,10 @@ def export_run(
     return certificate
 
 
-def _choose(source: Source, judged: Judged, wanted: Wanted, folder: ExportFolder) -> Source:
+def _choose(source: Source, judged: Judged, wanted: NetworkChoice, folder: ExportFolder) -> Source:
     """The networks that are exported; what there was to choose among goes into `folder`, as a table and a picture."""
     choices = list_choices(source, judged)
-    if not choices and wanted == ANY:
+    if not choices and wanted == ANY_NETWORK:
         return source
     chosen = choose(choices, wanted)
     save_csv(as_table(choices, chosen), folder.choices[0])
@@ -128,7 +128,13 @@ def _make(
     if int8 is not None:
         small = make_int8(source, judged, folder.path, int8)
         made = write_model(
-            source, folder.small, small.networks, small.judged, small.calibrator, small.sets, precision="int8"
+            source,
+            folder.small,
+            replace(small.networks, half=True),
+            small.judged,
+            small.calibrator,
+            small.sets,
+            precision="int8",
         )
         certificate["int8"] = {**small.measured, "bytes": made.about["bytes"], "sets": made.coverage}
         about = {**about, "int8": made.about}

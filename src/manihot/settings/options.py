@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,9 +221,24 @@ class ServerOptions:
     """Longest time that the first photograph of a batch waits for others."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class NetworkChoice:
+    """Which network is exported, and how its weights are kept."""
+
+    network: str | None = None
+    """Of a fine-tuned run: refit, folds, fold0, fold1, ...; the first that is small and fast enough otherwise."""
+    max_mb: float | None = None
+    """Choose one of at most so many megabytes in single precision."""
+    max_ms: float | None = None
+    """Choose one of at most so many milliseconds a photograph, in onnxruntime on one thread."""
+    int8_kind: Literal["weights", "static"] = "weights"
+    """With --int8: weights alone in 8 bits, or activations too: faster on a server, more answers change."""
+
+
 USUAL_RULES = CleaningRules()
 USUAL_BLEND = BlendOptions()
 ALL_ARMS = ArmOptions()
 USUAL_TRANSLATION = Translation()
 ONE_OF_EACH = TranslatedPictures()
 USUAL_SERVER = ServerOptions()
+ANY_NETWORK = NetworkChoice()

@@ -11,12 +11,13 @@ from manihot.errors import SettingsError
 from manihot.extras import need_train
 from manihot.progress import say
 from manihot.settings import Recipe
-from manihot.settings.options import EVERYTHING_GUESSED, HERE, ONE_OF_EACH, USUAL_TRANSLATION
+from manihot.settings.options import ANY_NETWORK, EVERYTHING_GUESSED, HERE, ONE_OF_EACH, USUAL_TRANSLATION
 from manihot.verbs.options import (
     FILES,
     Columns,
     Model,
     NamedRecipe,
+    NetworkOptions,
     On,
     Out,
     Photos,
@@ -152,34 +153,20 @@ def export(
     *,
     out: Annotated[Out | None, Parameter(help="The folder for the model.")] = None,
     int8: Annotated[bool, Parameter(help="Also OUT/model.int8.onnx, a third or a quarter of the size.")] = False,
-    int8_kind: Annotated[
-        Literal["weights", "static"],
-        Parameter(help="Weights alone in 8 bits, or activations too: faster on a server, other answers."),
-    ] = "weights",
-    network: Annotated[str | None, Parameter(help="Of a fine-tuned run: refit, folds, fold0, fold1, ...")] = None,
-    max_mb: Annotated[float | None, Parameter(help="Choose among these one of at most so many megabytes.")] = None,
-    max_ms: Annotated[float | None, Parameter(help="And of at most so many milliseconds a photograph.")] = None,
     phone: Annotated[Place | None, Parameter(help="Also one .html file that classifies in a browser, offline.")] = None,
     runtime: Annotated[Place | None, Parameter(help="For --phone: the unpacked npm package onnxruntime-web.")] = None,
     title: Annotated[str, Parameter(help="For --phone: what stands at its top.")] = "What is wrong with this plant?",
+    choice: NetworkOptions = ANY_NETWORK,
 ) -> ExportResult:
     """Write a run as one ONNX network that works without manihot, with a certificate of what it was measured to do.
 
     OUT/model.onnx takes uint8 photographs and gives calibrated probabilities; OUT/model.json says how to feed it.
     """
-    from manihot.export.choices import Wanted
     from manihot.export.write import export_run
 
     folder, page = as_path(out), as_path(phone)
     certificate = export_run(
-        Path(run),
-        folder,
-        int8=int8,
-        int8_kind=int8_kind,
-        phone=page,
-        runtime=as_path(runtime),
-        title=title,
-        wanted=Wanted(network, max_mb, max_ms),
+        Path(run), folder, int8=int8, phone=page, runtime=as_path(runtime), title=title, wanted=choice
     )
     files = () if folder is None else tuple(sorted(folder.glob("model*.onnx")))
     return ExportResult(files=files, page=page, certificate=certificate)

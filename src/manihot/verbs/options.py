@@ -14,6 +14,7 @@ from manihot.settings.options import (
     BlendOptions,
     CleaningRules,
     Compute,
+    NetworkChoice,
     ServerOptions,
     TableOptions,
     TranslatedPictures,
@@ -69,4 +70,5 @@ How = Annotated[BlendOptions, Parameter(name="*")]
 Arms = Annotated[ArmOptions, Parameter(name="*")]
 Training = Annotated[Translation, Parameter(name="*")]
 Server = Annotated[ServerOptions, Parameter(name="*")]
+NetworkOptions = Annotated[NetworkChoice, Parameter(name="*")]
 Pictures = Annotated[TranslatedPictures, Parameter(name="*")]
