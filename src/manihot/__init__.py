@@ -43,6 +43,7 @@ _HOMES = {
         "BlendOptions",
         "ArmOptions",
         "Translation",
+        "NetworkChoice",
         "TranslatedPictures",
         "ServerOptions",
     ),
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from manihot.settings.options import BlendOptions as BlendOptions
     from manihot.settings.options import CleaningRules as CleaningRules
     from manihot.settings.options import Compute as Compute
+    from manihot.settings.options import NetworkChoice as NetworkChoice
     from manihot.settings.options import ReviewTeam as ReviewTeam
     from manihot.settings.options import ServerOptions as ServerOptions
     from manihot.settings.options import TableOptions as TableOptions
