@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from scipy.special import softmax
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -275,4 +276,6 @@ def principal_axes(rows: np.ndarray, count: int) -> np.ndarray:
 
 def fit_logistic(rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, strength: float) -> LogisticRegression:
     """A multinomial logistic regression on standardised rows (n, D)."""
-    return LogisticRegression(C=strength, max_iter=300, tol=1e-3).fit(rows, labels, sample_weight=weights)
+    with warnings.catch_warnings():  # the weakest strengths of a grid may need more steps; they are judged as they are
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return LogisticRegression(C=strength, max_iter=300, tol=1e-3).fit(rows, labels, sample_weight=weights)
