@@ -136,7 +136,7 @@ def test_what_needs_no_run(hidden: dict[str, str], home: Path, tmp_path: Path):
     [
         ("run", "PHOTOS", "--out", "OUT", "--recipe", "standard"),
         ("run", "PHOTOS", "--out", "OUT", "--recipe", "quick", "--set", "model.backbone=resnet18"),
-        ("train", "PHOTOS", "--out", "OUT", "--recipe", "standard"),
+        ("prepare", "PHOTOS", "--out", "OUT", "--recipe", "standard"),
         ("lr-find", "standard", "PHOTOS", "--out", "OUT"),
         ("translate", "PHOTOS", "--from", "healthy", "--to", "mosaic", "--out", "OUT"),
         ("suite", "lecture-ablations", "PHOTOS", "--out", "OUT"),
