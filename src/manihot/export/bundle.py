@@ -12,7 +12,7 @@ from pydantic import BaseModel, NonNegativeFloat, TypeAdapter
 
 from manihot.errors import WeightsError
 from manihot.infer.pool import ASK, POOR
-from manihot.networks.runner import OnnxRunner
+from manihot.networks.runner import OnnxRunner, Outputs
 from manihot.photos.faults import PhotoFault
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.quality import IN_WORDS, Measure, QualityLimits, Saved, measure_quality
@@ -128,18 +128,21 @@ class Bundle:
 
         values: of `measure_quality`, where they were measured elsewhere.
         """
-        found = self.runner(pixels)
         measured = [measure_quality(one) for one in pixels] if values is None and self.limits else values
+        return self.judge(self.runner(pixels), measured)
+
+    def judge(self, found: Outputs, values: Sequence[Mapping[Measure, float]] | None) -> list[Answer]:
+        """Answers from what the network gave for n photographs, and the values of `measure_quality` of each."""
         raw = np.exp(found["logits"].astype(np.float64))
         return [
             self.decide(
                 found["probabilities"][k].astype(np.float64),
                 raw[k],
                 found["held"][k].astype(bool) if "held" in found else None,
-                self.limits.faults(measured[k]) if self.limits is not None and measured is not None else (),
+                self.limits.faults(values[k]) if self.limits is not None and values is not None else (),
                 float(found["strangeness"][k]) if "strangeness" in found else None,
             )
-            for k in range(len(pixels))
+            for k in range(len(raw))
         ]
 
     def decide(

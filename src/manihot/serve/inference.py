@@ -28,6 +28,7 @@ PIXELS, FILES = "photos", "photographs"
 VERSION = "1"
 MOST_JSON = 8_000_000  # bytes of JSON; tensors that are larger come by the binary extension
 JSON_LENGTH = "Inference-Header-Content-Length"
+TYPES = {"tensor(float)": "FP32", "tensor(double)": "FP64", "tensor(uint8)": "UINT8", "tensor(int64)": "INT64"}
 KINDS = {"float32": "FP32", "float64": "FP64", "uint8": "UINT8", "int64": "INT64"}
 
 
@@ -100,8 +101,17 @@ def _check_name(name: str, service: Service) -> None:
 
 def describe(service: Service) -> dict[str, Any]:
     """The model's metadata."""
-    height, width = service.model.preprocess.size
-    outputs = [{"name": name, "datatype": kind, "shape": shape} for name, kind, shape in service.model.outputs()]
+    height, width = service.bundle.preprocess.size
+    runner = service.bundle.runner
+    kinds = {one.name: one for one in runner.session.get_outputs()}
+    outputs = [
+        {
+            "name": name,
+            "datatype": TYPES[kinds[name].type],
+            "shape": [edge if isinstance(edge, int) else -1 for edge in kinds[name].shape],
+        }
+        for name in runner.outputs
+    ]
     return {
         "name": service.options.name,
         "versions": [VERSION],
@@ -142,7 +152,7 @@ async def _compute(tensor: Tensor, rest: bytes, service: Service) -> list[Output
         raise _wrong(f"shape {tensor.shape}: 1 to {MOST_AT_ONCE} photographs at once")
     with service.gate.more(tensor.shape[0] - 1):
         if (tensor.name, tensor.datatype) == (PIXELS, "UINT8"):
-            pixels = pixels_of(tensor, rest, service.model.preprocess.size)
+            pixels = pixels_of(tensor, rest, service.bundle.preprocess.size)
             return list(await asyncio.gather(*(service.compute(one) for one in pixels)))
         if (tensor.name, tensor.datatype) == (FILES, "BYTES"):
             files = enumerate(files_of(tensor, rest))

@@ -15,11 +15,12 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from manihot.errors import SettingsError
+from manihot.export.bundle import Bundle
+from manihot.networks.runner import choose_device
 from manihot.progress import say, warn
 from manihot.records.files import explain_os_error, remove_leftovers
 from manihot.serve.app import make_app
 from manihot.serve.guard import Tokens, write_log
-from manihot.serve.model import Served
 from manihot.serve.service import Service
 from manihot.settings.options import Compute, ServerOptions
 
@@ -87,11 +88,12 @@ class DrainingServer(uvicorn.Server):
 def run_server(export: Path, options: ServerOptions, compute: Compute) -> tuple[int, float]:
     """Serve until SIGTERM or Ctrl-C; how many photographs were classified, and for how many seconds it ran."""
     options, tokens = _checked(options, export), Tokens.load(options.tokens)
-    service = Service(Served(Path(export), compute.device), options, compute.workers)
+    bundle = Bundle.load(Path(export), options.precision, device=choose_device(compute.device))
+    service = Service(bundle, options, compute.workers)
     listening = _listen(options)
     host, port = listening.getsockname()[:2]
     write_log()
-    say(f"Serving {service.model.name} at http://{f'[{host}]' if ':' in host else host}:{port}/   Ctrl-C ends it")
+    say(f"Serving {export} at http://{f'[{host}]' if ':' in host else host}:{port}/   Ctrl-C ends it")
     if options.host not in LOOPBACK and not tokens.names:
         warn("whoever reaches this address may use it; --tokens FILE asks for a token")
     ImpatientProtocol.head_seconds = min(HEAD_SECONDS, options.seconds)

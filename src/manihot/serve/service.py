@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from starlette.requests import Request
 
+from manihot.export.bundle import Bundle
 from manihot.networks.runner import Outputs
 from manihot.photos.decode import PhotoFault
 from manihot.serve.batching import Batcher
 from manihot.serve.counters import Counters, Gauge, resident_bytes
 from manihot.serve.decoders import Decoded, Decoders
-from manihot.serve.model import Served
 from manihot.serve.refusals import Gate, Refused, check_kind
 from manihot.settings.options import ServerOptions
 
@@ -40,14 +40,14 @@ class Limits:
 class Service:
     """Everything between a body and an answer."""
 
-    def __init__(self, model: Served, options: ServerOptions, workers: int) -> None:
-        self.model, self.options, self.counters = model, options, Counters()
+    def __init__(self, bundle: Bundle, options: ServerOptions, workers: int) -> None:
+        self.bundle, self.options, self.counters = bundle, options, Counters()
         self.limits = Limits(int(options.max_mb * 1e6), options.seconds)
         self.gate = Gate(options.queue, HELD * self.limits.body)
-        self.decoders = Decoders(workers, model.preprocess, DECODER_MEMORY, options.seconds)
+        self.decoders = Decoders(workers, bundle.preprocess, DECODER_MEMORY, options.seconds)
         self.coming = 0  # photographs between a body and the network
         wait, seen = options.wait_ms / 1000, self.counters.batches.add
-        self.batcher = Batcher(model.runner, options.batch, wait, lambda: self.coming, seen)
+        self.batcher = Batcher(bundle.runner, options.batch, wait, lambda: self.coming, seen)
         self.ready = False
         self.counters.gauges += [
             Gauge("manihot_photographs_held", "Photographs being read, decoded or classified", lambda: self.gate.held),
@@ -65,7 +65,7 @@ class Service:
         """Start the decoders and the batcher, and classify once, so that the first who asks doesn't wait."""
         await self.decoders.start()
         self.batcher.start()
-        await self.batcher(np.zeros((*self.model.preprocess.size, 3), np.uint8))
+        await self.batcher(np.zeros((*self.bundle.preprocess.size, 3), np.uint8))
         self.ready = True
 
     async def stop(self) -> None:
@@ -105,7 +105,9 @@ class Service:
     async def classify(self, raw: bytes) -> dict[str, Any]:
         """The answer of one photograph; raises PhotoFault."""
         decoded = await self.decode(raw)
-        return self.model.judge(await self.compute(decoded.pixels), decoded.values)
+        row = await self.compute(decoded.pixels)
+        answer = self.bundle.judge({name: value[None] for name, value in row.items()}, [decoded.values])[0]
+        return {"classes": list(self.bundle.classes), **answer.to_json(), "quality": decoded.values}
 
 
 def declared(request: Request) -> int | None:

@@ -199,6 +199,8 @@ class ServerOptions:
     """Address to listen at; 0.0.0.0 for every network that this machine is in."""
     port: int = 8000
     """Port to listen at; 0 for any free one."""
+    precision: Literal["fp32", "int8"] | None = None
+    """Which network of EXPORT answers; the one that `manihot predict EXPORT` takes, when left out."""
     tokens: Path | None = None
     """Text file, NAME TOKEN per line: only requests with one of these tokens are answered."""
     page: Path | None = None
