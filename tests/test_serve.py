@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -26,6 +27,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import manihot
 from manihot.errors import SettingsError
 from manihot.export.bundle import Bundle
 from manihot.networks.runner import OnnxRunner
@@ -37,6 +39,7 @@ from manihot.serve.refusals import Gate, Refused
 from manihot.serve.server import run_server
 from manihot.settings.options import Compute, ServerOptions
 from test_export import exported, run  # noqa: F401
+from test_returns import sound
 
 TOKEN = "a-token-of-twenty-letters"
 
@@ -163,6 +166,45 @@ def test_one_photograph_and_a_zip_get_the_answers_of_python(
     assert [one["name"] for one in together] == [*(file.name for file in files), "notes.txt"]
     assert together[-1]["kind"] == "not_an_image"
     assert set(together[0]["quality"]) == {"sharpness", "brightness", "zoom"}
+
+
+def test_the_answers_are_those_of_predict(
+    server: Running,
+    exported: Path,  # noqa: F811
+    files: list[Path],
+    tmp_path: Path,
+):
+    (tmp_path / "photos").mkdir()
+    for file in files:
+        shutil.copy(file, tmp_path / "photos")
+    manihot.predict(exported, tmp_path / "photos", out=tmp_path / "out.parquet", compute=Compute(workers=1))
+    found = manihot.Predictions.load(tmp_path / "out.parquet")
+    rows = {Path(str(name)).stem: row for name, row in zip(found.image_id, found.pred_probs, strict=True)}
+    for file in files:
+        answer = server.client.post("/v1/classify", content=file.read_bytes()).json()
+        expected = json.dumps([round(float(p), 6) for p in rows[file.stem]])
+        assert json.dumps(answer["probabilities"]) == expected, file.name
+
+
+def test_returns_are_checked_and_kept_once(server: Running, files: list[Path], tmp_path: Path):
+    body = sound(tmp_path / "returns.zip").read_bytes()
+    first, second = (server.client.post("/v1/returns", content=body) for _ in range(2))
+    assert (first.status_code, second.status_code) == (201, 201), first.text
+    assert first.json()["photographs"] > 1 and not first.json()["known"] and second.json()["known"]
+    folder = server.log.parent / "returns"
+    assert [path.name for path in folder.iterdir()] == [first.json()["kept"]]
+    assert (folder / first.json()["kept"]).read_bytes() == body
+    for other in (b"", b"PK", body[: len(body) // 2], archive({"a.jpg": jpeg(files)}), bytes(1000)):
+        answer = server.client.post("/v1/returns", content=other)
+        assert answer.status_code == 422 and answer.json()["error"], answer.text
+    many = archive({f"{k}": b"" for k in range(20_001)})
+    assert server.client.post("/v1/returns", content=many).status_code == 413
+    assert len(list(folder.iterdir())) == 1
+    assert server.metric("manihot_returns_total") == 2
+
+
+def test_without_a_folder_no_returns_are_taken(strict: Running):
+    assert strict.client.post("/v1/returns", content=b"x").status_code == 404
 
 
 def test_a_photograph_in_a_batch_gets_the_very_same_bits(exported: Path, pixels: np.ndarray):  # noqa: F811

@@ -66,7 +66,7 @@ class Decoders:
             try:
                 await asyncio.wait_for(process.wait(), 2.0)
             except TimeoutError:
-                await _kill(process)
+                await end_process(process)
         self.processes.clear()
 
     async def decode(self, raw: bytes) -> Decoded:
@@ -106,12 +106,12 @@ class Decoders:
     async def _replace(self, process: Process) -> None:
         self.restarts += 1
         self.processes.discard(process)
-        await _kill(process)
+        await end_process(process)
         warn("a decoder ended or hung on a photograph and was replaced")
         self.idle.put_nowait(await self._spawn())
 
     async def _spawn(self) -> Process:
-        environment = {name: os.environ[name] for name in KEPT if name in os.environ} | THREADS
+        environment = bare_environment()
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "manihot.serve.decoder"), stdin=PIPE, stdout=PIPE, env=environment, limit=BUFFER
         )
@@ -120,12 +120,17 @@ class Decoders:
             async with asyncio.timeout(START):
                 kind, _ = await _ask(process, SETTINGS, self.settings)
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
-            await _kill(process)
+            await end_process(process)
             self.processes.discard(process)
             raise ManihotError("a decoder process doesn't start", "look at the messages above it") from error
         if kind != READY:
             raise ManihotError("a decoder process answers out of turn", "report this")
         return process
+
+
+def bare_environment() -> dict[str, str]:
+    """What a process that reads strangers' bytes may know of the environment."""
+    return {name: os.environ[name] for name in KEPT if name in os.environ} | THREADS
 
 
 async def _ask(process: Process, kind: int, content: bytes) -> tuple[int, bytes]:
@@ -139,7 +144,8 @@ async def _ask(process: Process, kind: int, content: bytes) -> tuple[int, bytes]
     return answered, await process.stdout.readexactly(length)
 
 
-async def _kill(process: Process) -> None:
+async def end_process(process: Process) -> None:
+    """Kill a process that still runs, and wait for its end."""
     if process.returncode is None:
         with suppress(ProcessLookupError):
             process.kill()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import shutil
-import zipfile
+import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from starlette.requests import Request
 
 from manihot.records.files import explain_os_error, temporary_name
-from manihot.records.readers import parse_json
+from manihot.serve.decoders import bare_environment, end_process
 from manihot.serve.refusals import Refused
 from manihot.serve.service import ENTRY, declared, parts_of, too_large
 
@@ -21,7 +24,8 @@ MOST = 2_000_000_000  # bytes of one archive, as the page writes them
 SPARE = 1_000_000_000  # bytes of the disk that stay free
 SLOWEST = 5_000  # bytes a second, on average, that a phone must send
 AT_ONCE = 8  # archives
-MOST_FILES, MOST_JSON = 20_000, 64_000_000
+MOST_FILES = 20_000
+CHECK_SECONDS = 300.0  # for looking through one, while others wait
 
 
 class Returns:
@@ -37,7 +41,7 @@ class Returns:
             raise Refused(404, "no_returns", "this server takes no returns", "start it with --returns FOLDER")
         if size is not None and size > MOST:
             raise too_large(MOST)
-        if shutil.disk_usage(folder).free < SPARE + (MOST if size is None else size):
+        if shutil.disk_usage(folder).free < SPARE + 3 * (MOST if size is None else size):  # packed, unpacked, and room
             raise Refused(507, "disk_full", "the server's disk is full", "tell whoever runs it")
         if self.one.locked():
             raise Refused(429, "busy", "other archives are coming in", "send it again later", {"Retry-After": "10"})
@@ -48,7 +52,7 @@ class Returns:
         temporary = temporary_name(folder / f"{os.urandom(8).hex()}.zip")
         try:
             digest = await self._write(request, temporary)
-            found = await asyncio.to_thread(check_returns, temporary)
+            found = await check_returns(temporary)
             kept = folder / f"{digest[:16]}.zip"
             known = kept.exists()
             temporary.replace(kept)
@@ -69,21 +73,22 @@ class Returns:
         return digest.hexdigest()
 
 
-def check_returns(path: Path) -> dict[str, Any]:
-    """How many plants and photographs an archive holds; Refused where it is none of the page's."""
-    try:
-        with path.open("rb") as file:
-            if sum(block.count(ENTRY) for block in iter(lambda: file.read(1 << 20), b"")) > MOST_FILES:
-                raise ValueError("too many files")
-        with zipfile.ZipFile(path) as archive:
-            entry = archive.getinfo("returns.json")
-            if entry.file_size > MOST_JSON or entry.flag_bits & 1:
-                raise ValueError("a returns.json that is too large")
-            about = parse_json(archive.read(entry))
-            names = set(archive.namelist())
-        photos = about["photos"]
-        if about["format"] != 1 or not all(one["file"] in names for one in photos):
-            raise ValueError("another format, or photographs are missing")
-    except Exception as error:  # zipfile raises nearly anything on broken archives
-        raise Refused(422, "damaged", "this is no returns.zip of the page", "hand in the file as it is") from error
-    return {"photographs": len(photos)}
+async def check_returns(path: Path) -> dict[str, Any]:
+    """How many photographs an archive holds, and how many are broken; Refused where it is none of the page's."""
+    with path.open("rb") as file:
+        if sum(block.count(ENTRY) for block in iter(lambda: file.read(1 << 20), b"")) > MOST_FILES:
+            raise Refused(413, "too_large", f"more than {MOST_FILES} files", "hand them in on several days")
+    with TemporaryDirectory(prefix=".manihot-check-", dir=path.parent, ignore_cleanup_errors=True) as folder:
+        words = (sys.executable, "-m", "manihot.serve.check_returns", str(path), folder)
+        process = await asyncio.create_subprocess_exec(*words, stdout=PIPE, env=bare_environment())
+        try:
+            said, _ = await asyncio.wait_for(process.communicate(), CHECK_SECONDS)
+            found: dict[str, Any] = json.loads(said)
+        except (TimeoutError, ValueError) as error:
+            raise Refused(422, "damaged", "it can't be looked through", "hand in the file as it is") from error
+        finally:
+            await end_process(process)
+    if "error" in found or not found["photographs"]:
+        said_of_it = found.get("error", "none of its photographs can be read")
+        raise Refused(422, "damaged", str(said_of_it), str(found.get("remedy", "hand in the file as it is")))
+    return found
