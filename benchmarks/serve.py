@@ -39,6 +39,7 @@ from PIL import Image
 
 import manihot
 from manihot.export import int8
+from manihot.photos.decode import PhotoFacts, inspect_photos
 from manihot.settings.options import Compute
 
 RATE = 48.0  # a second: 80 % of the 60 per core that are promised
@@ -62,7 +63,8 @@ def prepare(work: Path, area: int) -> Path:
 
 def photographs(work: Path, size: tuple[int, int] | None = None) -> list[bytes]:
     """Drawn photographs as JPEG, as they are or of `size`."""
-    found = [path for path in sorted((work / "demo/train_images").glob("*.jpg")) if path.stat().st_size > 4000]
+    listed = sorted((work / "demo/train_images").glob("*.jpg"))  # the demo plants files that can't be read
+    found = [path for path, facts in zip(listed, inspect_photos(listed)) if isinstance(facts, PhotoFacts)]
     if size is None:
         return [path.read_bytes() for path in found[:48]]
     made = []
