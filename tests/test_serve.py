@@ -182,8 +182,8 @@ def test_the_answers_are_those_of_predict(
     rows = {Path(str(name)).stem: row for name, row in zip(found.image_id, found.pred_probs, strict=True)}
     for file in files:
         answer = server.client.post("/v1/classify", content=file.read_bytes()).json()
-        expected = json.dumps([round(float(p), 6) for p in rows[file.stem]])
-        assert json.dumps(answer["probabilities"]) == expected, file.name
+        # a table of predictions keeps logarithms in single precision, which can move the sixth digit by one
+        assert np.abs(np.array(answer["probabilities"]) - rows[file.stem]).max() < 1.1e-6, file.name
 
 
 def test_returns_are_checked_and_kept_once(server: Running, files: list[Path], tmp_path: Path):
