@@ -203,6 +203,9 @@ def test_looks_survive_saving_and_an_interruption(
     again = make_thumbnails(manifest, 1, tmp_path)
     assert len(calls) == 4 + 6, "the finished part of 4 is not done again"
     assert not (tmp_path / "parts").exists()
+    (tmp_path / "parts/00000").mkdir(parents=True)  # killed while it removed them
+    make_thumbnails(manifest, workers=1, folder=tmp_path)
+    assert not (tmp_path / "parts").exists()
     np.testing.assert_array_equal(again.pictures, thumbnails.pictures)
     np.testing.assert_array_equal(again.phash, thumbnails.phash)
     pd.testing.assert_frame_equal(again.composition, thumbnails.composition)

@@ -242,6 +242,24 @@ def test_what_a_running_process_writes_stays_until_it_is_a_day_old(tmp_path: Pat
         assert not written.exists()
 
 
+def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written_again(tmp_path: Path):
+    left, other = tmp_path / ".a.manihot-999999.part.csv", tmp_path / ".b.manihot-999999.part.csv"
+    left.touch(), other.touch()
+    with atomic_path(tmp_path / "a.csv") as temporary:
+        temporary.write_text("x", encoding="utf-8")
+    assert not left.exists() and other.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="the system doesn't say when a process was started")
+def test_a_process_that_was_given_the_number_of_a_killed_one_keeps_no_file(tmp_path: Path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        left = tmp_path / f".a.manihot-{other.pid}.part.csv"
+        left.touch()
+        os.utime(left, (time.time() - 100,) * 2)
+        remove_leftovers(tmp_path)
+        assert not left.exists()
+
+
 def test_leftovers_of_one_file_alone(tmp_path: Path):
     mine, other = tmp_path / ".a.b.manihot-999999.part.zip", tmp_path / ".a.manihot-999999.part.zip"
     mine.touch(), other.touch()

@@ -94,9 +94,10 @@ def make_thumbnails(manifest: Manifest, workers: int = 2, folder: Path | None = 
     if folder is None:
         return _join(list(_make(manifest, range(parts), workers)))
     folder = Path(folder)
-    if _digest_of(folder / "thumbnails.json") == digest:
-        return Thumbnails.load(folder)
     work = folder / "parts"
+    if _digest_of(folder / "thumbnails.json") == digest:
+        shutil.rmtree(work, ignore_errors=True)  # of a process that was killed while it removed them
+        return Thumbnails.load(folder)
     if _digest_of(work / "thumbnails.json") != digest:
         shutil.rmtree(work, ignore_errors=True)
         (folder / "thumbnails.json").unlink(missing_ok=True)

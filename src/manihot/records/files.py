@@ -108,6 +108,17 @@ def remove_leftovers(folder: Path, of: Path | None = None) -> None:
                     Path(entry.path).unlink()
 
 
+def _start_of(process: int) -> float | None:
+    """When a running process was started, in seconds since 1970; None where the system doesn't say (not Linux)."""
+    try:
+        ticks = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])  # proc(5), starttime
+        lines = Path("/proc/stat").read_text().splitlines()
+        boot = next(float(line.split()[1]) for line in lines if line.startswith("btime "))
+        return boot + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+
+
 def _is_written(process: int, changed: float) -> bool:
     """Whether a temporary file may still belong to a running process."""
     if time.time() - changed > ABANDONED or sys.platform == "win32":  # where a file that is open can't be removed
@@ -118,19 +129,23 @@ def _is_written(process: int, changed: float) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    started = _start_of(process)
+    # a process that was started after the file was written, to a second or two, has the number of the one that wrote it
+    return started is None or started <= changed + 2
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path with the same suffix beside `path`; on success it is flushed and renamed.
 
+    What a killed process left half written of the same file is removed first.
     Raises RunFolderError (DiskFullError when the disk is full); on any failure `path` keeps its old content.
     """
     path = Path(path)
     temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, of=path)
         yield temporary
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
