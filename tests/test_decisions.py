@@ -267,7 +267,7 @@ def test_rules_that_make_no_sense_are_refused() -> None:
         decide(issues, rule="conflicts")
     with pytest.raises(DataError, match="predicted_label"):
         decide(issues.drop(columns="predicted_label"), rule="confident")
-    assert set(RULES) == {"confident", "worst", "flagged", "cleanlab", "duplicates", "conflicts"}
+    assert set(RULES) == {"confident", "worst", "one_class", "flagged", "cleanlab", "duplicates", "conflicts"}
 
 
 def test_decisions_that_dont_fit_the_manifest_are_refused() -> None:
