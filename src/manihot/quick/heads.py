@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from manihot.infer.forward import Photos, forward_views
 from manihot.networks.runner import LinearHead, Runner
@@ -53,6 +54,14 @@ def fit_head(
     The views, features and strength are chosen inside these photographs as `settings` says; features that it doesn't
     look at have the weight 0.
     """
+    # Products of this size are three times slower on two threads that wait for each other than on one.
+    with threadpool_limits(1, "blas"):
+        return _fit(examples, classes, settings, model, views, seed)
+
+
+def _fit(
+    examples: Examples, classes: int, settings: Features, model: Model, views: Sequence[View], seed: int
+) -> tuple[LinearHead, Chosen]:
     chosen = choose(examples, settings, model, views, seed)
     rows = examples.features[:, chosen.views][:, :, chosen.columns]
     labels, weights = (np.repeat(one, len(chosen.views)) for one in (examples.labels, examples.weights))
