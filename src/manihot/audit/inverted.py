@@ -17,7 +17,7 @@ from manihot.extras import has_faiss
 from manihot.progress import warn
 
 LARGE = 50_000  # vectors from which the index is used
-PROBES = 32  # lists looked through a query, of about 4 sqrt(N); benchmarks/scale.py measures the recall
+PROBES = 32  # lists looked through a query, of about 4 sqrt(N); the recall on large sets has not been measured
 SAMPLES_A_LIST = 40  # vectors that k-means learns a cell from, as faiss asks for at least
 BLOCK = 16_384  # queries at once
 CODE_ERROR = 1.03  # of the radius, as codes are rounded
