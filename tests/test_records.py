@@ -55,6 +55,8 @@ def same(one: Predictions, two: Predictions) -> None:
         a, b = getattr(one, name), getattr(two, name)
         assert (a is None) == (b is None), name
         if a is not None:
+            if name == "embeddings":  # files hold them in half precision
+                a, b = a.astype(np.float16).astype(np.float32), b.astype(np.float16).astype(np.float32)
             np.testing.assert_array_equal(a, b)
             assert a.dtype == b.dtype, name
 
@@ -148,6 +150,18 @@ def test_predictions_round_trip_parquet(tmp_path, n, embeddings):
     predictions = small_predictions(n, embeddings)
     predictions.save(tmp_path / "oof.parquet")
     same(Predictions.load(tmp_path / "oof.parquet"), predictions)
+
+
+def test_embeddings_are_kept_in_half_precision_unless_one_is_too_large(tmp_path):
+    given = small_predictions(4)
+    given.save(tmp_path / "half.parquet")
+    kept = Predictions.load(tmp_path / "half.parquet")
+    np.testing.assert_array_equal(kept.embeddings, given.embeddings.astype(np.float16).astype(np.float32))
+    kept.save(tmp_path / "again.parquet")
+    assert (tmp_path / "again.parquet").read_bytes() == (tmp_path / "half.parquet").read_bytes()
+    large = replace(given, embeddings=given.embeddings * 1e5)
+    large.save(tmp_path / "large.parquet")
+    np.testing.assert_array_equal(Predictions.load(tmp_path / "large.parquet").embeddings, large.embeddings)
 
 
 @pytest.mark.parametrize("name", ["oof.csv", "OOF.CSV"])

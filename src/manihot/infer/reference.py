@@ -121,6 +121,7 @@ def with_reference(fitted: Fitted, engine: Engine, seed: int = 0) -> tuple[Fitte
     done = replace(chosen, logits=logits, embeddings=embeddings)
     try:
         done.save(kept)
+        done = Predictions.load(kept)  # as the next time finds it, embeddings rounded
     except ManihotError as error:
         say(f"The reference is computed anew the next time: {error.what}")
     return replace(fitted, oof=done, every_view=False), ""

@@ -153,6 +153,7 @@ def _table(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
     array = arrays[name]
     if array.dtype.kind != "f" or array.ndim != 2 or not array.size:
         raise TypeError(f"the array {name} is {array.dtype} {array.shape}, expected numbers (N, D)")
+    array = array.astype(np.float32) if array.dtype == np.float16 else array
     if not (np.abs(array) < LARGEST).all():
         raise ValueError(f"the array {name} holds values that are not finite or beyond {LARGEST}")
     return array
@@ -190,11 +191,12 @@ class UnknownDetector:
         about |= {"column": self.column, "k": self.k}
         arrays: dict[str, Any] = {"about": np.array(json.dumps(about))}
         if self.known is not None:
-            arrays["known"] = self.known
+            half = self.known.astype(np.float16)  # embeddings from a file are no more precise
+            arrays["known"] = half if np.array_equal(half, self.known) else self.known
         if self.clouds is not None:
             arrays |= {"means": self.clouds.means, "precision": self.clouds.precision}
         with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-            np.savez(handle, **arrays)
+            np.savez_compressed(handle, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> UnknownDetector:
