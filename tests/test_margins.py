@@ -11,7 +11,7 @@ import torch
 
 from manihot.members.member import Member
 from manihot.records.predictions import Predictions
-from manihot.records.run_places import FoldFolder
+from manihot.records.run_parts import FoldFolder
 from manihot.train import training as module
 from manihot.train.finetune import finetune
 from manihot.train.margins import Margins

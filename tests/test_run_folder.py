@@ -17,7 +17,7 @@ from manihot.records.summaries import FORMAT
 from manihot.report.compare import leaderboard
 
 SOURCE = Path(manihot.__file__).parent
-HOME = SOURCE / "records/run_places.py"
+HOMES = {SOURCE / "records/run_places.py", SOURCE / "records/run_parts.py"}
 NAMES = (
     "run.json",
     "manifest.parquet",
@@ -76,7 +76,7 @@ def test_no_other_module_spells_a_place_of_the_run_folder():
     found = [
         f"{path.relative_to(SOURCE)}, {one}"
         for path in sorted(SOURCE.rglob("*.py"))
-        if path != HOME
+        if path not in HOMES
         for one in literals(path)
     ]
     assert found == []

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from manihot.cli.output import show, show_table
 from manihot.progress import SafeConsole, cell
-from manihot.records.run_places import BlendFolder
+from manihot.records.run_parts import BlendFolder
 from manihot.settings import Recipe
 from manihot.verbs import results as r
 

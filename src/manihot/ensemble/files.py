@@ -41,7 +41,8 @@ from manihot.records.files import save_json
 from manihot.records.folds import make_folds
 from manihot.records.groups import group_numbers, load_groups
 from manihot.records.predictions import Predictions
-from manihot.records.run_places import BlendFolder, RunPlaces
+from manihot.records.run_parts import BlendFolder
+from manihot.records.run_places import RunPlaces
 from manihot.records.submissions import save_submission
 from manihot.settings import suggest
 

@@ -19,7 +19,7 @@ from manihot.progress import say, track
 from manihot.records.csv_files import save_csv
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
-from manihot.records.run_places import SUBMISSION
+from manihot.records.run_parts import SUBMISSION
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.trust.conformal import ConformalSets
 
@@ -52,7 +52,7 @@ def predict_exported(
         also: dict[str, int] = {}
         probs = _stack([one.raw if raw else one.probabilities for one in answers], len(bundle.classes))
         found = Predictions.from_probs(
-            manifest.image_id, probs, bundle.classes, _labels(manifest, bundle.classes), numbers=bundle.numbers
+            manifest.image_id, probs, bundle.classes, manifest.labels_among(bundle.classes), numbers=bundle.numbers
         )
         if len(quarantine):
             also = answer_unread(quarantine, found, out, load_model(bundle.runner.path), folder)
@@ -88,13 +88,6 @@ def _answers(bundle: Bundle, manifest: Manifest, batch: int) -> list[Answer]:
 
 def _stack(rows: list[np.ndarray], classes: int) -> np.ndarray:
     return np.stack(rows) if rows else np.zeros((0, classes))
-
-
-def _labels(manifest: Manifest, classes: tuple[str, ...]) -> np.ndarray:
-    index = {name: k for k, name in enumerate(classes)}
-    numbers = np.array([index.get(name, -1) for name in manifest.classes] + [-1])  # the last serves label -1
-    found: np.ndarray = numbers[manifest.labels]
-    return found
 
 
 def _table(image_id: np.ndarray, answers: list[Answer], classes: tuple[str, ...]) -> pd.DataFrame:

@@ -19,7 +19,8 @@ from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.quarantine import load_quarantine
 from manihot.records.run_folder import Files, RunFolder
-from manihot.records.run_places import SUBMISSION, RunPlaces
+from manihot.records.run_parts import SUBMISSION
+from manihot.records.run_places import RunPlaces
 from manihot.records.submissions import Sample, asks_for, save_submission
 
 NAMED = 5  # files that a message names

@@ -33,7 +33,8 @@ from manihot.records.csv_files import save_csv
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import WHOLE
-from manihot.records.run_places import SUBMISSION, RunPlaces, TrustFolder, member_of, view_of
+from manihot.records.run_parts import SUBMISSION, TrustFolder
+from manihot.records.run_places import RunPlaces, member_of, view_of
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.trust.calibrate import Calibrator
 from manihot.trust.conformal import ConformalSets
@@ -115,7 +116,7 @@ def predict_photos(
             members[one] = members.get(one, 0.0) + softmax(logits.astype(np.float64), axis=1) * len(runners)
         networks[name] = networks.get(name, 0) + len(runners)
     total = _as_one(models, {one: probs / networks[member_of(one)] for one, probs in members.items()})
-    labels = manifest.labels if manifest.classes == models[0].classes else _match(manifest, models[0].classes)
+    labels = manifest.labels_among(models[0].classes)
     shares = [weight / networks[name] for name, weight, _ in unknown]  # members count alike, whatever their networks
     mean = np.average([p for _, _, p in unknown], axis=0, weights=shares) if unknown else None
     numbers = models[0].card.numbers
@@ -135,13 +136,6 @@ def _as_one(models: Sequence[TrainedModel], members: dict[str, np.ndarray]) -> n
     weights = {model.card.member: model.weight for model in models}
     total = sum(weights[name] * probs for name, probs in members.items())
     return np.asarray(total) / sum(weights.values())
-
-
-def _match(manifest: Manifest, classes: tuple[str, ...]) -> np.ndarray:
-    index = {name: k for k, name in enumerate(classes)}
-    table = np.array([index.get(name, -1) for name in manifest.classes] + [-1])  # the last serves label -1
-    found: np.ndarray = table[manifest.labels]
-    return found
 
 
 def predict(

@@ -15,7 +15,7 @@ from manihot.photos.preprocess import Preprocess
 from manihot.photos.quality import Measure, QualityLimits, Saved, fit_quality, measure_quality
 from manihot.records.files import save_json
 from manihot.records.readers import read_record
-from manihot.records.run_places import TrustFolder
+from manihot.records.run_parts import TrustFolder
 from manihot.settings import View
 
 MEASURED = 4000  # photographs of a run, at most

@@ -226,9 +226,8 @@ def judge_new(fitted: Fitted, new: Manifest, engine: Engine, seed: int = 0) -> P
         embeddings[rows] = found
     if embeddings is not None and fitted.oof.embeddings is not None:  # predictions keep the first network's alone
         embeddings = embeddings[:, : fitted.oof.embeddings.shape[1]]
-    index = {name: k for k, name in enumerate(fitted.oof.classes)}
-    number = np.array([index.get(name, -1) for name in new.classes] + [-1])  # the last serves label -1
-    return Predictions(new.image_id, logits, fitted.oof.classes, number[new.labels], fold, embeddings)
+    classes = fitted.oof.classes
+    return Predictions(new.image_id, logits, classes, new.labels_among(classes), fold, embeddings)
 
 
 def held_out_by(fitted: Fitted, new: Manifest) -> np.ndarray:

@@ -12,8 +12,8 @@ from manihot.augment.augmenter import build_ops
 from manihot.augment.views import check_views
 from manihot.ensemble.stages import check_blend
 from manihot.errors import SettingsError
+from manihot.members.label_settings import check_among, check_labels
 from manihot.members.sampling import check_sampling, class_number, named_classes, with_class_numbers
-from manihot.members.training_labels import check_among, check_labels
 from manihot.networks.weights import EMBEDDED, is_embedded, split_backbone
 from manihot.settings import Recipe
 from manihot.settings.techniques import check_name, check_optimizer, named_within

@@ -26,7 +26,8 @@ from manihot.records.files import digest_file, digest_value, one_at_a_time, writ
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import WHOLE, Files, RunFolder
-from manihot.records.run_places import FoldFolder, view_of
+from manihot.records.run_parts import FoldFolder
+from manihot.records.run_places import view_of
 from manihot.settings import Recipe
 
 DECIDES = (

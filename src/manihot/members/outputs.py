@@ -11,7 +11,7 @@ from manihot.members.member import Member
 from manihot.networks.card import ModelCard
 from manihot.networks.runner import Runner
 from manihot.records.predictions import Predictions
-from manihot.records.run_places import FoldFolder
+from manihot.records.run_parts import FoldFolder
 from manihot.settings import Recipe, View
 
 

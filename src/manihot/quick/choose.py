@@ -146,7 +146,7 @@ class Part:
         self.inside, self.outside = examples.take(inside), examples.take(outside)
         rows = self.inside.features.reshape(-1, examples.features.shape[2])
         centre, scale = rows.mean(0), rows.std(0) + 1e-6
-        self.learned, self.held, self.ends = [], [], [0]
+        self.learned, self.held = [], []
         for block in blocks:
             own = slice(None), slice(None), block.columns
             there, here = (

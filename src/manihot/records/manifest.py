@@ -110,6 +110,13 @@ class Manifest:
         found: np.ndarray = self.table["label"].to_numpy()
         return found
 
+    def labels_among(self, classes: tuple[str, ...]) -> np.ndarray:
+        """Labels as indices of other `classes`, int64 (N,); UNLABELLED where the name is not among them."""
+        index = {name: k for k, name in enumerate(classes)}
+        number = np.array([index.get(name, UNLABELLED) for name in self.classes] + [UNLABELLED])  # the last for -1
+        found: np.ndarray = number[self.labels]
+        return found
+
     @property
     def fold(self) -> np.ndarray:
         """Fold that holds each photograph out, int64 (N,); ALWAYS_TRAIN (-1) where none does."""

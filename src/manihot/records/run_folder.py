@@ -1,4 +1,4 @@
-"""The run folder: who may write into it, and which stages are done. Where things lie in it says `run_places`.
+"""The run folder: who may write into it, and which stages are done. `run_places` says where things lie in it.
 
 A stage is skipped when the digest of its inputs has not changed and its outputs are still there as it left them.
 """
@@ -15,9 +15,8 @@ from filelock import FileLock, Timeout
 
 from manihot.errors import RunFolderError
 from manihot.records.files import digest_file, digest_value, explain_os_error, remove_leftovers, save_json
-from manihot.records.run_places import (
+from manihot.records.run_parts import (
     BACKBONE,
-    ENSEMBLE,
     HEAD,
     JOB_RECORD,
     NETWORK,
@@ -26,8 +25,8 @@ from manihot.records.run_places import (
     WHOLE,
     FoldFolder,
     MemberFolder,
-    RunPlaces,
 )
+from manihot.records.run_places import ENSEMBLE, RunPlaces
 from manihot.records.summaries import FORMAT, read_run_record, read_stage_entry
 
 __all__ = [

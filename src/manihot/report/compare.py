@@ -28,7 +28,8 @@ from manihot.progress import cell
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.readers import read_lines
-from manihot.records.run_places import MemberFolder, RunPlaces
+from manihot.records.run_parts import MemberFolder
+from manihot.records.run_places import RunPlaces
 from manihot.records.summaries import read_notes, read_run_record, read_scores
 from manihot.report.words import duration
 

@@ -31,7 +31,7 @@ from manihot.photos.preprocess import resize
 from manihot.progress import say, track
 from manihot.records.files import atomic_path, write_atomic
 from manihot.records.readers import MOST_TENSORS, check_file, reading
-from manihot.records.run_places import FoldFolder
+from manihot.records.run_parts import FoldFolder
 from manihot.settings import Choice
 from manihot.settings.options import Translation
 from manihot.train.networks.translators import Generator, make_discriminator, make_generator

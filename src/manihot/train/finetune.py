@@ -25,7 +25,7 @@ from manihot.networks.card import ModelCard
 from manihot.progress import say
 from manihot.records.files import write_atomic
 from manihot.records.run_folder import NETWORK, TORCH_NETWORK, WHOLE
-from manihot.records.run_places import FoldFolder
+from manihot.records.run_parts import FoldFolder
 from manihot.settings import Recipe, View
 from manihot.train.distributed import by_parts, from_first, gather, rank
 from manihot.train.export import export_network

@@ -32,7 +32,7 @@ from manihot.errors import DataError, RunFolderError, SettingsError
 from manihot.progress import say, track, warn
 from manihot.records.files import atomic_path, write_atomic
 from manihot.records.readers import MOST_TENSORS, check_file, reading
-from manihot.records.run_places import FoldFolder
+from manihot.records.run_parts import FoldFolder
 from manihot.settings import Recipe
 from manihot.train import distributed
 from manihot.train.data.dataset import EpochBatches

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from manihot.audit.evidence import read_margins
 from manihot.records.files import atomic_path
-from manihot.records.run_places import FoldFolder
+from manihot.records.run_parts import FoldFolder
 from manihot.train.distributed import gather
 
 

@@ -22,7 +22,8 @@ from manihot.progress import say, warn
 from manihot.records.files import digest_file, digest_value
 from manihot.records.manifest import Manifest
 from manihot.records.run_folder import Files, RunFolder
-from manihot.records.run_places import MANIFEST, FoldFolder, RunPlaces
+from manihot.records.run_parts import FoldFolder
+from manihot.records.run_places import MANIFEST, RunPlaces
 from manihot.settings import suggest
 from manihot.settings.options import (
     EVERYTHING_GUESSED,

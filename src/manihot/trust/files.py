@@ -21,7 +21,7 @@ from manihot.records.files import save_json
 from manihot.records.folds import make_folds
 from manihot.records.groups import load_groups
 from manihot.records.predictions import Predictions
-from manihot.records.run_places import TrustFolder
+from manihot.records.run_parts import TrustFolder
 from manihot.settings import suggest
 from manihot.trust.calibrate import CALIBRATORS, Calibrator, cross_calibrate, draw_reliability, fit_calibrator
 from manihot.trust.conformal import ConformalSets, fit_sets, measure_abstention, measure_coverage, uniforms_from_ids

@@ -21,7 +21,7 @@ from manihot.errors import DataError
 from manihot.records.files import save_json
 from manihot.records.predictions import Predictions
 from manihot.records.readers import read_record
-from manihot.records.run_places import TrustFolder
+from manihot.records.run_parts import TrustFolder
 from manihot.trust.unknown import UnknownDetector, fit_threshold, fit_unknown
 
 FALSE_REJECTION = 0.05  # share of photographs of the known kind that may be refused

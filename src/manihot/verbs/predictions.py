@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from manihot.errors import SettingsError
 from manihot.extras import need_train
-from manihot.records.run_places import TrustFolder
+from manihot.records.run_parts import TrustFolder
 from manihot.settings.options import USUAL_BLEND
 from manihot.verbs.options import FILES, How, Manifest, Out, Place, Places, Seed
 from manihot.verbs.places import as_path, as_paths
