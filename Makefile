@@ -5,7 +5,7 @@ CORE := .venv-core/bin
 
 .PHONY: demo test slow core tutorials check docs wheel lowest
 
-# Installed anew when the dependencies change: the core alone, and with all that the tests need.
+# Reinstalled when the dependencies change: the core alone, and with all that the tests need.
 .venv/core: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip

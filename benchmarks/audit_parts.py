@@ -222,7 +222,7 @@ def part_embed(folder: Path, n: int) -> dict[str, Any]:
 
 
 def _seconds_each(runner: Callable[[np.ndarray], Any], ready: np.ndarray) -> float:
-    """Clock seconds a picture, best of four batches after one that prepares the kernels.
+    """Clock seconds per picture, best of four batches after one that prepares the kernels.
 
     Where a picture takes over a second (bf16 on a processor that emulates it), the first two have to do.
     """

@@ -1,4 +1,4 @@
-"""How many photographs a second one thread augments, against albumentations 2.0.8 and torchvision v2.
+"""How many photographs per second one thread augments, against albumentations 2.0.8 and torchvision v2.
 
     python benchmarks/augment.py        (albumentations is needed, of the extra `oracles`)
 

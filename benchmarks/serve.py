@@ -286,7 +286,7 @@ def speed(args: argparse.Namespace) -> None:
         cells = (server.name, f"{figures[0]:.0f}", f"{figures[1]:.1f}", *(f"{one:.0f}" for one in figures[2:]), memory)
         print("| " + " | ".join(cells) + " |", flush=True)
         server.end()
-    print(f"\np50, p99: open loop, {args.rate:g} photographs a second for {args.seconds:g} s. Load now {load_now()}")
+    print(f"\np50, p99: open loop, {args.rate:g} photographs per second for {args.seconds:g} s. Load now {load_now()}")
 
 
 def about_machine() -> str:

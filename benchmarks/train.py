@@ -338,7 +338,7 @@ def table(found: dict[str, Any]) -> str:
         f"every {loop['steps']} steps) runs at {loop['rate_of_fit']:.3f} of its rate; the "
         f"loader (uint8 store, this thread) takes {loop['loader_share']:.1%} of the step.",
         "",
-        "| mix | ms a batch | share of a step |",
+        "| mix | ms per batch | share of a step |",
         "|---|---|---|",
         *(f"| {name} | {ms:.1f} | {loop['mix_share'][name]:.1%} |" for name, ms in loop["mix_ms"].items()),
     ]

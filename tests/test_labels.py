@@ -91,32 +91,36 @@ def test_given_labels_are_the_manifests(tmp_path: Path, tiny_recipe: Path):
     soft = np.full((33, 3), np.nan, dtype=np.float32)
     soft[3] = (0.2, 0.5, 0.3)
     made = replace(question.member.manifest.with_columns(weight=np.arange(33, dtype=np.float32)), soft_labels=soft)
-    lesson = make_training_labels(replace(question, member=replace(question.member, manifest=made)))
-    np.testing.assert_array_equal(lesson.rows, question.train)
-    np.testing.assert_array_equal(lesson.weights, question.train)
-    np.testing.assert_allclose(lesson.targets[list(lesson.rows).index(3)], soft[3])
-    assert lesson.classes == 3 and (lesson.targets.max(1)[lesson.rows != 3] == 1).all()
+    training_labels = make_training_labels(replace(question, member=replace(question.member, manifest=made)))
+    np.testing.assert_array_equal(training_labels.rows, question.train)
+    np.testing.assert_array_equal(training_labels.weights, question.train)
+    np.testing.assert_allclose(training_labels.targets[list(training_labels.rows).index(3)], soft[3])
+    assert training_labels.classes == 3 and (training_labels.targets.max(1)[training_labels.rows != 3] == 1).all()
 
 
 def test_pseudo_labels_are_sure_and_none_is_a_copy_of_what_is_held_out(tmp_path: Path, tiny_recipe: Path):
     question = asked(tmp_path, tiny_recipe, "labels={name: pseudo, above: 0.9, weight: 0.5}", before=True)
-    lesson = make_training_labels(question)
+    training_labels = make_training_labels(question)
     known = len(question.train)
     # 24 is grey, 25 a copy of row 0, which fold 0 holds out
-    np.testing.assert_array_equal(lesson.rows[known:], [26, 27, 28, 29])
-    np.testing.assert_array_equal(lesson.labels[known:], question.member.manifest.table["truth"][[26, 27, 28, 29]])
-    np.testing.assert_array_equal(lesson.targets[known:].max(1), 1)
-    np.testing.assert_array_equal(lesson.weights[known:], 0.5)
-    assert not set(lesson.rows) & set(question.member.rows(0)[1])
+    np.testing.assert_array_equal(training_labels.rows[known:], [26, 27, 28, 29])
+    np.testing.assert_array_equal(
+        training_labels.labels[known:], question.member.manifest.table["truth"][[26, 27, 28, 29]]
+    )
+    np.testing.assert_array_equal(training_labels.targets[known:].max(1), 1)
+    np.testing.assert_array_equal(training_labels.weights[known:], 0.5)
+    assert not set(training_labels.rows) & set(question.member.rows(0)[1])
     other = replace(question, fold=1, train=question.member.rows(1)[0])
     assert 25 in make_training_labels(other).rows  # fold 1 learns from row 0 itself
 
 
 def test_pseudo_labels_of_test_photographs_are_asked_for(tmp_path: Path, tiny_recipe: Path):
     question = asked(tmp_path, tiny_recipe, "labels={name: pseudo, above: 0.9, test: true, hard: false}", before=True)
-    lesson = make_training_labels(question)
-    np.testing.assert_array_equal(lesson.rows[len(question.train) :], [26, 27, 28, 29, 31, 32])  # 30 is a copy too
-    told = lesson.targets[len(question.train) :]
+    training_labels = make_training_labels(question)
+    np.testing.assert_array_equal(
+        training_labels.rows[len(question.train) :], [26, 27, 28, 29, 31, 32]
+    )  # 30 is a copy too
+    told = training_labels.targets[len(question.train) :]
     assert told.max(1).min() >= 0.9 and told.max() < 1
     np.testing.assert_allclose(told.sum(1), 1, rtol=1e-6)
 
@@ -141,8 +145,8 @@ def test_the_model_before_is_asked_in_its_own_size(tmp_path: Path, tiny_recipe: 
 
     smaller = tiny_member(tmp_path, tiny_recipe, ("photo.size=[24, 16]",), question.member.manifest)
     before = before_of(Sized(), plain(smaller))
-    lesson = make_training_labels(replace(question, before=before))
-    np.testing.assert_array_equal(lesson.rows[len(question.train) :], [26, 27, 28, 29])
+    training_labels = make_training_labels(replace(question, before=before))
+    np.testing.assert_array_equal(training_labels.rows[len(question.train) :], [26, 27, 28, 29])
     assert set(sizes) == {(24, 16)}
     assert smaller.preprocess != question.member.preprocess
 
@@ -193,29 +197,29 @@ def test_a_network_does_not_check_the_labels_that_it_learned(tiny_recipe: Path):
 
 
 def test_out_of_fold_answers_change_or_drop_doubtful_labels(tmp_path: Path, tiny_recipe: Path):
-    def lesson(settings: str) -> tuple[TrainingLabels, LabelRequest]:
+    def training_labels(settings: str) -> tuple[TrainingLabels, LabelRequest]:
         question = asked(tmp_path, tiny_recipe, f"labels={{name: oof, of: other, {settings}}}")
         label = question.member.manifest.labels[question.train]
         # three contradictions, the surest first; the last row has no answer
         contradicted(question, surely={0: (label[0] + 1) % 3, 4: (label[4] + 1) % 3, 2: (label[2] + 2) % 3})
         return make_training_labels(question), question
 
-    relabelled, question = lesson("do: relabel")
+    relabelled, question = training_labels("do: relabel")
     label = question.member.manifest.labels[question.train]
     changed = np.flatnonzero(relabelled.labels != label)
     np.testing.assert_array_equal(changed, [0, 2, 4])
     assert relabelled.labels[0] == (label[0] + 1) % 3 and relabelled.labels[2] == (label[2] + 2) % 3
-    dropped, _ = lesson("do: drop, worst: 2")
+    dropped, _ = training_labels("do: drop, worst: 2")
     np.testing.assert_array_equal(dropped.rows, np.delete(question.train, [0, 4]))
-    softened, _ = lesson("do: soft, above: 0.975")
+    softened, _ = training_labels("do: soft, above: 0.975")
     np.testing.assert_allclose(softened.targets[0].max(), 0.5 + 0.0025, atol=1e-6)
     assert (softened.targets[[2]].max(1) == 1).all()
     for named in (label[4], CLASSES[label[4]]):
-        only, _ = lesson(f"do: drop, classes: [{named}]")
+        only, _ = training_labels(f"do: drop, classes: [{named}]")
         gone = set(question.train) - set(only.rows)
         assert gone == {question.train[p] for p in (0, 2, 4) if label[p] == label[4]}
     with pytest.raises(SettingsError, match="there is no class 'grey'"):
-        lesson("do: drop, classes: [grey]")
+        training_labels("do: drop, classes: [grey]")
     with pytest.raises(SettingsError, match="labels: there is no class 'grey'"):
         check_classes(load_recipe(str(tiny_recipe), ["labels={name: oof, of: other, classes: [grey]}"]), CLASSES)
     with pytest.raises(DataError, match="'nobody' has no out-of-fold predictions"):
@@ -227,12 +231,12 @@ def test_a_teachers_answers_stand_beside_their_photographs(tmp_path: Path, tiny_
     rows = np.concatenate([question.train[:-1], question.member.rows(0)[1]])
     probs = np.random.default_rng(0).dirichlet((1, 1, 1), len(rows))
     answers(question, probs, rows)
-    lesson = make_training_labels(question)
+    training_labels = make_training_labels(question)
     given = np.eye(3)[question.member.manifest.labels[question.train]]
-    taught = torch.from_numpy(lesson.teacher).softmax(1).numpy()
+    taught = torch.from_numpy(training_labels.teacher).softmax(1).numpy()
     np.testing.assert_allclose(taught[:-1], probs[: len(question.train) - 1], atol=1e-4)
     np.testing.assert_allclose(taught[-1], given[-1], atol=1e-5)  # nobody held it out
-    np.testing.assert_allclose(lesson.targets[:-1], 0.7 * given[:-1] + 0.3 * taught[:-1], atol=1e-4)
+    np.testing.assert_allclose(training_labels.targets[:-1], 0.7 * given[:-1] + 0.3 * taught[:-1], atol=1e-4)
     two = asked(tmp_path, tiny_recipe, "labels={name: teacher, of: [other, second]}")
     answers(two, probs[:, ::-1], rows, "second")
     both = torch.from_numpy(make_training_labels(two).teacher).softmax(1).numpy()
@@ -242,14 +246,14 @@ def test_a_teachers_answers_stand_beside_their_photographs(tmp_path: Path, tiny_
 def test_clusters_are_what_looks_alike(tmp_path: Path, tiny_recipe: Path):
     choice = "labels={name: clusters, k: 3, labelled: true}"
     question = asked(tmp_path, tiny_recipe, choice, before=True)
-    lesson = make_training_labels(question)
+    training_labels = make_training_labels(question)
     rows = question.member.unlabelled_rows(0)
-    np.testing.assert_array_equal(lesson.rows, np.union1d(rows, question.train))
-    shown = question.member.manifest.table["truth"].to_numpy()[lesson.rows]
-    coloured = lesson.rows != 24  # the grey one may go anywhere
-    assert adjusted_rand_score(shown[coloured], lesson.labels[coloured]) == 1
-    assert lesson.classes == 3
-    np.testing.assert_array_equal(make_training_labels(question).targets, lesson.targets)
+    np.testing.assert_array_equal(training_labels.rows, np.union1d(rows, question.train))
+    shown = question.member.manifest.table["truth"].to_numpy()[training_labels.rows]
+    coloured = training_labels.rows != 24  # the grey one may go anywhere
+    assert adjusted_rand_score(shown[coloured], training_labels.labels[coloured]) == 1
+    assert training_labels.classes == 3
+    np.testing.assert_array_equal(make_training_labels(question).targets, training_labels.targets)
     with pytest.raises(DataError, match="found 5 photographs for 3 clusters"):
         make_training_labels(asked(tmp_path, tiny_recipe, "labels={name: clusters, k: 3}", before=True))
 
@@ -259,8 +263,8 @@ def test_one_photograph_of_each_group(tmp_path: Path, tiny_recipe: Path, capsys)
     group = np.full(33, "", dtype=object)
     group[question.train[[1, 4, 6]]] = "plant"
     made = question.member.manifest.with_columns(group=group)
-    lesson = make_training_labels(replace(question, member=replace(question.member, manifest=made)))
-    np.testing.assert_array_equal(lesson.rows, np.delete(question.train, [4, 6]))
+    training_labels = make_training_labels(replace(question, member=replace(question.member, manifest=made)))
+    np.testing.assert_array_equal(training_labels.rows, np.delete(question.train, [4, 6]))
     assert "without a search for duplicates, any groups" in capsys.readouterr().err
 
 
@@ -274,8 +278,8 @@ def test_where_duplicates_were_sought_only_they_are_thinned(tmp_path: Path, tiny
     table = question.member.run / "audit/duplicates.parquet"
     table.parent.mkdir(parents=True)
     pd.DataFrame({"image_id": ids, "group": "dup-" + ids[0]}).to_parquet(table)
-    lesson = make_training_labels(replace(question, member=replace(question.member, manifest=made)))
-    np.testing.assert_array_equal(lesson.rows, np.delete(question.train, [6]))
+    training_labels = make_training_labels(replace(question, member=replace(question.member, manifest=made)))
+    np.testing.assert_array_equal(training_labels.rows, np.delete(question.train, [6]))
     assert "1 copies left out" in capsys.readouterr().err
 
 

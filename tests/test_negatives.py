@@ -124,29 +124,29 @@ def test_the_output_and_its_photographs_go_together(tiny_recipe: Path):
     check_negatives(Choice(name="mixed", share=0.2, ways=["corner"]), "here")
 
 
-def test_the_lesson_gets_a_class_more(tmp_path: Path, tiny_recipe: Path):
+def test_training_labels_get_one_more_class(tmp_path: Path, tiny_recipe: Path):
     member = tiny_member(tmp_path, tiny_recipe, UNKNOWN)
     train, _ = member.rows(0)
     known = make_training_labels(LabelRequest(member, 0, train))
     known = TrainingLabels(known.rows, known.targets, known.weights, np.zeros((12, 3), np.float32))
-    lesson, photos = with_negatives(member, 0, known)
-    assert len(train) == 12 and len(lesson.rows) == 18 and lesson.classes == 4
-    np.testing.assert_array_equal(lesson.labels, [*known.labels, *[3] * 6])
-    np.testing.assert_array_equal(lesson.targets.sum(1), 1)
-    np.testing.assert_array_equal(lesson.rows[12:], len(member.photos) + np.arange(6))
-    assert photos[int(lesson.rows[17])].shape == photos[0].shape
-    taught = torch.from_numpy(lesson.teacher).softmax(1)
+    training_labels, photos = with_negatives(member, 0, known)
+    assert len(train) == 12 and len(training_labels.rows) == 18 and training_labels.classes == 4
+    np.testing.assert_array_equal(training_labels.labels, [*known.labels, *[3] * 6])
+    np.testing.assert_array_equal(training_labels.targets.sum(1), 1)
+    np.testing.assert_array_equal(training_labels.rows[12:], len(member.photos) + np.arange(6))
+    assert photos[int(training_labels.rows[17])].shape == photos[0].shape
+    taught = torch.from_numpy(training_labels.teacher).softmax(1)
     assert taught[:12, 3].max() < 1e-6 and taught[12:, 3].min() > 0.999
     again, _ = with_negatives(tiny_member(tmp_path / "again", tiny_recipe, UNKNOWN), 0, known)
-    np.testing.assert_array_equal(again.rows, lesson.rows)
+    np.testing.assert_array_equal(again.rows, training_labels.rows)
 
 
 def test_a_source_of_something_else_is_no_source_of_leaves(tmp_path: Path, tiny_recipe: Path):
     sets = ("model.unknown=true", "negatives={name: source, source: field}")
     member = tiny_member(tmp_path, tiny_recipe, sets, draw_photos(tmp_path / "photos", unlabelled=6))
     train, _ = member.rows(0)
-    lesson, photos = with_negatives(member, 0, make_training_labels(LabelRequest(member, 0, train)))
-    np.testing.assert_array_equal(member.manifest.table["source"].to_numpy()[lesson.rows[12:]], "field")
+    training_labels, photos = with_negatives(member, 0, make_training_labels(LabelRequest(member, 0, train)))
+    np.testing.assert_array_equal(member.manifest.table["source"].to_numpy()[training_labels.rows[12:]], "field")
     assert photos is member.photos
     assert not len(member.unlabelled_rows(0))  # neither pseudo-labels nor FixMatch take them for leaves
 

@@ -523,7 +523,7 @@ def test_a_scan_of_the_largest_pictures_takes_less_than_a_gigabyte(tmp_path: Pat
     """Each format just below its limit, with bytes behind so that it isn't too sparse; the scan and a full decode."""
     for kind in ("PNG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000", "AVIF"):
         most = min(limits.MAX_PIXELS, limits.MEMORY // limits.BYTES_A_PIXEL.get(kind, limits.BYTES_A_PIXEL_ELSE))
-        most = min(most, int((limits.MEMORY + limits.LIGHT) / 11.1)) if kind == "BMP" else most  # 3 bytes a pixel
+        most = min(most, int((limits.MEMORY + limits.LIGHT) / 11.1)) if kind == "BMP" else most  # 3 bytes per pixel
         edge = min(int(most**0.5), 16383)
         options = {"WEBP": {"lossless": True}, "TIFF": {"compression": "tiff_deflate"}, "AVIF": {"speed": 10}}
         Image.new("RGB", (edge, edge), (9, 99, 9)).save(tmp_path / f"{kind}.jpg", kind, **options.get(kind, {}))

@@ -32,7 +32,7 @@ def test_a_probe_names_one_class_as_the_sample_has_it(tmp_path: Path):
     wide.write_text("id,x,y z\n1,.5,.5\n")
     found = manihot.probe_prior(wide, out=tmp_path / "wide")
     assert found.files[1].name == "probe_1_y_z.csv" and pd.read_csv(found.files[1])["y z"].tolist() == [1]
-    with pytest.raises(SettingsError, match="names one answer a photograph"):
+    with pytest.raises(SettingsError, match="names one answer per photograph"):
         manihot.probe_prior(sample, out=tmp_path / "probes")
 
 

@@ -66,10 +66,10 @@ def test_a_stage_begins_with_the_weights_before_it(tmp_path: Path, tiny_recipe: 
     """Before its first step, exactly; the head too where the classes are the same."""
     member = tiny_member(tmp_path, tiny_recipe, ONE)
     before = make_model(member.recipe.model, 3, (32, 32), seed=77)
-    lesson = make_training_labels(LabelRequest(member, 0, member.rows(0)[0]))
-    begun = make_training(member, 0, lesson, before).model.state_dict()
+    training_labels = make_training_labels(LabelRequest(member, 0, member.rows(0)[0]))
+    begun = make_training(member, 0, training_labels, before).model.state_dict()
     assert all(torch.equal(begun[name], value) for name, value in before.state_dict().items())
-    begun = make_training(member, 0, lesson, before, same_classes=False).model.state_dict()
+    begun = make_training(member, 0, training_labels, before, same_classes=False).model.state_dict()
     assert not torch.equal(begun["head.weight"], before.state_dict()["head.weight"])
     assert torch.equal(begun["backbone.conv_stem.weight"], before.state_dict()["backbone.conv_stem.weight"])
 

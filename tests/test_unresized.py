@@ -218,9 +218,9 @@ def test_labels_from_a_member_without_a_store(tmp_path: Path, tiny_recipe: Path)
     )
     train_fold(tiny_member(tmp_path, tiny_recipe, sets, manifest, "elder"))
     member = tiny_member(tmp_path, tiny_recipe, sets, manifest)
-    lesson = make_training_labels(LabelRequest(member, 0, member.rows(0)[0]))
-    assert len(lesson.rows) > len(member.rows(0)[0])
-    assert make_training(member, 0, lesson).loader.dataset.photos is member.photos
+    training_labels = make_training_labels(LabelRequest(member, 0, member.rows(0)[0]))
+    assert len(training_labels.rows) > len(member.rows(0)[0])
+    assert make_training(member, 0, training_labels).loader.dataset.photos is member.photos
 
 
 def test_the_page_of_augmentations_shows_what_training_sees(tiny_recipe: Path):

@@ -1,7 +1,7 @@
 """One family of errors: each message names the file or setting and the remedy.
 
 The command line prints the message without a stack trace and leaves with `exit_code`, so that a script
-can tell a mistake in the settings from a full disk.
+can distinguish a mistake in the settings from a full disk.
 """
 
 from __future__ import annotations

@@ -307,7 +307,7 @@ def _units(groups: np.ndarray | None, labelled: np.ndarray) -> np.ndarray:
     if groups is None:
         return np.arange(n)
     if len(groups) != len(labelled):
-        raise DataError(f"{len(groups)} groups for {len(labelled)} labels", "one a row; '' stands alone")
+        raise DataError(f"{len(groups)} groups for {len(labelled)} labels", "one per row; '' stands alone")
     names = np.asarray(groups)[labelled].astype(str)
     _, unit = np.unique(names, return_inverse=True)
     alone = names == ""

@@ -100,7 +100,7 @@ def warn(text: str) -> None:
 
 
 def rate_in_words(rate: float) -> str:
-    """Items a second; seconds an item where that is less than one."""
+    """Items per second; seconds an item where that is less than one."""
     return f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
 
 
@@ -130,7 +130,7 @@ def _make_bar(what: str) -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
     class RateColumn(ProgressColumn):
-        """Items a second, or seconds an item."""
+        """Items per second, or seconds an item."""
 
         def render(self, task: Any) -> Text:
             return Text(rate_in_words(task.speed) if task.speed else "", style="dim")

@@ -219,7 +219,7 @@ def _scorers() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     numbers = (np.arange(K * K) + 1.0).reshape(1, K, K)
     turned = np.stack([orient_coefficients(numbers, g).reshape(-1)[1:] for g in range(8)])
     columns, signs = np.abs(turned).astype(np.int64) - 2, np.sign(turned).astype(np.float32)
-    # Any direction that tells all orientations apart will do; low frequencies move least with the crop.
+    # Any direction that distinguishes all orientations will do; low frequencies move least with the crop.
     direction = np.where((y % 2 == 0) & (x % 2 == 0), 0, 1 + 0.6 * np.sign(x - y))
     direction = (direction / np.maximum(np.hypot(y, x), 1) ** 1.5).reshape(-1)[1:]
     direction /= np.linalg.norm(direction)
@@ -262,7 +262,7 @@ def _shorten(vectors: np.ndarray, axes: np.ndarray) -> np.ndarray:
 def _bounded_pairs(left: np.ndarray, right: np.ndarray, least: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows of `left` and of `right` whose product is at least `least`, block by block.
 
-    Nearly none is: eight comparisons are looked through at once.
+    Nearly none is: eight comparisons are checked at once.
     """
     width = len(right)
     product = np.empty((QUERIES, width), np.float32)

@@ -1,4 +1,4 @@
-"""Bursts: shots of one scene, told by when they were taken, by numbers in their names, and by how alike they are.
+"""Bursts: shots of one scene, recognised by capture time, by numbers in their names, and by similarity.
 
 Neighbours in time or in numbering are candidates. Whether they show one scene is judged against photographs of the
 same sequence that lie further apart: they share field, light and camera, so that only what is more alike than these

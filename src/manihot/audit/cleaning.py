@@ -1,7 +1,7 @@
 """From the audit's findings to a new manifest: what `manihot clean` does.
 
 Written into the output folder: manifest.parquet (what stays, as decided, in groups that hold the lookalikes which
-pixels confirmed; the original is never touched), decisions.csv (one row a photograph, with its reason; correct it by
+pixels confirmed; the original is never touched), decisions.csv (one row per photograph, with its reason; correct it by
 hand and give it back with --decisions), dropped.csv, before_after.csv (counts a class), and clean.json (what was
 written here, so that nothing else is written over).
 """

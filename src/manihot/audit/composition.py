@@ -20,7 +20,7 @@ FEWEST = 5  # wrong and right predictions that a comparison needs
 
 
 def describe_classes(manifest: Manifest) -> pd.DataFrame:
-    """Labelled photographs a class: `label, class, photographs, share, times_rarest`, then a column a source.
+    """Labelled photographs per class: `label, class, photographs, share, times_rarest`, then a column per source.
 
     times_rarest: photographs for each one of the rarest class that has any. Columns of sources are named
     `source: NAME`. Photographs of the test split and without a label are not counted.
@@ -56,7 +56,7 @@ def imbalance_ratio(manifest: Manifest) -> float:
 def goes_with_errors(composition: pd.DataFrame, predictions: Predictions, confidence: float = 0.95) -> pd.DataFrame:
     """Which measurements differ between wrongly and rightly predicted photographs, strongest first.
 
-    composition: `image_id` and numeric columns, one row a photograph. predictions: with labels; out-of-fold ones,
+    composition: `image_id` and numeric columns, one row per photograph. predictions: with labels; out-of-fold ones,
     or training photographs look better than they are. Returns one row a measurement: `auc` (chance that a wrongly
     predicted photograph has the higher value, .5 = no connection) with DeLong's interval `low`, `high`,
     `correlation` (point-biserial), `p` (Mann-Whitney), `p_holm`, `wrong`, `right`. Measurements that are equal

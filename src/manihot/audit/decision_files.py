@@ -80,7 +80,7 @@ def _fill(table: pd.DataFrame, manifest: Manifest, path: Path) -> None:
 def _check_cells(table: pd.DataFrame, path: Path) -> None:
     _check_rows(table, "image_id", table["image_id"] == "", path, "is empty", "name the photograph of each row")
     _check_rows(
-        table, "image_id", table["image_id"].duplicated(), path, "is decided already", "leave one row a photograph"
+        table, "image_id", table["image_id"].duplicated(), path, "is decided already", "leave one row per photograph"
     )
     unknown = ~table["action"].isin(ACTIONS)
     _check_rows(table, "action", unknown, path, "is no action", f"one of {', '.join(ACTIONS)}")
@@ -89,7 +89,7 @@ def _check_cells(table: pd.DataFrame, path: Path) -> None:
     bare = (table["action"] == "down_weight") & (table["weight"] == "")
     _check_rows(table, "weight", bare, path, "is empty, but the action is down_weight", "a number from 0 to 1")
     bare = (table["action"] == "soft") & (not soft_columns(table))
-    _check_rows(table, "action", bare, path, f"needs columns {SOFT}<class>", "add one column a class, or relabel")
+    _check_rows(table, "action", bare, path, f"needs columns {SOFT}<class>", "add one column per class, or relabel")
 
 
 def _check_soft(table: pd.DataFrame, soft: list[str], path: Path) -> None:

@@ -1,6 +1,6 @@
 """Decisions: what to do with each photograph that the audit found fault with, and the manifest that follows.
 
-A table of decisions holds one row a photograph: image_id, action, given_label, new_label, weight, reason, and for soft
+A table of decisions has one row per photograph: image_id, action, given_label, new_label, weight, reason, and for soft
 labels one column `soft_<class>` a class. Actions: 'drop', 'relabel' to new_label, 'soft' (a distribution over the
 classes replaces the label), 'down_weight' (the training weight is multiplied by weight), 'keep'. Classes stand by
 name, so that a table can be read, corrected and used on its own. The manifest that decisions are applied to is never
@@ -237,7 +237,7 @@ def _conflicts(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
 
 
 def _shares(torn: pd.DataFrame, weight: pd.Series) -> pd.DataFrame:
-    """What each label has of the weight of its group: a row a group, a column a label."""
+    """What each label has of the weight of its group: a row per group, a column a label."""
     total = pd.crosstab(torn["group"], torn["given_label"], values=weight, aggfunc="sum").fillna(0.0)
     return total.div(total.sum(axis=1), axis=0)
 
@@ -329,7 +329,7 @@ def check_decisions(decisions: pd.DataFrame, manifest: Manifest, where: str = "t
     ids, classes = decisions["image_id"], manifest.classes
     if ids.duplicated().any():
         raise DataError(
-            f"{where}: {ids[ids.duplicated()].iloc[0]!r} is decided more than once", "leave one row a photograph"
+            f"{where}: {ids[ids.duplicated()].iloc[0]!r} is decided more than once", "leave one row per photograph"
         )
     at = pd.Index(manifest.image_id).get_indexer(pd.Index(ids))
     if (at < 0).any():
@@ -354,7 +354,7 @@ def check_decisions(decisions: pd.DataFrame, manifest: Manifest, where: str = "t
 
 
 def soft_columns(table: pd.DataFrame) -> list[str]:
-    """The columns that hold soft labels, one a class."""
+    """The columns that hold soft labels, one per class."""
     return [str(name) for name in table.columns if str(name).startswith(SOFT)]
 
 
@@ -363,7 +363,7 @@ def _number(value: Any) -> float:
 
 
 def compare_manifests(before: Manifest, after: Manifest) -> pd.DataFrame:
-    """One row a class: photographs before and after, dropped, relabelled away and to it, soft and down-weighted."""
+    """One row per class: photographs before and after, dropped, relabelled away and to it, soft and down-weighted."""
     old, new = before.table.set_index("image_id"), after.table.set_index("image_id")
     was = new["label"].index.map(old["label"]).to_numpy()
     now, gone = new["label"].to_numpy(), ~old.index.isin(new.index)

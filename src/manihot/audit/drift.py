@@ -1,8 +1,8 @@
 """Do the photographs of two sources differ (years, districts, phones), and in what?
 
 Adversarial validation: a classifier that has never seen a photograph says from which source it comes. Its
-out-of-fold AUC is .5 where nothing tells the sources apart. The AUC within classes leaves out what only
-the classes' shares tell: a source with more of one disease is not another kind of photograph.
+out-of-fold AUC is .5 where nothing distinguishes the sources. The AUC within classes leaves out what only
+the classes' shares reveal: a source with more of one disease is not another kind of photograph.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def find_drift(
     """Compare each pair of sources; the most different pair first, [] where there is one source.
 
     source: object (N,). embeddings: float (N, D). measurements: N rows of numbers (blur, exposure, ...), which also
-    name what tells the sources apart; one of the two is needed. labels: int (N,), -1 unknown. groups: object
+    name what distinguishes the sources; one of the two is needed. labels: int (N,), -1 unknown. groups: object
     (N,), '' alone; photographs of one group are never on both sides of a fold. Sources with fewer than 20
     photographs are left out. Raises DataError.
     """
@@ -93,7 +93,7 @@ def find_drift(
         parts.append(measurements.to_numpy(dtype=np.float64))
     if not parts or any(len(part) != len(source) for part in parts):
         raise DataError(
-            "drift between sources needs embeddings or measurements, one row a photograph",
+            "drift between sources needs embeddings or measurements, one row per photograph",
             "give the ones of the same photographs",
         )
     both = np.nan_to_num(np.hstack([_reduced(part, seed) for part in parts]))

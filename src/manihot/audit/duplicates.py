@@ -27,7 +27,7 @@ LIKELY = 0.88  # correlation of descriptions from which a pair is checked
 HASH_BITS = 6  # of 63 that may differ
 HASH_LIKELY = 0.7  # correlation of descriptions that a pair close in its hashes must have
 EMBEDDING_EPS = 0.35  # distance of unit vectors, cosine about .94
-PARTNERS = 16  # likely copies a photograph that are checked, the likeliest first
+PARTNERS = 16  # likely copies per photograph that are checked, the likeliest first
 PRUNE_AT = 2_000_000  # likely pairs held at once
 CUT = 0.03  # share of an edge that must be missing for a photograph to count as cropped
 MIRRORED, TURNED = (1, 2, 4, 7), (3, 5, 6)  # orientations, as hashes.orient_pictures numbers them
@@ -71,7 +71,7 @@ def find_duplicates(
     thumbnails: of `hashes.make_thumbnails`; without them only exact copies are found. embeddings: (N, D) in the order
     of the manifest or None; they only propose pairs at most `embedding_eps` apart (unit vectors), which matters for
     copies that were edited much. same: correlation of the fine structure that is asked for.
-    `kind` (KINDS) and `distance` (1 - correlation, 0 for exact copies) tell of the `nearest` member of the group.
+    `kind` (KINDS) and `distance` (1 - correlation, 0 for exact copies) describe the `nearest` member of the group.
     `crosses_folds`: some model trains on one member and is judged on another. Raises DataError.
     """
     if embeddings is not None and thumbnails is None:
@@ -105,7 +105,7 @@ def _near_pairs(
     if embeddings is not None:
         if len(embeddings) != len(manifest):
             raise DataError(
-                f"{len(embeddings)} embeddings don't fit {len(manifest)} photographs", "give one row a photograph"
+                f"{len(embeddings)} embeddings don't fit {len(manifest)} photographs", "give one row per photograph"
             )
         embeddings = np.asarray(embeddings, np.float32)[kept]
     likely = _likely_pairs(search, thumbnails.phash[where], embeddings, eps)
@@ -199,7 +199,7 @@ def _describe(manifest: Manifest, pairs: pd.DataFrame, thumbnails: Thumbnails | 
 
 
 def flag_groups(table: pd.DataFrame, number: np.ndarray) -> pd.DataFrame:
-    """The table (label, fold, split) with what its groups, numbered (N,), give away, one value a group.
+    """The table (label, fold, split) with what its groups, numbered (N,), give away, one value per group.
 
     `label_conflict`: more than one label. `crosses_folds`: some model trains on one member and is judged on another.
     `crosses_splits`: one member is a test photograph and another is not.

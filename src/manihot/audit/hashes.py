@@ -162,7 +162,7 @@ def _make(manifest: Manifest, parts: range | list[int], workers: int) -> Iterato
     results = iter(
         track(
             run_tasks(measure_files, tasks, workers, lambda task: str(task.files[0])),
-            f"Looking at photographs (by {TASK})",
+            f"Making thumbnails (by {TASK})",
             total=len(tasks),
         )
     )
@@ -283,7 +283,7 @@ def hash_pairs(phash: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.nd
 
 
 def _bit_sets(phash: np.ndarray, count: int) -> list[np.uint64]:
-    """The 63 bits in `count` disjoint sets that tell these hashes apart about equally well."""
+    """The 63 bits in `count` disjoint sets that separate these hashes about equally well."""
     bits = np.unpackbits(phash[:, None].view(np.uint8), axis=1, bitorder="little")[:, 1:]
     ranked = np.argsort(np.abs(bits.mean(axis=0) - 0.5), kind="stable") + 1  # bit 0 says nothing
     return [np.bitwise_or.reduce(np.uint64(1) << ranked[k::count].astype(np.uint64)) for k in range(count)]

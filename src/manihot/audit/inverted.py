@@ -1,7 +1,7 @@
 """Near vectors among very many: compressed codes in an inverted index, for sets beyond the search of all pairs.
 
 faiss (arXiv 2401.08281, extra `large`): k-means divides the vectors into cells, each vector is kept as a byte per
-dimension in the list of its cell, and a query looks through the lists of the nearest cells. It only proposes: whoever
+dimension in the list of its cell, and a query searches the lists of the nearest cells. It only proposes: whoever
 asks measures each pair at full precision. An index of graphs would lose recall just where there are many duplicates.
 """
 
@@ -17,7 +17,7 @@ from manihot.extras import has_faiss
 from manihot.progress import warn
 
 LARGE = 50_000  # vectors from which the index is used
-PROBES = 32  # lists looked through a query, of about 4 sqrt(N); the recall on large sets has not been measured
+PROBES = 32  # lists searched per query, of about 4 sqrt(N); the recall on large sets has not been measured
 SAMPLES_A_LIST = 40  # vectors that k-means learns a cell from, as faiss asks for at least
 BLOCK = 16_384  # queries at once
 CODE_ERROR = 1.03  # of the radius, as codes are rounded

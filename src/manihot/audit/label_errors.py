@@ -279,7 +279,7 @@ def label_issues(
     if twice.any():
         raise DataError(
             f"{int(twice.sum())} photographs are predicted more than once, first {predictions.image_id[twice][0]!r}",
-            "leave one row a photograph, by a model that never saw it",
+            "leave one row per photograph, by a model that never saw it",
         )
     if manifest is not None:
         if manifest.classes != predictions.classes:
@@ -394,7 +394,7 @@ def _numbers(groups: np.ndarray | None, n: int) -> np.ndarray:
         return np.arange(n)
     values = np.asarray(groups)
     if values.shape != (n,):
-        raise DataError(f"groups of shape {values.shape} don't fit {n} photographs", "one group a photograph")
+        raise DataError(f"groups of shape {values.shape} don't fit {n} photographs", "one group per photograph")
     number = np.issubdtype(values.dtype, np.number)
     alone = values < 0 if number else pd.isna(values) | (values == "")
     return group_numbers(np.where(alone, "", values.astype(str)), n)

@@ -4,7 +4,7 @@ Opinions come from models and neighbours that never saw the photograph's own lab
 (Genest and Zidek 1986, doi 10.1214/ss/1177013825), with weights, biases and a noise channel that make the given labels
 likeliest: P(given) = sum over true classes of channel times pool (Patrini et al. 2017, arXiv 1609.03683; the channel by
 expectation maximisation as in Dawid and Skene 1979, doi 10.2307/2346806). So an opinion that predicts badly on these
-photographs counts little, and nobody has to be told which labels are wrong.
+photographs counts little, and it need not be known which labels are wrong.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _level(channel: np.ndarray) -> np.ndarray:
 
 
 def pool_predictions(labels: np.ndarray, pred_probs: np.ndarray) -> Pool:
-    """The pool of one opinion: predictions made anew as sure as the given labels warrant."""
+    """The pool of one opinion: predictions rescaled to the confidence that the given labels warrant."""
     return pool_opinions(labels, [_log(pred_probs)], noise_channel(labels, pred_probs))
 
 
@@ -224,7 +224,7 @@ def _answers(
 ) -> np.ndarray:
     """Probabilities (n, K) of heads that didn't learn the photograph, never quite 0."""
     probs = np.full((len(labels), classes), LOWEST)
-    most = int(np.bincount(labels).max())  # of which class the splitter wants one photograph a fold
+    most = int(np.bincount(labels).max())  # of which class the splitter wants one photograph per fold
     if most < 2:
         return np.full_like(probs, 1 / classes)
     folds = split_groups(labels, groups, min(FOLDS, len(np.unique(groups)), most), seed)

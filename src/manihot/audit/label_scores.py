@@ -98,8 +98,8 @@ def confident_learning(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray
 def noise_channel(labels: np.ndarray, pred_probs: np.ndarray, strength: float = STRENGTH) -> np.ndarray:
     """P(given label | true label), (K, K) with the given label in rows and columns that sum to 1.
 
-    From the calibrated joint, drawn by `strength` photographs a class towards a channel with the same share of errors
-    that confuses all classes alike: with few photographs the joint's cells tell more of chance than of annotators.
+    From the calibrated joint, drawn by `strength` photographs per class towards a channel with the same share of errors
+    that confuses all classes alike: with few photographs the joint's cells reflect chance more than annotators.
     """
     return shrink_channel(calibrated_joint(labels, pred_probs), strength)
 

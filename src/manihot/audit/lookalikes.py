@@ -1,6 +1,6 @@
 """Lookalikes: photographs whose embeddings lie closer than those of different photographs do.
 
-Embeddings are there only after the folds, so this is a second look: it names copies that the search among pictures
+Embeddings are there only after the folds, so this is a second search: it names copies that the search among pictures
 missed and, for predictions that come without photographs, it is the only evidence of copies. Embeddings are centred
 on their mean, which takes away what all photographs of a set share, and scaled to unit length: those of unrelated
 photographs then lie about 1.41 apart. Groups are the connected components of the pairs at most `eps` apart, as
@@ -25,7 +25,7 @@ from manihot.records.manifest import Manifest
 EPS = 0.45  # distance of centred unit vectors, cosine .9: what the features alone may say
 REACH = 0.6  # cosine .82: turned and cropped copies too, and pairs of a large set that only look alike; pixels decide
 NEAREST = 4  # of its group, that a photograph is compared with on pixels
-LEAST_CHECKS = 1000  # pairs checked on pixels, or one a photograph where there are more of those
+LEAST_CHECKS = 1000  # pairs checked on pixels, or one per photograph where there are more of those
 SAYS_NOTHING = 1e-4  # of the usual length: a vector that is hardly anything but the mean
 
 COLUMNS = (
@@ -63,7 +63,7 @@ def find_lookalikes(
     """
     if len(embeddings) != len(manifest):
         raise DataError(
-            f"{len(embeddings)} embeddings don't fit {len(manifest)} photographs", "give one row a photograph"
+            f"{len(embeddings)} embeddings don't fit {len(manifest)} photographs", "give one row per photograph"
         )
     unit, shows = unit_embeddings(embeddings)
     label = _components(unit, shows, eps)
@@ -94,7 +94,7 @@ def unit_embeddings(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings (N, D) about their mean and of unit length, float32, and which of them say anything, bool (N,)."""
     vectors = np.array(embeddings, np.float32)
     if vectors.ndim != 2:
-        raise DataError(f"embeddings have {vectors.ndim} dimensions, not 2", "give one row a photograph")
+        raise DataError(f"embeddings have {vectors.ndim} dimensions, not 2", "give one row per photograph")
     if not len(vectors):
         return vectors, np.empty(0, bool)
     length = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
@@ -162,7 +162,7 @@ def with_lookalikes(manifest: Manifest, lookalikes: pd.DataFrame) -> Manifest:
 
 
 def count_lookalikes(lookalikes: pd.DataFrame) -> dict[str, int]:
-    """Groups and photographs, and the groups that pixels confirm anew, or that only the features hold together."""
+    """Groups and photographs, and the groups newly confirmed by pixels, or supported by features alone."""
     groups = lookalikes.groupby("group")
     evidence = groups["evidence"].agg(set) if len(lookalikes) else pd.Series([], dtype=object)
     new = evidence[[bool(found - {"known"}) for found in evidence]]
@@ -186,7 +186,7 @@ def describe_lookalikes(counts: dict[str, int]) -> str:
     parts = [
         (counts["confirmed_groups"], "new and confirmed by the pictures"),
         (known, "known as duplicates or groups"),
-        (counts["features_groups"], "told by the features alone, to be looked at"),
+        (counts["features_groups"], "found by the features alone, to be checked by eye"),
     ]
     said = ", ".join(f"{count:,} {what}" for count, what in parts if count)
     return f"{counts['photographs']:,} photographs in {counts['groups']:,} groups alike by the features: {said}"

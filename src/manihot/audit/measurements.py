@@ -1,4 +1,4 @@
-"""Measurements of one photograph, and the grey picture that copies are told by.
+"""Measurements of one photograph, and the grey picture by which copies are recognised.
 
 Every measurement comes from a picture of at most a few hundred pixels a side, needs no label and is the same on
 every machine. Colourfulness: Hasler and Suesstrunk, Measuring colourfulness in natural images (2003). Worker
@@ -19,8 +19,8 @@ from manihot.photos.faults import PhotoFault
 
 DARK, BRIGHT = 8, 247  # grey levels at and beyond which a pixel counts as clipped
 COMMON = 124  # pixels that the shorter edge of a picture has at least when it is measured
-EDGES = 0.03  # share of the pixels, those of the steepest slope, that tell the sharpness
-SIDE = 128  # pixels of a thumbnail, squared: enough to tell copies apart, 16 KB a photograph
+EDGES = 0.03  # share of the pixels, those of the steepest slope, that measure sharpness
+SIDE = 128  # pixels of a thumbnail, squared: enough to tell copies apart, 16 KB per photograph
 
 # What is measured, and what a high value means
 MEASUREMENTS = {
@@ -44,7 +44,7 @@ def make_thumbnail(grey: np.ndarray) -> np.ndarray:
 def measure_photo(
     rgb: np.ndarray, grey: np.ndarray | None = None, thumbnail: np.ndarray | None = None
 ) -> dict[str, float]:
-    """The values of MEASUREMENTS for one photograph, but for its megapixels, which only the file tells.
+    """The values of MEASUREMENTS for one photograph, but for its megapixels, which only the file states.
 
     rgb: uint8 (h, w, 3), the photograph reduced to a few hundred pixels, at least COMMON on its shorter edge where
     the file has as many. grey, thumbnail: the same in grey and as `make_thumbnail` gives it, where they are at hand.
@@ -85,7 +85,7 @@ def measure_sharpness(grey: np.ndarray) -> float:
 
 
 def _highest(values: np.ndarray, count: int) -> float:
-    """The count-th highest of the values (n,): a sample tells which ones need to be sorted."""
+    """The count-th highest of the values (n,): a sample shows which ones need to be sorted."""
     sample = values[::8]
     likely = min(len(sample), count // 5 + 1)  # in the sample, well below the place that is looked for
     few = values[values >= np.partition(sample, -likely)[-likely]]
@@ -120,7 +120,7 @@ def measure_colourfulness(rgb: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class ThumbnailTask:
-    """A few files to look at; `sha256` is what the scan has seen of each, '' where that is not known."""
+    """A few files to inspect; `sha256` is what the scan has seen of each, '' where that is not known."""
 
     files: tuple[Path, ...]
     sha256: tuple[str, ...]

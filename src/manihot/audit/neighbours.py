@@ -92,7 +92,7 @@ def number_by_appearance(label: np.ndarray) -> np.ndarray:
 def _checked(embeddings: np.ndarray, eps: float) -> np.ndarray:
     vectors = np.asarray(embeddings)
     if vectors.ndim != 2:
-        raise DataError(f"embeddings have {vectors.ndim} dimensions, not 2", "give one row a photograph")
+        raise DataError(f"embeddings have {vectors.ndim} dimensions, not 2", "give one row per photograph")
     if not eps > 0:
         raise DataError(f"a distance of {eps} joins nothing", "choose one above 0")
     vectors = vectors.astype(np.float32, copy=False)

@@ -65,7 +65,7 @@ def _check_shared(manifest: Manifest, names: np.ndarray, sources: Mapping[str, S
                 f"sources.{name}: its classes ({list_names(own, 20)}) are none of those it is to help with "
                 f"({list_names(first, 20)})",
                 "say which class each of its names is: --alias FILE with lines such as "
-                f"`{own[0]}: {first[0]}`, or `aliases` in the recipe (a manifest is to be scanned anew with it)",
+                f"`{own[0]}: {first[0]}`, or `aliases` in the recipe (and scan a manifest again with it)",
             )
 
 
@@ -107,7 +107,7 @@ def _use(use: str) -> str:
 def narrow(manifest: Manifest, sources: Mapping[str, Source]) -> tuple[np.ndarray, np.ndarray]:
     """Which photographs one member learns with labels, and which without: two masks (N,), neither has what it ignores.
 
-    The manifest is what `use_sources` left for the whole run; a member can only look at less than that.
+    The manifest is what `use_sources` left for the whole run; a member can only use a subset of that.
     """
     names = manifest.table["source"].astype(str).to_numpy()
     labelled = manifest.labels >= 0

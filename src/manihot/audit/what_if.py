@@ -4,7 +4,7 @@ Within the training part of each fold a linear head on the features finds doubtf
 more, so that it never judges a label it has learned); every arm then cleans in its way, learns, and answers
 for the held-out photographs, whose labels stay as given. Careless cleaning made the lecture's models worse, so
 the answer may be `hurts`. The first repeat splits as the run did, whose folds are the ones that its scores are of; the
-others draw as many folds anew, since one split alone tells the arms apart worse.
+others draw as many new folds, since a single split separates the arms less well.
 
 Intervals are paired and over photographs (or groups of them): each one's share of right answers over the repeats under
 an arm, less that under `keep`. They don't know how far other training photographs would have changed the models, which
@@ -37,7 +37,7 @@ COMPONENTS = 256
 FOLDS, INNER_FOLDS, REPEATS = 5, 4, 3
 STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TOGETHER = "together"
-DOUBT = 0.25  # weight of a doubtful label under `down_weight`
+DOUBTFUL_WEIGHT = 0.25  # weight of a doubtful label under `down_weight`
 
 Cleaned = tuple[np.ndarray, np.ndarray]  # targets (n, K), weights (n,)
 
@@ -69,7 +69,7 @@ class WhatIf:
             )
         if len(hurts):
             return f"Leave the labels as they are: {', '.join(hurts['arm'])} hurt on {judge} photographs."
-        return f"No effect of cleaning can be told on {judge} photographs: leave the labels as they are."
+        return f"No effect of cleaning can be shown on {judge} photographs: leave the labels as they are."
 
 
 def what_if(
@@ -87,7 +87,7 @@ def what_if(
 ) -> WhatIf:
     """What each way of cleaning is worth against keeping all labels, with paired intervals.
 
-    features: float (N, D), one row a photograph. labels: int (N,), -1 left out. groups: object (N,), '' alone; never
+    features: float (N, D), one row per photograph. labels: int (N,), -1 left out. groups: object (N,), '' alone; never
     torn. trusted: bool (N,), photographs whose labels are known to be right; they are scored apart too, and their
     labels are never cleaned. fold: int (N,), the run's own folds, which the first repeat takes and whose number holds
     for all (instead of `folds`); where they tear groups or leave too little to learn from, which is said, all are drawn
@@ -114,7 +114,7 @@ def what_if(
     splits = [first if first and r == 0 else _split(y, units, folds, seed + r) for r in range(repeats)]
     jobs = [(r, *split) for r, found in enumerate(splits) for split in found]
     for r, inside, outside in track(jobs, "Is cleaning worth it"):
-        doubtful, probs = _doubts(x[inside], y[inside], units[inside], strength, seed + r)
+        doubtful, probs = _find_doubtful(x[inside], y[inside], units[inside], strength, seed + r)
         doubtful &= ~safe[inside]
         for arm, found in right.items():
             targets, weights = ARMS[arm](np.eye(len(names))[y[inside]], doubtful, probs)
@@ -229,7 +229,7 @@ def _choose_strength(x: np.ndarray, y: np.ndarray, units: np.ndarray, seed: int)
     return STRENGTHS[int(np.argmin(losses))]
 
 
-def _doubts(
+def _find_doubtful(
     x: np.ndarray, y: np.ndarray, units: np.ndarray, strength: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which labels of a training part are doubtful, bool (n,), and its own out-of-fold probabilities (n, K)."""
@@ -277,7 +277,7 @@ def soft(targets: np.ndarray, doubtful: np.ndarray, probs: np.ndarray) -> Cleane
 
 def down_weight(targets: np.ndarray, doubtful: np.ndarray, probs: np.ndarray) -> Cleaned:
     """Doubtful photographs count a quarter."""
-    return targets, np.where(doubtful, DOUBT, 1.0)
+    return targets, np.where(doubtful, DOUBTFUL_WEIGHT, 1.0)
 
 
 ARMS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Cleaned]] = {

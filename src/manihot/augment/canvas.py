@@ -87,7 +87,7 @@ class Canvas:
     def warp(self, matrix: np.ndarray, size: Size | None = None, border: tuple[str, int] | None = None) -> None:
         """Put `matrix` (3, 3) after the pending geometry; `size` is the picture's size from now on.
 
-        border: (kind, level) for operations that look beyond the edge; another kind than the pending one's
+        border: (kind, level) for operations that read beyond the edge; another kind than the pending one's
         makes the pending geometry happen first.
         """
         if border is not None and self.border is not None and border != self.border:
@@ -211,7 +211,7 @@ class GeometricOp(Op):
         raise NotImplementedError
 
     def edge(self) -> tuple[str, int] | None:
-        """(kind, level) of what lies beyond the picture's edge; None for those that never look there."""
+        """(kind, level) of what lies beyond the picture's edge; None for those that never read there."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""Augmentations that hide parts of the picture, so that a model learns to look everywhere.
+"""Augmentations that hide parts of the picture, so that a model learns to use the whole picture.
 
 Sizes are shares of the picture's edges. Holes are filled with a level, with noise, or with the picture's
 mean.

@@ -19,7 +19,7 @@ from manihot.photos.preprocess import GREY, like
 
 
 class EdgeOp(GeometricOp):
-    """A geometric operation that may look beyond the picture's edge."""
+    """A geometric operation that may read beyond the picture's edge."""
 
     border: Border = Field("reflect", description="what lies beyond the edge: mirrored, repeated or one level")
     fill: int = Field(0, ge=0, le=255, description="level of a `constant` border")

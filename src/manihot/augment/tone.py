@@ -1,6 +1,6 @@
 """Augmentations of tone that are no matrix: curves over the 256 levels, and contrast by regions.
 
-Curves are looked up in a table of 256 levels a channel.
+Curves are looked up in a table of 256 levels per channel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Views: the ways a photograph is looked at when it is predicted, and for features computed once.
+"""Views: test-time augmentation, for predictions and for features computed once.
 
 A view is cut on uint8 by the host, so that every view passes through the same resize as training. Of photographs that
 keep their own proportions, crops have those of the input; the whole photograph is brought to them by the fit.
@@ -111,7 +111,7 @@ def crop_at(rgb: np.ndarray, scale: float, down: float, right: float, frame: Fra
 
 
 def make_view(rgb: np.ndarray, view: View, preprocess: Preprocess) -> np.ndarray:
-    """uint8 (H, W, 3) to the model's input, uint8 (height, width, 3), as `view` looks at it."""
+    """uint8 (H, W, 3) to the model's input, uint8 (height, width, 3), as `view` transforms it."""
     out = VIEWS[view.name](rgb, view, preprocess.frame(rgb.shape))
     if view.transpose:
         out = out.transpose(1, 0, 2)

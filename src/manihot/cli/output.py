@@ -25,7 +25,7 @@ class OutputError(Exception):
 
 
 class _Watched:
-    """A stream whose own errors are told from those of all other files."""
+    """A stream whose own errors are distinguished from those of all other files."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

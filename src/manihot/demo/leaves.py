@@ -1,4 +1,4 @@
-"""Drawn cassava leaves: palmate blades with lobes, veins and light, and the look of four diseases on them.
+"""Drawn cassava leaves: palmate blades with lobes, veins and light, and the signs of four diseases on them.
 
 A leaf is computed pixel by pixel in the coordinates of its lobes (how far along, how far across, how far to
 the next side vein), so that a symptom can follow veins and edges as it does in the field: angular lesions

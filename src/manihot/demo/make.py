@@ -75,7 +75,7 @@ truth.parquet                   what was planted in each file; not to be used in
 
 
 def make_demo(out: Path, photos: int = 600, seed: int = 0, wrong: float = 0.08, workers: int = 2) -> pd.DataFrame:
-    """Draw the demo photographs into `out` and return the truth, one row a file, as in `out/truth.parquet`.
+    """Draw the demo photographs into `out` and return the truth, one row per file, as in `out/truth.parquet`.
 
     photos: files in all, copies and broken ones included. wrong: share of wrong labels. workers: processes;
     the files don't depend on it. A finished demo of the same settings is left as it is, an interrupted one
@@ -134,7 +134,7 @@ def _is_finished(out: Path, settings: dict[str, Any]) -> bool:
 
 
 def plan_demo(photos: int, seed: int, wrong: float) -> pd.DataFrame:
-    """What each file will show and what is planted in it, one row a file, sorted by image_id."""
+    """What each file will show and what is planted in it, one row per file, sorted by image_id."""
     rng = np.random.default_rng([seed, 1])
     copies = round(COPY_SHARE * photos)
     table = _plan_originals(rng, photos - copies)

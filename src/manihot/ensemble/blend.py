@@ -108,7 +108,7 @@ def blend(
 def blend_views(
     pred_probs: np.ndarray, weights: np.ndarray | Sequence[float] | None = None, mean: str = "arithmetic"
 ) -> np.ndarray:
-    """Test-time views (V, N, K) of one member into (N, K), a weight a view (77th place); never votes."""
+    """Test-time views (V, N, K) of one member into (N, K), a weight per view (77th place); never votes."""
     return blend(pred_probs, weights, mean)
 
 

@@ -83,7 +83,7 @@ def find_pareto_front(
     m, n = np.shape(pred_probs)[:2]
     cost = np.column_stack([np.asarray(latency, dtype=np.float64), np.asarray(download, dtype=np.float64)])
     if cost.shape != (m, 2) or len(names) != m:
-        raise DataError(f"latency, download and names don't fit {m} members", "one value a member each")
+        raise DataError(f"latency, download and names don't fit {m} members", "one value per member each")
     masks = np.arange(1, 2**m)
     sums = np.zeros((len(masks), 2))
     for member in range(m):
@@ -121,7 +121,7 @@ def cheaper_blends(oof: Sequence[Path], costs: Path, out: Path) -> pd.DataFrame:
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"{costs}: not the members' costs ({error})",
-            "a CSV with the columns member,latency,download: seconds a photograph and bytes of each member",
+            "a CSV with the columns member,latency,download: seconds per photograph and bytes of each member",
         ) from error
     own = table.loc[list(members.names)]
     front = find_pareto_front(

@@ -67,7 +67,7 @@ def blend_files(
     """Blend members' out-of-fold (and test) predictions into the folder `out`; gives what blend.json says.
 
     method: 'auto' (plain averaging unless nested cross-validation shows a gain of one of `methods`),
-    'uniform', or a name of MEANS or SEARCHES. weights: fixed ones instead, a number a member. mean: how
+    'uniform', or a name of MEANS or SEARCHES. weights: fixed ones instead, a number per member. mean: how
     'uniform' and fixed weights average. manifest: parquet whose groups keep duplicates together. Raises
     DataError or SettingsError.
     """
@@ -95,7 +95,7 @@ def views_of_run(run: Path) -> tuple[list[Path], list[Path]]:
     if not oof:
         raise DataError(
             f"{run}: no predictions of single views",
-            "run the recipe again with --set save_views=true --update, which trains nothing anew",
+            "run the recipe again with --set save_views=true --update, which retrains nothing",
         )
     tests = [places.predictions(name, "test") for name in oof] if test == oof else []
     return [places.predictions(name, "oof") for name in oof], tests
@@ -142,7 +142,7 @@ def blend_members(
     if weights is not None:
         method = "fixed"
     elif method == "fixed":
-        raise SettingsError("fixed weights need their numbers", "give one weight a member")
+        raise SettingsError("fixed weights need their numbers", "give one weight per member")
     elif method != "uniform" and mean != "arithmetic":
         raise SettingsError(
             f"the mean {mean!r} is for averaging, and the method {method!r} chooses weights of the arithmetic mean",

@@ -3,7 +3,7 @@
 The first place of Cassava Leaf Disease Classification averaged two networks to one before it searched weights, the
 78th averaged four local ensembles. What is fitted inside a group is fitted the way the blend itself is: rows that are
 judged, or that the blend around it learns from, come from photographs that were held out; and where the blend around
-it is fitted too, the group is fitted anew without the labels that are away (`Grouped.without`).
+it is fitted too, the group is refitted without the labels that are away (`Grouped.without`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Grouped:
     """Members as the blend around the groups sees them: `members` and `tests` hold a group in place of its members.
 
     without: as in `fit_stack`; None where no group is fitted. fitted: each group, for photographs to come. about: what
-    is to be told of each group.
+    is to be reported about each group.
     """
 
     members: Members
@@ -111,7 +111,7 @@ def fit_group(
 def group_means(
     groups: Mapping[str, BlendGroup], parts: Sequence[str], classes: Sequence[str]
 ) -> dict[str, tuple[Combination, dict[str, Any]]]:
-    """Groups that fit nothing, each with what is to be told of it, where there are no labels to judge them by."""
+    """Groups that fit nothing, each with what to report about it, where there are no labels to judge them by."""
     out = {}
     for name in (name for name in parts if name in groups):
         settings, own = groups[name], groups[name].members

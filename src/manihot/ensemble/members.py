@@ -47,7 +47,7 @@ def check_weights(weights: np.ndarray | Sequence[float] | None, m: int) -> np.nd
     if weights.shape != (m,) or not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
         raise DataError(
             f"weights {np.array2string(weights, precision=3)} don't fit {m} members",
-            "one weight a member, none negative, not all zero",
+            "one weight per member, none negative, not all zero",
         )
     found: np.ndarray = weights / weights.sum()
     return found

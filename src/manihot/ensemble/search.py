@@ -1,7 +1,7 @@
 """Which members, with what weights: all subsets, greedy, simplex, Nelder-Mead, differential evolution,
 Optuna.
 
-What is kept of each photograph is its margins, p(true class) - p(other class), K - 1 numbers a member: a
+What is kept of each photograph is its margins, p(true class) - p(other class), K - 1 numbers per member: a
 weighted mean of members is right exactly when the weighted mean of their margins is nowhere negative.
 Photographs on which no member's opinion can tip the scale (all members beat every other class, or all lose to
 the same one) are counted once and left out of the search.
@@ -59,7 +59,7 @@ def score_subsets(pred_probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     is its label. A tie goes to the lowest class, as in np.argmax.
 
     Margins are kept as 32-bit integers, so that adding and taking away members for 2^M steps brings no
-    rounding drift; the few photographs whose smallest margin is within the rounding of zero are summed anew,
+    rounding drift; the few photographs whose smallest margin is within the rounding of zero are summed again,
     as above. Raises DataError for more than 20 members.
     """
     pred_probs, labels = check_members(pred_probs, labels)
@@ -351,7 +351,7 @@ def fit_optuna(
 
 @dataclass(frozen=True)
 class FoldWeights:
-    """Weights a fold (F, M), each fold's accuracy on the photographs it held out (F,), and the mean weights
+    """Weights per fold (F, M), each fold's accuracy on the photographs it held out (F,), and the mean weights
     (M,).
     """
 

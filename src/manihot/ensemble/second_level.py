@@ -248,7 +248,7 @@ class Combination:
     @classmethod
     def load(cls, path: Path) -> Combination:
         """Read what `save` wrote; anything else is a DataError."""
-        what, remedy = "a saved blend", "run the same `manihot run` again, it makes it anew"
+        what, remedy = "a saved blend", "run the same `manihot run` again to regenerate it"
         arrays = read_arrays(path, what, ("about",), remedy)
         with reading(path, what, remedy, DataError):
             about = about_of(arrays, Saved)

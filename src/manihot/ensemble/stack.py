@@ -135,7 +135,7 @@ def _fit_flat(model: Any, pred_probs: np.ndarray, labels: np.ndarray) -> dict[st
 @dataclass(frozen=True)
 class Stack:
     """oof: float64 (N, K), each row by stackers that did not see it. test: (N', K) or None. folds: int
-    (N,). fitted: for each stacker what it learned, a part a fold.
+    (N,). fitted: for each stacker what it learned, one part per fold.
     """
 
     method: str
@@ -156,7 +156,7 @@ def fit_stack(
     seed: int = 0,
     without: Without | None = None,
 ) -> Stack:
-    """Fit one stacker a second-level fold; predict what it held out, and test photographs by the mean over
+    """Fit one stacker per second-level fold; predict what it held out, and test photographs by the mean over
     folds.
 
     pred_probs: out-of-fold (M, N, K). test: (M, N', K). folds: int (N,), the first level's where known;
@@ -219,7 +219,7 @@ def check_folds(folds: np.ndarray, groups: np.ndarray | None, n: int) -> None:
     """Folds (N,) of two or more parts that cut no group (DataError)."""
     if folds.shape != (n,) or len(np.unique(folds)) < 2:
         raise DataError(
-            f"folds of shape {folds.shape} don't divide {n} photographs", "two folds or more, one a photograph"
+            f"folds of shape {folds.shape} don't divide {n} photographs", "two folds or more, one per photograph"
         )
     units = group_numbers(groups, n)
     first = np.full(int(units.max()) + 1, -1, dtype=np.int64)

@@ -201,7 +201,7 @@ def blend_stage(folder: RunFolder, names: Sequence[str], settings: Blend, seed: 
         for kind in kinds:
             made = Predictions.load(folder.blend.predictions(kind))
             made.save(folder.predictions(ENSEMBLE, kind))
-        folder.blend.submission.unlink(missing_ok=True)  # the run's own tells of unreadable photographs too
+        folder.blend.submission.unlink(missing_ok=True)  # the run's own covers unreadable photographs too
         say(f"Blend of {len(blended)} {'views' if settings.views else 'members'}: {found['method']}")
         return outputs
 

@@ -59,7 +59,7 @@ def pool_groups(
     classes: tuple[str, ...],
     sets: ConformalSets | None,
 ) -> pd.DataFrame:
-    """One row a plant: the mean of the calibrated probabilities of its photographs that are not refused.
+    """One row per plant: the mean of the calibrated probabilities of its photographs that are not refused.
 
     answers: of each photograph, with image_id and answer. groups: (N,), '' for a photograph alone. probs, raw:
     calibrated and as the networks gave them, (N, K). Columns: group, photographs, used, answer, top, probability,

@@ -158,7 +158,7 @@ def predict(
     `image_id,label`. Unreadable photographs are named in `<out>.quarantine.csv` and left out, but for a submission,
     where they get the class most common in training. Where `model` is a run folder that holds its calibration,
     `<out>.answers.csv` says which classes a photograph could be, which photographs are not of the kind that the run
-    knows, and which are too poor to be answered. pool: also one answer a plant, in `<out>.plants.csv`. Photographs in
+    knows, and which are too poor to be answered. pool: also one answer per plant, in `<out>.plants.csv`. Photographs in
     TFRecords lie in a temporary folder meanwhile ($TMPDIR). engine: what computes, onnxruntime
     on the CPU when left out. See `scan` for `columns`. Raises SettingsError for an `out` or a `tta` that can't be.
     """
@@ -188,14 +188,14 @@ def _predict_with(
 ) -> Predictions:
     trust = RunPlaces(Path(model)).trust.path
     asked = out is not None and TrustFolder(trust).sets.is_file() and not Path(out).name.endswith(SUBMISSION)
-    strangers = OutOfDistribution.load(trust) if asked and TrustFolder(trust).unknown.is_file() else None
-    first = FirstViews(strangers.member, len(manifest)) if strangers is not None and strangers.detectors else None
+    detector = OutOfDistribution.load(trust) if asked and TrustFolder(trust).unknown.is_file() else None
+    first = FirstViews(detector.member, len(manifest)) if detector is not None and detector.detectors else None
     limits = QualityGate.load_if(trust) if asked else None
     gate = None if limits is None else Gate(limits)
     say_who_answers(models)
     predictions = predict_photos(models, manifest, engine, first, gate)
-    if strangers is not None and first is not None:
-        strangers = look_as_fitted(strangers, first, model, manifest, engine)
+    if detector is not None and first is not None:
+        detector = embed_as_fitted(detector, first, model, manifest, engine)
     if out is not None:
         also: dict[str, int] = {}
         if len(quarantine):
@@ -206,7 +206,7 @@ def _predict_with(
         save_predictions(shown, Path(out), also, paths_of(manifest), sample)
         if asked:  # prediction sets were fitted on the networks' own probabilities
             faults = None if gate is None else gate.faults(len(manifest))
-            answers = _save_answers(predictions, trust, beside(Path(out), "answers"), strangers, first, faults)
+            answers = _save_answers(predictions, trust, beside(Path(out), "answers"), detector, first, faults)
             if plants is not None:
                 _save_plants(predictions, trust, beside(Path(out), "plants"), answers, plants)
         elif plants is not None:
@@ -245,47 +245,47 @@ def say_who_answers(models: Sequence[TrainedModel]) -> None:
         say(f"Networks that answer: {', '.join(f'{name} ({words})' for name, words in zip(folds, how))}")
 
 
-def look_as_fitted(
-    strangers: OutOfDistribution, first: FirstViews, run: Path, manifest: Manifest, engine: Engine
+def embed_as_fitted(
+    detector: OutOfDistribution, first: FirstViews, run: Path, manifest: Manifest, engine: Engine
 ) -> OutOfDistribution:
-    """Where a network trained on everything answers, look once more with a fold's, whose embeddings strangers show in.
+    """Embed the photographs with a fold's network too, where a network trained on all photographs predicts.
 
-    What tells strangers was fitted on photographs that a fold's network had not seen; that other network has a space
-    of its own, in which every photograph of the run is one that it was taught. Without a fold's network nothing tells
-    strangers, and the result says why.
+    The out-of-distribution detector was fitted on photographs that a fold's network had not seen. The network trained
+    on all photographs has its own embedding space, in which every photograph of the run was a training photograph.
+    Without a fold's network nothing is detected, and the result says why.
     """
-    fold = min(strangers.detectors)
+    fold = min(detector.detectors)
     if fold == SHARED or WHOLE not in first.by_fold:
-        return strangers
-    folder = RunPlaces(run).fold(strangers.member, fold).path
+        return detector
+    folder = RunPlaces(run).fold(detector.member, fold).path
     path = network_of(folder)
     if path is None:
         why = f"the network in {folder} is gone, and the network that answers knows them all"
-        return replace(strangers, detectors={}, why=why)
+        return replace(detector, detectors={}, why=why)
     card, runner = read_card(path), open_network(path, engine.device, engine.opener)
     photos, rows = PhotoFiles(manifest.paths, card.preprocess), np.arange(len(manifest))
     what, views = "Photographs of another kind", card.views[:1]
     seen = forward_views([runner], photos, rows, card.preprocess, views, engine.batch, "embeddings", what)
     first.by_fold[fold] = seen[:, 0]
-    return strangers
+    return detector
 
 
 def _save_answers(
     predictions: Predictions,
     trust: Path,
     out: Path,
-    strangers: OutOfDistribution | None,
+    detector: OutOfDistribution | None,
     first: FirstViews | None,
     faults: list[str] | None,
 ) -> pd.DataFrame:
     answers = apply_trust(predictions, trust)
     # each sign that a photograph is of another kind has its column here
     signs: dict[str, tuple[np.ndarray, float]] = {}
-    if strangers is not None and first is not None and strangers.detectors and len(predictions):
-        signs["strangeness"] = (strangers.strangeness(first.by_fold), 1.0)
-    elif strangers is not None and strangers.why:
-        say(f"Photographs of another kind are not told apart: {strangers.why}")
-    limit = strangers.output_limit if strangers is not None else None
+    if detector is not None and first is not None and detector.detectors and len(predictions):
+        signs["strangeness"] = (detector.strangeness(first.by_fold), 1.0)
+    elif detector is not None and detector.why:
+        say(f"Out-of-distribution photographs are not detected: {detector.why}")
+    limit = detector.output_limit if detector is not None else None
     if predictions.unknown is not None and limit is not None:
         signs["unknown_probability"] = (predictions.unknown, limit)
     if signs:

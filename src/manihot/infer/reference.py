@@ -27,7 +27,7 @@ from manihot.records.predictions import Predictions
 from manihot.records.run_folder import BACKBONE
 from manihot.records.run_places import RunPlaces
 
-REFERENCE = 1000  # photographs embedded anew where the training kept no embeddings
+REFERENCE = 1000  # photographs embedded again where the training kept no embeddings
 KEPT = 4000  # and those of a frozen backbone, whose embeddings are there
 
 
@@ -89,10 +89,10 @@ def find_fitted(model: Path) -> Fitted:
 
 
 def with_reference(fitted: Fitted, engine: Engine, seed: int = 0) -> tuple[Fitted, str]:
-    """The same with its reference photographs looked at once, in the first view, and '' or why that can't be.
+    """The same with its reference photographs embedded once, in the first view, and '' or why that can't be.
 
-    One look is what new photographs get too: like is compared with like, at a share of the cost of all views. The
-    features of a frozen backbone are there already; otherwise up to REFERENCE photographs are looked at anew, from
+    One view is what new photographs get too: like is compared with like, at a share of the cost of all views. The
+    features of a frozen backbone are there already; otherwise up to REFERENCE photographs are embedded again, from
     the run's store or their files. Kept in RUN/watch for the next time.
     """
     fitted = replace(fitted, features=_features_of(fitted))
@@ -123,7 +123,7 @@ def with_reference(fitted: Fitted, engine: Engine, seed: int = 0) -> tuple[Fitte
         done.save(kept)
         done = Predictions.load(kept)  # as the next time finds it, embeddings rounded
     except ManihotError as error:
-        say(f"The reference is computed anew the next time: {error.what}")
+        say(f"The reference is recomputed next time: {error.what}")
     return replace(fitted, oof=done, every_view=False), ""
 
 

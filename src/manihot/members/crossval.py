@@ -91,18 +91,18 @@ def in_order(recipes: dict[str, Recipe]) -> list[str]:
     return done
 
 
-def train_fold(member: Member, fold: int, tell: Callable[[bool], object] = bool) -> bool:
+def train_fold(member: Member, fold: int, notify: Callable[[bool], object] = bool) -> bool:
     """One fold, unless it is done: train, save the network, predict held-out and test photographs; whether it was due.
 
     fold: WHOLE trains on everything, which comes after the folds. Where another process is at the same fold, this one
-    waits for it. tell: is told once whether it is due, for the other processes of one training.
+    waits for it. notify: is called once with whether it is due, for the other processes of one training.
     """
     place = FoldFolder(member.folder(fold))
     name = member.run.relative(place.path)
     train, held = member.rows(fold)
 
     def work() -> Files:
-        tell(True)
+        notify(True)
         _clear_unless_resumable(place.path, digest_value(inputs))
         member.tools.methods[member.recipe.method].fit(member, fold, train, held)
         made = [path for path, rows in ((place.oof, held), (place.test, member.test_rows)) if len(rows)]
@@ -112,7 +112,7 @@ def train_fold(member: Member, fold: int, tell: Callable[[bool], object] = bool)
         inputs = fold_inputs(member, fold)
         due = member.run.stage(name, inputs, work)
     if not due:
-        tell(False)
+        notify(False)
     return due
 
 

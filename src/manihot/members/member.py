@@ -50,7 +50,7 @@ class Member:
         return np.flatnonzero(usable & ~held & labelled & ~self._copies(held)), np.flatnonzero(held)
 
     def unlabelled_rows(self, fold: int) -> np.ndarray:
-        """Rows without a label, or of a source whose labels this member doesn't look at; no test photographs.
+        """Rows without a label, or of a source whose labels this member ignores; no test photographs.
 
         Nor those of the source of `negatives`, which show something else.
         """

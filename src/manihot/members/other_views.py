@@ -1,4 +1,4 @@
-"""A trained member's networks looking at the photographs in other views: what test-time augmentation alone changes.
+"""A trained member's networks applied to other views of the photographs: what test-time augmentation alone changes.
 
 The networks are those of another member, so nothing is trained. Leaves members/NAME/foldK/ with oof.parquet and
 test.parquet but without a network of its own, and predictions/NAME.*.parquet like any member.

@@ -32,7 +32,7 @@ def oversample(
     """Photographs of smaller classes repeated until a class is as large as the largest, at most `most` times.
 
     classes: only these; all when empty. times: how often photographs of a class are seen, whatever its size. The
-    fraction of a repetition is drawn anew each epoch.
+    fraction of a repetition is redrawn each epoch.
     """
     counts = np.bincount(labels)
     repeats = np.minimum(counts.max() / np.maximum(counts, 1), most)
@@ -45,7 +45,7 @@ def oversample(
 
 
 def undersample(labels: np.ndarray, rng: np.random.Generator, *, ratio: float = 1.0) -> np.ndarray:
-    """Of each class at most `ratio` times the smallest one's photographs, drawn anew each epoch."""
+    """Of each class at most `ratio` times the smallest one's photographs, redrawn each epoch."""
     counts = np.bincount(labels)
     most = max(1, round(ratio * counts[counts > 0].min()))
     return _repeat(labels, np.minimum(1.0, most / np.maximum(counts, 1)), rng)
@@ -131,7 +131,7 @@ def check_sampling(sampling: Choice, where: str) -> None:
                 raise SettingsError(f"{where}: classes = {value!r}", "a list of names or numbers of classes")
             continue
         if key == "times" and (not isinstance(value, Mapping) or not value):
-            raise SettingsError(f"{where}: times = {value!r}", "a number a class, for example {4: 3}")
+            raise SettingsError(f"{where}: times = {value!r}", "a number per class, for example {4: 3}")
         for one, number in value.items() if key == "times" else [("", value)]:
             _check_number(number, 0.0 if key == "power" else 1.0, f"{where}: {key}{one and f'.{one}'}")
 

@@ -30,7 +30,7 @@ MAPS = "maps_"  # how the names of outputs begin that are given only when asked 
 AT_ONCE = {"cpu": 4, "cuda": 1 << 30}  # photographs: on a CPU more only take memory and miss the caches
 MOST_NETWORK = 1 << 31  # bytes, as protobuf has it
 MOST_HEAD = 1 << 28  # bytes
-AGAIN = "run the same `manihot run` again: it is written anew"
+AGAIN = "run the same `manihot run` again: it is rewritten"
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ NAMES_THEM = 0.5  # share of a table's rows, or of the photographs, from which i
 GUESSED = 0.9  # share of a column's cells that must be photographs where its name does not say so
 NOTHING = {"part", "batch", "chunk", "dcim", "canon", "apple", "camera", "upload", "uploads", "new", "all", "img"}
 UNREAD = {".json", ".txt", ".xml", ".yaml", ".yml"}
-TRIED = 200  # names of photographs looked for in a file of another kind
-LARGEST = 200 << 20  # bytes of a table that is looked into unasked
+TRIED = 200  # names of photographs searched for in a file of another kind
+LARGEST = 200 << 20  # bytes of a table that is opened without being named
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ class _Transform:
 def srgb_transform(icc: bytes, mode: str) -> _Transform | None:
     """The way from a profile to sRGB; None where it is sRGB, or broken (then taken for sRGB, as browsers do).
 
-    What a profile does to a grid of colours tells whether it is sRGB; its name does not, there are dozens.
+    What a profile does to a grid of colours shows whether it is sRGB; its name does not, there are dozens.
     """
     try:
         transform = _Transform(icc, mode)

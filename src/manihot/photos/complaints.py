@@ -114,7 +114,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def quiet_decoders() -> Iterator[None]:
-    """Keep libjpeg's and libtiff's remarks from the terminal, for photographs whose state the scan has told already."""
+    """Keep libjpeg's and libtiff's remarks from the terminal: the scan has already reported these photographs."""
     _turned.enter()
     try:
         yield

@@ -51,7 +51,7 @@ SUFFIXES = {
 }
 DNG_TAG = 50706  # DNGVersion: Pillow would read the small preview of a camera's raw file
 KNOWN = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # baseline, extended, progressive; the last two with arithmetic codes
-LONG = 300  # characters of libtiff's words that are told
+LONG = 300  # characters of libtiff's message that are shown
 
 # What Pillow logs of a broken TIFF would go to the terminal without the file's name.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -111,7 +111,7 @@ def decode_sized(
 
 
 def inspect_photo(path: Path) -> PhotoFacts:
-    """Read and decode a whole file once and tell its facts; raises PhotoFault.
+    """Read and decode a whole file once and return its facts; raises PhotoFault.
 
     A JPEG is reconstructed in grey at 1/8 scale: every coefficient is still decoded, so the same faults are found. One
     whose data are damaged is a fault too, though it decodes: a part of its picture is grey or shifted.

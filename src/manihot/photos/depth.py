@@ -1,7 +1,7 @@
 """Pictures of more than eight bits: which number is white, from the file's tags or from the bits in use.
 
 Cameras and microscopes store 10, 12 or 14 bits in files of 16, and whole numbers up to 255 in files of 32: read as they
-stand, they are nearly black. What can't be told is a fault, never a guess.
+stand, they are nearly black. What can't be determined is a fault, never a guess.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def has_deep_colours(image: Image.Image) -> bool:
 def find_white(values: np.ndarray, given: float | None, stored: int = 16) -> float:
     """The number that is white: `given` by the file, or the largest of the bits that `values` use.
 
-    stored: bits of a value in the file. Raises PhotoFault where it can't be told.
+    stored: bits of a value in the file. Raises PhotoFault where it can't be determined.
     """
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     whole = values.dtype.kind in "iu"
@@ -63,17 +63,21 @@ def find_white(values: np.ndarray, given: float | None, stored: int = 16) -> flo
         return given
     if not whole and high <= 1:
         if high < FAINTEST or low == high:
-            raise _unknown(f"its pixels are fractions from {low:g} to {high:g}: what is white can't be told")
+            raise _unknown(
+                f"its pixels are fractions from {low:g} to {high:g}: which value is white can't be determined"
+            )
         return 1.0
     if not whole and not _are_whole(values):
         if BRIGHT <= high <= 255:
             return 255.0
-        raise _unknown(f"its pixels are fractions from {low:g} to {high:g}: what is white can't be told")
+        raise _unknown(f"its pixels are fractions from {low:g} to {high:g}: which value is white can't be determined")
     if high < DARKEST:
         raise _unknown(f"its pixels of {stored} bits reach {high:g} only: a mask, or an empty picture")
     white = next((2.0**bits - 1 for bits in DEPTHS if high < 2**bits), None)
     if white is None:
-        raise _unknown(f"its pixels are whole numbers from {low:g} to {high:g}: what is white can't be told")
+        raise _unknown(
+            f"its pixels are whole numbers from {low:g} to {high:g}: which value is white can't be determined"
+        )
     check_bright(values, white)
     return white
 
@@ -82,7 +86,7 @@ def check_bright(values: np.ndarray, white: float) -> None:
     """PhotoFault where only a few hot pixels are above black."""
     if values.size and np.count_nonzero(values > white * BLACK) < HOT * values.size:
         said = f"of its pixels hardly any is above {white * BLACK:.0f}, but one reaches {values.max():g}"
-        raise _unknown(f"{said}: what is white can't be told")
+        raise _unknown(f"{said}: which value is white can't be determined")
 
 
 def to_bytes(values: np.ndarray, white: float) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from manihot.photos.faults import COPY_AGAIN, PhotoFault
 
-LOOKED_AT = 1 << 16  # bytes before the end of the data in which a filling is looked for
+LOOKED_AT = 1 << 16  # bytes before the end of the data in which a filling is searched for
 PERIODS = range(1, 33)  # of a filling, in bytes
 LONG = 64  # bytes of one pattern at the end of a photograph's data: arithmetic codes look random
 SPARSE = 100  # pixels a byte from which a picture is so flat that its data may repeat

@@ -21,7 +21,7 @@ from manihot.records.tables import list_names, shown
 
 IN_BRACES = re.compile(r"\{([^{}]+)\}")
 IMAGE_NAMES = ("image", "image_id", "file_name", "filename", "image_path", "path", "file", "img", "photo")
-DEEPEST = 6  # folders below the table's that are looked through
+DEEPEST = 6  # folders below the table's that are searched
 TRIED = 300  # rows that propose where the files are; each proposal is then tried on all rows
 WORTH_SAYING = 0.9  # of the rows that a suggested pattern must find
 MOSTLY = 0.5  # of a table's photographs that must be there, unless the user allows fewer

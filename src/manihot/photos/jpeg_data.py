@@ -27,7 +27,7 @@ EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marke
 HARMLESS = ("Invalid SOS parameters", "Warning: unknown JFIF", "Unknown Adobe", "Application transferred")
 FEW = 64  # bytes too many that some cameras leave; after damage that shifts the code there are more
 SAME = 12  # bytes of padding that may seem to be data: libjpeg reads 8 ahead, and the data's last may be alike
-ROUNDS = 4  # stray bytes that are taken out, one place after the other, as libjpeg tells the first only
+ROUNDS = 4  # stray bytes that are taken out, one place after the other, as libjpeg reports the first only
 EXPECTED = {0xC4, 0xDA, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # markers between scans
 
 
@@ -140,7 +140,7 @@ def _judge_rest(data: bytes, count: int) -> str:
     for period in PERIODS:
         run = count_repeated(data, period)
         if run >= min(count, seen) and run > period:
-            if run == seen and count > run:  # all that was looked at
+            if run == seen and count > run:  # all that was inspected
                 run = len(data) - len(data.rstrip(data[-1:])) if period == 1 else count
             if run - count > SAME + period - 1:
                 return f"from some place on they are filled up ({run} bytes)"

@@ -46,7 +46,7 @@ class Labels:
 
 
 def load_classes(path: Path) -> ClassNames:
-    """Read class names: JSON `{"0": "name"}`, `{"name": 0}` or a list, or text with one name a line. DataError."""
+    """Read class names: JSON `{"0": "name"}`, `{"name": 0}` or a list, or text with one name per line. DataError."""
     path = Path(path)
     remedy = 'a JSON file like {"0": "healthy", "1": "rust"}, or a text file with one class name a line'
     try:

@@ -119,7 +119,7 @@ def list_manifest(path: Path, columns: Columns) -> Listing:
     manifest = Manifest.load(path)
     if manifest.soft_labels is not None:
         raise DataError(
-            f"{path}: its soft labels can't be joined with other sources or read anew",
+            f"{path}: its soft labels can't be joined with other sources or read again",
             "give this manifest alone to `manihot run`",
         )
     listing = Listing(manifest.root, "a manifest", kind="manifest", classes=manifest.classes, ordered=True)

@@ -20,7 +20,7 @@ MAX_PIXELS = 200_000_000  # the largest sensor of a phone
 MAX_BYTES = 1 << 30  # of a file
 MEMORY = 800_000_000  # bytes that one photograph may take: with the libraries a process stays below 1 GB
 photo_memory = ContextVar("photo_memory", default=MEMORY)  # the same, for a process that must do with less
-# Bytes a pixel while it is decoded and brought to RGB, measured with Pillow 13 on pictures of 25 and 40 megapixels
+# Bytes per pixel while it is decoded and brought to RGB, measured with Pillow 13 on pictures of 25 and 40 megapixels
 # (17.1, 13.4, 19.8 and 7.1 for WebP, AVIF, JPEG 2000 and GIF).
 BYTES_A_PIXEL = {"WEBP": 18, "AVIF": 16, "HEIF": 16, "JPEG2000": 22, "JPEG": 4, "MPO": 4}
 BYTES_A_PIXEL_ELSE = 8
@@ -29,7 +29,7 @@ LIGHT = 100_000_000  # bytes of a file that need not be counted
 # Photographs have 2 to 50 pixels a byte; a flat picture, which compresses best, has some thousand.
 SPARSE = 200  # pixels a byte
 SMALL = 25_000_000  # pixels up to which a flat picture is read
-# A scan of a progressive JPEG without data takes 0.3 ns a pixel (libjpeg-turbo 3, 2.5 GHz): 1 s for MOST_SCANNED.
+# A scan of a progressive JPEG without data takes 0.3 ns per pixel (libjpeg-turbo 3, 2.5 GHz): 1 s for MOST_SCANNED.
 FEW_SCANS = 20  # encoders write 10, and 18 for four colours
 MOST_SCANNED = 3_000_000_000  # pixels times scans
 MOST_SCANS = 1000

@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt
 
-STEEP = 0.03  # share of the pixels, those of the steepest slope, that tell the sharpness
+STEEP = 0.03  # share of the pixels, those of the steepest slope, that measure sharpness
 FINE, WIDE = 32, 4  # cells of an edge, of the two scales that `zoom` compares
 REFUSED = 0.005  # share of a run's own photographs that each limit refuses
 
 Measure = Literal["sharpness", "brightness", "zoom"]
 MEASURES: tuple[Measure, ...] = ("sharpness", "brightness", "zoom")
-# each fault by its measure and the end of the measure that is at fault, in the order in which they are told
+# each fault by its measure and the end of the measure that is at fault, in the order in which they are reported
 FAULTS: dict[str, tuple[Measure, Literal["low", "high"]]] = {
     "dark": ("brightness", "low"),
     "bright": ("brightness", "high"),
@@ -57,7 +57,7 @@ def _sharpness(grey: np.ndarray) -> float:
 
 
 def _zoom(grey: np.ndarray) -> float:
-    most = 1 << (min(grey.shape).bit_length() - 1)  # cells of an edge that hold at least a pixel each
+    most = 1 << (min(grey.shape).bit_length() - 1)  # cells of an edge that hold at least one pixel each
     energies = []
     for cells in (min(WIDE, most), min(FINE, most)):
         own = _means(grey, cells)

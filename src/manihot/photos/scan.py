@@ -202,7 +202,9 @@ def _drop_repeated(entries: list[Entry]) -> list[Entry]:
             continue
         if (first.label, first.split) != (entry.label, entry.split):
             said = [f"{e.label or 'no label'} in split {e.split} ({e.where})" for e in (first, entry)]
-            raise DataError(f"{entry.file}: listed twice, as {said[0]} and as {said[1]}", "keep one line a photograph")
+            raise DataError(
+                f"{entry.file}: listed twice, as {said[0]} and as {said[1]}", "keep one line per photograph"
+            )
         repeated += 1
     if repeated:
         warn(f"{repeated} lines repeat a photograph that was listed before; each counts once")
@@ -400,7 +402,7 @@ def _nothing_found(places: list[Path], listings: list[Listing]) -> DataError:
     beside = f" (other files there: {kinds})" if kinds else ""
     return DataError(
         f"{', '.join(map(str, places))}: no photographs found{beside}",
-        "give a folder with .jpg or .png files, one folder a class, or a table of them",
+        "give a folder with .jpg or .png files, one folder per class, or a table of them",
     )
 
 

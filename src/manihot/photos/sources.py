@@ -45,7 +45,7 @@ def check_manifest_options(path: Path, manifest: Manifest, columns: TableOptions
     if idle:
         raise DataError(
             f"{idle}: {path} is a manifest, which says itself what its columns are",
-            "leave the option out, or scan the photographs anew with it",
+            "leave the option out, or scan the photographs again with it",
         )
     names = list(manifest.table.columns)
     if columns.trusted and columns.trusted not in names:

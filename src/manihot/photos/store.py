@@ -56,7 +56,7 @@ class About(BaseModel):
 
 
 class PhotoStore:
-    """Photographs of one size, uint8 (N, height, width, 3), read from disk when they are looked at.
+    """Photographs of one size, uint8 (N, height, width, 3), read from disk on access.
 
     sizes: (height, width) of each, (N, 2), where they keep their own proportions.
     Cheap to send to another process: only the path travels.
@@ -84,7 +84,7 @@ class PhotoStore:
             raise RunFolderError(f"{path}: {path.stem}.json has {len(sizes)} sizes, not one for each", REMEDY)
         store = cls(path, np.array(about.image_id, dtype=object), about.digest, sizes)
         if sizes is None and store.array.shape[1:3] != about.size:
-            raise RunFolderError(f"{path}: not the size that {path.stem}.json tells, {about.size}", REMEDY)
+            raise RunFolderError(f"{path}: not the size stated in {path.stem}.json, {about.size}", REMEDY)
         return store
 
     def __len__(self) -> int:
@@ -197,7 +197,7 @@ def _inspect(path: Path) -> PhotoFacts:
 
 
 def _is_finished(path: Path, digest: str) -> bool:
-    """Whether a whole store of these photographs lies there; anything else is made anew."""
+    """Whether a whole store of these photographs lies there; anything else is regenerated."""
     try:
         return PhotoStore.open(path).digest == digest
     except RunFolderError:
@@ -218,7 +218,7 @@ def _resume(partial: Path, progress: Path, digest: str) -> set[int] | None:
 
 
 def _allocate(partial: Path, shape: tuple[int, ...], sizes: np.ndarray) -> None:
-    """A file of an array of `shape`; a disk without room for it is told now and not hours later."""
+    """A file of an array of `shape`; a disk without room for it is reported now, not hours later."""
     need = int(np.prod(shape, dtype=np.int64))
     partial.unlink(missing_ok=True)
     free = shutil.disk_usage(partial.parent).free
@@ -262,7 +262,7 @@ def write_chunk(chunk: Chunk) -> tuple[int, tuple[Path, PhotoFault] | None]:
             rows.append(np.ascontiguousarray(photo))
         except PhotoFault as fault:
             return chunk.number, (file, PhotoFault(fault.kind, fault.detail, fault.remedy))
-    # Written, not mapped: a full disk is then an error that can be told, and not a SIGBUS.
+    # Written, not mapped: a full disk is then an error that can be reported, not a SIGBUS.
     with open(chunk.partial, "rb+") as out:
         out.seek(chunk.offset)
         for photo in rows:

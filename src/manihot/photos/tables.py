@@ -132,7 +132,7 @@ def check_column(frame: pd.DataFrame, path: Path, name: str, option: str) -> Non
         line, kind = frame.attrs[NESTED][name]
         raise DataError(
             f"{path}, line {line}, column {shown(name)!r}: {kind}, and one word or number was expected",
-            f"write one value a row, or give another column with --{option}",
+            f"write one value per row, or give another column with --{option}",
         )
     raise DataError(
         f"{path}: has no column {shown(name)!r} ({option}); its columns are {list_names(list(frame.columns))}",
@@ -180,7 +180,7 @@ def label_column(frame: pd.DataFrame, path: Path, label: str | None, used: set[s
     flags = [name for name in others if frame[name].isin(("0", "1", "0.0", "1.0")).all()]
     if len(flags) > 1:
         raise DataError(
-            f"{path}: the columns {list_names(flags)} hold 0 and 1 only, as with one column a class",
+            f"{path}: the columns {list_names(flags)} hold 0 and 1 only, as with one column per class",
             "write one column `label` with the name of each photograph's class",
         )
     raise DataError(

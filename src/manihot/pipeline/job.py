@@ -122,7 +122,7 @@ def prepare(
         manifest = group_bursts(folder, manifest, columns.bursts)
     elif columns.bursts:
         raise SettingsError(
-            "--group auto finds bursts where duplicates are looked for, and audit.duplicates is false",
+            "--group auto finds bursts where duplicates are searched for, and audit.duplicates is false",
             "leave audit.duplicates as it is, or name a column of groups",
         )
     manifest = folds_stage(folder, recipe, manifest)

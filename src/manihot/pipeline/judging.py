@@ -53,7 +53,7 @@ def trust_stage(folder: RunFolder, name: str, seed: int, coverage: float = 0.9) 
 def unknown_stage(
     folder: RunFolder, name: str, seed: int, engine: Engine, false_rejection: float = FALSE_REJECTION
 ) -> None:
-    """What tells photographs of another kind, into RUN/trust: fitted on held-out photographs of one of its members."""
+    """The out-of-distribution detector, into RUN/trust: fitted on held-out photographs of one of its members."""
     member = members_of(folder, name)[0]
     oof, best = (folder.oof(which) for which in (member, name))
     if not oof.exists() or not folder.trust.sets.is_file():
@@ -68,7 +68,7 @@ def unknown_stage(
         found = replace(found, output_limit=limit_of_output(Predictions.load(best), false_rejection))
         found.save(folder.trust.path)
         if found.why:
-            say(f"Photographs of another kind are not told apart: {found.why}")
+            say(f"Out-of-distribution photographs are not detected: {found.why}")
         return [folder.trust.unknown, *(folder.trust.path / name for name in found.files)]
 
     networks = networks_by_fold(folder.member(member).path)
@@ -96,7 +96,7 @@ def quality_stage(folder: RunFolder, name: str) -> None:
 def audit_stage(folder: RunFolder, manifest: Manifest, name: str, recipe: Recipe, smoke: bool = False) -> None:
     """The audit of labels by all evidence there is, and of photographs that look alike by their features.
 
-    Where the predictions hold no features, a frozen network looks.
+    Where the predictions contain no features, a frozen network computes them.
     """
     oof, embeddings, why = folder.oof(name), None, "the predictions hold no features"
     if not oof.exists() or not folder.audit.table("duplicates").exists():

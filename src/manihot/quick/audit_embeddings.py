@@ -1,6 +1,6 @@
 """Embeddings for the audit of fine-tuned runs, whose own networks have learned the labels that are to be judged.
 
-A frozen pretrained backbone, the embedded one, looks once at every photograph that was predicted out of fold.
+A frozen pretrained backbone, the embedded one, embeds every photograph that was predicted out of fold once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from manihot.records.predictions import Predictions
 from manihot.records.run_folder import Files, RunFolder
 from manihot.settings import Model, Photo, Recipe, View
 
-LOOK = Recipe(  # as the recipe `quick` looks, but once, smaller, and straight from the files
+LOOK = Recipe(  # the views of the recipe `quick`, but one of them, smaller, and straight from the files
     name="audit",
     method="features",
     photo=Photo(area=224 * 224, store_scale=1.0, store="none"),
@@ -42,7 +42,7 @@ def embed_for_audit(run: RunFolder, manifest: Manifest, oof: Path) -> Path | Non
 
     def work() -> Files:
         say(
-            f"Embeddings for the audit: a frozen network looks at {len(few)} photographs once, for their neighbours "
+            f"Embeddings for the audit: a frozen network embeds {len(few)} photographs once, for their neighbours "
             "and outliers (audit.embeddings=false leaves it out)"
         )
         member = make_member(run, "audit", LOOK, few, Toolbox())

@@ -1,4 +1,4 @@
-"""What a head looks at, chosen inside its training photographs by held-out log loss: views, networks, depth, pooling.
+"""What a head uses, chosen inside its training photographs by held-out log loss: views, networks, depth, pooling.
 
 Everything is computed already; an option costs a fit on principal components of the features. A first, coarse strength
 of the regularisation; then views and networks together, depth, pooling, each only where it beats everything together by
@@ -26,7 +26,7 @@ from manihot.networks.weights import split_backbone
 from manihot.settings import Features, Model, View
 
 QUARTERS = 4
-ENOUGH = 400  # held-out photographs after which no further quarter is looked at
+ENOUGH = 400  # held-out photographs after which no further quarter is used
 MOST = 3000  # photographs that a choice is made on: more of them choose the same
 COMPONENTS = 96  # of each block; on BRACOL 512 in all were as good as all 5,680 features (docs/benchmarks.md)
 TEMPERATURES = tuple(float(one) for one in np.geomspace(0.1, 2.0, 17))
@@ -45,7 +45,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a head looks at.
+    """What a head uses.
 
     views: places among the recipe's. columns: bool (D,). strength: inverse, of a fit on these views. temperature: what
     its logits are divided by. evidence: a row for each option.
@@ -103,7 +103,7 @@ def view_options(views: Sequence[View]) -> dict[str, list[int]]:
 
 
 def choose(examples: Examples, settings: Features, model: Model, views: Sequence[View], seed: int) -> Chosen:
-    """What a head that learns `examples` looks at, found inside them alone."""
+    """What a head that learns `examples` uses, found inside them alone."""
     width = examples.features.shape[2]
     everything = Chosen(list(range(len(views))), np.ones(width, dtype=bool), min(settings.c))
     blocks = blocks_of(model, width)

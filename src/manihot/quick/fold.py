@@ -1,6 +1,6 @@
 """A fold of the method `features`: a linear head on what the member's frozen backbone gives.
 
-The backbone looks at every photograph once for all folds; it is written once, and a fold keeps its head alone.
+The backbone sees every photograph once for all folds; it is written once, and a fold keeps its head alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def fit_fold(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
 
 
 def learn_head(member: Member, fold: int, train: np.ndarray, computed: np.ndarray) -> tuple[LinearHead, Chosen]:
-    """A fold's head, and what it looks at, from features (N, V, D) of all photographs."""
+    """A fold's head, and what it uses, from features (N, V, D) of all photographs."""
     recipe, manifest = member.recipe, member.manifest
     learned = make_training_labels(LabelRequest(member, fold, train, features=lambda rows: computed[rows].mean(1)))
     group = manifest.table["group"].to_numpy()

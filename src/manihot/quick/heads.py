@@ -49,10 +49,10 @@ def make_features(
 def fit_head(
     examples: Examples, classes: int, settings: Features, model: Model, views: Sequence[View], seed: int
 ) -> tuple[LinearHead, Chosen]:
-    """A logistic regression for features as they come, and what it looks at.
+    """A logistic regression for features as they come, and which of them it uses.
 
     The views, features and strength are chosen inside these photographs as `settings` says; features that it doesn't
-    look at have the weight 0.
+    use have the weight 0.
     """
     # Products of this size are three times slower on two threads that wait for each other than on one.
     with threadpool_limits(1, "blas"):

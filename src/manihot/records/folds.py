@@ -45,7 +45,7 @@ def split_groups(labels: np.ndarray, groups: np.ndarray, n_folds: int, seed: int
 
 @contextmanager
 def without_rare_class_warning() -> Iterator[None]:
-    """A class with fewer photographs than folds is no reason to warn: who needs to know is told by name elsewhere."""
+    """No warning for a class with fewer photographs than folds: it is reported elsewhere, with the class's name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class in y has only")
         yield

@@ -1,4 +1,4 @@
-"""Groups of photographs that belong together: joined with those that stand in a manifest, or told by file names."""
+"""Groups of photographs that belong together: joined with those in a manifest, or derived from file names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def group_numbers(groups: np.ndarray | None, n: int) -> np.ndarray:
         return np.arange(n)
     groups = np.asarray(groups)
     if groups.shape != (n,):
-        raise DataError(f"{len(groups)} groups for {n} photographs", "one a photograph; '' stands alone")
+        raise DataError(f"{len(groups)} groups for {n} photographs", "one per photograph; '' stands alone")
     names = pd.Series(groups.astype(str))
     alone = (names == "").to_numpy()
     numbers = np.array(pd.factorize(names)[0], dtype=np.int64)
@@ -120,15 +120,15 @@ def check_groups(manifest: Manifest, option: str) -> str | None:
         return f"{what}: no fold can both learn and judge them"
     raise DataError(
         f"{what}; a fold that holds a group out would have nothing to learn its class from",
-        "group by plant, leaf or place, several a class; or leave the option out (--group '')",
+        "group by plant, leaf or place, several per class; or leave the option out (--group '')",
     )
 
 
 def propose_name_pattern(manifest: Manifest) -> str | None:
-    """A pattern such as '{group}_*' under which file names seem to tell which plant they show; None if they don't.
+    """A pattern such as '{group}_*' under which file names seem to say which plant they show; None if they don't.
 
     The first part of the name up to a separator, where at least a fifth of the photographs share theirs with a few
-    others and nobody with many, and where no class lies in one group. It is a proposal: a person should look at it.
+    others and nobody with many, and where no class lies in one group. It is a proposal: a person should check it.
     """
     stems = _stems(manifest)
     best, best_share = None, LEAST_SHARE
@@ -172,7 +172,9 @@ def with_name_groups(manifest: Manifest, pattern: str | None = None) -> Manifest
     """
     pattern = pattern or propose_name_pattern(manifest)
     if pattern is None:
-        raise DataError("the file names don't tell which belong together", "give a pattern such as '{group}_*'")
+        raise DataError(
+            "the file names don't show which photographs belong together", "give a pattern such as '{group}_*'"
+        )
     names = group_by_name(_stems(manifest), pattern)
     if not (names != "").any():
         raise DataError(f"no file name fits the pattern {pattern!r}", "give a pattern such as '{group}_*'")

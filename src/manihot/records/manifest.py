@@ -1,4 +1,4 @@
-"""Manifest: one row a photograph. Where the photographs are, what is said of them, and what was decided.
+"""Manifest: one row per photograph. Where the photographs are, what is said of them, and what was decided.
 
 Saved as parquet; the class names, in order, and the folder that relative paths start from stand in the file's
 metadata. Functions that clean, relabel or add photographs take a Manifest and give a new one: the photographs
@@ -129,7 +129,7 @@ class Manifest:
         return [self.root / path for path in self.table["path"]]
 
     def class_counts(self) -> np.ndarray:
-        """Labelled photographs a class, int64 (K,)."""
+        """Labelled photographs per class, int64 (K,)."""
         labels = self.labels
         return np.bincount(labels[labels >= 0], minlength=len(self.classes))
 

@@ -21,7 +21,7 @@ from manihot.records.probabilities import check_probs
 from manihot.records.tables import is_missing, is_whole, list_names, read_table, shown, to_number
 
 NOT_A_CLASS = ("image_id", "label", "unknown")
-FORM = "one column of probabilities a class, named c0 to cK-1 or all named as the classes"
+FORM = "one column of probabilities per class, named c0 to cK-1 or all named as the classes"
 
 
 @dataclass(frozen=True)

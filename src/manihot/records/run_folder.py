@@ -111,7 +111,7 @@ class RunFolder(RunPlaces):
         return None
 
     def _noted(self, name: str) -> list[dict[str, Any]]:
-        """What run.json and a job tell of a stage that ran to its end."""
+        """What run.json and a job record about a completed stage."""
         path = self.path / name / JOB_RECORD
         entries = [self.record.get("stages", {}).get(name), read_stage_entry(path) if path.is_file() else None]
         return [entry for entry in entries if entry and entry["status"] == "done"]

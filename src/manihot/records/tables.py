@@ -294,7 +294,7 @@ def _json_row(path: Path, line: int, text: str) -> dict[str, Any]:
             raise DataError(f"{path}, line {line}: {shown(twice[0])!r} stands in it twice", "give each name once")
         return dict(pairs)
 
-    remedy = 'one object a line, like {"file_name": "a.jpg", "label": "rust"}'
+    remedy = 'one object per line, like {"file_name": "a.jpg", "label": "rust"}'
     try:
         row = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:

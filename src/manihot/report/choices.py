@@ -1,4 +1,4 @@
-"""What the heads of a run chose to look at, and what each option was worth: the evidence in the model cards."""
+"""What the heads of a run chose to use, and what each option was worth: the evidence in the model cards."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def _card(row: dict[Any, Any]) -> dict[str, Any]:
 
 
 def counts_table(counts: pd.DataFrame) -> dict[str, Any]:
-    """Counts a class (of `compare_manifests`) for people: heads and rows with their sum, without columns of zeros."""
+    """Counts per class (of `compare_manifests`) for people: heads and rows with their sum, without columns of zeros."""
     numbers = counts[[name for name in HEADS if name in counts]].astype(int)
     shown = [name for name in numbers if name in ("before", "after") or numbers[name].any()]
     rows = [(str(name), values) for name, values in zip(counts["class"], numbers[shown].to_numpy().tolist())]

@@ -159,7 +159,7 @@ def overlay(rgb: np.ndarray, heat: np.ndarray, seen: np.ndarray | None = None) -
 
 
 def _overlays(rgb: np.ndarray, result: Explanation) -> list[np.ndarray]:
-    """A picture a class; one where the method knows no class."""
+    """A picture per class; one where the method knows no class."""
     maps = result.maps[:1] if result.method == "attention_rollout" else result.maps
     return [overlay(rgb, heat, result.seen) for heat in maps]
 
@@ -253,7 +253,7 @@ def explain_mistakes(
     saved = {}
     for card in cards:
         for name in METHOD_NAMES:
-            # the probability: the map of a network that was trained anew since is another
+            # the probability: the map of a network that was retrained since is another
             key = "\n".join(["heat map", name, card["predicted"], f"{card['probability']:.9g}", card["id"]])
             if card["id"] in drawn and name == method:
                 saved[key] = drawn[card["id"]]

@@ -78,7 +78,7 @@ def heatmap(shares: np.ndarray) -> str:
 
 
 def learning_curves(histories: dict[str, list[dict[str, Any]]], what: str, member: str) -> Markup:
-    """One thin line a fold and their mean by epoch; what: a row of CURVES. Without such values, no figure: ''."""
+    """One thin line per fold and their mean by epoch; what: a row of CURVES. Without such values, no figure: ''."""
     lines = CURVES[what]
     if not any(_curve(rows, key) for key, *_ in lines for rows in histories.values()):
         return Markup()

@@ -37,7 +37,7 @@ from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.trust.drift import DriftReport, watch_predictions
 from manihot.trust.unknown import fit_unknown
 
-MOST = 1000  # new photographs that are looked at
+MOST = 1000  # new photographs that are predicted
 FURTHEST = 12  # pictures on the page
 FEWEST_KNOWN = 100  # reference photographs below which nothing is said about unknown ones
 QUESTIONS = {
@@ -60,7 +60,7 @@ QUESTIONS = {
     ),
 }
 ADVICE = {
-    "input": "Look at the most unusual photographs below. Is it another phone, season, distance or plant? Label a "
+    "input": "See the most unusual photographs below. Is it another phone, season, distance or plant? Label a "
     "hundred of them to measure the accuracy, and train on them if it is too low.",
     "prediction mix": "Either the disease has spread or the model makes other errors here. Have an expert check fifty "
     "new photographs of the class that grew most.",
@@ -85,7 +85,7 @@ def watch(
     """Compare new photographs with what a model was fitted on; writes OUT/WATCH.html, watch.json and new.parquet.
 
     model: a run folder, RUN/members/NAME or a network's file. photos, columns: see `manihot.scan`; a
-    manifest.parquet is taken as it is. most: new photographs looked at, drawn with `seed` where there are more; once
+    manifest.parquet is taken as it is. most: new photographs used, drawn with `seed` where there are more; once
     each, in the model's first view, as the reference is.
     `exit_code` of the result is 0 where nothing moved, 10 where something has, 11 where too few photographs are
     new to tell. Raises DataError where the model's run folder is not around it.
@@ -96,7 +96,7 @@ def watch(
         raise DataError(f"{photos}: no new photograph can be read", "name a folder with photographs")
     found = len(new)
     if found > most:
-        say(f"{most} of {count_of(found)} are looked at")
+        say(f"{most} of {count_of(found)} are used")
         new = new.take(np.sort(np.random.default_rng(seed).permutation(found)[:most]))
     fitted, why = with_reference(fitted, engine, seed)
     made = judge_new(fitted, new, engine, seed)

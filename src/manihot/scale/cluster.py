@@ -90,7 +90,7 @@ def compute_jobs(opened: Opened, address: str, compute: Compute) -> None:
 @contextmanager
 def _connected(ray: Any, address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anyone
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # jobs that say the same are told apart by their names
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # jobs that print the same are distinguished by their names
     own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECTS}
     where = own if address == LOCAL else {"address": address}
     try:

@@ -28,7 +28,7 @@ class Source(Group):
     """What one source of photographs is used for."""
 
     use: Literal["all", "train", "unlabelled", "ignore"] = Field(
-        default="all", description="`train`: never held out; `unlabelled`: its labels are not looked at"
+        default="all", description="`train`: never held out; `unlabelled`: its labels are ignored"
     )
     classes: tuple[str, ...] = Field(default=(), description="only these classes; all when empty")
     but: tuple[str, ...] = Field(default=(), description="all but these classes")
@@ -37,14 +37,15 @@ class Source(Group):
 
 
 class Audit(Group):
-    """What a run looks for in the photographs and their labels."""
+    """What a run checks in the photographs and their labels."""
 
     LATER = ("embeddings",)
 
     duplicates: bool = Field(default=True, description="find duplicates first, and keep each group in one fold")
     labels: bool = Field(default=True, description="find wrong labels, from predictions of models that never saw them")
     embeddings: bool = Field(
-        default=True, description="after fine-tuning, a frozen network looks once at each photograph for its neighbours"
+        default=True,
+        description="after fine-tuning, a frozen network embeds each photograph once, to find its neighbours",
     )
 
 
@@ -79,7 +80,8 @@ class Photo(Group):
     )
     store_scale: float = Field(default=1.15, ge=1, le=4, description="edge of the stored photographs over the input's")
     store: Literal["disk", "none"] = Field(
-        default="disk", description="`disk`: decoded once, into the run folder; `none`: anew from the files, every time"
+        default="disk",
+        description="`disk`: decoded once, into the run folder; `none`: from the files again, every time",
     )
     normalise: Literal["model", "measured"] = Field(
         default="model", description="mean and spread: the backbone's own, or measured on the training photographs"
@@ -157,7 +159,7 @@ class Train(Group):
 
 
 class Features(Group):
-    """The frozen-backbone way: features of several views computed once, a regularised linear head a fold."""
+    """The frozen-backbone way: features of several views computed once, a regularised linear head per fold."""
 
     LATER = ("choose",)
 
@@ -171,7 +173,7 @@ class Features(Group):
 
 
 class View(Group):
-    """One way of looking at a photograph at test time."""
+    """One view of a photograph at test time."""
 
     name: str = "full"
     flip: Literal["", "h", "v", "hv"] = ""
@@ -230,7 +232,7 @@ class Recipe(Group):
     aliases: dict[str, str] = Field(
         default_factory=dict, description="other names of classes, in any source, to the class that another source has"
     )
-    audit: Audit = Field(default=Audit(), description="what a run looks for in photographs and labels")
+    audit: Audit = Field(default=Audit(), description="what a run checks in photographs and labels")
     trust: Trust = Field(default=Trust(), description="what is promised of answers on new photographs")
     folds: Folds = Folds()
     beside: str = Field(

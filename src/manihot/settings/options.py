@@ -232,7 +232,7 @@ class NetworkChoice:
     max_mb: float | None = None
     """Choose one of at most so many megabytes in single precision."""
     max_ms: float | None = None
-    """Choose one of at most so many milliseconds a photograph, in onnxruntime on one thread."""
+    """Choose one of at most so many milliseconds per photograph, in onnxruntime on one thread."""
     int8_kind: Literal["weights", "static"] = "weights"
     """With --int8: weights alone in 8 bits, or activations too: faster on a server, more answers change."""
 

@@ -127,7 +127,7 @@ def check_loss(member: Recipe, where: str, known: tuple[int, str] | None = None)
     """SettingsError for a loss or setting that doesn't exist, or one that needs what no step has.
 
     known: how many classes the photographs have, as a number and in words; before they are scanned the lists of a
-    number a class say how many.
+    number per class say how many.
     """
     settings = member.loss.settings
     of_classes = [value for key, value in _settings_within(settings) if key in PER_CLASS]
@@ -141,7 +141,7 @@ def check_loss(member: Recipe, where: str, known: tuple[int, str] | None = None)
     for key, value in _settings_within(settings):
         if key == "reduction" and value != "mean":
             raise SettingsError(
-                f"{where}: reduction = {value!r} gives a number a photograph, and a training needs their mean",
+                f"{where}: reduction = {value!r} gives a number per photograph, and a training needs their mean",
                 "leave reduction out; weights of photographs come from the manifest, of classes from class_weights",
             )
     missing = set(loss.needs) - {"features", "index", "weight", "view_logits"}

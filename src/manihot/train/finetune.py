@@ -153,11 +153,11 @@ def train_stage(
     ready = None
     if before is not None:
         ready = StageBefore(TorchRunner(before[0], before[1].preprocess, device), before[1].preprocess)
-    lesson = from_first(lambda: make_training_labels(LabelRequest(stage, fold, train, ready)))
+    training_labels = from_first(lambda: make_training_labels(LabelRequest(stage, fold, train, ready)))
     of_classes = recipe.labels.name != "clusters"
-    names = manifest.classes if of_classes else tuple(f"cluster {k}" for k in range(lesson.classes))
+    names = manifest.classes if of_classes else tuple(f"cluster {k}" for k in range(training_labels.classes))
     network = None if before is None else before[0]
-    training = make_training(stage, fold, lesson, network, before is not None and before[1].classes == names)
+    training = make_training(stage, fold, training_labels, network, before is not None and before[1].classes == names)
     precision = training.precision
 
     def judge(network: torch.nn.Module) -> dict[str, float]:

@@ -3,9 +3,9 @@
 After `kill -9` the same command gives bit-identical weights on the same machine: all that is random is
 seeded by (seed, epoch); last.ckpt holds the model, the optimiser, the schedule, the average, the loss state.
 
-With `optimizer.sam` every step looks twice at the same photographs: the same mixed batches, the same masks of
+With `optimizer.sam` every step sees the same photographs twice: the same mixed batches, the same masks of
 dropout and stochastic depth (the generators are set back), batch-norm statistics and the memory of losses moved
-by the first look alone, over all batches of an accumulated step.
+by the first pass alone, over all batches of an accumulated step.
 
 A gradient that is not finite leaves the weights where they were; many steps in a row end the training.
 
@@ -59,7 +59,7 @@ class Progress:
     best_epoch: int = -1
     history: list[dict[str, Any]] = field(default_factory=list)
     processes: int = 1  # that train together
-    margins: dict[int, Tensor] = field(default_factory=dict)  # of each epoch, by place in the lesson
+    margins: dict[int, Tensor] = field(default_factory=dict)  # of each epoch, by place in the training labels
 
 
 class SavedProgress(BaseModel):
@@ -272,7 +272,7 @@ def sharpness_gradient(
     sam: Sam,
     strict: bool = True,
 ) -> float:
-    """As `gradient`, but the gradient is the one at the worst place nearby; the loss is the first look's."""
+    """As `gradient`, but the gradient is the one at the worst place nearby; the loss is the first pass's."""
     state.kept, before = {}, _random_state(state.device)
     try:
         loss_sum = gradient(model, group, first, step, state, scaler, what, strict)
@@ -369,7 +369,7 @@ def _resume(path: Path, parts: dict[str, Any], device: torch.device) -> Progress
     if progress.processes != distributed.world():
         raise RunFolderError(
             f"{path}: this training began with {progress.processes} processes, and now there are {distributed.world()}",
-            f"start as many again, or remove {path.parent} to begin anew",
+            f"start as many again, or remove {path.parent} to start over",
         )
     return progress
 

@@ -99,8 +99,8 @@ def lr_find(
         rows, _ = one.rows(which)
         if not len(rows):
             raise DataError(f"fold {which} has no photographs to train on", "set folds.only to another one")
-        lesson = make_training_labels(LabelRequest(one, which, rows))
-        table = find_lr(make_training(one, which, lesson), own, one.seed(which), lowest, highest, steps)
+        training_labels = make_training_labels(LabelRequest(one, which, rows))
+        table = find_lr(make_training(one, which, training_labels), own, one.seed(which), lowest, highest, steps)
         found = suggest_rates(table)
         save_csv(table, folder / "lr.csv")
         draw_curve(table, found, folder / "lr.png")
@@ -109,7 +109,7 @@ def lr_find(
 
 
 def _demo(recipe: str | Recipe, columns: TableOptions, workers: int) -> Path:
-    """Demo photographs, drawn once: what a rate is looked for on where the user has named no photographs."""
+    """Demo photographs, drawn once: what a rate is searched on where the user has named no photographs."""
     if columns.given():
         raise SettingsError(f"{columns.named()} without photographs", "name their folder or table after the recipe")
     folder = cache_folder() / f"demo-{DEMO}-{FORMAT}"
@@ -125,7 +125,7 @@ def _demo(recipe: str | Recipe, columns: TableOptions, workers: int) -> Path:
 def find_lr(
     training: Training, recipe: Recipe, seed: int, lowest: float = 1e-7, highest: float = 10.0, steps: int = 100
 ) -> pd.DataFrame:
-    """Train `training`'s network while the rate rises by the same factor a step, until the loss runs away.
+    """Train `training`'s network while the rate rises by the same factor per step, until the loss runs away.
 
     Returns the columns lr, loss (the mean over a step's photographs, before the step), smoothed.
     """

@@ -23,7 +23,7 @@ from manihot.train.distributed import gather
 
 
 class Margins:
-    """Notes the margins of an epoch's batches, by place in the lesson.
+    """Notes the margins of an epoch's batches, by place in the training labels.
 
     image_id, given: name and class number of each place, (n,); -1 where no label was given. classes: how many outputs
     of the network are classes; an output `unknown` behind them is none.

@@ -139,7 +139,7 @@ def measure_ways(
 
 
 def hopeless(seconds: dict[Way, float], way: Way) -> bool:
-    """Whether a way's time is so far behind the first one's that it needs no second look."""
+    """Whether a way's time is so far behind the first one's that it needs no second measurement."""
     return seconds[way] > HOPELESS * next(iter(seconds.values()))
 
 

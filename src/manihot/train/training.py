@@ -49,38 +49,48 @@ class Training:
 
 
 def make_training(
-    member: Member, fold: int, lesson: TrainingLabels, before: Classifier | None = None, same_classes: bool = True
+    member: Member,
+    fold: int,
+    training_labels: TrainingLabels,
+    before: Classifier | None = None,
+    same_classes: bool = True,
 ) -> Training:
-    """A network, and all that its training on the lesson needs, as the recipe says.
+    """A network, and all that training it on these labels needs, as the recipe says.
 
     before: the network of the stage before, whose weights are taken over; its head too, where it has the same classes.
     """
     recipe, device = member.recipe, choose_device(member.tools.device)
     seed, size = member.seed(fold), member.preprocess.size
-    model = make_model(recipe.model, lesson.classes, size, seed)
+    model = make_model(recipe.model, training_labels.classes, size, seed)
     if before is not None:
         take_over(model, before, same_classes)
     model = model.to(device)
     precision, channels_last = from_first(lambda: choose_way(recipe, model, size, device))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = model.to(memory_format=layout)
-    learned = lesson
-    lesson, photos = with_negatives(member, fold, lesson)
+    learned = training_labels
+    training_labels, photos = with_negatives(member, fold, training_labels)
     augmenter = Augmenter(recipe.augment, size, seed, recipe.train.epochs, member.preprocess.last_fit)
-    counts = np.maximum(lesson.targets.sum(0), 1)  # a class without photographs here must not weigh without bound
+    counts = np.maximum(
+        training_labels.targets.sum(0), 1
+    )  # a class without photographs here must not weigh without bound
     settings = recipe.loss.settings
     if recipe.model.unknown:
-        settings = one_more_class(settings, lesson.classes - 1, float(counts[-1]))
+        settings = one_more_class(settings, training_labels.classes - 1, float(counts[-1]))
     loss = make_loss(
-        recipe.loss.name, settings, classes=lesson.classes, photographs=len(lesson.rows), class_counts=counts
+        recipe.loss.name,
+        settings,
+        classes=training_labels.classes,
+        photographs=len(training_labels.rows),
+        class_counts=counts,
     ).to(device)
     dataset = TrainingPhotos(
         photos,
-        lesson.rows,
-        lesson.targets,
-        lesson.weights,
+        training_labels.rows,
+        training_labels.targets,
+        training_labels.weights,
         augmenter,
-        lesson.teacher,
+        training_labels.teacher,
         find_unlabelled(member, fold),
         max(getattr(term, "views", 1) for term in loss.modules()),
     )
@@ -91,24 +101,24 @@ def make_training(
         seed,
         recipe.train.workers,
         device.type == "cuda",
-        lambda epoch: draw_epoch(sampling, lesson.labels, seed, epoch),
+        lambda epoch: draw_epoch(sampling, training_labels.labels, seed, epoch),
         (rank(), world()),
     )
     mixer = make_mixer(recipe, len(batches), seed, model)
     normalise = Normalise(member.preprocess, channels_last).to(device)
     state = StepState(device, normalise, loss, PRECISIONS[precision], mixer)
     if recipe.labels.name != "clusters":
-        state.margins = make_margins(member, learned, len(lesson.rows))
+        state.margins = make_margins(member, learned, len(training_labels.rows))
     if recipe.train.compile:
         state.embed = compiled(model)
     return Training(model, loader, batches, state, precision, channels_last)
 
 
-def make_margins(member: Member, lesson: TrainingLabels, photographs: int) -> Margins:
-    """What notes the margins of the lesson's photographs; of those behind them, which show no class, it knows none."""
-    manifest, n = member.manifest, len(lesson.rows)
+def make_margins(member: Member, training_labels: TrainingLabels, photographs: int) -> Margins:
+    """Records the margins of the labelled photographs; those after them show no class and have no margin."""
+    manifest, n = member.manifest, len(training_labels.rows)
     image_id, given = np.full(photographs, "", dtype=object), np.full(photographs, UNLABELLED)
-    image_id[:n], given[:n] = manifest.image_id[lesson.rows], manifest.labels[lesson.rows]
+    image_id[:n], given[:n] = manifest.image_id[training_labels.rows], manifest.labels[training_labels.rows]
     return Margins(image_id, given, len(manifest.classes), choose_device(member.tools.device))
 
 
@@ -128,39 +138,39 @@ def find_unlabelled(member: Member, fold: int) -> UnlabelledPhotos | None:
     return UnlabelledPhotos(member.to_augment, rows, size, seed, epochs, member.preprocess.last_fit, **settings)
 
 
-def with_negatives(member: Member, fold: int, lesson: TrainingLabels) -> tuple[TrainingLabels, Any]:
-    """The lesson with the class `unknown` behind the others, and the photographs with those that show it.
+def with_negatives(member: Member, fold: int, training_labels: TrainingLabels) -> tuple[TrainingLabels, Any]:
+    """The labels with the class `unknown` after the others, and the photographs with those that show it.
 
     As they are where the model has no such output.
     """
     recipe, seed = member.recipe, member.seed(fold)
     if not recipe.model.unknown:
-        return lesson, member.to_augment
+        return training_labels, member.to_augment
     size = member.preprocess.for_store.size
-    material = Material(member.photos, size, lesson.rows, member.rows_by_source(fold))
+    material = Material(member.photos, size, training_labels.rows, member.rows_by_source(fold))
     made, photos = make_negatives(recipe.negatives, material), member.to_augment
     rows = made.rows
     if made.count:
-        ids = member.manifest.table[["image_id", "sha256"]].to_numpy()[lesson.rows].tolist()
+        ids = member.manifest.table[["image_id", "sha256"]].to_numpy()[training_labels.rows].tolist()
         fit = member.preprocess.for_store.fit
         name = digest_value([recipe.negatives.model_dump(mode="json"), size, fit, seed, ids])[:16]
         path = member.run.negatives(name)
         with one_at_a_time(path):
             photos = Extended(photos, write_negatives(path, made, size, seed))
         rows = np.concatenate([rows, len(member.photos) + np.arange(made.count)])
-    n, k = len(rows), lesson.classes
-    targets = np.zeros((len(lesson.rows) + n, k + 1), dtype=np.float32)
-    targets[: len(lesson.rows), :k], targets[len(lesson.rows) :, k] = lesson.targets, 1
-    taught = lesson.teacher
+    n, k = len(rows), training_labels.classes
+    targets = np.zeros((len(training_labels.rows) + n, k + 1), dtype=np.float32)
+    targets[: len(training_labels.rows), :k], targets[len(training_labels.rows) :, k] = training_labels.targets, 1
+    taught = training_labels.teacher
     if taught is not None:  # a teacher of K classes is sure that a leaf is one, and that the others are none
         taught = np.full(targets.shape, SURELY_NOT, dtype=np.float32)
-        taught[: len(lesson.rows), :k], taught[len(lesson.rows) :, k] = lesson.teacher, 0
-    weights = np.concatenate([lesson.weights, np.ones(n, dtype=lesson.weights.dtype)])
-    return TrainingLabels(np.concatenate([lesson.rows, rows]), targets, weights, taught), photos
+        taught[: len(training_labels.rows), :k], taught[len(training_labels.rows) :, k] = training_labels.teacher, 0
+    weights = np.concatenate([training_labels.weights, np.ones(n, dtype=training_labels.weights.dtype)])
+    return TrainingLabels(np.concatenate([training_labels.rows, rows]), targets, weights, taught), photos
 
 
 def one_more_class(settings: Any, classes: int, count: float) -> Any:
-    """A loss's settings for `classes` and one more: lists of a number a class get 1, `counts` gets `count`."""
+    """A loss's settings for `classes` and one more: lists of a number per class get 1, `counts` gets `count`."""
     if isinstance(settings, (list, tuple)):
         return [one_more_class(term, classes, count) for term in settings]
     if not isinstance(settings, dict):
@@ -216,7 +226,7 @@ def make_mixer(recipe: Recipe, batches: int, seed: int, model: Classifier) -> Mi
 
     @torch.no_grad()
     def cams(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        model.eval()  # the look at the unmixed photographs leaves batch-norm statistics as they are
+        model.eval()  # the pass over the unmixed photographs leaves batch-norm statistics as they are
         maps = model.backbone.forward_features(images)
         set_training(model, recipe.model.freeze_norm)
         if not are_maps(model.backbone, maps):

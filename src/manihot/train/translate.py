@@ -193,7 +193,7 @@ def digest_photographs(used: Manifest, names: tuple[str, str]) -> str:
 
 
 def _open(folder: RunFolder, wanted: dict[str, Any], update: bool) -> None:
-    """Refuse a folder of something else, or of other settings unless `update`; then read the photographs anew."""
+    """Refuse a folder of something else, or of other settings unless `update`; then read the photographs again."""
     known = folder.record.get("translate")
     if known is None:
         there = [name for name in OURS if (folder / name).exists()]

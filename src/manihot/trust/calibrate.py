@@ -5,7 +5,7 @@ Temperature and vector scaling: Guo et al., On calibration of modern neural netw
 1706.04599). Isotonic: Zadrozny and Elkan, KDD 2002, one class against the rest, rows scaled to one.
 Confidence: the same staircase for the top probability alone (Kumar et al., 2019, arXiv 1909.10155, calibrate
 the top label), which leaves every answer as it is. All work on probabilities:
-a logit is only needed up to a constant a row, and log p is one.
+a logit is only needed up to a constant per row, and log p is one.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def fit_vector(pred_probs: np.ndarray, labels: np.ndarray, l2: float = 1e-3) -> 
 
 
 def fit_isotonic(pred_probs: np.ndarray, labels: np.ndarray) -> list[dict[str, list[float]]]:
-    """One rising staircase a class, from its probability to the share that had it: [{"x": [...], "y": [...]}]
+    """One rising staircase per class, from its probability to the share that had it: [{"x": [...], "y": [...]}]
     * K.
 
     Values stay within half a photograph of 0 and 1, so that no class is declared impossible.
@@ -163,7 +163,7 @@ class Vector(BaseModel):
 
 
 class Isotonic(BaseModel):
-    """A curve a class."""
+    """A curve per class."""
 
     curves: list[Curve]
 
@@ -224,7 +224,7 @@ class Calibrator:
 
     def _check_classes(self, probs: np.ndarray, k: int) -> None:
         if probs.shape[1] != k:
-            raise DataError(f"a calibration of {k} classes can't be used on {probs.shape[1]}", "fit it anew")
+            raise DataError(f"a calibration of {k} classes can't be used on {probs.shape[1]}", "fit it again")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a model's metadata."""
@@ -239,7 +239,7 @@ class Calibrator:
         params = PARAMS[saved.kind].model_validate(saved.params)
         known = {"vector": "weights", "isotonic": "curves"}.get(saved.kind)
         if known is not None and saved.classes and len(getattr(params, known)) != len(saved.classes):
-            raise DataError(f"{len(getattr(params, known))} {known} for {len(saved.classes)} classes", "fit it anew")
+            raise DataError(f"{len(getattr(params, known))} {known} for {len(saved.classes)} classes", "fit it again")
         return cls(saved.kind, params.model_dump(), saved.classes)
 
     def save(self, path: Path) -> None:

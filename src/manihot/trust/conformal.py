@@ -1,7 +1,7 @@
 """Conformal sets: for each photograph the classes that can't be ruled out, right as often as the user asked.
 
 Split conformal prediction (Vovk, Gammerman and Shafer 2005; least ambiguous sets, Sadinle, Lei and Wasserman
-2019, arXiv 1609.00451), one threshold a class for the Mondrian (class-conditional) kind, APS (Romano, Sesia
+2019, arXiv 1609.00451), one threshold per class for the Mondrian (class-conditional) kind, APS (Romano, Sesia
 and Candes 2020, arXiv 2006.02544) and RAPS (Angelopoulos et al. 2021, arXiv 2009.14193). Fitted on
 out-of-fold predictions, they promise: of new photographs like these (exchangeable), the set holds the label
 for `coverage` of them, of each class where per_class is set. They promise nothing for photographs from
@@ -235,7 +235,7 @@ def _threshold(scores: np.ndarray, coverage: float) -> tuple[float, float]:
 
 
 def _uniforms(n: int, uniforms: np.ndarray | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two numbers a photograph in [0, 1), for the score and for ties; the second is derived from given
+    """Two numbers per photograph in [0, 1), for the score and for ties; the second is derived from given
     ones.
     """
     if uniforms is None:
@@ -243,7 +243,7 @@ def _uniforms(n: int, uniforms: np.ndarray | None, seed: int) -> tuple[np.ndarra
         return rng.random(n), rng.random(n)
     uniforms = np.asarray(uniforms, dtype=np.float64)
     if uniforms.shape != (n,):
-        raise DataError(f"{len(uniforms)} numbers for the ties of {n} photographs", "one a photograph, in [0, 1)")
+        raise DataError(f"{len(uniforms)} numbers for the ties of {n} photographs", "one per photograph, in [0, 1)")
     return uniforms, (uniforms * 7919.0) % 1.0
 
 
@@ -266,7 +266,7 @@ def measure_coverage(
     sets, labels = np.asarray(sets, dtype=bool), np.asarray(labels)
     if sets.ndim != 2 or labels.shape != sets.shape[:1]:
         raise DataError(
-            f"sets of shape {sets.shape} for labels of shape {labels.shape}", "a set and a label a photograph"
+            f"sets of shape {sets.shape} for labels of shape {labels.shape}", "a set and a label per photograph"
         )
     known = labels >= 0
     sets, y = sets[known], labels[known]

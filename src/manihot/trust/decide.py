@@ -1,7 +1,7 @@
 """From probabilities to decisions when mistakes don't cost the same: a missed mosaic costs more than a false
 alarm.
 
-Least expected cost: Elkan, The foundations of cost-sensitive learning, IJCAI 2001. A threshold a class: the
+Least expected cost: Elkan, The foundations of cost-sensitive learning, IJCAI 2001. A threshold per class: the
 smallest probability at which answers of that class were right often enough, out-of-fold; below it, no answer.
 """
 

@@ -2,7 +2,7 @@
 
 Four questions to two sets of predictions, each answered by an effect (how far) and a p-value (how surely):
 
-- input: can a classifier tell old embeddings from new ones (AUC held out; Lopez-Paz and Oquab 2017, arXiv
+- input: can a classifier separate old embeddings from new ones (AUC held out; Lopez-Paz and Oquab 2017, arXiv
   1610.06545; Rabanser et al. 2019, arXiv 1810.11953);
 - prediction mix: are the answered classes in other shares (chi-squared test, total variation);
 - confidence: are top probabilities distributed otherwise (Kolmogorov and Smirnov), and what accuracy do they
@@ -131,10 +131,10 @@ def _watch_input(old: np.ndarray, new: np.ndarray, seed: int) -> dict[str, Any]:
 
 
 def compare_embeddings(old: np.ndarray, new: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Held-out AUC of a logistic regression that tells old (N, D) from new (N', D) embeddings, and its
+    """Held-out AUC of a logistic regression that separates old (N, D) from new (N', D) embeddings, and its
     p-value.
 
-    .5 means nothing can be told. The p-value is one-sided, of the Mann-Whitney statistic, averaged over two
+    .5 means no difference is found. The p-value is one-sided, of the Mann-Whitney statistic, averaged over two
     halves that judge each other.
     """
     rng = np.random.default_rng(seed)

@@ -95,7 +95,7 @@ def calibrate_files(
 
 
 def _choose(kinds: pd.DataFrame) -> str:
-    """The kind with the lowest held-out log loss, which unlike ECE also rewards telling the classes apart."""
+    """The kind with the lowest held-out log loss, which unlike ECE also rewards separating the classes."""
     return str(kinds.loc[kinds["log_loss"].idxmin(), "kind"])
 
 
@@ -122,7 +122,7 @@ def predict_sets_held_out(
 
 
 def apply_trust(predictions: Predictions, folder: Path) -> pd.DataFrame:
-    """What to tell of new photographs with what `calibrate_files` saved in `folder`.
+    """What to report about new photographs with what `calibrate_files` saved in `folder`.
 
     Columns: image_id, answer (class of the set that holds one, else 'ask an expert'), top (most probable
     class), probability (calibrated), could_be (the set's classes).
@@ -131,7 +131,7 @@ def apply_trust(predictions: Predictions, folder: Path) -> pd.DataFrame:
     if sets.classes != predictions.classes:
         raise DataError(
             f"{folder}: fitted on classes {', '.join(sets.classes)}, not {', '.join(predictions.classes)}",
-            "fit it anew",
+            "fit it again",
         )
     probs = calibrator(predictions.pred_probs)
     held = sets.predict_sets(predictions.pred_probs, uniforms_from_ids(predictions.image_id))

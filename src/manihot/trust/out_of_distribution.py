@@ -101,7 +101,7 @@ class OutOfDistribution:
     @classmethod
     def load(cls, folder: Path) -> OutOfDistribution:
         """Read what `save` wrote; anything else is a DataError."""
-        path, what = TrustFolder(folder).unknown, "what tells unknown photographs"
+        path, what = TrustFolder(folder).unknown, "an out-of-distribution detector"
         about = read_record(path, Saved, what, "fit it again: the same manihot run", DataError)
         detectors = {fold: UnknownDetector.load(folder / name) for fold, name in about.detectors.items()}
         return cls(about.member, detectors, about.false_rejection, about.photographs, about.why, about.output_limit)

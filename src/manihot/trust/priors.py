@@ -26,7 +26,7 @@ def check_prior(prior: Sequence[float] | np.ndarray, k: int, what: str = "class 
     """Class shares float64 (K,) that sum to 1; negative, all-zero or another number of classes: DataError."""
     values = np.asarray(prior, dtype=np.float64)
     if values.shape != (k,) or not np.isfinite(values).all() or (values < 0).any() or values.sum() <= 0:
-        raise DataError(f"{what} {np.array2string(values, precision=3)} don't fit {k} classes", "one share a class")
+        raise DataError(f"{what} {np.array2string(values, precision=3)} don't fit {k} classes", "one share per class")
     found: np.ndarray = values / values.sum()
     return found
 

@@ -51,7 +51,7 @@ def read_scores(texts: Sequence[str], numbers: Mapping[str, int]) -> tuple[dict[
         if not sign or name not in numbers:
             raise SettingsError(f"--scores {text}: expected CLASS=SCORE", suggest(name, list(numbers)))
         if name in scores:
-            raise SettingsError(f"--scores names the class {name!r} twice", "give one score a class")
+            raise SettingsError(f"--scores names the class {name!r} twice", "give one score per class")
         if not re.fullmatch(r"[0-9]*\.?[0-9]+", score):
             raise SettingsError(f"--scores {text}: {score!r} is no score", "a share such as .602")
         scores[name], digits = float(score), max(digits, len(score.partition(".")[2]))
@@ -67,7 +67,7 @@ def save_probed(out: Path, texts: Sequence[str], numbers: Mapping[str, int], pho
 
 
 def read_shares(path: Path, classes: Sequence[str]) -> np.ndarray:
-    """Class shares (K,) of a CSV with the columns class and share, one row a class; DataError."""
+    """Class shares (K,) of a CSV with the columns class and share, one row per class; DataError."""
     table = read_table(Path(path))
     if not {"class", "share"} <= set(table.columns):
         raise DataError(f"{path}: no columns class and share", "give the shares.csv that probe-prior or reweight wrote")
@@ -78,7 +78,7 @@ def read_shares(path: Path, classes: Sequence[str]) -> np.ndarray:
         raise DataError(
             f"{path}: its shares are not of the classes {', '.join(classes)}"
             + (f"; {missing[0]!r} has none" if missing else ""),
-            "one row a class, with a share from 0 to 1",
+            "one row per class, with a share from 0 to 1",
         )
     return np.array([told[name] for name in classes])
 
@@ -89,7 +89,7 @@ def reweight_file(
     """Write `predictions` with the class shares of a file, or with those that `method` estimates, to `out`.
 
     oof: out-of-fold predictions with labels, whose class shares the probabilities were fitted on. Gives, and writes
-    beside `out` as NAME.shares.csv, a row a class: trained on, predicted (the mean probability), share, low and high.
+    beside `out` as NAME.shares.csv, a row per class: trained on, predicted (the mean probability), share, low and high.
     """
     known, new = Predictions.load(oof), Predictions.load(predictions)
     if known.classes != new.classes:

@@ -133,7 +133,7 @@ def compare(runs: Annotated[Places, Parameter(help="Run folders.")]) -> Leaderbo
 
 
 def report(run: Run) -> PageResult:
-    """Write RUN/report.html anew."""
+    """Regenerate RUN/report.html."""
     from manihot.engines import explain_torch
     from manihot.report.report import make_report
 
@@ -283,8 +283,8 @@ def translate(
     """Redraw photographs of one class as another (CycleGAN), to train on where a class is rare.
 
     Two networks learn to redraw, one each way, from the training photographs of both classes; no pairs are needed,
-    and validation and test photographs are never looked at. Stop it at any moment; run it again to resume.
-    Look at OUT/samples.png, written anew after every epoch: if it doesn't convince you, it won't teach a classifier.
+    and validation and test photographs are never used. Stop it at any moment; run it again to resume.
+    Inspect OUT/samples.png, rewritten after every epoch: if it doesn't convince you, it won't teach a classifier.
 
     OUT/joined.parquet holds your photographs and the pictures, as a source that is trained on and never judged:
 

@@ -18,7 +18,7 @@ def as_paths(places: PathLike | Sequence[PathLike]) -> list[Path]:
 
 
 def as_source(places: PathLike | Sequence[PathLike]) -> Path | list[Path]:
-    """A single place as itself, several as a list: one manifest is taken as it is, several are read anew."""
+    """A single place as itself, several as a list: one manifest is used unchanged, several are read again."""
     found = as_paths(places)
     return found[0] if len(found) == 1 else found
 

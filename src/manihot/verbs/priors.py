@@ -24,7 +24,7 @@ def probe_prior(
 ) -> SharesResult:
     """Learn the class shares of a competition's test photographs from submissions that name one class everywhere.
 
-    Writes one such submission a class into OUT. Send them in (all but one are enough), then give their scores:
+    Writes one such submission per class into OUT. Send them in (all but one are enough), then give their scores:
 
     manihot probe-prior sample_submission.csv --classes MAP.json --out probes --scores 0=.048 1=.106 2=.103 3=.602
 
@@ -43,7 +43,7 @@ def probe_prior(
         names, numbers = wanted.header[1:], tuple(range(len(wanted.header) - 1))
     else:
         raise SettingsError(
-            f"{sample} names one answer a photograph, and not which classes there are", "give --classes MAP.json"
+            f"{sample} names one answer per photograph, and not which classes there are", "give --classes MAP.json"
         )
     files = write_probes(Path(sample), Path(out), names, numbers)
     table = (

@@ -45,7 +45,7 @@ def suite(
     """Train a baseline and single changes of it alike, and say which reported verdicts your photographs confirm.
 
     Every arm has the same folds, seed and photographs. OUT is a run folder that also holds suite.html, suite.png,
-    suite.csv and suite.json, written anew after every arm. Stop it at any moment and run it again to resume; --only
+    suite.csv and suite.json, rewritten after every arm. Stop it at any moment and run it again to resume; --only
     adds arms. --set changes the baseline, and so every arm: --set train.epochs=10 --set "photo.size=[512, 512]"
     """
     from manihot.suites.format import load_suite

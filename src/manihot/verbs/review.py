@@ -35,10 +35,10 @@ def review(
     ] = None,
     merge: Merged = (),
     serve: Annotated[bool, Parameter(help="Run the page on a server, for several people.")] = False,
-    n: Annotated[int | None, Parameter(help="So many photographs; else as many as are worth a look.")] = None,
+    n: Annotated[int | None, Parameter(help="So many photographs; by default as many as are worth reviewing.")] = None,
     show_suggestion: Annotated[bool, Parameter(help="Show the model's suggestion before the first answer.")] = False,
     unsure: Annotated[
-        str, Parameter(help="What becomes of a photograph that nobody can tell: keep, drop or down_weight.")
+        str, Parameter(help="What to do with a photograph whose class nobody can tell: keep, drop or down_weight.")
     ] = "keep",
     team: TeamOf = ALONE,
     compute: On = HERE,

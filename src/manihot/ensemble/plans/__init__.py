@@ -50,7 +50,7 @@ class BlendPlan:
 
     @property
     def weights(self) -> list[float]:
-        """A weight a member, in order."""
+        """A weight per member, in order."""
         return [member.weight for member in self.members]
 
     def has_files(self, folder: Path, part: str) -> bool:
@@ -75,7 +75,7 @@ class BlendPlan:
                 raise DataError(
                     f"{whole}: the views of {member.name!r} are averaged already, but plan {self.name!r} "
                     "weighs them differently",
-                    "set save_views: true in the recipe and run it again with --update, which trains nothing anew "
+                    "set save_views: true in the recipe and run it again with --update, which retrains nothing "
                     f"and writes each view's own file, such as {paths[next(iter(paths))].name}",
                 )
             return Predictions.load(whole)

@@ -1,4 +1,4 @@
-"""Photographs of something else, which a model with the output `unknown` learns to tell from leaves.
+"""Photographs of something else, which a model with the output `unknown` learns to distinguish from leaves.
 
 The second place of Cassava 2020 trained MobileNetV3 with a sixth class, unknown. Which photographs that class had is
 not told. Here they are other photographs (a source without labels), drawn ones, or the training photographs

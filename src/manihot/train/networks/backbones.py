@@ -94,7 +94,7 @@ def make_preprocess(settings: Model, size: tuple[int, int], fit: str) -> Preproc
 def gives_maps(name: str) -> bool:
     """Whether a timm backbone's features are maps (N, C, H, W), found without weights and without computing.
 
-    True also where that can't be told so; the first look at the maps tells then.
+    True also where the definition doesn't show it; the first feature maps then do.
     """
     base = name.partition(".")[0]
     if not timm.is_model(base):

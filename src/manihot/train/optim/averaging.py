@@ -1,7 +1,7 @@
 """Averaging of weights over the training.
 
 EMA: a running mean after every step (timm's ModelEmaV3). SWA: the plain mean of the weights at the end of
-each epoch from `start` on, with batch-norm statistics measured anew (arXiv 1803.05407). Averaging SWA after
+each epoch from `start` on, with batch-norm statistics recomputed (arXiv 1803.05407). Averaging SWA after
 every step, as the lecture's team did by mistake, gives another model.
 """
 
@@ -129,7 +129,7 @@ def averaging_begins(choice: Choice, epochs: int) -> int:
 
 @torch.no_grad()
 def measure_norms(model: nn.Module, norms: Sequence[str], inputs: Iterable[Tensor]) -> None:
-    """Measure the statistics of the batch norms named `norms` anew, as the mean over batches of `inputs`.
+    """Recompute the statistics of the batch norms named `norms`, as the mean over batches of `inputs`.
 
     torch's update_bn would also overwrite those of frozen stages, and drop out features while it measures.
     """
