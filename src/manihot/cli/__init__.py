@@ -63,12 +63,12 @@ def _default(value: Any) -> str | None:
 app = App(
     name="manihot",
     version=manihot.__version__,
-    help="From a folder of field photographs with imperfect labels to a trustworthy classifier and a report.",
-    help_epilogue="First steps:  manihot demo-data demo   then   manihot run demo --out runs/demo",
+    help="Turn a folder of field photographs with imperfect labels into a trustworthy classifier and a report.",
+    help_epilogue="To start:  manihot demo-data demo   then   manihot run demo --out runs/demo",
     suppress_keyboard_interrupt=False,  # `main` answers it, with what to do next
     default_parameter=Parameter(negative=(), consume_multiple=True, show_default=_default),
 )
-recipes = App(name="recipes", help="List the recipes that come with the package, or show one.")
+recipes = App(name="recipes", help="List the built-in recipes, or show one.")
 recipes.default(recipe_verbs.recipes)
 recipes.command(recipe_verbs.show_recipe, name="show")
 for verb in VERBS:
@@ -91,9 +91,9 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         sys.exit(answer(words))
     except ManihotError as error:
-        sys.exit(_tell(error))
+        sys.exit(_report(error))
     except OutputError as error:
-        sys.exit(_tell_output(error.cause))
+        sys.exit(_report_output(error.cause))
     except KeyboardInterrupt:
         say("Stopped. Everything finished so far is kept; run it again to resume.")
         sys.exit(EXIT_INTERRUPTED)
@@ -113,17 +113,17 @@ def answer(words: Sequence[str] | None) -> int:
     return found.exit_code if isinstance(found, WatchResult | SubmissionCheck) else 0
 
 
-def _tell_output(error: OSError) -> int:
+def _report_output(error: OSError) -> int:
     """What to say of standard output that can't be written: nothing where a reader such as `head` has enough."""
     if error.errno == errno.EPIPE:
         return EXIT_PIPE
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _tell(DiskFullError("standard output: no space left on the disk", "free some space, then run it again"))
-    return _tell(ManihotError(f"standard output can't be written ({error.strerror})", "check where it goes"))
+        return _report(DiskFullError("standard output: no space left on the disk", "free some space, then run it again"))
+    return _report(ManihotError(f"standard output can't be written ({error.strerror})", "check where it goes"))
 
 
-def _tell(error: ManihotError) -> int:
-    """The error on standard error; its exit code."""
+def _report(error: ManihotError) -> int:
+    """Print the error on standard error; return its exit code."""
     console.print(f"[bold red]{type(error).__name__}[/]:", end=" ")
     console.print(str(error), markup=False)
     return error.exit_code

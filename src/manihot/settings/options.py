@@ -13,7 +13,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions:
-    """Which table lists the photographs, and which of its columns says what.
+    """Which table lists the photographs, and what each of its columns means.
 
     None is guessed: `image` and `label` by usual names; `source`, `group`, `fold` and `split` where a column has just
     that name; `id` and `trusted` never. '' stands for none.
@@ -28,28 +28,28 @@ class TableOptions:
     source: str | None = None
     """Column that names where a photograph comes from."""
     group: str | None = None
-    """Column of what must stay together in a fold (a plant, a leaf), a pattern of file names: '{group}_*', or auto:
-    bursts, shots of one scene."""
+    """Column of what must stay in one fold (a plant, a leaf); or a pattern of file names: '{group}_*'; or auto: bursts,
+    shots of one scene."""
     fold: str | None = None
     """Column with your own folds, 0 to K-1."""
     split: str | None = None
     """Column with train, val or test."""
     id: str | None = None
-    """Column with an id of its own for each photograph."""
+    """Column with a unique id for each photograph."""
     trusted: str | None = None
     """Column that is true, yes or 1 where a label is known to be right; the manifest keeps it under its name."""
     classes: Path | None = None
     """JSON file that maps label numbers to class names."""
     alias: Path | None = None
-    """YAML or JSON file: other names of classes, such as a second source's folders, to the first's."""
+    """YAML or JSON file that maps other names of classes, such as a second source's folders, to the first source's."""
     folders: str | None = None
-    """What the folders below PHOTOS are, such as '{split}/{class}'; '' for nothing."""
+    """What the folder levels below PHOTOS mean, such as '{split}/{class}'; '' for nothing."""
     keep_na: bool = False
-    """Words such as 'nan' and 'none' are labels, not missing ones."""
+    """Treat words such as 'nan' and 'none' as labels, not as missing."""
     allow_missing: bool = False
-    """Most photographs of a table may be missing."""
+    """Accept a table most of whose photographs are missing."""
     merge_case: bool = False
-    """Classes that differ in capitals, spaces or hyphens only are one, under the commonest name."""
+    """Merge classes whose names differ only in capitals, spaces or hyphens, under the commonest name."""
 
     def given(self) -> dict[str, str]:
         """The options that are not left out, by name, as text."""
@@ -76,7 +76,7 @@ class Compute:
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     workers: int = 2
-    """Processes that read photographs; one is used for less than 50 MB in total."""
+    """Number of processes that read photographs; a single one for less than 50 MB in total."""
 
 
 HERE = Compute()
@@ -90,17 +90,17 @@ class CleaningRules:
     """
 
     rule: tuple[str, ...] = ()
-    """RULE=ACTION; may be repeated, the first that names a photograph decides. Without any: flagged=drop conflicts=soft
+    """RULE=ACTION; may be repeated: the first matching rule wins. Default: flagged=drop conflicts=soft
     duplicates=drop. Rules: flagged, confident, worst, cleanlab, duplicates, conflicts. Actions: drop, relabel, soft,
     down_weight, keep."""
     threshold: float | None = None
     """Probability above which `confident` believes the model (0.9)."""
     n: int | None = None
-    """At most so many photographs per rule, the worst first."""
+    """Largest number of photographs per rule, worst first."""
     only: tuple[str, ...] = ()
     """Only photographs with these labels."""
     weight: float | None = None
-    """What a down_weight photograph counts (0.5)."""
+    """Weight of a down_weight photograph (0.5)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +108,9 @@ class ReviewTeam:
     """Who reviews on a server, and where the answers go."""
 
     reviewers: tuple[str, ...] = ()
-    """Names of those who get a link; the lead gets one anyway."""
+    """Names of the reviewers; each gets a link, as does the lead."""
     reviewers_per_photo: int = 1
-    """How many people answer each photograph."""
+    """Number of people who answer each photograph."""
     database: str = ""
     """URL of the database: sqlite:////folder/file (RUN/review/answers.sqlite) or postgresql://..."""
     host: str = "127.0.0.1"
@@ -118,7 +118,7 @@ class ReviewTeam:
     port: int = 8000
     """Port to listen on."""
     new_links: bool = False
-    """Give everybody named, and the lead, new links; the old ones end."""
+    """Give the named reviewers and the lead new links; the old ones expire."""
 
     def named(self) -> str:
         """The options that are not left out, as a user writes them."""
@@ -140,29 +140,29 @@ class BlendOptions:
     mean: str = "arithmetic"
     """arithmetic, geometric, power or rank."""
     views: bool = False
-    """Weigh each test-time view of each member: give one RUN whose recipe has save_views."""
+    """Weight each test-time view of each member; pass one RUN whose recipe sets save_views."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmOptions:
-    """Which arms of a suite are trained, and on which photographs."""
+    """Which arms of a suite to train, and on which photographs."""
 
     only: tuple[str, ...] = ()
-    """These arms, and those that they need."""
+    """Train only these arms, and those that they depend on."""
     second: str = ""
-    """A source that only the arms with a second source train on."""
+    """A second source, used only by the arms that need one."""
     second_but: tuple[str, ...] = ()
-    """Classes of it that the arm with a part of it leaves out."""
+    """Classes of the second source to leave out in the arm that uses part of it."""
 
 
 @dataclass(frozen=True)
 class Translation:
-    """How two translators are trained (CycleGAN)."""
+    """How the two translators are trained (CycleGAN)."""
 
     size: int = 256
     """Edge of the square pictures in pixels: 64 for a CPU, 256 for a GPU."""
     epochs: int = 200
-    """Epochs; in the second half the rate falls to 0."""
+    """Number of epochs; in the second half the learning rate falls to 0."""
     width: int = 64
     """Channels of the first layers; 16 or 32 for a CPU."""
     batch: int = 1
@@ -170,7 +170,7 @@ class Translation:
     cycle_weight: float = 10.0
     """Weight of the L1 loss after translating there and back."""
     identity_weight: float = 0.5
-    """Weight of the identity loss, as a share of that; 0 for none."""
+    """Weight of the identity loss, as a fraction of the cycle weight; 0 for none."""
     lr: float = 2e-4
     """Learning rate of Adam in the first half of the epochs."""
     seed: int = 0
@@ -179,46 +179,46 @@ class Translation:
 
 @dataclass(frozen=True, kw_only=True)
 class TranslatedPictures:
-    """Which pictures are made by the translators."""
+    """Which pictures the translators make."""
 
     pictures: int | None = None
-    """Make so many, drawn at random; one of each photograph otherwise."""
+    """Number of pictures, from photographs drawn at random; by default one per photograph."""
     both: bool = False
-    """Make pictures of --from out of --to as well."""
+    """Also make pictures of --from out of photographs of --to."""
     without_fold: int | None = None
-    """Leave out what this fold of the manifest holds out, for an honest score of it."""
+    """Leave out what this fold of the manifest holds out, so that its score is honest."""
     name: str = "translated"
-    """Source of the pictures in the manifest."""
+    """Name of the pictures' source in the manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """Where a server listens, what it takes, and how much at once."""
+    """Where a server listens, what it accepts, and how much at once."""
 
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0 for every network that this machine is in."""
+    """Address to listen on; 0.0.0.0 for all networks of this machine."""
     port: int = 8000
-    """Port to listen at; 0 for any free one."""
+    """Port to listen on; 0 for any free one."""
     precision: Literal["fp32", "int8"] | None = None
-    """Which network of EXPORT answers; the one that `manihot predict EXPORT` takes, when left out."""
+    """Which network of EXPORT to use; by default the same one as `manihot predict EXPORT`."""
     tokens: Path | None = None
-    """Text file, NAME TOKEN per line: only requests with one of these tokens are answered."""
+    """Text file with NAME TOKEN on each line: only requests with one of these tokens are answered."""
     page: Path | None = None
-    """The phone page, shown at /; EXPORT/phone.html where it is there."""
+    """The phone page, shown at /; EXPORT/phone.html by default, if present."""
     returns: Path | None = None
-    """Folder that keeps the photographs that phones hand in; none are taken without it."""
+    """Folder for photographs returned from phones; without it, none are accepted."""
     cors: tuple[str, ...] = ()
-    """Origins whose pages may ask, such as https://example.org; none without it."""
+    """Origins whose pages may send requests, such as https://example.org; none by default."""
     name: str = "manihot"
     """Name of the model in the paths of the Open Inference Protocol."""
     max_mb: float = 25.0
     """Largest body in MB: one photograph, or a zip of several."""
     seconds: float = 30.0
-    """Longest time to send a body, to decode a photograph, and to drain at the end."""
+    """Longest time to send a body, to decode a photograph, and to finish open requests at the end."""
     queue: int = 64
-    """Photographs at once; who comes when there are more is asked to come again later (429)."""
+    """Largest number of photographs in progress; further requests get status 429 (try again later)."""
     batch: int = 4
-    """Photographs through the network at once, at most."""
+    """Largest batch of the network."""
     wait_ms: float = 5.0
     """Longest time that the first photograph of a batch waits for others."""
 
@@ -228,13 +228,13 @@ class NetworkChoice:
     """Which network is exported, and how its weights are kept."""
 
     network: str | None = None
-    """Of a fine-tuned run: refit, folds, fold0, fold1, ...; the first that is small and fast enough otherwise."""
+    """Network of a fine-tuned run: refit, folds, fold0, fold1, ...; by default the first within the limits."""
     max_mb: float | None = None
-    """Choose one of at most so many megabytes in single precision."""
+    """Largest size of the network, in megabytes at single precision."""
     max_ms: float | None = None
-    """Choose one of at most so many milliseconds per photograph, in onnxruntime on one thread."""
+    """Largest latency in milliseconds per photograph, in onnxruntime on one thread."""
     int8_kind: Literal["weights", "static"] = "weights"
-    """With --int8: weights alone in 8 bits, or activations too: faster on a server, more answers change."""
+    """With --int8: only weights in 8 bits, or activations too (faster on a server; more answers change)."""
 
 
 USUAL_RULES = CleaningRules()

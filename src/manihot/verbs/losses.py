@@ -13,11 +13,11 @@ from manihot.verbs.results import PageResult
 
 
 def show_losses(
-    *, out: Out = Path("losses.html"), classes: Annotated[int, Parameter(help="How many classes there are.")] = 5
+    *, out: Out = Path("losses.html"), classes: Annotated[int, Parameter(help="Number of classes.")] = 5
 ) -> PageResult:
-    """Draw the losses against wrong labels: value and pull by the probability of the given label.
+    """Plot the noise-robust losses: value and gradient against the probability of the given label.
 
-    The page says why symmetric cross-entropy should help, and what it costs.
+    The page explains why symmetric cross-entropy should help, and what it costs.
     """
     need_train("`manihot show-losses`")
     from manihot.train.show_losses import show_losses as draw

@@ -54,14 +54,14 @@ def run(
     compute: On = HERE,
     update: Update = False,
     smoke: Annotated[
-        bool, Parameter(help="Try the recipe's whole chain on a few small photographs: under a minute.")
+        bool, Parameter(help="Try every step of the recipe on a few small photographs; takes under a minute.")
     ] = False,
-    ray: Annotated[str, Parameter(help="Compute the folds side by side by Ray: local, or a cluster's address.")] = "",
+    ray: Annotated[str, Parameter(help="Compute the folds in parallel with Ray: local, or a cluster's address.")] = "",
 ) -> RunScores:
-    """From photographs to an evaluated classifier and a report, in one command.
+    """Turn photographs into an evaluated classifier and a report, in one command.
 
-    Scan, folds, training, out-of-fold predictions, scores, report. Stop it at any moment; run it again to resume.
-    Without --recipe it takes `quick` where there is no GPU, and says so.
+    It scans, makes folds, trains, predicts out of fold, scores and reports. Stop it at any time; run it again to
+    resume. Without --recipe it uses `quick` on a machine without a GPU and `standard` on one with a GPU.
     """
     from manihot import pipeline
 
@@ -97,17 +97,17 @@ def predict(
         Out,
         Parameter(help=".parquet, .csv of probabilities and names, or a name ending in submission.csv (two columns)."),
     ],
-    tta: Annotated[int | None, Parameter(help="Use only the first so many of the model's views; 1 is fastest.")] = None,
-    raw: Annotated[bool, Parameter(help="The networks' own probabilities, not calibrated.")] = False,
-    batch: Annotated[int, Parameter(help="Photographs at a time.")] = 32,
+    tta: Annotated[int | None, Parameter(help="Number of the model's test-time views to use; 1 is fastest.")] = None,
+    raw: Annotated[bool, Parameter(help="Write the networks' own probabilities, uncalibrated.")] = False,
+    batch: Annotated[int, Parameter(help="Batch size.")] = 32,
     pool: Annotated[
         Literal["group"] | None,
-        Parameter(help="`group`: also one answer for the photographs of a plant (--group says which these are)."),
+        Parameter(help="`group`: also one answer per plant, from all its photographs (--group names the plants)."),
     ] = None,
     columns: Columns = EVERYTHING_GUESSED,
     compute: On = HERE,
 ) -> PredictResult:
-    """Predict photographs with a trained model: every member, fold and view averaged; or with an exported folder."""
+    """Predict photographs with a trained run, averaged over members, folds and views, or with an exported model."""
     from manihot.engines import predict as predict_with
 
     predictions = predict_with(
@@ -126,7 +126,7 @@ def predict(
 
 
 def compare(runs: Annotated[Places, Parameter(help="Run folders.")]) -> Leaderboard:
-    """A leaderboard of members and runs, finished or not, so that a team sees every score at once."""
+    """Show a leaderboard of runs and their members, finished or not."""
     from manihot.report.compare import leaderboard
 
     return Leaderboard(table=leaderboard(as_paths(runs)))
@@ -141,7 +141,7 @@ def report(run: Run) -> PageResult:
 
 
 def share(run: Run, *, out: Annotated[Out, Parameter(help="A .zip file.")]) -> ShareResult:
-    """Pack what a team needs of a run into one zip: networks, predictions, blend, scores, and no photograph."""
+    """Pack what a team needs from a run into one zip file: networks, predictions, blend and scores, no photographs."""
     from manihot.report.share import share_run
 
     files = share_run(Path(run), Path(out))
@@ -152,15 +152,15 @@ def export(
     run: Annotated[Place, Parameter(help="A finished run of one member, or RUN/members/NAME.")],
     *,
     out: Annotated[Out | None, Parameter(help="The folder for the model.")] = None,
-    int8: Annotated[bool, Parameter(help="Also OUT/model.int8.onnx, a third or a quarter of the size.")] = False,
-    phone: Annotated[Place | None, Parameter(help="Also one .html file that classifies in a browser, offline.")] = None,
+    int8: Annotated[bool, Parameter(help="Also write OUT/model.int8.onnx, a third to a quarter of the size.")] = False,
+    phone: Annotated[Place | None, Parameter(help="Also write one .html file that classifies offline.")] = None,
     runtime: Annotated[Place | None, Parameter(help="For --phone: the unpacked npm package onnxruntime-web.")] = None,
-    title: Annotated[str, Parameter(help="For --phone: what stands at its top.")] = "What is wrong with this plant?",
+    title: Annotated[str, Parameter(help="For --phone: the page's title.")] = "What is wrong with this plant?",
     choice: NetworkOptions = ANY_NETWORK,
 ) -> ExportResult:
-    """Write a run as one ONNX network that works without manihot, with a certificate of what it was measured to do.
+    """Export a run as one ONNX network that works without manihot, with a certificate of its measured performance.
 
-    OUT/model.onnx takes uint8 photographs and gives calibrated probabilities; OUT/model.json says how to feed it.
+    OUT/model.onnx takes uint8 photographs and returns calibrated probabilities; OUT/model.json describes its input.
     """
     from manihot.export.write import export_run
 
@@ -178,14 +178,14 @@ def show_augment(
     *,
     out: Annotated[Out, Parameter(help="A .html or .png file.")] = Path("augment.html"),
     set: Sets = (),
-    n: Annotated[int, Parameter(help="Pictures per epoch.")] = 24,
+    n: Annotated[int, Parameter(help="Number of pictures per epoch.")] = 24,
     mix_with: Annotated[
-        Places, FILES, Parameter(help="Other photographs: draw the recipe's mixes of them too.", show_default=False)
+        Places, FILES, Parameter(help="Other photographs to mix with, as the recipe does.", show_default=False)
     ] = (),
 ) -> PageResult:
-    """Draw what a recipe's augmentation makes of a photograph, to be checked with your own eyes.
+    """Draw a photograph under a recipe's augmentation, so that you can check it by eye.
 
-    With --mix-with also what its mixes (MixUp, CutMix, FMix, SnapMix, ...) make of it and other photographs.
+    With --mix-with, also draw the recipe's mixes (MixUp, CutMix, FMix, SnapMix, ...) with other photographs.
     """
     from manihot.report.show_augment import show_augment as draw
 
@@ -208,13 +208,13 @@ def explain(
     photos: Annotated[Places, Parameter(help="Photographs or folders.")],
     *,
     out: Out = Path("explained"),
-    every_fold: Annotated[bool, Parameter(help="The mean over all folds' networks.")] = False,
-    top: Annotated[int, Parameter(help="For how many of the most probable classes.")] = 2,
+    every_fold: Annotated[bool, Parameter(help="Average the maps over the networks of all folds.")] = False,
+    top: Annotated[int, Parameter(help="Number of most probable classes to draw maps for.")] = 2,
     compute: On = HERE,
 ) -> PageResult:
-    """Show where in a photograph a model found its answer: Grad-CAM, or attention rollout for ViT and DeiT.
+    """Show which parts of a photograph a prediction rests on: Grad-CAM, or attention rollout for ViT and DeiT.
 
-    OUT is a folder (a page and a picture per map) or one .html file.
+    OUT is a folder (a page, and one picture per map) or a single .html file.
     """
     from manihot.engines import explain_torch
     from manihot.networks.runner import choose_device
@@ -235,17 +235,17 @@ def explain(
 def lr_find(
     recipe: NamedRecipe,
     photos: Annotated[
-        Photos | None, Parameter(help="Folder(s), a CSV or a manifest.parquet; drawn demo photographs when left out.")
+        Photos | None, Parameter(help="Folder(s), a CSV or a manifest.parquet; demo photographs when left out.")
     ] = None,
     *,
-    out: Annotated[Out | None, Parameter(help="Where to write; lr-RECIPE when left out.")] = None,
+    out: Annotated[Out | None, Parameter(help="Where to write; lr-RECIPE by default.")] = None,
     set: Sets = (),
-    member: Annotated[str, Parameter(help="Which member of the recipe; the first when left out.")] = "",
-    steps: Annotated[int, Parameter(help="Steps of the sweep, at most.")] = 100,
+    member: Annotated[str, Parameter(help="A member of the recipe; the first by default.")] = "",
+    steps: Annotated[int, Parameter(help="Largest number of steps of the sweep.")] = 100,
     columns: Columns = EVERYTHING_GUESSED,
     compute: On = HERE,
 ) -> LrFindResult:
-    """Raise the learning rate until training breaks, and suggest one from where the loss fell fastest.
+    """Raise the learning rate until training diverges, and suggest one from where the loss fell fastest.
 
     Writes OUT/lr.csv and OUT/lr.png.
     """
@@ -271,8 +271,8 @@ def lr_find(
 def translate(
     photos: Photos,
     *,
-    from_: Annotated[str, Parameter(help="The class to start from, or a part of its name.")],
-    to: Annotated[str, Parameter(help="The class to make pictures of, or a part of its name.")],
+    from_: Annotated[str, Parameter(help="The class to start from, or part of its name.")],
+    to: Annotated[str, Parameter(help="The class to make pictures of, or part of its name.")],
     out: Out,
     training: Training = USUAL_TRANSLATION,
     made: Pictures = ONE_OF_EACH,
@@ -282,24 +282,25 @@ def translate(
 ) -> TranslateResult:
     """Redraw photographs of one class as another (CycleGAN), to train on where a class is rare.
 
-    Two networks learn to redraw, one each way, from the training photographs of both classes; no pairs are needed,
-    and validation and test photographs are never used. Stop it at any moment; run it again to resume.
-    Inspect OUT/samples.png, rewritten after every epoch: if it doesn't convince you, it won't teach a classifier.
+    Two networks, one for each direction, learn from the training photographs of both classes. No pairs are needed;
+    validation and test photographs are never used. Stop it at any time; run it again to resume. Inspect
+    OUT/samples.png, rewritten after every epoch: if it doesn't convince you, it won't help a classifier.
 
-    OUT/joined.parquet holds your photographs and the pictures, as a source that is trained on and never judged:
+    OUT/joined.parquet lists your photographs and the made pictures; the pictures are a source used for training only:
 
     manihot run OUT/joined.parquet --out runs/b --set "sources={translated: {use: train}}"
 
-    Does it help? A score says so if the translator never saw what is judged. With RUN a run without pictures:
+    Does it help? Only a score on photographs that the translator never saw can show that. RUN is a run without
+    pictures:
 
     manihot translate RUN/folds.parquet --from healthy --to mosaic --without-fold 0 --out OUT
 
     Then train fold 0 of OUT/joined.parquet alone (--set "folds.only=[0]") and compare with fold 0 of RUN. Pictures
-    made from a photograph that a fold holds out are kept out of that fold's training in any case, as both stand in one
-    group; without --without-fold the translator itself has seen it.
+    made from a held-out photograph are always kept out of that fold's training, as both belong to one group; but
+    without --without-fold, the translator itself has seen it.
 
-    A made picture is no evidence: what the networks leave in it (blur, a pattern) stands under one label, and a
-    classifier may learn that instead of the disease. --both leaves the same traces in both classes.
+    A made picture is not evidence. The networks leave traces in it (blur, a pattern) that occur under one label only,
+    and a classifier may learn those instead of the disease. --both leaves the same traces in both classes.
     """
     need_train("`manihot translate`")
     from manihot.train.translate import translate as redraw

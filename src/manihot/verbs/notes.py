@@ -17,14 +17,14 @@ from manihot.verbs.results import NoteResult
 def note(
     run: Run,
     *,
-    public: Annotated[float | None, Parameter(help="The public leaderboard's score of the run's submission.")] = None,
-    private: Annotated[float | None, Parameter(help="The private one's.")] = None,
-    text: Annotated[str | None, Parameter(help="A remark, in a few words.")] = None,
+    public: Annotated[float | None, Parameter(help="Public leaderboard score of the run's submission.")] = None,
+    private: Annotated[float | None, Parameter(help="Private leaderboard score.")] = None,
+    text: Annotated[str | None, Parameter(help="A short remark.")] = None,
 ) -> NoteResult:
-    """Note beside a run what a leaderboard said of it; `manihot compare` shows it.
+    """Record a run's leaderboard score or a remark; `manihot compare` shows it.
 
-    What is given replaces what was noted before; without any option the note is shown. A leaderboard is one more
-    fold: a few hundred photographs move it as much as they move a fold's score.
+    A new value replaces the old one; without any option, the note is shown. Treat a leaderboard as one more fold: on
+    a few hundred photographs its score varies as much as a fold's.
     """
     from manihot.records.files import write_atomic
     from manihot.records.run_places import RunPlaces

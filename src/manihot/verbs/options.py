@@ -1,4 +1,4 @@
-"""Arguments that several verbs share, with what the command line says of them."""
+"""Arguments that several verbs share, with their help texts."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ Sets = Annotated[
     GIVEN_ALONE,
     Parameter(name=["--set", "-s"], help="A setting, key=value, e.g. train.epochs=3; may be repeated."),
 ]
-Update = Annotated[bool, Parameter(help="Redo in OUT what changed settings or photographs change.")]
+Update = Annotated[bool, Parameter(help="Redo whatever in OUT depends on changed settings or photographs.")]
 Manifest = Annotated[Place | None, Parameter(help="manifest.parquet whose groups keep duplicates together.")]
-Seed = Annotated[int, Parameter(help="Seed of everything random.")]
+Seed = Annotated[int, Parameter(help="Random seed.")]
 
 Columns = Annotated[TableOptions, Parameter(name="*")]
 On = Annotated[Compute, Parameter(name="*")]

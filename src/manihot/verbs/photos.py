@@ -39,9 +39,9 @@ def scan(photos: Photos, *, out: Out, columns: Columns = EVERYTHING_GUESSED, com
 
 
 def demo_data(
-    folder: Annotated[Place, Parameter(help="Where to draw.")],
+    folder: Annotated[Place, Parameter(help="The folder to write.")],
     *,
-    photos: Annotated[int, Parameter(help="How many.")] = 600,
+    photos: Annotated[int, Parameter(help="Number of photographs.")] = 600,
     seed: Seed = 0,
     compute: On = HERE,
 ) -> DemoResult:
@@ -60,7 +60,7 @@ def audit(
     *,
     out: Out,
     predictions: Annotated[
-        Place | None, Parameter(help="Out-of-fold predictions made anywhere: parquet, or CSV image_id,label,c0,c1,...")
+        Place | None, Parameter(help="Out-of-fold predictions of any model: parquet, or CSV image_id,label,c0,c1,...")
     ] = None,
     what_if: Annotated[bool, Parameter(help="Also train on cleaned labels: is cleaning worth it?")] = False,
     recipe: RecipeName = None,
@@ -69,7 +69,7 @@ def audit(
     compute: On = HERE,
     update: Update = False,
 ) -> AuditResult:
-    """Find what is wrong with photographs and labels: duplicates, wrong labels, sources that differ.
+    """Find problems in photographs and labels: duplicates, wrong labels, sources that differ.
 
     Tables in OUT/audit, a page in OUT/audit.html; next: manihot clean OUT. The recipe is `quick` unless you name one.
     With --predictions alone, photographs are not needed, and every photograph must have been predicted by a model that
@@ -133,13 +133,13 @@ def clean(
     rules: Rules = USUAL_RULES,
     decisions: Annotated[Place | None, Parameter(help="A decisions.csv, corrected by hand, instead of rules.")] = None,
     predictions: Annotated[
-        Place | None, Parameter(help="Of a model that never saw these photographs, instead of the audit's own.")
+        Place | None, Parameter(help="Predictions of a model that never saw these photographs, not the audit's own.")
     ] = None,
-    update: Annotated[bool, Parameter(help="Write over an OUT/decisions.csv that was edited.")] = False,
+    update: Annotated[bool, Parameter(help="Overwrite an OUT/decisions.csv that was edited.")] = False,
 ) -> CleanResult:
-    """Turn an audit's findings into a new manifest: OUT/manifest.parquet, with a reason for every decision.
+    """Turn an audit's findings into a cleaned manifest, OUT/manifest.parquet, with a reason for every decision.
 
-    OUT/clean.html shows it: counts per class before and after, and the photographs that were changed.
+    OUT/clean.html shows the counts per class before and after, and the photographs that were changed.
 
     The original and its photographs stay as they are. `manihot audit PHOTOS --out RUN --what-if` says beforehand
     whether cleaning is worth it: scores of a run on a cleaned manifest are against the cleaned labels and look better
@@ -174,9 +174,9 @@ def watch(
     columns: Columns = EVERYTHING_GUESSED,
     compute: On = HERE,
 ) -> WatchResult:
-    """Say whether new photographs have moved from what a model was fitted on: input, prediction mix, confidence.
+    """Report whether new photographs have drifted from the training data: input, predicted classes, confidence.
 
-    A page in OUT/WATCH.html; the exit code is 0 for the same, 10 for moved, 11 for too few photographs to decide.
+    Writes OUT/watch.html. The exit code is 0 for no drift, 10 for drift, 11 for too few photographs to decide.
     """
     from manihot.engines import make_engine
     from manihot.report.watch import watch as compare_photos

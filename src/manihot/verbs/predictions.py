@@ -28,16 +28,16 @@ def blend(
     how: How = USUAL_BLEND,
     plan: Annotated[
         Place | None,
-        Parameter(help="A file of members, views and weights, or the name of one that comes with the package."),
+        Parameter(help="A file of members, views and weights, or the name of a built-in one."),
     ] = None,
     costs: Annotated[
         Place | None,
-        Parameter(help="CSV member,latency,download: also find the cheaper blends that nothing beats (pareto.csv)."),
+        Parameter(help="CSV member,latency,download: also find the Pareto-optimal cheaper blends (pareto.csv)."),
     ] = None,
     manifest: Manifest = None,
     seed: Seed = 0,
 ) -> BlendResult:
-    """Combine members' predictions, and say what the blend is worth on photographs it was not fitted on.
+    """Combine members' predictions, and measure the blend on photographs it was not fitted on.
 
     `auto` is plain averaging unless nested cross-validation shows that a fitted blend is better. A plan says it all
     itself: `manihot blend RUN --plan lecture-avengers --out DIR`. With --views each test-time view of each member gets
@@ -80,7 +80,7 @@ def stack(
     manifest: Manifest = None,
     seed: Seed = 0,
 ) -> BlendResult:
-    """Fit a second level on members' out-of-fold predictions, and say whether it gains over plain averaging."""
+    """Fit a second-level model on members' out-of-fold predictions, and test it against plain averaging."""
     from manihot.ensemble.files import stack_files
     from manihot.ensemble.stack import FITTED_BY_TORCH
     from manihot.records.summaries import Blended
@@ -98,15 +98,15 @@ def calibrate(
     *,
     out: Out,
     kind: Annotated[str, Parameter(help="auto, none, temperature, vector, isotonic, confidence.")] = "auto",
-    coverage: Annotated[float, Parameter(help="Share of photographs whose prediction set must hold the truth.")] = 0.9,
+    coverage: Annotated[float, Parameter(help="Share of prediction sets that must contain the true class.")] = 0.9,
     sets: Annotated[str, Parameter(help="lac, aps or raps.")] = "lac",
     per_class: Annotated[
-        bool, Parameter(negative="--no-per-class", help="The share holds in every class, or on the whole alone.")
+        bool, Parameter(negative="--no-per-class", help="Guarantee the coverage in every class, or only overall.")
     ] = True,
     manifest: Manifest = None,
     seed: Seed = 0,
 ) -> CalibrateResult:
-    """Make probabilities mean what they say, and fit prediction sets that hold the truth as often as you name."""
+    """Calibrate probabilities, and fit prediction sets with the coverage you choose."""
     from manihot.trust.files import calibrate_files
 
     found = calibrate_files(
@@ -130,9 +130,9 @@ def decide(
     manifest: Manifest = None,
     seed: Seed = 0,
 ) -> DecideResult:
-    """Answer so that mistakes cost least, where a missed disease costs more than a false alarm.
+    """Choose the answer with the lowest expected cost, where a missed disease costs more than a false alarm.
 
-    Says "ask an expert" where that is cheaper. Writes OUT/decisions.csv and OUT/costs.json, with the saving against
+    Answers "ask an expert" where that is cheaper. Writes OUT/decisions.csv and OUT/costs.json, with the saving against
     plain answers where labels are known.
     """
     from manihot.trust.costs import decide_files
@@ -150,9 +150,9 @@ def check_submission(
     file: Annotated[Place, Parameter(help="A submission.")],
     sample: Annotated[Place, Parameter(help="The competition's sample submission.")],
 ) -> SubmissionCheck:
-    """Report what differs between a submission and the sample: header, ids, their order, names or numbers.
+    """Report how a submission differs from the sample submission: header, ids, their order, names or numbers.
 
-    The exit code is 0 where nothing differs, 3 where something does.
+    The exit code is 0 if nothing differs, 3 otherwise.
     """
     from manihot.records.submissions import check_submission as differences
 

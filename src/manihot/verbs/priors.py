@@ -1,4 +1,4 @@
-"""Verbs on class shares: what a leaderboard says of them, and predictions for a place with other ones."""
+"""Verbs on class shares: estimate them from a leaderboard, and adapt predictions to other shares."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def probe_prior(
     *,
     out: Out,
     classes: Annotated[Place | None, Parameter(help="The class map, MAP.json; the columns of a wide sample.")] = None,
-    scores: Annotated[Sequence[str], Parameter(help="What the probes scored: CLASS=.602, or NUMBER=.602.")] = (),
-    photographs: Annotated[int, Parameter(help="How many the score is computed on; the sample's when left out.")] = 0,
+    scores: Annotated[Sequence[str], Parameter(help="Scores of the probes: CLASS=.602, or NUMBER=.602.")] = (),
+    photographs: Annotated[int, Parameter(help="Number of photographs scored; those of the sample by default.")] = 0,
 ) -> SharesResult:
-    """Learn the class shares of a competition's test photographs from submissions that name one class everywhere.
+    """Estimate the class shares of a competition's test photographs from submissions of one class each.
 
-    Writes one such submission per class into OUT. Send them in (all but one are enough), then give their scores:
+    Writes one such submission per class into OUT. Submit them (all but one are enough), then pass their scores:
 
     manihot probe-prior sample_submission.csv --classes MAP.json --out probes --scores 0=.048 1=.106 2=.103 3=.602
 
@@ -57,11 +57,11 @@ def reweight(
     *,
     oof: Annotated[Place, Parameter(help="The run's out-of-fold predictions, with labels.")],
     out: Out,
-    shares: Annotated[Place | None, Parameter(help="CSV class,share; estimated when left out.")] = None,
-    method: Annotated[str, Parameter(help="How shares are estimated: em or bbse.")] = "em",
+    shares: Annotated[Place | None, Parameter(help="CSV class,share; estimated by default.")] = None,
+    method: Annotated[str, Parameter(help="Estimator of the shares: em or bbse.")] = "em",
     seed: Seed = 0,
 ) -> SharesResult:
-    """Adapt predictions to a place where classes have other shares than in training: p x new share / old share.
+    """Adapt predictions to class shares that differ from training: p x new share / old share.
 
     Shares are those of a file (`probe-prior`, or your own knowledge), or estimated from the predictions themselves:
     em (Saerens, on calibrated probabilities) or bbse (black-box shift estimation). Either supposes that photographs

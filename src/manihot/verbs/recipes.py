@@ -16,7 +16,7 @@ from manihot.verbs.results import RecipeAbout, RecipesResult, SuiteResult
 
 
 def recipes() -> RecipesResult:
-    """List the recipes that come with the package: its own, and the systems of competitions with reported scores."""
+    """List the built-in recipes: manihot's own, and competition systems with their reported scores."""
     values = {name: read_values(name)[0] for name in recipe_names()}
     about = [
         RecipeAbout(name=name, description=found.get("description", ""), source=found.get("source", ""))
@@ -26,7 +26,7 @@ def recipes() -> RecipesResult:
 
 
 def show_recipe(name: NamedRecipe, *, set: Sets = ()) -> Recipe:
-    """Show every setting of a recipe, resolved, as YAML that can be saved and changed."""
+    """Print every setting of a recipe, resolved, as YAML that you can save and edit."""
     return as_recipe(name, set)
 
 
@@ -36,13 +36,13 @@ def suite(
     *,
     out: Out | None = None,
     arms: Arms = ALL_ARMS,
-    list: Annotated[bool, Parameter(help="Say what the suite's arms are, and train nothing.")] = False,
+    list: Annotated[bool, Parameter(help="List the suite's arms, and train nothing.")] = False,
     set: Sets = (),
     columns: Columns = EVERYTHING_GUESSED,
     compute: On = HERE,
     update: Update = False,
 ) -> SuiteResult:
-    """Train a baseline and single changes of it alike, and say which reported verdicts your photographs confirm.
+    """Train a baseline and single changes to it, and report which published verdicts your photographs confirm.
 
     Every arm has the same folds, seed and photographs. OUT is a run folder that also holds suite.html, suite.png,
     suite.csv and suite.json, rewritten after every arm. Stop it at any moment and run it again to resume; --only

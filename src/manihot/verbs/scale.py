@@ -23,10 +23,10 @@ def prepare(
     compute: On = HERE,
     update: Update = False,
 ) -> JobList:
-    """Do the part of `run` before training, and list the jobs that are left: one per member and fold.
+    """Do the part of `run` before training, and list the remaining jobs: one per member and fold.
 
-    Scan, duplicates, folds. Compute each job with `manihot train OUT --job NAME`, on any machine that sees the folder
-    and the photographs; then `manihot run` with the same options ends the run.
+    It scans, finds duplicates and makes folds. Compute each job with `manihot train OUT --job NAME`, on any machine
+    that can read the folder and the photographs; then finish with `manihot run` and the same options.
     """
     from manihot.pipeline.jobs import prepare_jobs
 
@@ -48,10 +48,10 @@ def train(
     job: Annotated[str, Parameter(help="MEMBER/FOLD, such as main/0 or main/refit.")] = "",
     compute: On = HERE,
 ) -> JobList:
-    """Compute one job of a prepared run, exactly as `run` itself would; list the jobs and their state without --job.
+    """Compute one job of a prepared run, exactly as `run` itself would; without --job, list the jobs and their state.
 
-    Jobs may run side by side, on any machines that see the run folder; a job that is done is left alone, one that was
-    stopped resumes. torchrun --nproc-per-node 4 -m manihot train RUN --job main/0 trains one fold on 4 GPUs; each
+    Jobs may run in parallel, on any machines that can read the run folder; a finished job is not repeated, a stopped
+    one resumes. torchrun --nproc-per-node 4 -m manihot train RUN --job main/0 trains one fold on 4 GPUs; each
     process then sees `train.batch` photographs per step.
     """
     from manihot.pipeline.jobs import open_jobs, train_job
