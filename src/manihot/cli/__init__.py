@@ -118,7 +118,9 @@ def _report_output(error: OSError) -> int:
     if error.errno == errno.EPIPE:
         return EXIT_PIPE
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _report(DiskFullError("standard output: no space left on the disk", "free some space, then run it again"))
+        return _report(
+            DiskFullError("standard output: no space left on the disk", "free some space, then run it again")
+        )
     return _report(ManihotError(f"standard output can't be written ({error.strerror})", "check where it goes"))
 
 

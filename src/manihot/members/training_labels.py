@@ -334,7 +334,7 @@ def make_training_labels(asked: LabelRequest) -> TrainingLabels:
 
 
 def duplicate_groups(member: Member) -> np.ndarray | None:
-    """Names (N,) of the groups of duplicates that the run found, '' for none; None where it didn't look for any.
+    """Names (N,) of the groups of duplicates that the run found, '' for none; None where it didn't search for any.
 
     The manifest's groups are wider: they hold the user's own too, such as the photographs of one plant, which are no
     copies of each other.

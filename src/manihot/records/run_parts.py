@@ -227,7 +227,7 @@ class BlendFolder:
 
 @dataclass(frozen=True)
 class TrustFolder:
-    """trust/: calibration, sets of answers, and what tells unknown photographs; the same names with --out."""
+    """trust/: calibration, prediction sets, and the out-of-distribution detector; the same names with --out."""
 
     path: Path
 
@@ -248,7 +248,7 @@ class TrustFolder:
 
     @property
     def unknown(self) -> Path:
-        """What tells unknown photographs; names its detectors' files."""
+        """The out-of-distribution detector; names its files."""
         return self.path / "unknown.json"
 
     @property

@@ -176,7 +176,7 @@ def watch(
 ) -> WatchResult:
     """Report whether new photographs have drifted from the training data: input, predicted classes, confidence.
 
-    Writes OUT/watch.html. The exit code is 0 for no drift, 10 for drift, 11 for too few photographs to decide.
+    Writes OUT/WATCH.html. The exit code is 0 for no drift, 10 for drift, 11 for too few photographs to decide.
     """
     from manihot.engines import make_engine
     from manihot.report.watch import watch as compare_photos

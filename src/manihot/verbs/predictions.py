@@ -27,8 +27,7 @@ def blend(
     test: Test = (),
     how: How = USUAL_BLEND,
     plan: Annotated[
-        Place | None,
-        Parameter(help="A file of members, views and weights, or the name of a built-in one."),
+        Place | None, Parameter(help="A file of members, views and weights, or the name of a built-in one.")
     ] = None,
     costs: Annotated[
         Place | None,
