@@ -171,7 +171,7 @@ def test_lookalikes_are_shown_what_pixels_confirm_first(run: Path) -> None:
     groups = re.findall(r'<div class="alike group.*?</div></div>', html, flags=re.S)
     assert ["confirmed by the pictures" in group for group in groups] == [True] + [False] * (COPIES - 1)
     assert all(f"leaf {k}.jpg" in Page(groups[0]).text for k in (3, N - 1))
-    assert f"1 new and confirmed by the pictures, {COPIES - 1} told by the features alone" in page.text
+    assert f"1 new and confirmed by the pictures, {COPIES - 1} found by the features alone" in page.text
 
 
 def test_every_part_of_the_audit_is_shown(run: Path) -> None:
@@ -336,7 +336,7 @@ def test_the_same_run_gives_the_same_bytes(run: Path) -> None:
 
 
 def test_a_folder_without_an_audit(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="holds no audit"):
+    with pytest.raises(RunFolderError, match="contains no audit"):
         make_audit_page(tmp_path)
 
 

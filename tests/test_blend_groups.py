@@ -171,7 +171,7 @@ MEMBERS = "members: {teacher: {}, small: {seed: 1}, large: {seed: 2}}\n"
     [
         ("{groups: {a: {members: [teacher, smal]}}}", ["blend.groups.a.members.1", "'smal'", "'small'"]),
         ("{groups: {a: {members: [teacher]}, b: {members: [small, teacher]}}}", ["'teacher' is in the group 'b' too"]),
-        ("{groups: {a: {members: [small, small]}}}", ["'small' stands twice"]),
+        ("{groups: {a: {members: [small, small]}}}", ["'small' appears twice"]),
         ("{groups: {small: {members: [teacher]}}}", ["blend.groups.small", "a member of that name"]),
         ("{groups: {a: {members: []}}}", ["blend.groups.a", "the group has no members"]),
         ("{groups: {a: {}}}", ["the group has no members"]),

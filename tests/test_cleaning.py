@@ -143,7 +143,7 @@ def test_what_others_wrote_is_never_written_over(audited: Path, tmp_path: Path):
         if name == "mine":
             (tmp_path / name / "decisions.csv").write_text("image_id,action\n", encoding="utf-8")
         before = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
-        with pytest.raises(RunFolderError, match="holds") as caught:
+        with pytest.raises(RunFolderError, match="contains") as caught:
             clean(audited, tmp_path / name, update=True)
         assert "--out" in caught.value.remedy
         assert {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} == before
@@ -193,11 +193,11 @@ def test_options_that_nothing_would_follow_are_refused(audited: Path, tmp_path: 
     for settings, name in idle:
         with pytest.raises(SettingsError, match=name):
             clean(audited, tmp_path / "x", decisions=own, **settings)
-    with pytest.raises(SettingsError, match="no probability"):
+    with pytest.raises(SettingsError, match="not a probability"):
         clean(audited, tmp_path / "x", ["confident=drop"], threshold=5)
-    with pytest.raises(SettingsError, match="'confident' alone"):
+    with pytest.raises(SettingsError, match="only to the rule 'confident'"):
         clean(audited, tmp_path / "x", threshold=0.5)
-    with pytest.raises(SettingsError, match="down_weight alone"):
+    with pytest.raises(SettingsError, match="only to the action down_weight"):
         clean(audited, tmp_path / "x", weight=0.25)
     assert not (tmp_path / "x").exists()
     clean(audited, tmp_path / "x", decisions=own, classes=[])

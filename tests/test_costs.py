@@ -84,7 +84,7 @@ def test_files_of_costs_say_the_same(tmp_path: Path):
     [
         ("a.yaml", "missed: {mosiac: 10}", "no class 'mosiac'"),
         ("b.yaml", "prices: {mosaic: 10}", "found prices"),
-        ("c.yaml", "missed: {mosaic: dear}", "c.yaml:1: the cost of missing 'mosaic' is 'dear', which is no number"),
+        ("c.yaml", "missed: {mosaic: dear}", "c.yaml:1: the cost of missing 'mosaic' is 'dear', which is not a number"),
         ("d.yaml", "missed: {mosaic: -1}", "the cost of missing 'mosaic' is -1; costs cannot be negative"),
         ("e.yaml", "missed: {mosaic: 2}\ncosts: {mosaic: {healthy: 2}}", "both say"),
         ("f.yaml", "ask: -1", "asking an expert is -1; costs cannot be negative"),

@@ -237,8 +237,8 @@ def test_a_short_file_written_by_hand_is_enough(tmp_path: Path) -> None:
         ("image_id,action,weight\n1.jpg,down_weight,half\n", ["line 2", "column weight", "'half'"]),
         ("image_id,action,weight\n1.jpg,down_weight,1.5\n", ["line 2", "column weight", "0 to 1"]),
         ("image_id,action\n1.jpg,soft\n", ["line 2", "soft_<class>"]),
-        ("image_id,action,soft_blight\n1.jpg,soft,0.4\n", ["line 2", "soft_blight", "no distribution"]),
-        ("image_id,action,soft_rust\n1.jpg,soft,1\n", ["'soft_rust' is no class", "Healthy"]),
+        ("image_id,action,soft_blight\n1.jpg,soft,0.4\n", ["line 2", "soft_blight", "not a distribution"]),
+        ("image_id,action,soft_rust\n1.jpg,soft,1\n", ["'soft_rust' is not a class", "Healthy"]),
     ],
 )
 def test_mistakes_in_a_file_are_named_with_line_column_and_remedy(tmp_path: Path, text: str, words: list[str]) -> None:

@@ -621,7 +621,7 @@ def test_views_averaged_by_the_member_itself_serve_equal_weights_only(tmp_path: 
         ("- a\n", "a blend plan is a mapping"),
         ("mean: [1]\nmembers: {a: 1}", "plan.yaml:1: mean takes a text"),
         ("members:\n  a: 0\n  b: 0", "plan.yaml:1: members: all weights are 0"),
-        ("members:\n  a: 1\n  b: .inf", "plan.yaml:3: not valid YAML: .inf is no number"),
+        ("members:\n  a: 1\n  b: .inf", "plan.yaml:3: not valid YAML: .inf is not a number"),
         ("members: {a: 1}\nview: {}", "unknown key 'view'"),
         ("members: [", "not valid YAML"),
     ],

@@ -301,7 +301,7 @@ def test_a_killed_writer_leaves_what_the_next_one_removes(tmp_path: Path):
 @pytest.mark.parametrize("name", ["submission.csv", "metrics.json", "report.html"])
 def test_results_that_are_not_of_a_run_are_not_written_over(tmp_path: Path, name: str):
     (tmp_path / name).write_text("mine", encoding="utf-8")
-    with pytest.raises(RunFolderError, match="would be written over") as caught, RunFolder(tmp_path):
+    with pytest.raises(RunFolderError, match="would be overwritten") as caught, RunFolder(tmp_path):
         pass
     assert name in caught.value.what and "--out" in caught.value.remedy
     assert (tmp_path / name).read_text(encoding="utf-8") == "mine"

@@ -99,7 +99,7 @@ def test_the_run_waits_for_a_job_of_another_process(small_photos: Path, tmp_path
 
 
 def test_what_cannot_be_a_job_is_refused(small_photos: Path, tmp_path: Path, whole: Path, monkeypatch):
-    with pytest.raises(RunFolderError, match="holds no run"):
+    with pytest.raises(RunFolderError, match="contains no run"):
         manihot.train(tmp_path / "nothing")
     with pytest.raises(SettingsError, match="there is no job 'main/7'"):
         manihot.train(whole, job="main/7")

@@ -298,7 +298,7 @@ def test_where_duplicates_were_sought_only_they_are_thinned(tmp_path: Path, tiny
         ("{name: oof, of: b, worst: -1}", "worst = -1"),
         ("{name: oof, of: b, among: some}", "among = 'some'"),
         ("{name: teacher, of: b, share: 2}", "share = 2"),
-        ("{name: clusters}", "clusters are no classes to predict"),
+        ("{name: clusters}", "clusters are not classes to predict"),
         ("{name: clusters, k: 1}", "k = 1"),
         ("{name: given, one_a_group: 1}", "one_a_group = 1"),
         ("{name: oof, of: 3}", "of = 3"),

@@ -98,7 +98,7 @@ def test_what_can_not_be_swept_is_refused(recipe, small_photos: Path, tmp_path: 
         lr_find(small_photos, recipe, tmp_path, lowest=1.0, highest=0.1)
     with RunFolder(tmp_path / "run") as folder:
         folder.update_record(stages={})
-    with pytest.raises(RunFolderError, match="holds a run"):
+    with pytest.raises(RunFolderError, match="contains a run"):
         lr_find(small_photos, recipe, tmp_path / "run")
 
 

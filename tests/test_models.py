@@ -233,8 +233,8 @@ def test_an_early_look_at_weights_draws_nothing_and_hears_no_retries(monkeypatch
         (lambda s: {k: v for k, v in s.items() if k != "conv1.0.weight"}, r"missing \['conv1.0.weight'\]"),
         (lambda s: {**s, "extra.weight": torch.zeros(1)}, r"1 are not the model's \['extra.weight'\]"),
         (lambda s: {**s, "conv1.0.weight": torch.zeros(1, 3, 3, 3)}, "don't fit the model.*size mismatch"),
-        (lambda s: {"state_dict": s}, "something else than named weights"),
-        (lambda s: [1, 2], "something else than named weights"),
+        (lambda s: {"state_dict": s}, "something other than named weights"),
+        (lambda s: [1, 2], "something other than named weights"),
     ],
 )
 def test_a_file_with_other_weights_is_refused(tmp_path, change, words):

@@ -54,7 +54,7 @@ def test_a_note_that_makes_no_sense_is_refused(tmp_path: Path):
     with pytest.raises(RunFolderError, match="not a run folder"):
         manihot.note(tmp_path / "nothing", public=0.9)
     run = made_run(tmp_path / "run")
-    with pytest.raises(SettingsError, match="--private nan is no score"):
+    with pytest.raises(SettingsError, match="--private nan is not a score"):
         manihot.note(run, private=float("nan"))
     assert manihot.note(run).text == "" and not (run / "notes.json").exists()
     (run / "notes.json").write_text('{"public": "high"}')

@@ -379,7 +379,7 @@ OTHERS = {
     "PDF": (b"%PDF-1.4\n", "not_an_image", "PDF", "save"),
     "shortcut": (b"L\0\0\0\x01\x14\x02\0" + bytes(99), "not_an_image", "shortcut", "copy the file"),
     "empty": (b"", "empty", "0 bytes", "copy the file again"),
-    "zeros": (bytes(999), "empty", "nothing but zeros", "copy the file again"),
+    "zeros": (bytes(999), "empty", "contains only zeros", "copy the file again"),
     "zeros, then a photograph": (bytes(4096) + encode(textured())[4096:], "damaged", "beginning is filled", "copy"),
     "12-bit JPEG": (
         encode(picture()).replace(b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x0c"),
@@ -513,7 +513,7 @@ def test_the_user_raises_and_lowers_the_limit(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv(limits.RAISED, "29.9")
     assert "limit of 29.9 megapixels" in fault_of(raw).detail
     monkeypatch.setenv(limits.RAISED, "many")
-    with pytest.raises(SettingsError, match="MANIHOT_MAX_MEGAPIXELS='many' is no number"):
+    with pytest.raises(SettingsError, match="MANIHOT_MAX_MEGAPIXELS='many' is not a number"):
         decode_photo(raw)
 
 

@@ -167,7 +167,7 @@ def test_a_cell_that_is_no_probability_is_named(tmp_path: Path, header: str, cel
         ("image_id,label,c0,c1\na,0,1,0,0\n", "line 2: 5 fields under 4 columns"),
         ("image_id,label,c0,c1\na,0,1\n", "line 2: 3 fields under 4 columns"),
         ("image_id,label,c0,c0\na,0,1,0\n", "2 columns are called 'c0'"),
-        ("image_id,label,c0,c1\na\0,0,1,0\n", "line 2: holds a NUL byte"),
+        ("image_id,label,c0,c1\na\0,0,1,0\n", "line 2: contains a NUL byte"),
         (f"image_id,c{'9' * 5000},c1\na,1,0\n", "expected columns image_id"),
         ("image_id,c0,c1,unknown\na,1,0,0.5\nb,1,0,2\n", "line 3, column 'unknown': 2 is not a probability"),
         ("image_id,c0,c1,unknown\na,1,0,\n", "line 2, column 'unknown': the cell is empty"),

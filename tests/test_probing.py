@@ -47,7 +47,7 @@ def test_the_lectures_five_shares(tmp_path: Path):
     assert pd.read_csv(tmp_path / "p/shares.csv")["class"].tolist() == list(CLASSES)
     for wrong, words in (
         ("CMD:.6", "expected CLASS=SCORE"),
-        ("CMD=much", "is no score"),
+        ("CMD=much", "is not a score"),
         ("rust=.1", "expected CLASS"),
     ):
         with pytest.raises(SettingsError, match=words):

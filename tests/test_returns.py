@@ -110,7 +110,7 @@ def test_each_bad_entry_goes_to_the_quarantine_alone(tmp_path: Path):
         "root.jpg": ({**record("root.jpg", good), "file": "/etc/passwd"}, "no plain name"),
         "deep.jpg": ({**record("deep.jpg", good), "file": "photos/a/deep.jpg"}, "no plain name"),
         "dot.jpg": ({**record("dot.jpg", good), "file": "photos/.hidden"}, "no plain name"),
-        "twice": (record("good.jpg", good), "stands twice"),
+        "twice": (record("good.jpg", good), "appears twice"),
         "none": (7, "valid dictionary"),
     }
     entries = {one["file"]: good for one, _ in cases.values() if isinstance(one, dict) and "gone" not in one["file"]}
@@ -133,7 +133,7 @@ def test_each_bad_entry_goes_to_the_quarantine_alone(tmp_path: Path):
         (b"{", "not of a phone page"),
         (b"[" * 100_000, "not of a phone page"),
         (index([], version=2), "version"),
-        (index([], classes=["a", "a"]), "stands twice"),
+        (index([], classes=["a", "a"]), "appears twice"),
         (index([], model={"sha256": "x"}), "model.sha256"),
         (index([1] * (returns.MOST_PHOTOS + 1)), "photographs"),
     ],

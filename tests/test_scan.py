@@ -273,7 +273,7 @@ def test_table_beside_a_folder_and_parquet(tmp_path: Path) -> None:
         ("image,label\nz.jpg,x\n", {}, ["none of the 1 photographs exists", "z.jpg"]),
         ("image,label\nz,x\n", {}, ["--image 'more/{image}.jpg'"]),
         ("image,label\na.jpg,x\na.jpg,y\n", {}, ["listed twice", "line 2", "line 3"]),
-        ("image,label,nr\na.jpg,x,1\nb.jpg,y,1\n", {"id": "nr"}, ["image id '1' stands twice", "line 3"]),
+        ("image,label,nr\na.jpg,x,1\nb.jpg,y,1\n", {"id": "nr"}, ["image id '1' appears twice", "line 3"]),
         ("image,label,split\na.jpg,x,trian\n", {}, ["line 2", "'trian'"]),
         ("image,label,fold\na.jpg,x,1\nb.jpg,x,one\n", {}, ["line 3", "'one'"]),
         ("image,label\na.jpg,x\n,y\n", {}, ["line 3", "is empty"]),

@@ -160,7 +160,7 @@ def test_a_shared_run_says_all_that_is_not_a_place(run: RunFolder, tmp_path: Pat
     [
         ("leaf/{id}.jpg", "leaf/{id}.jpg"),
         ("1/2 of and/or, N/A", "1/2 of and/or, N/A"),
-        ("/healthy", "/healthy"),  # a class may be called so; it is no place
+        ("/healthy", "/healthy"),  # a class may be called so; it is not a place
         ("https://example.org/a/b", "https://example.org/a/b"),
         ("/srv/field/a.csv", "a.csv"),
         ("see /srv/field/a.csv.", "see a.csv."),

@@ -121,10 +121,10 @@ def test_photographs_without_an_answer(tmp_path: Path) -> None:
     ("sample", "words"),
     [
         ("id,label\n10.jpg,4\n11.jpg,4\n12.jpg,4\n", "holds numbers, but the classes are names without numbers"),
-        ("id,label\n10.jpg,0.5\n11.jpg,0.5\n12.jpg,0.5\n", "holds numbers such as 0.5, which are no classes"),
+        ("id,label\n10.jpg,0.5\n11.jpg,0.5\n12.jpg,0.5\n", "holds numbers such as 0.5, which are not classes"),
         ("id,rust,scab\n10.jpg,1,0\n11.jpg,1,0\n12.jpg,1,0\n", "columns rust, scab are not the classes"),
         ("id\n10.jpg\n", "one column"),
-        ("id,label\n10.jpg,rust\n10.jpg,rust\n", "line 3: the id '10.jpg' stands twice"),
+        ("id,label\n10.jpg,rust\n10.jpg,rust\n", "line 3: the id '10.jpg' appears twice"),
     ],
 )
 def test_samples_that_cannot_be_followed(tmp_path: Path, sample: str, words: str) -> None:
@@ -152,7 +152,7 @@ SAMPLE = "image_id,label\na.jpg,4\nb.jpg,4\nc.jpg,4\n"
         ("image_id,label\nb.jpg,1\na.jpg,1\nc.jpg,1\n", ["order: line 2 is 'b.jpg'; the sample has 'a.jpg' there"]),
         (
             "image_id,label\na.jpg,1\na.jpg,1\nc.jpg,1\n",
-            ["1 ids stand more than once: a.jpg", "1 ids of the sample are missing: b.jpg"],
+            ["1 ids appear more than once: a.jpg", "1 ids of the sample are missing: b.jpg"],
         ),
         (
             "image_id,label\nt/a.jpg,1\nb.jpg,1\nc.jpg,1\n",

@@ -81,9 +81,9 @@ WRONG = [
     (rows(4, (1, '"1.jpg"x,y')), "t.csv, line 3: text stands after a closing quote"),
     (rows(4, (1, "1.jpg," + "x" * 200_000)), "t.csv, line 3: a cell of more than 131,072 characters"),
     ("i" * 200_000 + ",label\na.jpg,x\n", "t.csv, line 1: a cell of more than 131,072 characters"),
-    (rows(4, (2, "2.jpg,a\0b")), "t.csv, line 4: holds a NUL byte"),
+    (rows(4, (2, "2.jpg,a\0b")), "t.csv, line 4: contains a NUL byte"),
     (rows(4, (2, "2.jpg,café")).encode("latin-1"), "t.csv, line 4: not UTF-8 (byte 0xe9); Windows-1252 would read"),
-    (rows(4).encode("utf-16-le"), "t.csv, line 1: holds a NUL byte, as UTF-16 without its mark does"),
+    (rows(4).encode("utf-16-le"), "t.csv, line 1: contains a NUL byte, as UTF-16 without its mark does"),
     (rows(4).encode("utf-16")[:-1], "t.csv: its mark says utf-16, but it is cut off or damaged"),
     ("image,label,label\na.jpg,x,y\n", "t.csv, line 1: 2 columns are called 'label'"),
     ("image, label,label \na.jpg,x,y\n", "t.csv, line 1: 2 columns are called 'label'"),
@@ -108,7 +108,7 @@ def test_tables_that_are_wrong_name_the_line(tmp_path: Path, data: bytes | str, 
 
 WRONG_LINES = [
     ('{"image": "a.jpg"}\n{"image": \n', "t.jsonl, line 2: not JSON"),
-    ('{"image": "a.jpg", "image": "b.jpg"}\n', "t.jsonl, line 1: 'image' stands in it twice"),
+    ('{"image": "a.jpg", "image": "b.jpg"}\n', "t.jsonl, line 1: 'image' appears twice"),
     ('{"image": ' + "[" * 100_000 + "\n", "t.jsonl, line 1: nested too deeply"),
     ('{"image": "a.jpg", "label": ' + "9" * 5000 + "}\n", "t.jsonl, line 1: a number of more than 4,300 digits"),
     (
@@ -157,7 +157,7 @@ def test_damaged_parquet(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"t\.parquet"):
             scan(save(tmp_path / "t.parquet", data[:cut]))
     pq.write_table(pa.table([["a.jpg"], ["b.jpg"]], names=["image", "image"]), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="a column stands twice"):
+    with pytest.raises(DataError, match="a column appears twice"):
         scan(tmp_path / "t.parquet")
 
 
@@ -196,14 +196,14 @@ def test_missing_words_in_other_columns_are_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "cell", "words"),
     [
-        ("label", "9" * 400, "line 3, column 'label': '999999999999999999999999999999...' is no class number"),
+        ("label", "9" * 400, "line 3, column 'label': '999999999999999999999999999999...' is not a class number"),
         ("label", "9" * 5000, "line 3, column 'label'"),
         ("fold", str(2**70), "line 3: fold '1180591620717411303424' is not a whole number from -1 to 9999"),
         ("fold", "9" * 5000, "line 3: fold"),
         ("fold", "1e400", "line 3: fold '1e400'"),
         ("fold", "-2", "line 3: fold '-2'"),
         ("fold", "\u0663", "line 3: fold"),
-        ("label", '"a\nb"', "line 3, column 'label': the class name 'a\\\\x0ab' holds a control character"),
+        ("label", '"a\nb"', "line 3, column 'label': the class name 'a\\\\x0ab' contains a control character"),
         ("split", "x" * 1000, "line 3: split"),
     ],
 )
@@ -263,7 +263,7 @@ def test_a_table_whose_name_is_not_utf8(tmp_path: Path) -> None:
     ("data", "words"),
     [
         (b'{"0": "a", "1"', "line 1"),
-        (b'{"0": {"x": 1}}', "is no class name"),
+        (b'{"0": {"x": 1}}', "is not a class name"),
         (b"\xff\xfe\x00", "utf-16"),
         (b"[" * 100_000, "c.json"),
         (b'{"' + b"9" * 5000 + b'": "a"}', "no class names"),
@@ -272,7 +272,7 @@ def test_a_table_whose_name_is_not_utf8(tmp_path: Path) -> None:
         (b"true", "no class names"),
         (b"", "line 1"),
         (b"caf\xe9", "not UTF-8"),
-        (b'{"0": true}', "is no class name"),
+        (b'{"0": true}', "is not a class name"),
     ],
 )
 def test_class_maps_that_are_wrong(tmp_path: Path, data: bytes, words: str) -> None:

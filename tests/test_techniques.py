@@ -75,7 +75,7 @@ WRONG = [
     ("loss: {name: combo, terms: [{name: nce}, {name: focall}]}", "no loss 'focall'", "'focal'"),
     ("loss: {name: class_balanced, inner: {name: focall}}", "no loss 'focall'", "'focal'"),
     ("optimizer: {name: adamm}", "no optimiser 'adamm'", "'adam"),
-    ("optimizer: {name: sam}", "'sam' is no optimiser but goes with any", "optimizer.sam: 0.05"),
+    ("optimizer: {name: sam}", "'sam' is not an optimiser but goes with any", "optimizer.sam: 0.05"),
     ("schedule: {name: cosin}", "no schedule 'cosin'", "'cosine'"),
     ("averaging: {name: emma}", "no averaging 'emma'", "'ema'"),
     ("sampling: {name: balance}", "no sampling 'balance'", "'balanced'"),

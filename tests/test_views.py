@@ -154,7 +154,7 @@ def test_views_with_chance_that_can_not_be_are_refused():
         check_views((View(name="random", scale=0.85),))
     assert "least" in caught.value.remedy
     twice = View(name="one_of", draw=2)
-    with pytest.raises(SettingsError, match="one_of with draw 2 stands there twice") as caught:
+    with pytest.raises(SettingsError, match="one_of with draw 2 appears twice") as caught:
         check_views((twice, twice.model_copy(update={"weight": 2.0})))
     assert "draw: 3" in caught.value.remedy
     check_views((twice, twice.model_copy(update={"flip": "h"}), View(name="one_of", draw=3)))

@@ -49,12 +49,12 @@ def test_accuracy_in_fifths_by_zoom():
 def test_the_section_stands_in_the_report(tmp_path: Path):
     run = make_run(tmp_path, n=80)
     _, page = read(run)
-    assert "From near and from far" not in page.text  # without a measurement
+    assert "Close-ups and distant photographs" not in page.text  # without a measurement
     manifest = Manifest.load(run / "manifest.parquet")
     zoom = np.random.default_rng(1).normal(size=80)
     table = pd.DataFrame({"image_id": manifest.image_id, **dict.fromkeys(MEASUREMENTS, 0.5)}).assign(zoom=zoom)
     save_table(table, run, "composition")
     _, page = read(run)
-    assert "From near and from far" in page.text and "nearest fifth" in page.text
+    assert "Close-ups and distant photographs" in page.text and "nearest fifth" in page.text
     names = [label for label in page.all("img", "alt") if label.startswith("nearest of ")]
     assert set(names) <= {f"nearest of {name}" for name in CLASSES}

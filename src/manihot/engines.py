@@ -118,7 +118,7 @@ def predict(
     """
     if ExportFolder(Path(model)).is_one():
         if out is None:
-            raise SettingsError(f"{model} is an exported folder", "say where its answers go: out=")
+            raise SettingsError(f"{model} is an exported folder", "say where to write its predictions: out=")
         from manihot.export.predict import predict_exported
 
         return predict_exported(

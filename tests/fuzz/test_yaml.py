@@ -63,7 +63,7 @@ HOSTILE = {  # text, line of the error, words of it
     "a merged list": ("seed: 1\ntrain: {<<: [{a: 1}, 2]}", 2, "`<<` merges groups"),
     "a list as a key": ("seed: 1\n[1, 2]: 3", 2, "no plain word"),
     "a group as a key": ("seed: 1\n? {a: 1}\n: 3", 2, "no plain word"),
-    "one key twice": ("seed: 1\ntrain: {epochs: 1}\nseed: 2", 3, "'seed' stands twice"),
+    "one key twice": ("seed: 1\ntrain: {epochs: 1}\nseed: 2", 3, "'seed' appears twice"),
     "documents": ("seed: 1\n---\nseed: 2", 2, "second document"),
     "directive": ("%YAML 1.1\n---\nseed: 1", None, "directive"),
     "NUL": ("seed: 1\nname: a\0b", 2, "'\\x00'"),

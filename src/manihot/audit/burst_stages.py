@@ -56,13 +56,13 @@ def group_bursts(folder: RunFolder, manifest: Manifest, keep: bool) -> Manifest:
 def _keep(manifest: Manifest, found: pd.DataFrame, keep: bool) -> Manifest:
     if not len(found):
         if keep:
-            say(f"Bursts: none found, {OPTION} changes nothing")
+            say(f"Bursts: none found; {OPTION} changes nothing")
         return manifest
     words = f"Bursts: {describe_bursts(found, len(manifest))} (audit/bursts.csv)"
     if not keep:
         torn = int(found.drop_duplicates("group")["label_conflict"].sum())
         conflict = f"; {torn} of them hold more than one label" if torn else ""
-        say(f"{words}{conflict}. Where folds tear them, scores are too good: {OPTION} keeps each in one fold")
+        say(f"{words}{conflict}. Folds that split them inflate the scores: {OPTION} keeps each in one fold")
         return manifest
     say(f"{words}; each stays in one fold")
     grouped = with_groups(manifest, found)

@@ -3,7 +3,7 @@
 Written into the output folder: manifest.parquet (what stays, as decided, in groups that hold the lookalikes which
 pixels confirmed; the original is never touched), decisions.csv (one row per photograph, with its reason; correct it by
 hand and give it back with --decisions), dropped.csv, before_after.csv (counts a class), and clean.json (what was
-written here, so that nothing else is written over).
+written here, so that nothing else is overwritten).
 """
 
 from __future__ import annotations
@@ -147,15 +147,15 @@ def _check_options(
     ]
     if decisions is not None and idle:
         raise SettingsError(
-            f"a file of decisions says all itself: {', '.join(idle)} would be ignored", "leave one of them out"
+            f"a decisions file is complete: {', '.join(idle)} would be ignored", "leave one of them out"
         )
     if threshold is not None and all(rule != "confident" for rule, _ in asked):
         raise SettingsError(
-            "--threshold is of the rule 'confident' alone, which isn't asked for", "add --rule confident=drop"
+            "--threshold applies only to the rule 'confident', which isn't used", "add --rule confident=drop"
         )
     if weight is not None and all(action != "down_weight" for _, action in asked):
         raise SettingsError(
-            "--weight is of the action down_weight alone, which isn't asked for", "add --rule flagged=down_weight"
+            "--weight applies only to the action down_weight, which isn't used", "add --rule flagged=down_weight"
         )
 
 
@@ -163,23 +163,23 @@ def _check_out(out: Path, manifest: Path, decisions: Path | None, update: bool) 
     """Digests of the decisions.csv that `clean` wrote into `out` before; an error where others' work would be lost."""
     elsewhere = "choose another folder with --out"
     if RunPlaces(out).manifest.resolve() == manifest.resolve():
-        raise DataError(f"{out}: holds the manifest that is cleaned", elsewhere)
+        raise DataError(f"{out}: contains the manifest to be cleaned", elsewhere)
     if RunPlaces(out).record_file.exists():
-        raise RunFolderError(f"{out}: holds a run, whose manifest would be written over", elsewhere)
+        raise RunFolderError(f"{out}: contains a run, whose manifest would be overwritten", elsewhere)
     what, remedy = "the record of a cleaning", "choose another folder with --out"
     record = read_record(out / RECORD, Cleaned, what, remedy) if (out / RECORD).is_file() else None
     there = [name for name in WRITTEN if (out / name).exists()]
     if record is not None:
         there = [name for name in there if name == MANIFEST and not _is_cleaned(out / name)]
     if there:
-        raise RunFolderError(f"{out}: holds {', '.join(there)}, which `manihot clean` did not write", elsewhere)
+        raise RunFolderError(f"{out}: contains {', '.join(there)}, which `manihot clean` did not write", elsewhere)
     known = [] if record is None else record.written
     edited = out / "decisions.csv"
     follows = decisions is not None and Path(decisions).resolve() == edited.resolve()
     if edited.is_file() and not follows and not update and digest_file(edited) not in known:
         raise RunFolderError(
-            f"{edited}: was changed since it was written, and would be written over",
-            f"follow it with --decisions {edited}, write over it with --update, or choose another folder with --out",
+            f"{edited}: was changed since it was written, and would be overwritten",
+            f"follow it with --decisions {edited}, overwrite it with --update, or choose another folder with --out",
         )
     return known
 

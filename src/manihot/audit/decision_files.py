@@ -62,7 +62,7 @@ def read_decisions(path: Path, manifest: Manifest | None = None) -> pd.DataFrame
         known = table["image_id"].isin(manifest.image_id)
         _check_rows(table, "image_id", ~known, path, "is not in the manifest", "take the ids from the manifest")
         wrong = (table["action"] == "relabel") & ~table["new_label"].isin(manifest.classes)
-        _check_rows(table, "new_label", wrong, path, "is no class", f"one of {', '.join(manifest.classes)}")
+        _check_rows(table, "new_label", wrong, path, "is not a class", f"one of {', '.join(manifest.classes)}")
         check_decisions(table, manifest, str(path))
         _fill(table, manifest, path)
     return table
@@ -99,7 +99,7 @@ def _check_soft(table: pd.DataFrame, soft: list[str], path: Path) -> None:
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise DataError(
-            f"{path}: line {row + 2}, columns {', '.join(soft)}: {values[row].tolist()} is no distribution",
+            f"{path}: line {row + 2}, columns {', '.join(soft)}: {values[row].tolist()} is not a distribution",
             "no number below 0, and a sum of 1",
         )
 
@@ -108,7 +108,7 @@ def _numbers(table: pd.DataFrame, name: str, path: Path, empty: float) -> pd.Ser
     cells = table[name].str.strip()
     numbers = pd.to_numeric(cells.where(cells != "", str(empty)), errors="coerce")
     finite = pd.Series(np.isfinite(numbers.to_numpy(dtype=np.float64)), index=table.index)
-    _check_rows(table, name, ~finite, path, "is no number", "a number, with a decimal point")
+    _check_rows(table, name, ~finite, path, "is not a number", "a number, with a decimal point")
     return numbers.astype(np.float64)
 
 

@@ -73,9 +73,9 @@ def decide(
     if n is not None and n < 0:
         raise SettingsError(f"n={n} photographs make no sense", "give 0 or more")
     if not 0 <= threshold <= 1:
-        raise SettingsError(f"threshold={threshold:g} is no probability", "between 0 and 1")
+        raise SettingsError(f"threshold={threshold:g} is not a probability", "between 0 and 1")
     if not 0 <= weight <= 1:
-        raise SettingsError(f"a weight of {weight} makes no sense", "between 0 and 1")
+        raise SettingsError(f"a weight of {weight} is not valid", "between 0 and 1")
     plan = Plan(action, threshold, n, None if classes is None else tuple(classes), weight, predictions)
     if rule in LABEL_RULES:
         table = _need(issues, "label issues", ("image_id", "given_label", "label_score"), rule)
@@ -341,13 +341,13 @@ def check_decisions(decisions: pd.DataFrame, manifest: Manifest, where: str = "t
     unknown = [label for label in new if label not in classes]
     unknown += [name for name in soft_columns(decisions) if name.removeprefix(SOFT) not in classes]
     if unknown:
-        raise DataError(f"{where}: {unknown[0]!r} is no class of the manifest", f"one of {', '.join(classes)}")
+        raise DataError(f"{where}: {unknown[0]!r} is not a class of the manifest", f"one of {', '.join(classes)}")
     spread = decisions.loc[decisions["action"] == "soft"]
     total = spread[soft_columns(decisions)].fillna(0).sum(axis=1)
     if (abs(total - 1) > 0.01).any():
         raise DataError(
             f"{where}: the soft label of {spread['image_id'][abs(total - 1) > 0.01].iloc[0]!r} doesn't sum to 1",
-            f"one column {SOFT}<class> a class",
+            f"one column {SOFT}<class> per class",
         )
     found: np.ndarray = at
     return found

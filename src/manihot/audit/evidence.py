@@ -77,7 +77,7 @@ def load_embeddings(path: Path, image_id: np.ndarray) -> np.ndarray:
     with reading(path, what, remedy, DataError):
         values, ids = matrix_of(table, "embedding"), pd.Index(table["image_id"].to_pandas())
         if not ids.is_unique or not np.isfinite(values).all():
-            raise ValueError("photographs that stand twice, or values that are not finite")
+            raise ValueError("photographs that appear twice, or values that are not finite")
     at = ids.get_indexer(pd.Index(image_id))
     if (at < 0).any():
         raise DataError(

@@ -67,7 +67,7 @@ class Thumbnails:
         with reading(folder / "thumbnails.parquet", what, remedy):
             phash = table.pop("phash").to_numpy(np.uint64)
             if not table["image_id"].is_unique:
-                raise ValueError("photographs that stand twice")
+                raise ValueError("photographs that appear twice")
         return cls(table["image_id"].to_numpy(object), pictures, phash, table)
 
     def rows(self, image_id: np.ndarray) -> np.ndarray:

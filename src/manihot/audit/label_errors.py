@@ -369,7 +369,7 @@ def _check(labels: np.ndarray, pred_probs: np.ndarray, combine: str) -> tuple[np
 def _check_embeddings(embeddings: np.ndarray, n: int) -> np.ndarray:
     values = np.asarray(embeddings)
     if values.ndim != 2 or len(values) != n:
-        raise DataError(f"embeddings of shape {values.shape} don't fit {n} photographs", "one row (D,) a photograph")
+        raise DataError(f"embeddings of shape {values.shape} don't fit {n} photographs", "one row (D,) per photograph")
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values).all(axis=1)).sum())
         raise DataError(f"{bad} photographs have embeddings that are not finite", "compute the embeddings again")

@@ -155,7 +155,7 @@ def audit_labels(
         try:
             save_table(goes_with_errors(composition, predictions), folder.path, "goes_with_errors")
         except DataError as error:
-            say(f"What goes with errors: {error.what}")
+            say(f"Correlates with errors: {error.what}")
         _audit_sources(folder.path, manifest, composition, predictions)
         summary = summarise(manifest, issues, duplicates, read_table(alike, "lookalikes") if alike.is_file() else None)
         summary["evidence"] = describe_evidence(

@@ -50,7 +50,7 @@ def check_features(run: Path, recipe: Recipe) -> None:
     if not (recipe.audit.labels and recipe.audit.embeddings) and not RunPlaces(run).audit.embeddings.is_file():
         raise SettingsError(
             f"--what-if needs features of the photographs, and a run by {recipe.name!r} keeps none",
-            "leave audit.labels and audit.embeddings on, or ask with --recipe quick",
+            "leave audit.labels and audit.embeddings on, or use --recipe quick",
         )
 
 
@@ -73,5 +73,6 @@ def load_features(run: Path, name: str) -> tuple[Predictions, np.ndarray, Path]:
             assert aligned is not None
             return predictions, aligned, other
     raise SettingsError(
-        f"{path}: holds no features to learn from under other labels", "run with --recipe quick, whose predictions do"
+        f"{path}: contains no features to learn from under other labels",
+        "run with --recipe quick, whose predictions do",
     )

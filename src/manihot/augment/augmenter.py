@@ -143,7 +143,7 @@ def build_ops(choices: Any) -> tuple[Op, ...]:
     """
     if not isinstance(choices, list | tuple):
         raise SettingsError(
-            f"augment: expected a list of operations, got {choices!r}", "write one `- name: ...` a line"
+            f"augment: expected a list of operations, got {choices!r}", "write one `- name: ...` per line"
         )
     return tuple(_build(choice) for choice in choices)
 

@@ -122,7 +122,7 @@ def make_view(rgb: np.ndarray, view: View, preprocess: Preprocess) -> np.ndarray
 
 
 def check_views(views: tuple[View, ...], where: str = "tta") -> None:
-    """SettingsError for a view that doesn't exist, or one with chance in it that can't be or stands there twice."""
+    """SettingsError for a view that doesn't exist, or one with chance in it that can't be or appears twice."""
     drawn = set()
     for view in views:
         if view.name not in VIEWS:
@@ -135,7 +135,7 @@ def check_views(views: tuple[View, ...], where: str = "tta") -> None:
         looks = tuple(view.model_dump(exclude={"weight"}).items())
         if view.name in CHANCE and looks in drawn:
             raise SettingsError(
-                f"{where}: {view.name} with draw {view.draw} stands there twice, which is the same view",
+                f"{where}: {view.name} with draw {view.draw} appears twice, which is the same view",
                 f"number them: draw: {view.draw + 1} for the next",
             )
         drawn.add(looks)

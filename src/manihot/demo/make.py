@@ -125,7 +125,7 @@ def _is_finished(out: Path, settings: dict[str, Any]) -> bool:
     if {key: found.get(key) for key in settings} != settings:
         text = ", ".join(f"{key} {found.get(key)}" for key in settings)
         raise DataError(
-            f"{out}: holds demo photographs of other settings ({text})", "choose another folder or remove it"
+            f"{out}: contains demo photographs of other settings ({text})", "choose another folder or remove it"
         )
     return bool(found.get("finished")) and (out / "truth.parquet").exists()
 

@@ -327,7 +327,7 @@ def load_tests(paths: Sequence[Path], members: Members) -> Members | None:
         raise DataError(
             f"{len(tests.names)} test files with classes {', '.join(tests.classes)} don't fit "
             f"{len(members.names)} members with classes {', '.join(members.classes)}",
-            "give one test file a member, in the same order",
+            "give one test file per member, in the same order",
         )
     if set(tests.names) == set(members.names) and tests.names != members.names:
         raise DataError(

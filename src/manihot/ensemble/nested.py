@@ -57,7 +57,7 @@ def fit_method(name: str, pred_probs: np.ndarray, labels: np.ndarray, seed: int 
         return lambda new: blend(new, None, "rank", reference=pred_probs)
     if name in MEANS:
         return lambda new: blend(new, None, name)
-    raise SettingsError(f"there is no way of combining called {name!r}", suggest(name, method_names()))
+    raise SettingsError(f"unknown way of combining members: {name!r}", suggest(name, method_names()))
 
 
 def method_names() -> list[str]:
@@ -127,7 +127,7 @@ def nested_cv(
         names = [name for name in names if name not in ("best_subset", "subset_evolution")]
     for name in names:
         if name not in method_names():
-            raise SettingsError(f"there is no way of combining called {name!r}", suggest(name, method_names()))
+            raise SettingsError(f"unknown way of combining members: {name!r}", suggest(name, method_names()))
     divisions = [make_folds(labels, groups, n_folds, seed + repeat) for repeat in range(repeats)]
     for folds in divisions:
         check_folds(folds, groups, len(labels))

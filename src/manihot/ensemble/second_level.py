@@ -92,7 +92,7 @@ def _check_trees(arrays: Arrays) -> None:
     (trees, splits), left, right = arrays["feature"].shape, arrays["left"], arrays["right"]
     for name in ("feature", "left", "right"):
         if arrays[name].dtype.kind != "i" or arrays[name].shape != (trees, splits):
-            raise ValueError(f"{name} are no whole numbers of the shape of the splits")
+            raise ValueError(f"{name} are not whole numbers of the shape of the splits")
     leaves = arrays["leaf"].shape[1]
     for child in (left, right):
         later = (child > np.arange(splits)) & (child < splits)
@@ -165,9 +165,9 @@ class Saved(BaseModel):
         inside = {one for group in self.groups for one in group.members}
         groups = {group.name for group in self.groups}
         if unknown := inside - set(self.members):
-            raise ValueError(f"a group of {', '.join(sorted(unknown))}, which is no member")
+            raise ValueError(f"a group of {', '.join(sorted(unknown))}, which is not a member")
         if unknown := set(self.inputs) - groups - set(self.members):
-            raise ValueError(f"the input {', '.join(sorted(unknown))}, which is no member or group")
+            raise ValueError(f"the input {', '.join(sorted(unknown))}, which is not a member or group")
         return self
 
 
@@ -225,7 +225,7 @@ class Combination:
         shape = (len(self.members), 2, len(self.classes))
         answer = self(np.full(shape, 1 / len(self.classes)))
         if answer.shape != shape[1:] or not np.isfinite(answer).all() or abs(answer.sum(axis=1) - 1).max() > 0.01:
-            raise ValueError("its answer to members that know nothing is no distribution")
+            raise ValueError("its answer to members that know nothing is not a distribution")
 
     def _all_parts(self) -> list[Part]:
         inner = [part for _, one in self.groups for part in one._all_parts()]

@@ -103,7 +103,7 @@ def _check_group(recipe: Recipe, group: str, names: Sequence[str]) -> None:
         if name not in names:
             refuse(f"the recipe has no member {name!r}", suggest(name, names), "members", at)
         if name in own[group].members[:at]:
-            refuse(f"{name!r} stands twice", "name each member once", "members", at)
+            refuse(f"{name!r} appears twice", "name each member once", "members", at)
         other = next((one for one, way in own.items() if one != group and name in way.members), "")
         if other:
             refuse(f"{name!r} is in the group {other!r} too", "a member belongs to one group", "members", at)

@@ -30,7 +30,7 @@ def check_output(out: Path) -> None:
     """Raises SettingsError where `out` names no kind of file or a folder, RunFolderError where it can't be written."""
     if out.suffix.lower() not in (".parquet", ".csv"):
         raise SettingsError(
-            f"--out {out}: the name says neither parquet nor CSV",
+            f"--out {out}: the name ends in neither .parquet nor .csv",
             f"let it end in .parquet, in .csv, or in {SUBMISSION} for Kaggle's two columns",
         )
     if out.is_dir():

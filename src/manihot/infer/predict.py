@@ -300,7 +300,7 @@ def _save_answers(
     strange = int((answers["answer"] == NOT_OF_THIS_KIND).sum())
     sure, more = len(answers) - unsure - strange - poor, f", {strange} show something else" if strange else ""
     more += f", {poor} are too poor to be answered" if poor else ""
-    say(f"{sure} photographs have one answer, {unsure} should be shown to an expert{more}: {out}")
+    say(f"{sure} photographs have a single answer, {unsure} should be shown to an expert{more}: {out}")
     return answers
 
 

@@ -61,7 +61,7 @@ def check_labels(choice: Choice, where: str, *, first: bool, last: bool, members
             "put it into a later one of `stages`, or name another member with by",
         )
     if choice.name == "clusters" and last:
-        raise SettingsError(f"{where}: clusters are no classes to predict", "add a stage after it")
+        raise SettingsError(f"{where}: clusters are not classes to predict", "add a stage after it")
 
 
 def _are(value: Any, kind: type) -> bool:

@@ -54,7 +54,7 @@ def prepare_smoke(
     made, backbones = smoke_recipe(recipe, count_stages)
     made, classes = smoke_classes(made, few.classes)
     check_recipe(made)
-    say(f"Smoke run: {len(few)} photographs, two folds, an epoch a stage; the figures mean nothing")
+    say(f"Smoke run: {len(few)} photographs, two folds, one epoch per stage; the figures mean nothing")
     for sentence in (*backbones, *roles, *classes):
         say(f"  {sentence}")
     few.save(RunPlaces(place).manifest)

@@ -111,7 +111,7 @@ def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
 def _check_state(state: object) -> dict[str, Tensor]:
     """A state dict whose tensors agree about their storages."""
     if not isinstance(state, dict) or not state or not all(isinstance(one, Tensor) for one in state.values()):
-        raise ValueError("it holds something else than named tensors")
+        raise ValueError("it holds something other than named tensors")
     seen: dict[str, Storage] = {}
     for one in state.values():
         if seen.setdefault(one.storage.key, one.storage) != one.storage:
@@ -143,7 +143,7 @@ def _cut(tensors: Mapping[str, Tensor], storages: Mapping[str, np.ndarray]) -> d
             raise ValueError(f"its tensors take more than {MOST_BYTES} bytes")
         arrays[name] = view.copy()
         if view.dtype.kind == "f" and not np.isfinite(arrays[name]).all():
-            raise ValueError(f"{name[:80]} holds values that are not finite")
+            raise ValueError(f"{name[:80]} contains values that are not finite")
     return arrays
 
 
@@ -227,7 +227,7 @@ def _known(name: str) -> _Name:
 
 def _extend(target: Any, items: list[Any]) -> None:
     if not isinstance(target, list):
-        raise ValueError("it appends to something else than a list")
+        raise ValueError("it appends to something other than a list")
     target.extend(items)
 
 

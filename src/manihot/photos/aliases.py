@@ -33,7 +33,7 @@ def load_aliases(path: Path) -> dict[str, str]:
 
 
 def check_aliases(values: Mapping[Any, Any], where: str, lines: Names | None = None) -> dict[str, str]:
-    """The map with its names trimmed; SettingsError for what is no name, or a class that is another name itself."""
+    """The map with its names trimmed; SettingsError for what is not a name, or a class that is another name itself."""
     out: dict[str, str] = {}
     for key, value in values.items():
         at = (lines or {}).get(str(key), where)

@@ -67,7 +67,7 @@ def parse_pattern(pattern: str) -> tuple[str, ...]:
             )
     for role in ("{split}", "{source}", "{group}"):
         if parts.count(role) > 1:
-            raise SettingsError(f"--folders {pattern!r}: {role} stands in it twice", "once is enough; * is any folder")
+            raise SettingsError(f"--folders {pattern!r}: {role} appears twice", "once is enough; * is any folder")
     return parts
 
 
@@ -202,7 +202,7 @@ def list_by(tree: Tree, pattern: str) -> Listing:
         tested = split_of(name.split("/")[0]) == "test" and parts[:1] == ("{split}",)
         if labelled and not tested:
             listing.notes.append(f"{count} photographs in {shown(name)}/ lie in no class folder: unlabelled")
-    listing.left_out += [f"{shown(name)}/ holds no photograph and is no class" for name in tree.empty]
+    listing.left_out += [f"{shown(name)}/ holds no photograph and is not a class" for name in tree.empty]
     listing.classes = tuple(sorted({entry.label for entry in listing.entries if entry.label is not None}))
     listing.layout = _in_words(tree, parts, listing)
     return listing
@@ -235,7 +235,7 @@ def _read_folders(own: Dirs, parts: Sequence[str], path: Path) -> Entry | None:
 
 
 def _check_test(listing: Listing) -> None:
-    """Folders in a test split that hold no class of the others are no classes: `test/images/1.jpg`."""
+    """Folders in a test split that hold no class of the others are not classes: `test/images/1.jpg`."""
     known = {entry.label for entry in listing.entries if entry.label is not None and entry.split != "test"}
     tested = {entry.label for entry in listing.entries if entry.label is not None and entry.split == "test"}
     if known and tested and not known & tested:

@@ -127,7 +127,7 @@ def explain_unidentified(raw: bytes) -> PhotoFault:
         detail = f"it begins as {known} but its head is incomplete or broken"
         return PhotoFault("truncated", detail, COPY_AGAIN)
     if not raw.strip(b"\0"):
-        return PhotoFault("empty", "the file holds nothing but zeros", COPY_AGAIN)
+        return PhotoFault("empty", "the file contains only zeros", COPY_AGAIN)
     return _explain_text(raw)
 
 

@@ -63,14 +63,14 @@ def load_classes(path: Path) -> ClassNames:
     elif isinstance(value, dict) and value and all(_is_number(key) for key in value.values()):
         number = {to_number(str(key)): name for name, key in value.items()}
     else:
-        raise DataError(f"{path}: holds no class names with their numbers", remedy)
+        raise DataError(f"{path}: contains no class names with their numbers", remedy)
     wrong = [name for name in number.values() if isinstance(name, bool) or not isinstance(name, (str, int))]
     if wrong:
-        raise DataError(f"{path}: {shown(str(wrong[0]))!r} is no class name", remedy)
+        raise DataError(f"{path}: {shown(str(wrong[0]))!r} is not a class name", remedy)
     number = {key: _checked(normalise(str(name)), str(path)) for key, name in number.items()}
     names = tuple(number[key] for key in sorted(number))
     if len(set(names)) < len(names) or len(number) < len(value):
-        raise DataError(f"{path}: a class name or number stands in it twice", "give each class one number")
+        raise DataError(f"{path}: a class name or number appears twice", "give each class one number")
     return ClassNames(names, number, path)
 
 
@@ -87,7 +87,7 @@ def _checked(name: str, where: str) -> str:
         )
     control = next((c for c in name if unicodedata.category(c) in ("Cc", "Cs")), None)
     if control is not None:
-        raise DataError(f"{where}: the class name {shown(name)!r} holds a control character", "correct it")
+        raise DataError(f"{where}: the class name {shown(name)!r} contains a control character", "correct it")
     if not name:
         raise DataError(f"{where}: an empty class name", "name each class")
     return name
@@ -123,7 +123,7 @@ def name_labels(
     for cell, line in zip(cells, lines):
         if cell and numeric and not is_whole(cell):
             raise DataError(
-                f"{path}, line {line}, column {shown(column)!r}: {shown(cell, 30)!r} is no class number: it "
+                f"{path}, line {line}, column {shown(column)!r}: {shown(cell, 30)!r} is not a class number: it "
                 f"has more than {MOST_DIGITS} digits",
                 "name the column with the classes with --label",
             )

@@ -45,7 +45,9 @@ def raised_limit() -> int | None:
     except ValueError:
         value = math.nan
     if not 0 < value < 100_000:
-        raise SettingsError(f"{RAISED}={text!r} is no number of megapixels", f"set it to a number, as in {RAISED}=400")
+        raise SettingsError(
+            f"{RAISED}={text!r} is not a number of megapixels", f"set it to a number, as in {RAISED}=400"
+        )
     return int(value * 1e6)
 
 

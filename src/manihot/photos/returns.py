@@ -91,7 +91,7 @@ class Returns(BaseModel):
     @model_validator(mode="after")
     def _once(self) -> Returns:
         if len(set(self.classes)) < len(self.classes):
-            raise ValueError("a class stands twice")
+            raise ValueError("a class appears twice")
         return self
 
 
@@ -182,7 +182,7 @@ def _list(archive: zipfile.ZipFile, returns: Returns, place: Path, target: Path)
         try:
             one = _check(values, returns)
             if one.file in seen:
-                raise Broken("damaged", f"{one.file} stands twice in {INDEX}")
+                raise Broken("damaged", f"{one.file} appears twice in {INDEX}")
             seen.add(one.file)
             entry = _entry(archive, one.file)
             total += entry.file_size

@@ -288,7 +288,7 @@ def _unique_ids(entries: list[Entry], root: Path) -> list[str]:
     for entry in entries:
         if entry.image_id and (first := given.setdefault((entry.source, entry.image_id), entry)) is not entry:
             raise DataError(
-                f"image id {entry.image_id!r} stands twice: {first.where} and {entry.where}",
+                f"image id {entry.image_id!r} appears twice: {first.where} and {entry.where}",
                 "give each photograph its own id, or leave the id column out",
             )
     ids = [entry.image_id or entry.file.name for entry in entries]
@@ -417,7 +417,7 @@ def _say_listings(places: list[Path], listings: list[Listing]) -> None:
             say(f"  {line}")
         if part.ignored:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in part.ignored.most_common(8))
-            say(f"  ignored files that are no photographs: {kinds}")
+            say(f"  ignored files that are not photographs: {kinds}")
         for line in part.left_out:
             say(f"  left out: {line}")
         for line in part.otherwise:

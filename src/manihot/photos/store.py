@@ -51,7 +51,7 @@ class About(BaseModel):
     @classmethod
     def _once(cls, names: list[str]) -> list[str]:
         if len(set(names)) < len(names):
-            raise ValueError("photographs that stand twice")
+            raise ValueError("photographs that appear twice")
         return names
 
 

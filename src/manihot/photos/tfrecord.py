@@ -23,7 +23,7 @@ MASK_DELTA = 0xA282EAD8
 BLOCK = 1024  # bytes whose contributions to the checksum are looked up at once
 SLAB = 1024  # blocks at a time: the checksum's tables of indices take 12 times their bytes
 LONGEST = 1 << 27  # bytes of a record beyond which its length must be wrong
-MOST_VALUES = 100_000  # features, or numbers of a feature, beyond which a record is no photograph's
+MOST_VALUES = 100_000  # features, or numbers of a feature, beyond which a record is not a photograph's
 
 Buffer = bytes | bytearray | memoryview
 Feature = list[bytes] | list[int] | list[float]

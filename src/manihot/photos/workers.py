@@ -53,7 +53,7 @@ def run_tasks(
     except BrokenProcessPool as error:
         first = name_of(running[0][0]) if running else "the first photographs"
         raise ManihotError(
-            f"a worker process ended without a word (killed, or out of memory) at or after {first}",
+            f"a worker process ended without an error message (killed, or out of memory) at or after {first}",
             "close other programs or use workers=1, then run the same again; a script of your own must do its"
             " work under `if __name__ == '__main__':`",
         ) from error

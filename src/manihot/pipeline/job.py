@@ -108,7 +108,7 @@ def prepare(
 ) -> Manifest:
     """Everything before training: settings kept or refused, weights, scan, sources, duplicates, folds; the manifest.
 
-    weights: whether those of all members must be there. Raises RunFolderError where the folder holds a run with other
+    weights: whether those of all members must be there. Raises RunFolderError where the folder has a run with other
     settings, unless `update`; WeightsError.
     """
     open_run(folder, recipe, photos, columns, update)

@@ -85,7 +85,7 @@ def open_run(folder: RunFolder, recipe: Recipe, photos: Any, columns: TableOptio
         changed += _differences(folder.record.get("scan_options"), options, "scan")
         if changed:
             raise RunFolderError(
-                f"{folder.path} holds a run with other settings: {', '.join(changed[:6])}",
+                f"{folder.path} contains a run with other settings: {', '.join(changed[:6])}",
                 "choose another folder with --out, or redo what they change in this one with --update",
             )
     versions = {"python": platform.python_version(), **{name: found for name in PACKAGES if (found := _version(name))}}

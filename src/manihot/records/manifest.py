@@ -74,7 +74,7 @@ class Manifest:
                 table[name] = table[name].astype(str if dtype == "object" else dtype)
             except (TypeError, ValueError) as error:
                 raise DataError(
-                    f"column {name!r} of the manifest holds something else than numbers ({error})",
+                    f"column {name!r} of the manifest holds something other than numbers ({error})",
                     f"correct the column, or leave it out: {default} is taken then",
                 ) from error
             if dtype == "object":
@@ -82,7 +82,7 @@ class Manifest:
         repeated = table["image_id"][table["image_id"].duplicated()]
         if len(repeated):
             raise DataError(
-                f"{len(repeated)} image ids stand more than once in the manifest, first {repeated.iloc[0]!r}",
+                f"{len(repeated)} image ids appear more than once in the manifest, first {repeated.iloc[0]!r}",
                 "give each photograph its own id",
             )
         out_of_range = table[(table["label"] < UNLABELLED) | (table["label"] >= len(classes))]

@@ -172,7 +172,7 @@ def _explain_label(
     what, k = f"{path}: label {shown(cell)!r} in line {line}", len(classes)
     listed = list_names([f"{at} {name}" for at, name in enumerate(classes)])
     if not whole:
-        return f"{what} is no class number or name", f"numbers from 0, or one of: {list_names(classes)}; -1 for none"
+        return f"{what} is not a class number or name", f"numbers from 0, or one of: {list_names(classes)}; -1 for none"
     if numbered and cell in classes:
         return (
             f"{what} was read as a class number counted from 0, and there are {k} classes; as a name it is class "

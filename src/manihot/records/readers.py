@@ -48,7 +48,7 @@ class ClassNames(BaseModel):
     def _fit(self) -> ClassNames:
         for name, values in (("classes", self.classes), ("numbers", self.numbers or ())):
             if len(set(values)) < len(values):
-                raise ValueError(f"{name} that stand twice")
+                raise ValueError(f"{name} that appear twice")
         if self.numbers is not None and len(self.numbers) != len(self.classes):
             raise ValueError(f"{len(self.numbers)} numbers for {len(self.classes)} classes")
         return self
@@ -183,7 +183,7 @@ def read_parquet(
                 raise ValueError(f"its head tells of {about.num_rows} rows and {size} bytes")
             names = file.schema_arrow.names
             if len(set(names)) < len(names):
-                raise ValueError("a column stands twice")
+                raise ValueError("a column appears twice")
             table = file.read(columns=None if only is None else list(only))
         table.validate(full=True)
         if len(table) != rows:

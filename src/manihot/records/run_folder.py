@@ -82,7 +82,7 @@ class RunFolder(RunPlaces):
         if theirs and not self.exists:
             self._lock.release()
             raise RunFolderError(
-                f"{theirs[0]} is there already, in a folder that holds no run, and would be written over",
+                f"{theirs[0]} is there already, in a folder that contains no run, and would be overwritten",
                 "choose another folder with --out, or move the file away",
             )
 
@@ -161,7 +161,7 @@ class JobFolder(RunFolder):
 
     def __enter__(self) -> JobFolder:
         if not self.exists:
-            raise RunFolderError(f"{self.path} holds no run", "make one with `manihot prepare`, or `manihot run`")
+            raise RunFolderError(f"{self.path} contains no run", "make one with `manihot prepare`, or `manihot run`")
         return self
 
     def __exit__(self, *exc: object) -> None:

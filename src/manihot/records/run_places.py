@@ -56,7 +56,7 @@ class RunPlaces:
 
     @property
     def exists(self) -> bool:
-        """Whether the folder holds a run."""
+        """Whether the folder contains a run."""
         return self.record_file.is_file()
 
     @property

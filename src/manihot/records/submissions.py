@@ -48,7 +48,7 @@ class Sample:
         twice = ids[ids.duplicated()]
         if len(twice):
             raise DataError(
-                f"{path}, line {twice.index[0]}: the id {shown(twice.iloc[0])!r} stands twice", "name each id once"
+                f"{path}, line {twice.index[0]}: the id {shown(twice.iloc[0])!r} appears twice", "name each id once"
             )
         return cls(Path(path), tuple(frame.columns), tuple(ids), frame.iloc[:, 1:].to_numpy(dtype=object))
 
@@ -187,7 +187,7 @@ def _goes_by_number(sample: Sample, answers: Answers) -> bool:
         if not given & set(answers.classes) and all(_is_number(cell) for cell in given):
             raise DataError(
                 f"{sample.path}: its column {shown(sample.header[1])!r} holds numbers such as {shown(min(given))}, "
-                "which are no classes",
+                "which are not classes",
                 "write the submission from a CSV of probabilities: --out new.csv",
             )
         return False
@@ -284,7 +284,7 @@ def _compare_ids(ids: list[str], lines: list[int], wanted: Sample) -> list[str]:
     if len(ids) != len(wanted.ids):
         said.append(f"rows: {len(ids)}; the sample has {len(wanted.ids)}")
     if twice := [name for name, n in count.items() if n > 1]:
-        said.append(f"{len(twice)} ids stand more than once: {list_names(twice, MOST_SAID)}")
+        said.append(f"{len(twice)} ids appear more than once: {list_names(twice, MOST_SAID)}")
     missing, extra = [name for name in wanted.ids if name not in count], [name for name in count if name not in asked]
     if missing:
         said.append(f"{len(missing)} ids of the sample are missing: {list_names(missing, MOST_SAID)}")

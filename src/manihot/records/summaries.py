@@ -296,12 +296,12 @@ def _check_format(path: Path, value: dict[str, Any]) -> None:
     by = f"by manihot {made}" if isinstance(made, str) else "by another manihot"
     if isinstance(found, int) and found < FORMAT:
         raise RunFolderError(
-            f"{path.parent} holds a run of format {found}, written {by}; this manihot reads format {FORMAT}",
+            f"{path.parent} contains a run of format {found}, written {by}; this manihot reads format {FORMAT}",
             f"run the same command again with another --out, or open it with pip install manihot=={OLDEST}",
         )
     if isinstance(found, int) and found > FORMAT:
         raise RunFolderError(
-            f"{path.parent} holds a run of format {found}, written {by}, which is newer; "
+            f"{path.parent} contains a run of format {found}, written {by}, which is newer; "
             f"this manihot reads format {FORMAT}",
             "pip install --upgrade manihot",
         )

@@ -115,7 +115,7 @@ def _check_cells(path: Path, frame: pd.DataFrame) -> None:
         for line, cell in frame[name].items():
             if "\0" in cell or (not cell.isascii() and _not_utf8(cell)):
                 raise DataError(
-                    f"{path}, line {line}, column {shown(name)!r}: {shown(cell)!r} holds a character that is no text",
+                    f"{path}, line {line}, column {shown(name)!r}: {shown(cell)!r} contains a control character",
                     "correct the cell",
                 )
 
@@ -133,7 +133,8 @@ def decode_text(path: Path, data: bytes) -> str:
         head = data[:2000]
         wide = head.count(b"\0") > len(head) // 4
         raise DataError(
-            f"{path}, line {_line(data, at)}: holds a NUL byte" + (", as UTF-16 without its mark does" if wide else ""),
+            f"{path}, line {_line(data, at)}: contains a NUL byte"
+            + (", as UTF-16 without its mark does" if wide else ""),
             AS_UTF8 if wide else "remove it, or export the table again: it may be damaged",
         )
     try:
@@ -291,7 +292,7 @@ def _json_row(path: Path, line: int, text: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
         if twice:
-            raise DataError(f"{path}, line {line}: {shown(twice[0])!r} stands in it twice", "give each name once")
+            raise DataError(f"{path}, line {line}: {shown(twice[0])!r} appears twice", "give each name once")
         return dict(pairs)
 
     remedy = 'one object per line, like {"file_name": "a.jpg", "label": "rust"}'

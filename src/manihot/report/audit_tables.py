@@ -55,7 +55,7 @@ OF_SOURCES = ("drift", "drift_features", "drift_examples", "priors")
 def gather_audit(run: Path) -> tuple[Material, dict[str, pd.DataFrame]]:
     """What a run folder holds of an audit: manifest and tables by name; `missing` names what can't be read."""
     if not any(RunPlaces(run).audit.table(name).is_file() for name in TABLES):
-        raise RunFolderError(f"{run}: holds no audit", f"make one: manihot audit PHOTOS --out {run}")
+        raise RunFolderError(f"{run}: contains no audit", f"make one: manihot audit PHOTOS --out {run}")
     material = Material(run)
     alone = not RunPlaces(run).manifest.is_file()
     if alone:

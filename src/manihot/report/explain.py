@@ -122,7 +122,7 @@ def find_photos(photos: Sequence[Path]) -> list[Path]:
         elif place.is_file():
             found.append(place)
         else:
-            raise DataError(f"{place}: no such photograph", "name photographs, or folders that hold some")
+            raise DataError(f"{place}: no such photograph", "name photographs, or folders that contain some")
     if not found:
         raise DataError(f"{', '.join(map(str, photos))}: no photographs here", "name photographs, or folders of them")
     return list(dict.fromkeys(found))

@@ -38,7 +38,7 @@ def share_run(run: Path, out: Path) -> list[str]:
         raise RunFolderError(f"{run}: not a run folder", "give the folder that `manihot run --out` wrote")
     files = _without_links(folder, [file for file in folder.shared_files() if not file.name.startswith(".")])
     if not any(file.parent == folder.prediction_root for file in files):
-        raise RunFolderError(f"{run}: has no predictions to share yet", "let the same `manihot run` end first")
+        raise RunFolderError(f"{run}: has no predictions to share yet", "let `manihot run` finish first")
     name, relative = folder.path.resolve().name, Relative(folder)
     remove_leftovers(out.parent, of=out)
     with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:

@@ -142,7 +142,7 @@ def check_optimizer(name: str, where: str) -> None:
     """SettingsError for what is neither one of our optimisers nor, by its form, one of the package's."""
     if name.casefold() in SET_OTHERWISE:
         remedy = f"set {SET_OTHERWISE[name.casefold()]}"
-        raise SettingsError(f"{where}: {name!r} is no optimiser but goes with any", remedy)
+        raise SettingsError(f"{where}: {name!r} is not an optimiser but goes with any", remedy)
     if name.partition(":")[:2] != (OPTIMIZER_PACKAGE, ":"):
         check_name("optimiser", name, where)
 

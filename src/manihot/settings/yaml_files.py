@@ -109,7 +109,7 @@ def read_text(path: Path, said: str = "") -> str:
         if len(data) > MOST_BYTES:
             raise SettingsError(
                 f"{said}{path}: larger than {MOST_BYTES:,} bytes, and this kind of file has a few thousand",
-                "check that it is the file that you meant",
+                "check that this is the file you meant",
             )
         return data.decode("utf-8-sig")
     except OSError as error:
@@ -235,7 +235,7 @@ class _Reader:
                 merged += self._merge(key, depth)
                 continue
             if name in out:
-                self.refuse(f"the key {name!r} stands twice in one group", "keep one of them")
+                self.refuse(f"the key {name!r} appears twice in one group", "keep one of them")
             self.notes.append(((*key, name), place))
             out[name] = None
             out[name] = self._value(next(self.events), (*key, name), depth + 1)
@@ -290,7 +290,7 @@ class _Reader:
             return value
         number = float(text) if FLOAT.fullmatch(text) else math.inf if NOT_FINITE.fullmatch(text) else None
         if number is not None and not math.isfinite(number):
-            self.refuse(f"{text[:20]} is no number that a setting can take", "write a finite number")
+            self.refuse(f"{text[:20]} is not a number that a setting can take", "write a finite number")
         return text if number is None else number
 
 

@@ -103,7 +103,7 @@ def grad_cam(network: Classifier, images: Tensor) -> tuple[Tensor, Seen]:
     def leaf(features: Tensor) -> Tensor:
         if features.ndim != 4 or len(features) != len(images) * rows * columns:
             raise SettingsError(
-                f"{type(network.backbone).__name__}: its features of shape {tuple(features.shape)} are no maps over "
+                f"{type(network.backbone).__name__}: its features of shape {tuple(features.shape)} are not maps over "
                 "the photograph",
                 "explain another member of the run",
             )

@@ -89,7 +89,7 @@ def lr_find(
         photos, columns = _demo(recipe, columns, workers), EVERYTHING_GUESSED
     with RunFolder(Path(out)) as folder:
         if "stages" in folder.record:
-            raise RunFolderError(f"{folder.path} holds a run", "choose another folder for the sweep with --out")
+            raise RunFolderError(f"{folder.path} contains a run", "choose another folder for the sweep with --out")
         manifest, _ = read_photos(photos, columns, out=folder.path, workers=workers, aliases=whole.aliases)
         manifest, _ = use_sources(manifest, whole.sources)
         fold, _ = assign_folds(manifest, whole.folds, whole.seed)

@@ -173,7 +173,7 @@ def choose_photographs(
         rows = np.flatnonzero(usable & (manifest.labels == manifest.classes.index(name)))
         if len(rows) < LEAST:
             raise DataError(
-                f"{name!r} has {len(rows)} photographs to learn from, {LEAST} are the least",
+                f"{name!r} has {len(rows)} photographs to learn from, {LEAST} are needed",
                 "collect more, or choose a class that has more (labelled, split train, not in the fold left out)",
             )
         found.append(rows)
@@ -206,7 +206,7 @@ def _open(folder: RunFolder, wanted: dict[str, Any], update: bool) -> None:
         begun = "train" in folder.record.get("stages", {})  # a mistyped class is mended by the next call
         if changed and begun and not update:
             raise RunFolderError(
-                f"{folder.path} holds translators of other settings: {', '.join(changed[:6])}",
+                f"{folder.path} contains translators of other settings: {', '.join(changed[:6])}",
                 "choose another folder with --out, or redo what they change in this one with --update",
             )
     if update:

@@ -190,7 +190,7 @@ def fit_sets(
     if kind not in SCORES:
         raise SettingsError(f"there are no conformal sets of kind {kind!r}", suggest(kind, list(SCORES)))
     if not 0 < coverage < 1:
-        raise SettingsError(f"coverage {coverage} is no share", "a number between 0 and 1, for example 0.9")
+        raise SettingsError(f"coverage {coverage} is not a share", "a number between 0 and 1, for example 0.9")
     if ties not in ("random", "all"):
         raise SettingsError(f"ties can't be broken by {ties!r}", suggest(ties, ["random", "all"]))
     probs, y = labelled(pred_probs, labels)

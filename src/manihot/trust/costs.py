@@ -92,7 +92,7 @@ def _from_yaml(path: str, text: str, classes: Sequence[str]) -> Costs:
 
     def price(value: Any, what: str, *key: str) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise DataError(f"{lines[key]}: {what} is {value!r:.40}, which is no number", "a number from 0")
+            raise DataError(f"{lines[key]}: {what} is {value!r:.40}, which is not a number", "a number from 0")
         if value < 0:
             raise DataError(f"{lines[key]}: {what} is {value}; costs cannot be negative", "a number from 0")
         return float(value)
@@ -131,7 +131,7 @@ def _from_csv(path: Path, classes: Sequence[str]) -> Costs:
             try:
                 price = prices[row[first], name] = float(row[name])
             except ValueError as error:
-                raise DataError(f"{said} is no number", "a number from 0") from error
+                raise DataError(f"{said} is not a number", "a number from 0") from error
             if not 0 <= price < np.inf:
                 raise DataError(f"{said} can't be a cost", "a number from 0; costs cannot be negative")
             if name == row[first] and price:

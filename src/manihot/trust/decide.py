@@ -68,7 +68,7 @@ def fit_class_thresholds(
     """
     probs, y = labelled(pred_probs, labels)
     if not 0 < precision <= 1:
-        raise SettingsError(f"a precision of {precision} is no share", "above 0, at most 1")
+        raise SettingsError(f"a precision of {precision} is not a share", "above 0, at most 1")
     top, answer = probs.max(axis=1), probs.argmax(axis=1)
     names = [str(name) for name in (range(probs.shape[1]) if classes is None else classes)]
     rows = []

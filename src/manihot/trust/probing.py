@@ -53,7 +53,7 @@ def read_scores(texts: Sequence[str], numbers: Mapping[str, int]) -> tuple[dict[
         if name in scores:
             raise SettingsError(f"--scores names the class {name!r} twice", "give one score per class")
         if not re.fullmatch(r"[0-9]*\.?[0-9]+", score):
-            raise SettingsError(f"--scores {text}: {score!r} is no score", "a share such as .602")
+            raise SettingsError(f"--scores {text}: {score!r} is not a score", "a share such as .602")
         scores[name], digits = float(score), max(digits, len(score.partition(".")[2]))
     return scores, digits
 

@@ -122,7 +122,7 @@ def fit_threshold(known_scores: np.ndarray, false_rejection: float = 0.05) -> fl
     """
     scores = np.sort(np.asarray(known_scores, dtype=np.float64))
     if not 0 < false_rejection < 1:
-        raise SettingsError(f"a false-rejection rate of {false_rejection} is no share", "for example 0.05")
+        raise SettingsError(f"a false-rejection rate of {false_rejection} is not a share", "for example 0.05")
     place = int(np.ceil((len(scores) + 1) * (1 - false_rejection) - 1e-9))
     return float(scores[place - 1]) if place <= len(scores) else float("inf")
 
@@ -155,7 +155,7 @@ def _table(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
         raise TypeError(f"the array {name} is {array.dtype} {array.shape}, expected numbers (N, D)")
     array = array.astype(np.float32) if array.dtype == np.float16 else array
     if not (np.abs(array) < LARGEST).all():
-        raise ValueError(f"the array {name} holds values that are not finite or beyond {LARGEST}")
+        raise ValueError(f"the array {name} contains values that are not finite or beyond {LARGEST}")
     return array
 
 

@@ -35,7 +35,7 @@ def note(
         raise RunFolderError(f"{run}: not a run folder", "give the folder that `manihot run --out` wrote")
     for name, score in (("public", public), ("private", private)):
         if score is not None and not math.isfinite(score):
-            raise SettingsError(f"--{name} {score} is no score", "give the number that the leaderboard shows")
+            raise SettingsError(f"--{name} {score} is not a score", "give the number that the leaderboard shows")
     given = {"public": public, "private": private, "text": None if text is None else " ".join(text.split())}
     before = read_notes(places.notes)
     found = Notes(**{**before.model_dump(), **{key: value for key, value in given.items() if value is not None}})

@@ -185,7 +185,7 @@ def _load_file(model: nn.Module, path: Path) -> None:
             f"{path}: not readable as weights ({error})", "use .safetensors, or a .pth that holds only tensors"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise WeightsError(f"{path}: holds something else than named weights", "save the model's state_dict()")
+        raise WeightsError(f"{path}: holds something other than named weights", "save the model's state_dict()")
     try:
         report = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # the same names with other shapes
