@@ -46,6 +46,7 @@ from manihot.records.files import save_json
 from manihot.settings import Choice, Recipe, load_recipe
 from manihot.train.data.dataset import TrainingPhotos, make_loader
 from manihot.train.data.mixing import MIXES
+from manihot.train.gradients import Training
 from manihot.train.loop import fit
 from manihot.train.networks.backbones import make_model, make_preprocess, set_training
 from manihot.train.optim.losses import make_loss
@@ -226,7 +227,7 @@ def measure_input(paths: list[Path], rounds: int, sizes: Iterable[int]) -> dict[
     return found
 
 
-class Training:
+class Case:
     """The network of `standard` on a store of noise, trained by `fit` or by a bare loop over the same loader."""
 
     def __init__(self, seed: int = 0) -> None:
@@ -261,29 +262,18 @@ class Training:
     def fitted(self, folder: Path) -> Callable[[], None]:
         """One epoch of `fit`, with all that `standard` asks for, and the checkpoint at its end."""
         once = self.recipe.model_copy(update={"train": self.recipe.train.model_copy(update={"epochs": 1})})
+        training = Training(self.model, self.loader, self.batches, STEPS["supervised"], self.state)
 
         def epoch() -> None:
             (folder / "last.ckpt").unlink(missing_ok=True)
-            fit(
-                self.model,
-                self.loader,
-                self.batches,
-                STEPS["supervised"],
-                self.state,
-                once,
-                0,
-                folder,
-                None,
-                lambda network: None,
-                "fit",
-            )
+            fit(training, once, 0, folder, None, lambda network: None, "fit")
 
         return epoch
 
 
 def measure_loop(folder: Path, rounds: int) -> dict[str, Any]:
     """CPU milliseconds of a step: bare, by `fit`, the loader's part, each mix's part."""
-    training = Training()
+    training = Case()
     steps = len(training.batches)
     images = torch.rand(BATCH, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     targets = torch.eye(CLASSES)[torch.arange(BATCH) % CLASSES]

@@ -23,6 +23,7 @@ from manihot.settings import Recipe
 from manihot.train import distributed
 from manihot.train.data.dataset import EpochBatches, TrainingPhotos, make_loader
 from manihot.train.data.unlabelled import UnlabelledPhotos
+from manihot.train.gradients import Training
 from manihot.train.loop import fit
 from manihot.train.margins import Margins
 from manihot.train.networks.backbones import make_model, make_preprocess
@@ -153,7 +154,7 @@ def training(case: Case, folder: Path, dtype: torch.dtype = torch.float32) -> di
         return {"loss": float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(LABELS))), "accuracy": 0.5}
 
     step = case.step or make_step(recipe.step)
-    progress = fit(model, loader, batches, step, state, recipe, 0, folder, judge, save, "test")
+    progress = fit(Training(model, loader, batches, step, state), recipe, 0, folder, judge, save, "test")
     found.update({f"memory.{name}": value.numpy() for name, value in loss.state_dict().items()})
     for name in ("train_loss", "val_loss"):
         found[name] = np.array([row[name] for row in progress.history])

@@ -13,6 +13,7 @@ from manihot.errors import DataError, SettingsError
 from manihot.settings import Choice, Recipe, load_recipe
 from manihot.train.check import check_recipe
 from manihot.train.data.dataset import EpochBatches, TrainingPhotos, make_loader
+from manihot.train.gradients import Training
 from manihot.train.loop import fit
 from manihot.train.networks.backbones import make_model, make_preprocess
 from manihot.train.optim.losses import make_loss
@@ -46,7 +47,7 @@ def training(recipe: Recipe, folder: Path, step=STEPS["supervised"], judge=None)
     def alike(network):
         return {"loss": float(len(kept)), "accuracy": 0.5}
 
-    progress = fit(model, loader, batches, step, state, recipe, 0, folder, judge or alike, save, "test")
+    progress = fit(Training(model, loader, batches, step, state), recipe, 0, folder, judge or alike, save, "test")
     return kept, progress
 
 
@@ -159,7 +160,7 @@ def test_batch_norms_make_accumulation_another_gradient(recipe: Recipe, tmp_path
 def test_a_plateau_without_held_out_photographs_is_refused(recipe: Recipe, tmp_path: Path):
     recipe = recipe.model_copy(update={"schedule": Choice(name="plateau")})
     with pytest.raises(SettingsError, match="plateau watches held-out photographs"):
-        fit(None, None, None, None, None, recipe, 0, tmp_path, None, None, "test")  # type: ignore[arg-type]
+        fit(None, recipe, 0, tmp_path, None, None, "test")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("watch", "falls"), [({"watch": "loss"}, True), ({"watch": "accuracy"}, False), ({}, False)])

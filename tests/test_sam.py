@@ -17,6 +17,7 @@ from manihot.settings import Choice, Recipe, load_recipe
 from manihot.train import loop
 from manihot.train.data.dataset import TrainingPhotos, make_loader
 from manihot.train.data.mixing import Mixer
+from manihot.train.gradients import Training
 from manihot.train.loop import Progress, fit
 from manihot.train.networks.backbones import make_model, make_preprocess
 from manihot.train.optim.losses import make_loss
@@ -161,7 +162,7 @@ def training(
     def judge(network):
         return {"loss": next(scores), "accuracy": 0.5}
 
-    progress = fit(model, loader, order, step, state, recipe, 0, folder, judge, save, "test")
+    progress = fit(Training(model, loader, order, step, state), recipe, 0, folder, judge, save, "test")
     return kept | {f"loss.{k}": v for k, v in loss.state_dict().items()}, progress, model
 
 

@@ -34,7 +34,6 @@ from manihot.train.margins import join_margins
 from manihot.train.networks.checkpoint import load_network, save_network
 from manihot.train.networks.heads import Classifier, Snapshots
 from manihot.train.runners import TorchRunner, choose_device
-from manihot.train.steps import make_step
 from manihot.train.training import at_size, make_training
 
 Trained = tuple[Classifier, ModelCard]
@@ -178,18 +177,7 @@ def train_stage(
         save_network(path, network, card)  # type: ignore[arg-type]
 
     progress = fit(
-        training.model,
-        training.loader,
-        training.batches,
-        make_step(recipe.step),
-        training.state,
-        recipe,
-        stage.seed(fold),
-        folder,
-        judge if len(held) and of_classes else None,
-        save,
-        what,
-        epochs,
+        training, recipe, stage.seed(fold), folder, judge if len(held) and of_classes else None, save, what, epochs
     )
     if training.state.margins is not None and not rank():
         training.state.margins.save(folder, progress.margins)

@@ -19,8 +19,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,13 +34,13 @@ from manihot.records.readers import MOST_TENSORS, check_file, reading
 from manihot.records.run_parts import FoldFolder
 from manihot.settings import Recipe
 from manihot.train import distributed
-from manihot.train.data.dataset import EpochBatches
+from manihot.train.gradients import Gradients, Training
 from manihot.train.networks.backbones import NORMS, set_training
 from manihot.train.optim.averaging import AVERAGING, Averaging
 from manihot.train.optim.optimizers import make_optimizer
-from manihot.train.optim.sam import Sam, frozen_statistics, gradient_norm
+from manihot.train.optim.sam import gradient_norm
 from manihot.train.optim.schedules import NEEDS_SCORES, Schedule, make_schedule, watched_score
-from manihot.train.steps import Step, StepState
+from manihot.train.steps import StepState
 
 MANY_IN_A_ROW = 25  # steps without a finite gradient; a GradScaler's factor has left fp16's range long before
 
@@ -94,11 +93,7 @@ class Skipped:
 
 
 def fit(
-    model: nn.Module,
-    loader: Any,
-    batches: EpochBatches,
-    step: Step,
-    state: StepState,
+    training: Training,
     recipe: Recipe,
     seed: int,
     folder: Path,
@@ -107,7 +102,7 @@ def fit(
     what: str,
     epochs: int | None = None,
 ) -> Progress:
-    """Train `model` in place by the recipe; `save` is called with the network to keep and with snapshots.
+    """Train a network in place by the recipe; `save` is called with the network to keep and with snapshots.
 
     judge: scores a network after each epoch; None without held-out photographs. folder: gets last.ckpt and
     history.jsonl. epochs: after which it stops, on the way of the recipe's own number; all when left out. Raises
@@ -117,10 +112,11 @@ def fit(
     last = train.epochs if epochs is None else min(epochs, train.epochs)
     if judge is None and recipe.schedule.name in NEEDS_SCORES:
         raise SettingsError(f"schedule: {recipe.schedule.name} watches held-out photographs, and there are none")
+    model, batches, state = training.model, training.batches, training.state
     parts = _parts(model, math.ceil(len(batches) / train.accumulate), state, recipe)
     optimizer, schedule, averaging = parts["optimizer"], parts["schedule"], parts["averaging"]
-    set_training(model, recipe.model.freeze_norm)  # type: ignore[arg-type]
-    step = distributed.share_step(step, model, state)
+    set_training(model, recipe.model.freeze_norm)
+    training = replace(training, step=distributed.share_step(training.step, model, state))
     parts_of_step = train.accumulate * distributed.world()
     if parts_of_step > 1 and any(isinstance(m, NORMS) and m.training for m in model.modules()):
         warn(
@@ -135,10 +131,10 @@ def fit(
         torch.manual_seed(_seed_of(seed, epoch, distributed.rank()))
         batches.epoch = state.epoch = epoch
         state.loss.start_epoch(epoch, train.epochs)
-        set_training(model, recipe.model.freeze_norm)  # type: ignore[arg-type]
+        set_training(model, recipe.model.freeze_norm)
         rate = optimizer.param_groups[-1]["lr"]
         label = f"{what}, epoch {epoch + 1}/{train.epochs}"
-        loss = _train_epoch(model, loader, step, state, parts, recipe, progress, skipped, label)
+        loss = _train_epoch(training, recipe, parts, progress, skipped, label)
         averaging.after_epoch(model, epoch)
         if state.margins is not None:
             progress.margins[epoch] = state.margins.end_epoch()
@@ -164,7 +160,7 @@ def fit(
         if not distributed.rank():
             _save_checkpoint(folder, parts, progress)
     if train.keep == "last" or judge is None:
-        kept = averaging.finish(model, lambda: _inputs(loader, state))
+        kept = averaging.finish(model, lambda: _inputs(training.loader, state))
         if not distributed.rank():
             save(kept)
     return progress
@@ -190,106 +186,27 @@ def _parts(model: nn.Module, steps_per_epoch: int, state: StepState, recipe: Rec
 
 
 def _train_epoch(
-    model: nn.Module,
-    loader: Any,
-    step: Step,
-    state: StepState,
-    parts: dict[str, Any],
-    recipe: Recipe,
-    progress: Progress,
-    skipped: Skipped,
-    what: str,
+    training: Training, recipe: Recipe, parts: dict[str, Any], progress: Progress, skipped: Skipped, what: str
 ) -> float:
     """One pass; the mean training loss."""
-    optimizer, scaler = parts["optimizer"], parts["scaler"]
+    optimizer, scaler, loader = parts["optimizer"], parts["scaler"], training.loader
     schedule: Schedule = parts["schedule"]
     averaging: Averaging = parts["averaging"]
     accumulate, loss_sum, seen, skipped.epoch = recipe.train.accumulate, 0.0, 0, 0
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    settings = recipe.optimizer
-    sam = Sam(trained, settings.sam, settings.sam_adaptive) if settings.sam else None
+    gradients = Gradients(training, recipe, optimizer, scaler, what)
     for number, group in enumerate(grouped(track(loader, what, total=len(loader)), accumulate)):
-        first = number * accumulate
-        if sam is None:
-            loss = gradient(model, group, first, step, state, scaler, what)
-        else:
-            loss = sharpness_gradient(model, group, first, step, state, scaler, what, optimizer, sam)
-        loss_sum += loss
+        loss_sum += gradients.make(group, number * accumulate)
         seen += sum(len(batch["image"]) for batch in group)
-        skipped.note(not _step(optimizer, scaler, trained, recipe.train.clip), not scaler.is_enabled(), what)
+        stepped = _step(optimizer, scaler, gradients.trained, recipe.train.clip)
+        skipped.note(not stepped, not scaler.is_enabled(), what)
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
-        averaging.after_step(model, progress.step)
+        averaging.after_step(training.model, progress.step)
         progress.step += 1
     if skipped.epoch:
         warn(f"{what}: {skipped.epoch} steps left out, their gradients were not finite; lower optimizer.lr or .sam")
     losses, counts = zip(*distributed.gather((loss_sum, seen)))
     return float(sum(losses) / max(1, sum(counts)))
-
-
-def gradient(
-    model: nn.Module,
-    group: Sequence[Any],
-    first: int,
-    step: Step,
-    state: StepState,
-    scaler: Any,
-    what: str,
-    strict: bool = True,
-) -> float:
-    """Make the gradient of a group of batches, weighted by photographs; the sum of this process's losses.
-
-    first: number in the epoch of the group's first batch. Raises DataError when the loss is no longer finite, if
-    `strict`.
-    """
-    sizes, loss_sum = [len(batch["image"]) for batch in group], 0.0
-    for offset, batch in enumerate(group):
-        state.batch_number = first + offset
-        with state.no_sync() if offset + 1 < len(group) else nullcontext():
-            loss = step(model, batch, state)["loss"]
-            share = sizes[offset] / sum(sizes)  # weighted by photographs, not by batches
-            scaler.scale(loss * share).backward()
-        loss_sum += float(loss.detach()) * sizes[offset]
-    if strict and not math.isfinite(loss_sum):
-        raise DataError(
-            f"{what}: the loss is {loss_sum}",
-            "lower optimizer.lr"
-            + (", or set train.precision=fp32" if state.dtype != torch.float32 else "")
-            + ", and where train.clip is 0, set it to 5",
-        )
-    return loss_sum
-
-
-def sharpness_gradient(
-    model: nn.Module,
-    group: Sequence[Any],
-    first: int,
-    step: Step,
-    state: StepState,
-    scaler: Any,
-    what: str,
-    optimizer: Any,
-    sam: Sam,
-    strict: bool = True,
-) -> float:
-    """As `gradient`, but the gradient is the one at the worst place nearby; the loss is the first pass's."""
-    state.kept, before = {}, _random_state(state.device)
-    try:
-        loss_sum = gradient(model, group, first, step, state, scaler, what, strict)
-        if not sam.perturb():
-            return loss_sum  # without a direction: zero, or not finite, which the caller sees
-        optimizer.zero_grad(set_to_none=True)
-        _set_random_state(state.device, before)
-        state.loss.eval()
-        try:
-            with frozen_statistics(model):
-                gradient(model, group, first, step, state, scaler, what, strict=False)
-        finally:
-            state.loss.train()
-            sam.restore()
-        return loss_sum
-    finally:
-        state.kept = None
 
 
 def _step(optimizer: Any, scaler: Any, trained: Sequence[Tensor], clip: float) -> bool:
@@ -308,20 +225,6 @@ def _step(optimizer: Any, scaler: Any, trained: Sequence[Tensor], clip: float) -
         return False
     scaler.step(optimizer)
     return True
-
-
-def _random_state(device: torch.device) -> list[Tensor]:
-    if device.type == "cpu":
-        return [torch.get_rng_state()]
-    which = [device] if device.type == "cuda" else []  # other kinds have one generator
-    return [torch.get_rng_state(), torch.get_device_module(device).get_rng_state(*which)]
-
-
-def _set_random_state(device: torch.device, state: list[Tensor]) -> None:
-    torch.set_rng_state(state[0])
-    if device.type != "cpu":
-        which = [device] if device.type == "cuda" else []
-        torch.get_device_module(device).set_rng_state(state[1], *which)
 
 
 def grouped(batches: Any, count: int) -> Iterator[list[Any]]:

@@ -33,15 +33,14 @@ from manihot.records.run_folder import RunFolder
 from manihot.settings import Recipe, load_recipe, suggest
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.train.check import check_recipe
-from manihot.train.loop import gradient, grouped, sharpness_gradient
+from manihot.train.gradients import Gradients, Training
+from manihot.train.loop import grouped
 from manihot.train.networks.backbones import set_training
 from manihot.train.optim.optimizers import make_optimizer
-from manihot.train.optim.sam import Sam
 from manihot.train.probe import cache_folder
 from manihot.train.runners import choose_device
-from manihot.train.steps import make_step
 from manihot.train.toolbox import torch_toolbox
-from manihot.train.training import Training, make_training
+from manihot.train.training import make_training
 
 DIVERGED = 4.0  # times the lowest running mean of the loss: no use to go on
 MEMORY = 0.9  # of the running mean that is watched for this
@@ -132,9 +131,8 @@ def find_lr(
     model, state = training.model, training.state
     optimizer = make_optimizer(model, recipe.optimizer)
     shares = [group["lr"] / recipe.optimizer.lr for group in optimizer.param_groups]
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
     scaler = torch.amp.GradScaler(state.device.type, enabled=state.dtype == torch.float16)
-    sam = Sam(trained, recipe.optimizer.sam, recipe.optimizer.sam_adaptive) if recipe.optimizer.sam else None
+    gradients = Gradients(training, recipe, optimizer, scaler, "Learning rates")
     torch.manual_seed(seed)
     set_training(model, recipe.model.freeze_norm)
     rates = np.geomspace(lowest, highest, steps)
@@ -142,17 +140,13 @@ def find_lr(
     for rate, (first, group) in zip(track(rates, "Learning rates", total=steps), _steps(training, recipe)):
         for one, share in zip(optimizer.param_groups, shares):
             one["lr"] = rate * share
-        arguments = (model, group, first, make_step(recipe.step), state, scaler, "Learning rates")
-        if sam is None:
-            total = gradient(*arguments, strict=False)
-        else:
-            total = sharpness_gradient(*arguments, optimizer, sam, strict=False)
+        total = gradients.make(group, first, strict=False)
         seen.append(total / sum(len(batch["image"]) for batch in group))
         if _ran_away(seen):
             break
         if recipe.train.clip:
             scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(trained, recipe.train.clip)
+            torch.nn.utils.clip_grad_norm_(gradients.trained, recipe.train.clip)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)

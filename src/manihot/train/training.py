@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from timm.layers import resample_abs_pos_embed
-from torch.utils.data import DataLoader
 
 from manihot.augment.augmenter import Augmenter
 from manihot.errors import SettingsError
@@ -19,11 +17,12 @@ from manihot.members.training_labels import TrainingLabels
 from manihot.records.files import digest_value, one_at_a_time
 from manihot.records.manifest import UNLABELLED
 from manihot.settings import Model, Recipe
-from manihot.train.data.dataset import EpochBatches, TrainingPhotos, make_loader
+from manihot.train.data.dataset import TrainingPhotos, make_loader
 from manihot.train.data.mixing import Mixer, class_activation
 from manihot.train.data.negatives import Extended, Material, make_negatives, write_negatives
 from manihot.train.data.unlabelled import UnlabelledPhotos
 from manihot.train.distributed import SEED_OF_PROCESS, from_first, rank, world
+from manihot.train.gradients import Training
 from manihot.train.margins import Margins
 from manihot.train.networks.backbones import are_maps, make_model, set_training
 from manihot.train.networks.heads import Classifier
@@ -31,21 +30,9 @@ from manihot.train.optim.losses import make_loss
 from manihot.train.optim.losses.contract import PER_CLASS
 from manihot.train.probe import choose_way
 from manihot.train.runners import PRECISIONS, Normalise, choose_device
-from manihot.train.steps import NEEDS_UNLABELLED, StepState, unlabelled_settings
+from manihot.train.steps import NEEDS_UNLABELLED, StepState, make_step, unlabelled_settings
 
 SURELY_NOT = float(np.log(1e-7))  # a teacher's logit of what a photograph doesn't show
-
-
-@dataclass(frozen=True)
-class Training:
-    """What `fit` needs for one fold: a network, its batches, its loss and mixing, its precision by name, its layout."""
-
-    model: Classifier
-    loader: DataLoader[Any]
-    batches: EpochBatches
-    state: StepState
-    precision: str
-    channels_last: bool
 
 
 def make_training(
@@ -71,9 +58,8 @@ def make_training(
     learned = training_labels
     training_labels, photos = with_negatives(member, fold, training_labels)
     augmenter = Augmenter(recipe.augment, size, seed, recipe.train.epochs, member.preprocess.last_fit)
-    counts = np.maximum(
-        training_labels.targets.sum(0), 1
-    )  # a class without photographs here must not weigh without bound
+    # a class without photographs here must not weigh without bound
+    counts = np.maximum(training_labels.targets.sum(0), 1)
     settings = recipe.loss.settings
     if recipe.model.unknown:
         settings = one_more_class(settings, training_labels.classes - 1, float(counts[-1]))
@@ -111,7 +97,7 @@ def make_training(
         state.margins = make_margins(member, learned, len(training_labels.rows))
     if recipe.train.compile:
         state.embed = compiled(model)
-    return Training(model, loader, batches, state, precision, channels_last)
+    return Training(model, loader, batches, make_step(recipe.step), state, precision, channels_last)
 
 
 def make_margins(member: Member, training_labels: TrainingLabels, photographs: int) -> Margins:
