@@ -5,7 +5,7 @@
 
 The published protocol of benchmarks/bracol.py; wrong labels are planted in the training part alone, uniformly over the
 other classes; validation and test keep theirs. All look at the same features, computed once: `unregularised` is plain
-cross-entropy, a head free to learn every label by heart (C = 1000); `quick` holds its head back (C up to .01, chosen
+cross-entropy, a head free to memorise every label (C = 1000); `quick` holds its head back (C up to .01, chosen
 inside the training part); `robust` checks the labels too. `finetuned` is plain cross-entropy once more, on a whole
 network: `standard` without smoothing and averaging, at small size and for long enough to learn labels by heart.
 """

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from npm import npm_package
+
 TUTORIALS = sorted((Path(__file__).parents[1] / "docs/tutorials").glob("*.md"))
 
 pytestmark = [pytest.mark.tutorial, pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")]
@@ -20,6 +22,8 @@ pytestmark = [pytest.mark.tutorial, pytest.mark.skipif(shutil.which("bash") is N
 def test_a_tutorial_can_be_followed(page: Path, tmp_path: Path) -> None:
     commands = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert commands, "a tutorial without a command"
+    if runtime := re.search(r"npm pack .*(onnxruntime-web)@([\d.]+)", "\n".join(commands)):
+        npm_package(*runtime.groups())  # skips where npm can't fetch it
     programs = tmp_path / "programs"
     programs.mkdir()
     manihot = programs / "manihot"

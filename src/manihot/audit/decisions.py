@@ -273,7 +273,7 @@ def _need(table: pd.DataFrame | None, what: str, columns: tuple[str, ...], rule:
 
 
 def merge_decisions(*tables: pd.DataFrame) -> pd.DataFrame:
-    """One table of several; where they decide on the same photograph, the first table's word holds."""
+    """One table of several; where they decide on the same photograph, the first table wins."""
     given = [table for table in tables if len(table)]
     if not given:
         return tables[0].copy() if tables else _rows(pd.Series(dtype=object), pd.Series(dtype=object), "keep", [])

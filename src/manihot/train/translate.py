@@ -243,7 +243,7 @@ def _check_names(originals: Manifest, name: str) -> None:
 
 def _warn(originals: Manifest, fewest: int, without_fold: int | None) -> None:
     if fewest < FEW:
-        warn(f"with {fewest} photographs of a class, expect the translator to learn those by heart")
+        warn(f"with {fewest} photographs of a class, expect the translator to memorise them")
     if without_fold is None and (originals.fold >= 0).any():
         warn(
             "the translators also see what the manifest's folds hold out, so scores of these folds would be "
