@@ -74,9 +74,21 @@ def verbs(photos: Path, other: Path, quick: int, standard: int, others: int) -> 
     costs = photos.parent / "costs.yaml"
     costs.write_text(f"missed: {{{first!r}: 10}}\n", encoding="utf-8")
     few = sorted(map(str, (photos / "train_images").iterdir()))[:6]
+    sample, mapping = photos.parent / "sample_submission.csv", str(photos / "label_num_to_disease_map.json")
+    sample.write_text("image_id,label\n" + "".join(f"{number}.jpg,0\n" for number in range(90)), encoding="utf-8")
+    probed = ["--classes", mapping, "--scores", *(f"{name}=.2" for name in list(names.values())[1:])]
 
     def both(done: Path) -> list[str]:
         return [str(run / oof) for run in (done, other)]
+
+    def prepared(out: Path) -> str:
+        """A run of which everything is done but its jobs."""
+        run = photos.parent / "prepared"
+        if not run.exists():
+            finish(["prepare", folder, *cpu, *STANDARD, "--out", str(run)])
+        if not (out / "run").exists():
+            shutil.copytree(run, out / "run")
+        return str(out / "run")
 
     kinds: list[tuple[str, Callable[[Path, Path], list[str]], int]] = [
         ("run, recipe quick", lambda _, out: ["run", folder, *cpu, "--recipe", "quick", "--out", str(out)], quick),
@@ -100,6 +112,21 @@ def verbs(photos: Path, other: Path, quick: int, standard: int, others: int) -> 
         ),
         ("export", lambda done, out: ["export", str(done), "--int8", "--out", str(out)], others),
         ("share", lambda done, out: ["share", str(done), "--out", str(out / "a.zip")], others),
+        ("prepare", lambda _, out: ["prepare", folder, *cpu, *STANDARD, "--out", str(out)], others),
+        ("train --job", lambda _, out: ["train", prepared(out), "--job", "main/0", *cpu], others),
+        ("review", lambda done, out: ["review", str(done), "--out", str(out / "review.html")], others),
+        (
+            "reweight",
+            lambda done, out: ["reweight", *both(done)[:1], "--oof", both(done)[1], "--out", str(out / "new.csv")],
+            others,
+        ),
+        ("probe-prior", lambda _, out: ["probe-prior", str(sample), *probed, "--out", str(out)], others),
+        (
+            "show-augment",
+            lambda _, out: ["show-augment", "standard", few[0], "--out", str(out / "augment.png")],
+            others,
+        ),
+        ("show-losses", lambda _, out: ["show-losses", "--out", str(out / "losses.html")], others),
         ("demo-data", lambda _, out: ["demo-data", str(out), "--photos", "60"], others),
     ]
     return [Verb(*kind) for kind in kinds]
@@ -198,7 +225,7 @@ def main() -> int:
     parser.add_argument("--quick", type=int, default=50)
     parser.add_argument("--standard", type=int, default=20)
     parser.add_argument("--others", type=int, default=10)
-    parser.add_argument("--only", help="verbs whose name holds this")
+    parser.add_argument("--only", nargs="+", help="verbs whose name holds one of these")
     parser.add_argument("--photos", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
@@ -213,7 +240,7 @@ def main() -> int:
     rows = []
     print("| verb | seconds undisturbed | killed | bit-equal after resuming |\n|---|---|---|---|")
     for verb in verbs(photos, other, asked.quick, asked.standard, asked.others):
-        if verb.moments and (asked.only is None or asked.only in verb.name):
+        if verb.moments and (asked.only is None or any(part in verb.name for part in asked.only)):
             row = campaign(verb, done, asked.work, random.Random(f"{asked.seed} {verb.name}"))
             print(f"| {row['verb']} | {row['seconds']:.1f} | {row['moments']} | {row['equal']} |", flush=True)
             rows.append(row)

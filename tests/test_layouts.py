@@ -263,6 +263,18 @@ def test_train_and_Train_are_both_read(tmp_path: Path) -> None:
     assert read(tmp_path) == {"train/a/1.jpg": ("a", "train"), "Train/b/2.jpg": ("b", "train")}
 
 
+@pytest.mark.parametrize(
+    ("one", "two"), [("Leaf spot", "leaf_spot_"), ("leafspot", "Leaf-Spot"), ("caf\u00e9", "cafe\u0301"), ("-", "_")]
+)
+def test_twins_in_spaces_and_accents(tmp_path: Path, one: str, two: str) -> None:
+    table(
+        tmp_path / "t.csv", "image,label\n" + "".join(f"{k}.jpg,{name}\n" for k, name in enumerate((one, two, "rust")))
+    )
+    make(tmp_path, *(f"{k}.jpg" for k in range(3)))
+    found, _ = scan(tmp_path, columns=TableOptions(merge_case=True, keep_na=True))
+    assert len(found.classes) == (3 if one == "-" else 2)
+
+
 def test_twins_in_capitals(tmp_path: Path, capsys) -> None:
     make(tmp_path, "Rust/1.jpg", "rust/2.jpg", "rust/3.jpg", "leaf spot/4.jpg", "leaf_spot/5.jpg")
     assert scan(tmp_path)[0].classes == ("Rust", "leaf spot", "leaf_spot", "rust")

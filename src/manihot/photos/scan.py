@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -237,10 +238,11 @@ def _unite_classes(listings: list[Listing]) -> tuple[str, ...]:
 
 
 def _twins(names: Sequence[str]) -> list[list[str]]:
-    """Names that differ in capitals, spaces, hyphens or underscores only."""
+    """Names that differ in capitals, spaces, hyphens, underscores or the way an accent is encoded only."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(re.sub(r"[\s_-]+", " ", name.casefold()), []).append(name)
+        folded = unicodedata.normalize("NFKC", name).casefold()
+        groups.setdefault(re.sub(r"[\s_-]+", "", folded) or folded, []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 
