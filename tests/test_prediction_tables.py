@@ -46,6 +46,8 @@ def rows(header: str, labels: list[str]) -> str:
         ("c0,c1,c2", ["2", "0", "-1"], [2, 0, -1]),
         ("c2,c1,c0", ["2", "0", "-1"], [2, 0, -1]),  # wherever the columns stand
         ("-1,0,1", ["-1", "0", "1"], [0, 1, 2]),  # -1 is a class here
+        ("class 0,class 1,class 2", ["2", "class 1", "0"], [2, 1, 0]),
+        ("year 2019,year 2020,other", ["2", "0", "-1"], [2, 0, -1]),
     ],
 )
 def test_labels_are_names_of_columns_first(tmp_path: Path, header: str, labels: list[str], expected: list[int]) -> None:
@@ -60,6 +62,13 @@ def test_labels_are_names_of_columns_first(tmp_path: Path, header: str, labels: 
         ("rust,scab,healthy", ["1", "3"], None, ["label '3' in line 3", "counted from 0", "0 rust, 1 scab, 2 healthy"]),
         ("c0,c1,c2", ["1", "2"], ("1", "2", "3"), ["two ways", "'1' is the name of class 0", "counted from 0 '2'"]),
         ("c0,c1,c2", ["1", "3"], ("1", "2", "3"), ["label '3' in line 3", "counted from 0", "as a name it is class 2"]),
+        (
+            "c1,c2,c3",
+            ["2", "1"],
+            None,
+            ["label '2' in line 2", "two ways", "names it is 'c2', counted from 0 it is 'c3'"],
+        ),
+        ("plot 3,plot 4,plot 5", ["3"], None, ["names it is 'plot 3', counted from 0 it is none"]),
         ("c0,c1", ["0"], ("a", "b", "c"), ["2 columns c0 to c1 for 3 classes: a, b, c"]),
     ],
 )

@@ -133,6 +133,7 @@ def _read_labels(cells: pd.Series, classes: Sequence[str], numbered: bool, path:
     by_name = {str(to_number(name)): k for k, name in enumerate(classes) if is_whole(name)}
     by_name |= {name: k for k, name in enumerate(classes)}
     named_by_numbers = any(map(is_whole, classes))
+    ending = {} if numbered or named_by_numbers else _numbers_at_the_end(classes)
     codes, found = pd.factorize(cells)
     meaning, missing = np.empty(len(found), dtype=np.int64), 0
     names: list[int] = []
@@ -148,6 +149,14 @@ def _read_labels(cells: pd.Series, classes: Sequence[str], numbered: bool, path:
         meaning[at] = number if numbered and whole else name
         if meaning[at] < 0 and whole and not numbered and not named_by_numbers:
             meaning[at] = number
+            if ending.get(int(whole), number) != number:
+                other = classes[ending[int(whole)]]
+                seen = f"counted from 0 it is {classes[number]!r}" if number >= 0 else "counted from 0 it is none"
+                raise DataError(
+                    f"{path}: label {cell!r} in line {cells.index[codes == at][0]} can be read in two ways: by the "
+                    f"columns' names it is {other!r}, {seen}",
+                    "write labels as the names of the columns",
+                )
         if meaning[at] < 0:
             raise DataError(*_explain_label(path, cells.index[codes == at][0], cell, whole, classes, numbered))
         names, numbers = [*names, name], [*numbers, number]
@@ -163,6 +172,14 @@ def _read_labels(cells: pd.Series, classes: Sequence[str], numbered: bool, path:
         say(f"{path}: {missing} labels say in words that none is known ('nan' and the like); taken as no label")
     result: np.ndarray = meaning[codes]
     return result
+
+
+def _numbers_at_the_end(classes: Sequence[str]) -> dict[int, int]:
+    """From the number that each name ends in to its place, where names differ in that number only; else nothing."""
+    parts = [re.fullmatch(r"(.*?)([0-9]{1,6})", name) for name in classes]
+    if None in parts or len({part[1] for part in parts if part}) > 1:
+        return {}
+    return {int(part[2]): k for k, part in enumerate(parts) if part}
 
 
 def _explain_label(
