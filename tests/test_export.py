@@ -129,7 +129,7 @@ def test_int8_is_judged_on_held_out_photographs(run: Path, exported: Path, tmp_p
     assert found["fp32"]["photographs"] == found["int8"]["photographs"] == n
     gained = round(n * (found["int8"]["accuracy"] - found["fp32"]["accuracy"]))
     assert gained == found["fixed"] - found["broken"]
-    # heads that were not fitted anew, on int8's features, would answer otherwise
+    # heads that were not refitted, on int8's features, would answer otherwise
     photos = run.parent / "demo/train_images"
     ours, before = (predict(file, photos) for file in (small, whole))
     assert np.abs(ours.pred_probs - before.pred_probs).max() > 0

@@ -49,7 +49,7 @@ def test_head_first_then_all_at_another_size(tmp_path: Path, tiny_recipe: Path):
     assert all(torch.equal(first[name], fresh[name]) for name in body)  # frozen
     assert not torch.equal(first["head.weight"], fresh["head.weight"])
     assert any(not torch.equal(second[name], first[name]) for name in body)
-    # one step of a rate of .003 leaves them near: they were carried over and not drawn anew
+    # one step of a rate of .003 leaves them near: they were carried over and not redrawn
     gap = max(float((second[name] - first[name]).abs().max()) for name in trained)
     assert gap < 0.05
     assert max(float((second[name] - fresh[name]).abs().max()) for name in ("head.weight",)) > 0

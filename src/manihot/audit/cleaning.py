@@ -66,10 +66,10 @@ def clean(
     weight: float | None = None,
     update: bool = False,
 ) -> pd.DataFrame:
-    """Write a cleaned manifest into `out`; gives the table of counts a class before and after.
+    """Write a cleaned manifest into `out`; returns the counts per class before and after.
 
-    run: a run folder that was audited, or a manifest. rules: RULE=ACTION each, see `decide`; the first matching rule wins
-    where two speak of a photograph. decisions: a file instead of rules. predictions: of photographs that their model
+    run: an audited run folder, or a manifest. rules: RULE=ACTION each, see `decide`; the first rule that matches a
+    photograph wins. decisions: a file instead of rules. predictions: of photographs that their model
     never saw (a second source, say), in place of the audit's. threshold (0.9), n, classes, weight (0.5): see `decide`.
     update: write over a decisions.csv that was edited. Raises DataError, SettingsError, or RunFolderError for an `out`
     that holds something else; nothing is written then.

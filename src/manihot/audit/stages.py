@@ -126,7 +126,7 @@ def audit_labels(
     embeddings: Path | None = None,
     why_no_embeddings: str = "the predictions hold no features",
 ) -> None:
-    """Wrong labels, what goes with errors, drift between sources: from the run's out-of-fold predictions `name`.
+    """Wrong labels, what correlates with errors, drift between sources: from the run's out-of-fold predictions `name`.
 
     members: whose margins in training are evidence about the labels; `name` alone when left out. embeddings: a file of
     `manihot.quick.audit_embeddings` for predictions without their own; why_no_embeddings: said where there are none.

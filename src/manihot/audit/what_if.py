@@ -91,7 +91,7 @@ def what_if(
     torn. trusted: bool (N,), photographs whose labels are known to be right; they are scored apart too, and their
     labels are never cleaned. fold: int (N,), the run's own folds, which the first repeat takes and whose number holds
     for all (instead of `folds`); where they tear groups or leave too little to learn from, which is said, all are drawn
-    anew. arms: names of ARMS. Every arm sees the same folds, doubtful labels and seeds. Raises DataError.
+    new. arms: names of ARMS. Every arm sees the same folds, doubtful labels and seeds. Raises DataError.
     """
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
@@ -244,7 +244,7 @@ def _find_doubtful(
 
 
 def _fit(x: np.ndarray, targets: np.ndarray, weights: np.ndarray, strength: float, new: np.ndarray) -> np.ndarray:
-    """Probabilities (n', K) of a logistic regression fitted on soft targets (n, K): a row a class with a share."""
+    """Probabilities (n', K) of a logistic regression fitted on soft targets (n, K): a row per class with a share."""
     row, k = np.nonzero(targets > 1e-3)
     weight = targets[row, k] * weights[row]
     use = weight > 0

@@ -76,7 +76,7 @@ def find_pareto_front(
 ) -> pd.DataFrame:
     """Blends that no other one beats in accuracy, latency and download size together, the cheapest first.
 
-    latency: seconds a photograph of each member. download: bytes of each member. Both add up over a blend's
+    latency: seconds per photograph of each member. download: bytes of each member. Both add up over a blend's
     members. Columns: members, accuracy, latency, download. Up to 20 members (DataError).
     """
     counts = score_subsets(pred_probs, labels)

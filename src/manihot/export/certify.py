@@ -86,7 +86,8 @@ def look_everywhere(
 def _of_run(source: Source, bundle: Bundle, files: Sequence[Path]) -> list[Seen]:
     """What the run's own networks say; a photograph that can't be read has its fault.
 
-    Strangers are told by the exported detector, as the run's own needs other files; so `refusal` compares quality.
+    Out-of-distribution photographs are found by the exported detector, as the run's own needs other files; so
+    `refusal` compares quality.
     """
     model = source.model.with_views(1)
     readable: dict[int, np.ndarray] = {}

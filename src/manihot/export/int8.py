@@ -3,7 +3,7 @@
 `weights`: the weights of convolutions are kept in 8 bits per channel and become floating point again when the network
 is opened. It computes as fast as before, and the heads stay as they are. `static`: activations have 8 bits too, which
 is faster where the processor multiplies bytes. That changed 4 to 5 % of a fitted head's decisions on BRACOL, so linear
-heads are fitted anew on what the int8 backbone sees. Calibration and prediction sets are fitted anew for both, on
+heads are refitted on what the int8 backbone sees. Calibration and prediction sets are refitted for both, on
 held-out answers.
 """
 

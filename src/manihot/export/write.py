@@ -189,7 +189,7 @@ def write_model(
     sets: ConformalSets | None,
     **more: Any,
 ) -> Made:
-    """One graph of the networks. judged: of these networks, held out; what tells strangers is fitted on it."""
+    """One graph of the networks. judged: held out, of these networks; fits the out-of-distribution detector."""
     model = source.model
     detectors = _detectors(source, networks, judged) if sets is not None else []
     trust = Trust(calibrator, sets, detectors)

@@ -105,7 +105,7 @@ def _read_probs(frame: pd.DataFrame, columns: list[str], numbered: bool, path: P
 
 
 def _read_numbers(cells: pd.Series, what: str, remedy: str) -> np.ndarray:
-    """A column of text as float64 (N,); DataError with the line of the first cell that is no number."""
+    """A column of text as float64 (N,); DataError with the line of the first cell that is not a number."""
     numbers = np.empty(len(cells))
     for row, (line, cell) in enumerate(cells.items()):
         try:

@@ -194,7 +194,7 @@ def read_parquet(
 
 
 def check_column(table: pa.Table, name: str, kind: str) -> None:
-    """Raise KeyError where a table lacks a column, TypeError where it holds something else than `kind`.
+    """Raise KeyError where a table lacks a column, TypeError where it holds something other than `kind`.
 
     kind: a row of COLUMN_KINDS; with '?' behind it the column may be absent or have empty cells.
     """

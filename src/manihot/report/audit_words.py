@@ -75,8 +75,8 @@ def _say_sources(found: dict[str, Any]) -> str:
         within = f", {number(pair['within_class'], 2)} among photographs of one class"
     many = f"{found['n_differ']} of {found['n_pairs']} pairs of sources differ; most: " if found["n_pairs"] > 1 else ""
     return (
-        f"{many}“{pair['first']}” and “{pair['second']}” can {pair['easily']} be told apart by the photographs alone: "
-        f"{auc}{within}.{_strongest(pair)}"
+        f"{many}“{pair['first']}” and “{pair['second']}” can {pair['easily']} be distinguished by the photographs "
+        f"alone: {auc}{within}.{_strongest(pair)}"
     )
 
 

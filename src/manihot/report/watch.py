@@ -1,4 +1,4 @@
-"""`manihot watch`: has the input, the mix of answers or the confidence moved from what the model was fitted on?
+"""`manihot watch`: have new photographs drifted from the training data, in input, predictions or confidence?
 
 The questions and their tests are those of `manihot.trust.drift`; this page asks them of photographs, and shows
 the ones that lie furthest away.

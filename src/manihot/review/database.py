@@ -113,13 +113,13 @@ class Database:
 
     # -------------------------------------------------------------------------------------------- people
 
-    def invite(self, names: Sequence[str], anew: bool = False) -> dict[str, str]:
-        """New tokens of those who have none, of everybody named where `anew`: name to token."""
+    def invite(self, names: Sequence[str], renew: bool = False) -> dict[str, str]:
+        """New tokens of those who have none, of everybody named where `renew`: name to token."""
         tokens = {}
         with self._writing() as connection:
             known = set(connection.execute(sa.select(_people.c.name)).scalars())
             for name in dict.fromkeys(names):
-                if name in known and not anew:
+                if name in known and not renew:
                     continue
                 tokens[name] = secrets.token_urlsafe(TOKEN_BYTES)
                 row = self._insert(_people).values(name=name, token_sha256=_digest(tokens[name]))

@@ -206,6 +206,4 @@ def _read(name: str) -> str:
     try:
         return (resources.files("manihot.review") / "page" / name).read_text(encoding="utf-8")
     except OSError as error:
-        raise DataError(
-            f"{name}: a part of the page is missing from the installation", "install manihot anew"
-        ) from error
+        raise DataError(f"{name}: a part of the page is missing from the installation", "reinstall manihot") from error

@@ -23,7 +23,7 @@ class Waiting:
 class Batcher:
     """Collects photographs until there are `most`, or the first has waited `wait` seconds, or none is on its way.
 
-    coming: how many photographs are being decoded; where there are none, nobody waits. seen: is told the size of each
+    coming: how many photographs are being decoded; where there are none, nobody waits. seen: gets the size of each
     batch. A photograph's row doesn't depend on what is beside it: tests/test_serve.py.
     """
 

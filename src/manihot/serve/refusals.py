@@ -58,7 +58,7 @@ class Gate:
     def __init__(self, photographs: int, size: int) -> None:
         self.photographs, self.size = photographs, size
         self.held, self.bytes = 0, 0
-        self.each = 0.02  # seconds a photograph, a moving mean
+        self.each = 0.02  # seconds per photograph, a moving mean
         self.last = time.monotonic()
 
     @contextmanager

@@ -50,9 +50,9 @@ class Audit(Group):
 
 
 class Trust(Group):
-    """What is promised of answers on new photographs."""
+    """Guarantees for the answers on new photographs."""
 
-    coverage: float = Field(default=0.9, gt=0, lt=1, description="how often a set of answers holds the truth")
+    coverage: float = Field(default=0.9, gt=0, lt=1, description="coverage of the prediction sets")
     false_rejection: float = Field(
         default=0.05, gt=0, lt=1, description="share of photographs of the known kind that may be refused as unknown"
     )
@@ -233,7 +233,7 @@ class Recipe(Group):
         default_factory=dict, description="other names of classes, in any source, to the class that another source has"
     )
     audit: Audit = Field(default=Audit(), description="what a run checks in photographs and labels")
-    trust: Trust = Field(default=Trust(), description="what is promised of answers on new photographs")
+    trust: Trust = Field(default=Trust(), description="guarantees for the answers on new photographs")
     folds: Folds = Folds()
     beside: str = Field(
         default="none", description="another recipe that is fitted as a second member; the better one answers"

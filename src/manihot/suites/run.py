@@ -1,4 +1,4 @@
-"""A suite on photographs: train what is not trained yet, compare, and write the tables anew after every arm.
+"""A suite on photographs: train what is not trained yet, compare, and rewrite the tables after every arm.
 
 OUT is a run folder whose members are the arms. Beside what a run leaves there it holds suite.csv and suite.json, and
 suite.png and suite.html, which are drawn from suite.json.

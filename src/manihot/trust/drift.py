@@ -1,4 +1,4 @@
-"""Has the world moved from what the model was fitted on? The numbers behind `manihot watch MODEL NEW_PHOTOS`.
+"""Have new photographs drifted from the training data? The numbers behind `manihot watch MODEL NEW_PHOTOS`.
 
 Four questions to two sets of predictions, each answered by an effect (how far) and a p-value (how surely):
 

@@ -231,7 +231,7 @@ def fit_unknown(
     a photograph is no stranger to itself. kind: a name of KINDS. Raises SettingsError or DataError.
     """
     if kind not in KINDS:
-        raise SettingsError(f"there is no score of strangeness {kind!r}", suggest(kind, list(KINDS)))
+        raise SettingsError(f"no outlier score is called {kind!r}", suggest(kind, list(KINDS)))
     column = -1
     if kind == "output":
         if unknown_class not in predictions.classes:

@@ -73,7 +73,7 @@ def audit(
 
     Tables in OUT/audit, a page in OUT/audit.html; next: manihot clean OUT. The recipe is `quick` unless you name one.
     With --predictions alone, photographs are not needed, and every photograph must have been predicted by a model that
-    never saw it; --classes names its classes, and no other option has a say. Nothing is changed.
+    never saw it; --classes names its classes, and all other options are rejected. Nothing is changed.
     """
     if photos is None:
         given = {

@@ -151,7 +151,7 @@ class NoteResult:
 
 @dataclass(frozen=True, kw_only=True)
 class SharesResult:
-    """Of `probe_prior` and `reweight`. shares: a row a class with its share; None where no scores were given."""
+    """Of `probe_prior` and `reweight`. shares: a row per class with its share; None where no scores were given."""
 
     files: tuple[Path, ...]
     shares: pd.DataFrame | None

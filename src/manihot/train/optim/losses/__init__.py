@@ -101,7 +101,7 @@ def class_balanced(
     """
     counts = class_counts if counts is None else counts
     if counts is None or len(counts) != classes:
-        raise SettingsError(f"loss class_balanced: counts = {counts}", f"counts are {classes} numbers, one a class")
+        raise SettingsError(f"loss class_balanced: counts = {counts}", f"counts are {classes} numbers, one per class")
     inner = {"name": inner} if isinstance(inner, str) else dict(inner)
     name = inner.pop("name", "cross_entropy")
     taken = shared.get("class_weights") is not None or "class_weights" in inner

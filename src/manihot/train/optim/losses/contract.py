@@ -26,7 +26,7 @@ from manihot.settings import suggest
 
 COMMON = ("class_weights", "smoothing", "smoothing_over", "reduction")
 ENOUGH_ROWS = 8  # of random logits of 2 classes one in 270 looks like probabilities; 8 together one in 10^19
-PER_CLASS = ("class_weights", "alpha", "counts")  # settings that may be a list of one number a class
+PER_CLASS = ("class_weights", "alpha", "counts")  # settings that may be a list of one number per class
 PLAIN: dict[str, tuple[type, ...]] = {
     "float": (float, int),
     "int": (int,),
@@ -76,7 +76,7 @@ class Loss(nn.Module):
         weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float64)
         if weights is not None:
             fine = weights.shape == (classes,) and bool(((weights >= 0) & weights.isfinite()).all())
-            check(name, "class_weights", class_weights, fine, f"{classes} numbers from 0, one a class")
+            check(name, "class_weights", class_weights, fine, f"{classes} numbers from 0, one per class")
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(

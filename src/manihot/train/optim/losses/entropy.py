@@ -22,14 +22,14 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def focal(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float | Sequence[float] = 1.0) -> Tensor:
-    """alpha_y (1 - p_y)^gamma (-log p_y) (arXiv 1708.02002); alpha is one number or one a class.
+    """alpha_y (1 - p_y)^gamma (-log p_y) (arXiv 1708.02002); alpha is one number or one per class.
 
     The mean is over photographs only; some popular code divides by K as well.
     """
     check("focal", "gamma", gamma, gamma >= 0, "a number from 0")
     factor = torch.as_tensor(alpha, dtype=logits.dtype, device=logits.device)
     fits = factor.ndim == 0 or factor.shape == logits.shape[1:]
-    check("focal", "alpha", alpha, fits and bool((factor >= 0).all()), "one number from 0, or one a class")
+    check("focal", "alpha", alpha, fits and bool((factor >= 0).all()), "one number from 0, or one per class")
     return -factor * (gamma * log_one_minus_softmax(logits)).exp() * logits.log_softmax(1)
 
 

@@ -17,7 +17,7 @@ from manihot.train.optim.losses.contract import check
 class Elr(nn.Module):
     """CE + lam log(1 - <t_i, p_i>), t_i the running mean of photograph i's p_i with factor beta.
 
-    arXiv 2007.00151: t_i keeps what the network believed before it began to learn wrong labels by heart.
+    arXiv 2007.00151: t_i keeps what the network believed before it began to memorise wrong labels.
     """
 
     needs = ("index",)
