@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from manihot.audit.measurements import MEASUREMENTS
 from manihot.audit.stages import save_table
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.report.material import gather
+from manihot.report.parts import accuracy_by_source
 from manihot.report.zoom import accuracy_by_zoom, zoom_ends
 from test_report import CLASSES, make_run, read
 
@@ -58,3 +61,17 @@ def test_the_section_stands_in_the_report(tmp_path: Path):
     assert "Close-ups and distant photographs" in page.text and "nearest fifth" in page.text
     names = [label for label in page.all("img", "alt") if label.startswith("nearest of ")]
     assert set(names) <= {f"nearest of {name}" for name in CLASSES}
+
+
+def test_accuracy_by_source_stands_in_the_report(tmp_path: Path):
+    run = make_run(tmp_path, n=80)
+    material = gather(run)
+    made, (first, second) = material.predictions[material.split], accuracy_by_source(material)
+    assert (first["name"], second["name"]) == ("2020", "2019") or (first["name"], second["name"]) == ("2019", "2020")
+    assert first["n"] >= second["n"] and first["n"] + second["n"] == int((made.labels >= 0).sum())
+    source = dict(zip(material.manifest.image_id, material.manifest.table["source"]))
+    own = np.array([source[one] == first["name"] for one in made.image_id]) & (made.labels >= 0)
+    right = float((made.pred_probs.argmax(1) == made.labels)[own].mean())
+    assert first["value"] == pytest.approx(right) and first["low"] <= right <= first["high"]
+    assert "Accuracy by source" in read(run)[1].text
+    assert "Accuracy by source" not in read(make_run(tmp_path / "few", n=20))[1].text  # too few of each

@@ -26,6 +26,7 @@ from manihot.report.compare import SCORES, stage_seconds
 from manihot.report.explain import explain_mistakes
 from manihot.report.material import Material, gather
 from manihot.report.pages import render
+from manihot.report.parts import accuracy_by_source
 from manihot.report.thumbnails import Thumbnails, link, read_thumbnails
 from manihot.report.words import blend_words, headline, judgement
 from manihot.report.zoom import zoom_section
@@ -98,6 +99,7 @@ def contents(material: Material, other: OpenExplainer | None = None) -> dict[str
         "choices": choices(material),
         "data": _data(material),
         "samples": samples,
+        "sources": accuracy_by_source(material),
         "zoom": zoom,
         "thumbs": thumbs,
         "gone": thumbs.faults(),

@@ -12,16 +12,15 @@ import numpy as np
 import pandas as pd
 
 from manihot.audit.tables import read_table
-from manihot.metrics import bootstrap_intervals
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.report.compare import load_groups
 from manihot.report.material import Material
+from manihot.report.parts import FEWEST, accuracy_on
 
 ENDS = 4  # photographs of a class at either end
 CLASSES = 12  # that are shown, the largest ones
 PARTS = 5  # of the photographs by zoom, of equal numbers
-FEWEST = 10  # photographs of a part
 PART_NAMES = ("farthest fifth", "second fifth", "middle fifth", "fourth fifth", "nearest fifth")
 
 
@@ -82,10 +81,8 @@ def accuracy_by_zoom(made: Predictions, zoom: pd.Series, groups: np.ndarray | No
         return []
     found = []
     for name, part in zip(PART_NAMES, np.array_split(rows[np.argsort(values[rows], kind="stable")], PARTS)):
-        own = None if groups is None else groups[part]
-        value, low, high = bootstrap_intervals(made.labels[part], made.pred_probs[part], ["accuracy"], own)["accuracy"]
-        about = {"name": name, "n": len(part), "least": float(values[part[0]]), "most": float(values[part[-1]])}
-        found.append({**about, "value": float(value), "low": float(low), "high": float(high)})
+        ends = {"least": float(values[part[0]]), "most": float(values[part[-1]])}
+        found.append({"name": name, **ends, **accuracy_on(made, part, groups)})
     return found
 
 

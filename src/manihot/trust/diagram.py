@@ -27,7 +27,7 @@ def reliability_figure(curves: dict[str, dict[str, list[Any]]]) -> Figure:
         if not k:
             width = np.diff(bins["edges"])
             below.bar(bins["edges"][:-1], count, width=width, align="edge", color=line.get_color(), alpha=0.55)
-    top.legend(loc="upper left")
+    top.legend(loc="lower left", bbox_to_anchor=(0, 1.01), borderaxespad=0)
     top.tick_params(labelbottom=False)
     top.set(ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.05))
     below.set(xlabel="confidence", ylabel="photos", xlim=(0, 1.02))
