@@ -13,7 +13,8 @@ from manihot.errors import DataError, SettingsError
 from manihot.metrics import accuracy
 from manihot.records.predictions import Predictions
 from manihot.trust.calibrate import make_temperature
-from manihot.trust.costs import ASK, Costs, decide_files, load_costs
+from manihot.trust.costs import Costs, decide_files, load_costs
+from manihot.trust.words import ASK
 
 CLASSES = ("healthy", "mosaic", "no")  # `no` is false in careless YAML
 

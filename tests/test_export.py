@@ -28,7 +28,6 @@ from manihot.export.refusal import fit_detector
 from manihot.export.witness import Place, compare, look
 from manihot.infer.forward import PhotoFiles
 from manihot.infer.models import read_card
-from manihot.infer.pool import ASK, POOR
 from manihot.infer.predict import predict
 from manihot.infer.quality import QualityGate
 from manihot.networks.activation import activation_maps
@@ -45,8 +44,8 @@ from manihot.settings import Model
 from manihot.settings.options import NetworkChoice
 from manihot.trust.calibrate import CALIBRATORS, Calibrator, fit_calibrator
 from manihot.trust.conformal import fit_sets
-from manihot.trust.out_of_distribution import NOT_OF_THIS_KIND
 from manihot.trust.unknown import auroc
+from manihot.trust.words import ASK, NOT_OF_THIS_KIND, POOR
 
 pytestmark = pytest.mark.core
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from manihot.audit.folds import assign_folds
 from manihot.errors import DataError
-from manihot.records.manifest import ALWAYS_TRAIN, Manifest
+from manihot.records.columns import ALWAYS_TRAIN
+from manihot.records.manifest import Manifest
 from manihot.settings import Folds
 
 pytestmark = pytest.mark.filterwarnings("error")  # scikit-learn's own warnings never reach the user

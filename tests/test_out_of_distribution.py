@@ -13,13 +13,13 @@ import pytest
 from manihot.errors import DataError
 from manihot.records.predictions import Predictions
 from manihot.trust.out_of_distribution import (
-    NOT_OF_THIS_KIND,
     SHARED,
     OutOfDistribution,
     fit_out_of_distribution,
     flag_unknown,
     limit_of_output,
 )
+from manihot.trust.words import NOT_OF_THIS_KIND
 
 DIM = 12
 

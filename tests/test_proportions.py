@@ -19,9 +19,10 @@ from manihot.infer.models import load_model
 from manihot.infer.predict import predict_photos
 from manihot.members.check import check_recipe
 from manihot.members.member import Member
+from manihot.photos.load import load_photo
 from manihot.photos.preprocess import Preprocess, Unresized
 from manihot.photos.scan import scan
-from manihot.photos.store import PhotoStore, load_photo, make_store
+from manihot.photos.store import PhotoStore, make_store
 from manihot.records.files import digest_value
 from manihot.records.predictions import Predictions
 from manihot.settings import Choice, Photo, Recipe, View, load_recipe

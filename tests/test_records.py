@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from manihot.errors import DataError, DiskFullError, RunFolderError
+from manihot.records.columns import ALWAYS_TRAIN, COLUMNS, UNLABELLED
 from manihot.records.files import atomic_path, digest_file, digest_value, save_json, write_atomic
-from manihot.records.manifest import ALWAYS_TRAIN, COLUMNS, UNLABELLED, Manifest
+from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.probabilities import TINY
 from manihot.records.readers import read_json

@@ -31,8 +31,8 @@ import manihot
 from manihot.errors import SettingsError
 from manihot.export.bundle import Bundle
 from manihot.networks.runner import OnnxRunner
+from manihot.photos.load import load_photo
 from manihot.photos.preprocess import Preprocess
-from manihot.photos.store import load_photo
 from manihot.serve.batching import Batcher
 from manihot.serve.guard import Tokens
 from manihot.serve.refusals import Gate, Refused

@@ -24,7 +24,8 @@ from manihot.members.training_labels import one_a_group
 from manihot.photos.listing import choose_few
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.scan import scan
-from manihot.records.manifest import UNLABELLED, Manifest
+from manihot.records.columns import UNLABELLED
+from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.settings import Model, Recipe, load_recipe, recipe_names
 from manihot.settings.options import TableOptions

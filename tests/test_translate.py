@@ -20,7 +20,8 @@ from manihot.errors import DataError, RunFolderError, SettingsError, WeightsErro
 from manihot.members.member import Member
 from manihot.photos.scan import scan
 from manihot.pipeline import run
-from manihot.records.manifest import ALWAYS_TRAIN, Manifest
+from manihot.records.columns import ALWAYS_TRAIN
+from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.settings import Folds, Recipe, Source
 from manihot.settings.options import TranslatedPictures, Translation

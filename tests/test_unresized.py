@@ -14,8 +14,8 @@ from manihot.augment.resample import resample, warp
 from manihot.errors import DataError
 from manihot.infer.forward import PhotoFiles, UnresizedFiles
 from manihot.members.training_labels import LabelRequest, make_training_labels
+from manihot.photos.load import load_photo, load_unresized
 from manihot.photos.preprocess import Preprocess, Unresized
-from manihot.photos.store import load_photo, load_unresized
 from manihot.pipeline import run
 from manihot.records.predictions import Predictions
 from manihot.report.show_augment import augmented_pictures

@@ -26,7 +26,7 @@ from manihot.report.watch import watch
 from manihot.train.export import export_network
 from manihot.train.networks.checkpoint import load_network
 from manihot.trust.drift import EXIT_MOVED, EXIT_SAME, EXIT_TOO_FEW
-from manihot.trust.out_of_distribution import NOT_OF_THIS_KIND
+from manihot.trust.words import NOT_OF_THIS_KIND
 from test_report import Page
 
 CLASSES = ("blue spots", "green", "red")

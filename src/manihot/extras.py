@@ -23,7 +23,7 @@ def need_train(what: str) -> None:
         raise MissingExtraError(what)
 
 
-def need_serve(what: str) -> None:
-    """MissingExtraError where the extra `serve` isn't installed; `what` needs it, in words."""
-    if not all(find_spec(name) is not None for name in ("fastapi", "uvicorn", "sqlalchemy")):
+def need_serve(what: str, *more: str) -> None:
+    """MissingExtraError where the extra `serve`, or a package of it in `more`, isn't there; `what` needs it."""
+    if not all(find_spec(name) is not None for name in ("fastapi", "uvicorn", *more)):
         raise MissingExtraError(what, "serve")

@@ -11,7 +11,8 @@ from manihot.audit.decisions import ACTIONS, COLUMNS, SOFT, check_decisions, sof
 from manihot.errors import DataError
 from manihot.records.csv_files import as_written
 from manihot.records.manifest import Manifest
-from manihot.records.readers import MOST_JSON, check_file, read_frame, reading
+from manihot.records.parquet_files import read_frame
+from manihot.records.readers import MOST_JSON, check_file, reading
 
 
 def read_decisions(path: Path, manifest: Manifest | None = None) -> pd.DataFrame:

@@ -18,8 +18,9 @@ from manihot.audit.inverted import tell_cost
 from manihot.audit.neighbours import number_by_appearance, pairs_within
 from manihot.audit.sources import TRAIN_ONLY
 from manihot.errors import DataError
+from manihot.records.columns import ALWAYS_TRAIN
 from manihot.records.groups import join_groups, join_labels
-from manihot.records.manifest import ALWAYS_TRAIN, Manifest
+from manihot.records.manifest import Manifest
 
 SAME = 0.75  # correlation of the fine structure from which two photographs show the same
 COPY = 0.95  # and from which one file was made from the other; below it the subject was photographed again

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from manihot.audit.label_errors import SCORES
 from manihot.errors import DataError
 from manihot.records.files import atomic_path
-from manihot.records.readers import matrix_of, read_frame, read_parquet, reading
+from manihot.records.parquet_files import matrix_of, read_frame, read_parquet
+from manihot.records.readers import reading
 from manihot.records.run_places import RunPlaces
 
 OF_FEATURES = ("knn_score", "anomaly_score")

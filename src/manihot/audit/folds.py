@@ -14,8 +14,9 @@ from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold, Str
 
 from manihot.audit.sources import TRAIN_ONLY
 from manihot.errors import DataError
+from manihot.records.columns import ALWAYS_TRAIN
 from manihot.records.folds import split_groups, without_rare_class_warning
-from manihot.records.manifest import ALWAYS_TRAIN, Manifest
+from manihot.records.manifest import Manifest
 from manihot.settings import Folds
 
 

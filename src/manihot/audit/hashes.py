@@ -23,7 +23,8 @@ from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import track
 from manihot.records.files import atomic_path, digest_value, save_json
 from manihot.records.manifest import Manifest
-from manihot.records.readers import read_array, read_frame, read_json, reading
+from manihot.records.parquet_files import read_frame
+from manihot.records.readers import read_array, read_json, reading
 
 FORMAT = 1  # raised whenever the same photographs give other thumbnails
 TASK = 16  # photographs a task

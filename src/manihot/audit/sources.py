@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from manihot.errors import SettingsError
-from manihot.records.manifest import UNLABELLED, Manifest
+from manihot.records.columns import UNLABELLED
+from manihot.records.manifest import Manifest
 from manihot.records.tables import list_names
 from manihot.settings import Source, suggest
 

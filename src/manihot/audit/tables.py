@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from manihot.audit.measurements import MEASUREMENTS
-from manihot.records.readers import read_frame
+from manihot.records.parquet_files import read_frame
 
 # '?': may be absent or have empty cells
 _COPIES = {

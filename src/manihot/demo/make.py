@@ -27,7 +27,8 @@ from manihot.demo.scenes import ZOOMS, Shot, draw_photograph
 from manihot.errors import DataError
 from manihot.progress import track
 from manihot.records.files import atomic_path, save_json, write_atomic
-from manihot.records.readers import read_frame, read_record
+from manihot.records.parquet_files import read_frame
+from manihot.records.readers import read_record
 
 FORMAT = 3  # raised whenever the same settings give other files
 LEAST = 30  # photographs, so that every kind of fault has its place

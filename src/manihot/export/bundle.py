@@ -11,16 +11,15 @@ import numpy as np
 from pydantic import BaseModel, NonNegativeFloat, TypeAdapter
 
 from manihot.errors import WeightsError
-from manihot.infer.pool import ASK, POOR
 from manihot.networks.runner import OnnxRunner, Outputs
 from manihot.photos.faults import PhotoFault
+from manihot.photos.load import load_photo
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.quality import IN_WORDS, Measure, QualityLimits, Saved, measure_quality
-from manihot.photos.store import load_photo
 from manihot.records.export_folder import ExportFolder
 from manihot.records.files import digest_file
 from manihot.records.readers import read_record
-from manihot.trust.out_of_distribution import NOT_OF_THIS_KIND
+from manihot.trust.words import ASK, NOT_OF_THIS_KIND, POOR
 
 AGAIN = "export the run again"
 Precision = Literal["fp32", "int8"]

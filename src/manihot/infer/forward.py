@@ -15,8 +15,8 @@ from manihot.augment.views import make_view
 from manihot.errors import DataError
 from manihot.networks.runner import Outputs, Runner
 from manihot.photos.decode import PhotoFault
+from manihot.photos.load import load_photo, load_unresized
 from manihot.photos.preprocess import Preprocess, Unresized
-from manihot.photos.store import load_photo, load_unresized
 from manihot.progress import track
 from manihot.records.probabilities import TINY
 from manihot.settings import View

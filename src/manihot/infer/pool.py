@@ -10,8 +10,7 @@ from manihot.infer.forward import PhotoFiles
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.quality import Measure, QualityLimits, measure_quality
 from manihot.trust.conformal import ConformalSets, uniforms_from_ids
-
-ASK, POOR = "ask an expert", "poor photograph"
+from manihot.trust.words import ASK, POOR
 
 
 class MeasuredFiles(PhotoFiles):

@@ -24,7 +24,7 @@ from manihot.infer.outputs import (
     paths_of,
     save_predictions,
 )
-from manihot.infer.pool import POOR, MeasuredFiles, check_groups, flag_poor, pool_groups
+from manihot.infer.pool import MeasuredFiles, check_groups, flag_poor, pool_groups
 from manihot.infer.quality import QualityGate
 from manihot.networks.runner import Outputs
 from manihot.photos.sources import read_photos
@@ -39,7 +39,8 @@ from manihot.settings.options import EVERYTHING_GUESSED, TableOptions
 from manihot.trust.calibrate import Calibrator
 from manihot.trust.conformal import ConformalSets
 from manihot.trust.files import apply_trust
-from manihot.trust.out_of_distribution import NOT_OF_THIS_KIND, SHARED, OutOfDistribution, flag_unknown
+from manihot.trust.out_of_distribution import SHARED, OutOfDistribution, flag_unknown
+from manihot.trust.words import NOT_OF_THIS_KIND, POOR
 
 
 class FirstViews:

@@ -19,7 +19,8 @@ from manihot.members.check import check_recipe
 from manihot.photos.listing import choose_few
 from manihot.photos.sources import read_photos
 from manihot.progress import say
-from manihot.records.manifest import UNLABELLED, Manifest
+from manihot.records.columns import UNLABELLED
+from manihot.records.manifest import Manifest
 from manihot.records.run_places import RunPlaces
 from manihot.settings import IN_STAGES, NOT_OF_MEMBERS, OF_MODEL_IN_STAGES, Recipe
 from manihot.settings.options import EVERYTHING_GUESSED, TableOptions

@@ -22,7 +22,8 @@ from manihot.photos.listing import Entry, Listing, find_photos, list_folder, lis
 from manihot.photos.returns import is_returns, list_returns
 from manihot.photos.tables import Columns, list_table, to_trusted
 from manihot.progress import warn
-from manihot.records.manifest import COLUMNS, Manifest
+from manihot.records.columns import COLUMNS
+from manihot.records.manifest import Manifest
 from manihot.records.tables import TABLE_SUFFIXES, is_missing, list_names, shown
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")

@@ -13,7 +13,7 @@ from manihot.errors import DataError
 from manihot.photos.decode import SUFFIXES, looks_like_photo
 from manihot.photos.faults import PhotoFault
 from manihot.photos.left_out import REMOVE, Walk, accepts, accepts_folder, explain_folder, leave_out, may_leave_out
-from manihot.records.manifest import ALWAYS_TRAIN
+from manihot.records.columns import ALWAYS_TRAIN
 from manihot.records.run_places import RunPlaces
 
 SKIPPED_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"}

@@ -27,10 +27,11 @@ from manihot.photos.listing import Entry, Listing, choose_few, drop_second_ways
 from manihot.photos.tables import Columns
 from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import say, track, warn
+from manihot.records.columns import COLUMNS, UNLABELLED
 from manihot.records.csv_files import save_csv
 from manihot.records.files import explain_os_error, write_atomic
 from manihot.records.groups import check_groups, with_name_groups
-from manihot.records.manifest import COLUMNS, UNLABELLED, Manifest
+from manihot.records.manifest import Manifest
 from manihot.records.quarantine import COLUMNS as QUARANTINE
 from manihot.records.run_places import MANIFEST, SAMPLE, RunPlaces
 from manihot.records.tables import list_names

@@ -23,8 +23,9 @@ import pandas as pd
 from pydantic import BaseModel, PositiveInt, field_validator
 
 from manihot.errors import DataError, DiskFullError, RunFolderError
-from manihot.photos.decode import PhotoFacts, PhotoFault, decode_sized, inspect_photo, read_photo
-from manihot.photos.preprocess import OWN, Preprocess, Unresized
+from manihot.photos.decode import PhotoFacts, PhotoFault, inspect_photo, read_photo
+from manihot.photos.load import load_photo
+from manihot.photos.preprocess import OWN, Preprocess
 from manihot.photos.workers import ENOUGH_FOR_PROCESSES, run_tasks
 from manihot.progress import track
 from manihot.records.files import describe_size, digest_value, explain_os_error, save_json, write_atomic
@@ -112,21 +113,6 @@ class PhotoStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PhotoStore.open, (self.path,)
-
-
-def load_photo(source: Path | bytes, preprocess: Preprocess) -> np.ndarray:
-    """Decode a photograph as small as is enough and bring it to size: uint8 (height, width, 3).
-
-    The one way from a file to stored or predicted pixels. preprocess: without `stored`, that is `for_store`.
-    Raises PhotoFault.
-    """
-    return preprocess(*decode_sized(source, at_least=preprocess.size))
-
-
-def load_unresized(source: Path | bytes, preprocess: Preprocess) -> Unresized:
-    """As `load_photo`, but cut and resized only when it is augmented."""
-    rgb, full = decode_sized(source, at_least=preprocess.size)
-    return Unresized(rgb, preprocess, full)
 
 
 def make_store(path: Path, manifest: Manifest, preprocess: Preprocess, workers: int = 2) -> PhotoStore:

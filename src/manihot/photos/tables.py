@@ -13,7 +13,7 @@ from manihot.photos.decode import SUFFIXES
 from manihot.photos.image_paths import IN_BRACES, find_images, guess_image_column
 from manihot.photos.labels import ClassNames, Labels, name_labels
 from manihot.photos.listing import Entry, Listing
-from manihot.records.manifest import ALWAYS_TRAIN
+from manihot.records.columns import ALWAYS_TRAIN
 from manihot.records.tables import NESTED, is_missing, is_whole, list_names, read_table, shown, to_number, unnamed
 
 LABEL_NAMES = ("label", "class", "target", "labels", "class_name")

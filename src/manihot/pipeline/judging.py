@@ -15,8 +15,9 @@ from manihot.infer.quality import fit_gate
 from manihot.infer.reference import find_fitted, reference_photos, with_reference
 from manihot.progress import say
 from manihot.quick.audit_embeddings import embed_for_audit
+from manihot.records.columns import ALWAYS_TRAIN
 from manihot.records.files import digest_file, save_json
-from manihot.records.manifest import ALWAYS_TRAIN, Manifest
+from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_folder import Files, RunFolder
 from manihot.settings import Recipe

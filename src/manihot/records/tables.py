@@ -19,7 +19,8 @@ import pandas as pd
 import pyarrow as pa
 
 from manihot.errors import DataError
-from manihot.records.readers import check_file, read_parquet, reading
+from manihot.records.parquet_files import read_parquet
+from manihot.records.readers import check_file, reading
 
 TABLE_SUFFIXES = {".csv", ".tsv", ".parquet", ".jsonl"}
 SEPARATORS = ",;\t|"

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from manihot.errors import ManihotError
-from manihot.records.manifest import ALWAYS_TRAIN, Manifest
+from manihot.records.columns import ALWAYS_TRAIN
+from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.quarantine import load_quarantine
 from manihot.records.run_places import RunPlaces

@@ -24,7 +24,7 @@ from manihot.photos.preprocess import resize
 from manihot.progress import track, warn
 from manihot.records.files import atomic_path
 from manihot.records.manifest import Manifest
-from manihot.records.readers import read_frame
+from manihot.records.parquet_files import read_frame
 from manihot.report.words import count_of
 
 EDGE = 160  # pixels: a thumbnail has the area of a square with this edge

@@ -17,9 +17,9 @@ import cv2
 
 from manihot.photos.decode import PhotoFault
 from manihot.photos.limits import photo_memory
+from manihot.photos.load import load_photo
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.quality import MEASURES, measure_quality
-from manihot.photos.store import load_photo
 from manihot.serve.frames import FAULT, PIXELS, QUALITY, READY, read_frame, write_frame
 
 

@@ -14,8 +14,8 @@ from manihot.errors import SettingsError
 from manihot.members.member import Member
 from manihot.members.sampling import draw_epoch, with_class_numbers
 from manihot.members.training_labels import TrainingLabels
+from manihot.records.columns import UNLABELLED
 from manihot.records.files import digest_value, one_at_a_time
-from manihot.records.manifest import UNLABELLED
 from manihot.settings import Model, Recipe
 from manihot.train.data.dataset import TrainingPhotos, make_loader
 from manihot.train.data.mixing import Mixer, class_activation

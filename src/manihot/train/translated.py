@@ -23,8 +23,9 @@ from manihot.errors import DataError
 from manihot.infer.forward import Photos
 from manihot.photos.preprocess import resize
 from manihot.progress import track
+from manihot.records.columns import ALWAYS_TRAIN
 from manihot.records.files import write_atomic
-from manihot.records.manifest import ALWAYS_TRAIN, Manifest
+from manihot.records.manifest import Manifest
 from manihot.train.cyclegan import translate_pictures
 from manihot.train.networks.translators import Generator
 

@@ -28,8 +28,8 @@ from manihot.records.tables import list_names, read_table, shown
 from manihot.settings import read_text, read_yaml, suggest
 from manihot.trust.calibrate import Calibrator
 from manihot.trust.decide import check_costs, cost_sensitive_accuracy, mean_cost
+from manihot.trust.words import ASK
 
-ASK = "ask an expert"
 TILTED = 0.05  # ECE from which expected costs are not to be trusted
 
 

@@ -23,10 +23,10 @@ from manihot.records.predictions import Predictions
 from manihot.records.readers import read_record
 from manihot.records.run_parts import TrustFolder
 from manihot.trust.unknown import UnknownDetector, fit_threshold, fit_unknown
+from manihot.trust.words import NOT_OF_THIS_KIND
 
 FALSE_REJECTION = 0.05  # share of photographs of the known kind that may be refused
 SHARED = -1  # in place of a fold's number: one detector for all networks
-NOT_OF_THIS_KIND = "not a photograph of this kind"
 
 
 class Saved(BaseModel):

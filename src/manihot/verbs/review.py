@@ -92,7 +92,7 @@ def _merge(run: Path | None, out: Path | None, files: Sequence[Path], unsure: st
 
 
 def _serve(run: Path, n: int | None, show_suggestion: bool, unsure: str, team: ReviewTeam) -> ReviewResult:
-    need_serve("a review by a team")
+    need_serve("a review by a team", "sqlalchemy")
     from manihot.records.manifest import Manifest
     from manihot.review.answers import check_unsure
     from manihot.review.database import Database, sqlite_url
