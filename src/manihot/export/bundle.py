@@ -13,7 +13,7 @@ from pydantic import BaseModel, NonNegativeFloat, TypeAdapter
 from manihot.errors import WeightsError
 from manihot.networks.runner import OnnxRunner, Outputs
 from manihot.photos.faults import PhotoFault
-from manihot.photos.load import load_photo
+from manihot.photos.load import load_in_full, load_photo
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.quality import IN_WORDS, Measure, QualityLimits, Saved, measure_quality
 from manihot.records.export_folder import ExportFolder
@@ -116,10 +116,15 @@ class Bundle:
             raise WeightsError(f"{place.about}: damaged preprocess ({error})", AGAIN) from error
         return cls(own, OnnxRunner(file, threads, device))
 
-    def prepare(self, photo: Path | bytes | np.ndarray) -> np.ndarray:
-        """A photograph, or its upright pixels uint8 (h, w, 3), as the network's input; raises PhotoFault."""
+    def prepare(self, photo: Path | bytes | np.ndarray, full: bool = True) -> np.ndarray:
+        """A photograph, or its upright pixels uint8 (h, w, 3), as the network's input; raises PhotoFault.
+
+        full: decoded at its full size, as the phone page does; False as a run does.
+        """
         if isinstance(photo, np.ndarray):
             return self.preprocess(self.preprocess.for_store(photo))
+        if full:
+            return load_in_full(photo, self.preprocess)
         return self.preprocess(load_photo(photo, self.preprocess.for_store))
 
     def answer(self, pixels: np.ndarray, values: Sequence[Mapping[Measure, float]] | None = None) -> list[Answer]:

@@ -94,7 +94,7 @@ def _of_run(source: Source, bundle: Bundle, files: Sequence[Path]) -> list[Seen]
     out: list[Seen] = [Seen() for _ in files]
     for k, file in enumerate(files):
         try:
-            readable[k] = bundle.prepare(file)
+            readable[k] = bundle.prepare(file, full=False)
         except PhotoFault as fault:
             out[k] = Seen(fault=fault.kind)
     rows = sorted(readable)

@@ -189,7 +189,9 @@ def _of_heads(graph: Graph, embeddings: str, networks: Networks, classes: int) -
     heads = networks.heads
     weight = np.concatenate([head.weight for head in heads]).T
     bias = np.concatenate([head.bias for head in heads])
-    flat = graph.add("Add", graph.add("MatMul", embeddings, graph.weights(weight, networks.half)), graph.constant(bias))
+    kept = graph.constant(weight, np.float16 if networks.half else np.float32)
+    product = graph.add("MatMul", graph.add("Cast", embeddings, to=DOUBLE), graph.add("Cast", kept, to=DOUBLE))
+    flat = graph.add("Add", product, graph.constant(bias, np.float64))
     return graph.add("Reshape", flat, graph.constant([0, len(heads), classes], np.int64))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy.special import softmax
@@ -34,6 +34,9 @@ from manihot.quick.heads import make_features
 from manihot.settings import Recipe
 from manihot.trust.calibrate import Calibrator, fit_calibrator
 from manihot.trust.conformal import ConformalSets, fit_sets
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 SHOWN = 128  # photographs on which the ranges of int8 are measured
 FEWEST = 40  # held-out photographs, below which int8 can't be judged
@@ -211,7 +214,29 @@ def quantise(network: Path, out: Path, batch: list[np.ndarray]) -> Path:
             op_types_to_quantize=list(QUANTISED),
             nodes_to_exclude=apart,
         )
+    onnx.save(pool_in_double(onnx.load(str(out))), str(out))
     return out
+
+
+def pool_in_double(model: ModelProto) -> ModelProto:
+    """The same with average pooling in double precision, which gives the same embeddings in whatever order it sums.
+
+    All before it is whole numbers and products of two, so an int8 network then answers equal to the bit everywhere.
+    """
+    from onnx import TensorProto, helper
+
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "GlobalAveragePool":
+            nodes.append(node)
+            continue
+        wide, mean = (f"{node.output[0]}_{part}" for part in ("wide", "mean"))
+        nodes.append(helper.make_node("Cast", list(node.input), [wide], to=TensorProto.DOUBLE))
+        nodes.append(helper.make_node("ReduceMean", [wide], [mean], axes=[2, 3], keepdims=1))
+        nodes.append(helper.make_node("Cast", [mean], list(node.output), to=TensorProto.FLOAT))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def look(bundle: Bundle, files: Sequence[Path], full: bool) -> list[Seen]:
     for file in files:
         try:
             decoded = decode_photo(file) if full else None
-            pixels = bundle.prepare(file if decoded is None else decoded)
+            pixels = bundle.prepare(file, full=False) if decoded is None else bundle.prepare(decoded)
         except PhotoFault as fault:
             found.append(Seen(fault=fault.kind))
             continue

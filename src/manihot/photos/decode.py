@@ -263,6 +263,7 @@ def _decode_with_opencv(
     if bgr is None or bgr.shape != (-(-head.height // scale), -(-head.width // scale), 3):
         return None
     rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    del bgr  # turning takes a second copy; with a third, 48 megapixels would not fit into a decoder of the server
     if head.icc and (transform := srgb_transform(head.icc, "RGB")) is not None:
         rgb = np.asarray(transform.apply(Image.fromarray(rgb)))
     return _turn(rgb, orientation), _turned_size(head.height, head.width, orientation)

@@ -17,7 +17,7 @@ import cv2
 
 from manihot.photos.decode import PhotoFault
 from manihot.photos.limits import photo_memory
-from manihot.photos.load import load_photo
+from manihot.photos.load import load_in_full
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.quality import MEASURES, measure_quality
 from manihot.serve.frames import FAULT, PIXELS, QUALITY, READY, read_frame, write_frame
@@ -39,11 +39,11 @@ def limit_memory(more: int) -> None:
 def answer(raw: bytes, preprocess: Preprocess, out: BinaryIO) -> None:
     """Decode one file and send its pixels, or why there are none."""
     try:
-        pixels = preprocess(load_photo(raw, preprocess.for_store))
+        pixels = load_in_full(raw, preprocess)
         values = measure_quality(pixels)
     except PhotoFault as fault:
         said = {"kind": fault.kind, "detail": fault.detail, "remedy": fault.remedy}
-    except MemoryError:
+    except (MemoryError, cv2.error):  # opencv's own, where it gets no memory
         said = {"kind": "too_large", "detail": "it takes too much memory to decode", "remedy": "save it smaller"}
     else:
         write_frame(out, PIXELS, QUALITY.pack(*(values[name] for name in MEASURES)), pixels.tobytes())

@@ -22,7 +22,7 @@ from manihot.serve.decoders import Decoded, Decoders
 from manihot.serve.refusals import Gate, Refused, check_kind
 from manihot.settings.options import ServerOptions
 
-DECODER_MEMORY = 288 << 20  # bytes that decoding may take: with the libraries a decoder stays below 400 MB
+DECODER_MEMORY = 312 << 20  # bytes that decoding may take: with the libraries a decoder stays below 400 MB
 HELD = 8  # bodies of the largest size that are held at once; smaller ones are as many as `queue` says
 MOST_AT_ONCE = 64  # photographs of one request
 UNPACKED = 4  # times the largest body: what a zip may hold
