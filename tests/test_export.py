@@ -298,14 +298,26 @@ def test_photographs_of_any_size_are_resized_inside(tmp_path: Path, stored: tupl
         assert np.abs(means - expected.reshape(-1, 3).mean(0)).max() < 0.15, size
 
 
-def test_the_exported_folder_answers_as_the_run(run: Path, exported: Path):
-    photos = list(Manifest.load(run / "folds.parquet").paths)[:8]
+@pytest.fixture(scope="module")
+def whole(run: Path) -> Path:
+    """Nine of the run's photographs as PNG, which a run decodes in full too, and three broken files."""
+    folder = run.parent / "whole"
+    folder.mkdir()
+    for path in list(Manifest.load(run / "folds.parquet").paths)[:9]:
+        Image.fromarray(decode_photo(path)).save(folder / f"{path.stem}.png")
+    for name, content in {"empty": b"", "page": b"<html></html>", "cut": path.read_bytes()[:3000]}.items():
+        (folder / f"{name}.jpg").write_bytes(content)
+    return folder
+
+
+def test_the_exported_folder_answers_as_the_run(run: Path, exported: Path, whole: Path):
+    photos = sorted(whole.glob("*.png"))[:8]
     bundle = Bundle.load(exported)
     broken = run.parent / "broken.jpg"
     broken.write_bytes(b"no photograph")
     found = bundle.classify([*photos, broken, photos[0].read_bytes(), np.zeros((40, 60, 3), np.uint8)])
     assert isinstance(found[8], PhotoFault) and found[9].to_json() == found[0].to_json()
-    expected = predict(run, run.parent / "demo/train_images", out=run.parent / "out.csv", tta=1)
+    expected = predict(run, whole, out=run.parent / "out.csv", tta=1)
     answers = pd.read_csv(run.parent / "out.answers.csv").set_index("image_id")
     for path, one in zip(photos, found):
         place = list(expected.image_id).index(path.name)
@@ -329,12 +341,11 @@ def test_another_file_than_described_is_not_opened(exported: Path, tmp_path: Pat
         Bundle.load(tmp_path / "out")
 
 
-def test_predict_takes_the_exported_folder_and_pools_plants(run: Path, exported: Path, tmp_path: Path):
-    photos = run.parent / "demo/train_images"
+def test_predict_takes_the_exported_folder_and_pools_plants(run: Path, exported: Path, whole: Path, tmp_path: Path):
     some = Manifest.load(run / "folds.parquet").take(np.arange(9))
     some.with_columns(group=[f"plant{k // 3}" for k in range(9)]).save(tmp_path / "some.parquet")
     for model, name in ((run, "run"), (exported, "export")):
-        manihot.predict(model, photos, out=tmp_path / f"{name}.csv", compute=ONE, tta=1 if model == run else None)
+        manihot.predict(model, whole, out=tmp_path / f"{name}.csv", compute=ONE, tta=1 if model == run else None)
         found = manihot.predict(
             model, tmp_path / "some.parquet", out=tmp_path / f"{name}9.csv", pool="group"
         ).predictions
@@ -350,7 +361,7 @@ def test_predict_takes_the_exported_folder_and_pools_plants(run: Path, exported:
     assert np.abs(own[["c0", "c4"]].to_numpy() - theirs[["c0", "c4"]].to_numpy()).max() < 1e-5
     assert len(pd.read_csv(tmp_path / "export.quarantine.csv")) == 3
     with pytest.raises(SettingsError, match="which others belong"):
-        manihot.predict(exported, photos, out=tmp_path / "no.csv", pool="group", compute=ONE)
+        manihot.predict(exported, whole, out=tmp_path / "no.csv", pool="group", compute=ONE)
 
 
 def test_the_run_refuses_poor_photographs_as_its_export(tmp_path: Path, run: Path):
@@ -459,7 +470,7 @@ def test_a_fault_in_one_stage_shows_in_this_and_the_later_ones(exported: Path, r
     bundle = Bundle.load(exported)
     good = Place("good", "", look(bundle, files, True))
     prepare = bundle.prepare
-    bundle.prepare = lambda photo: np.roll(prepare(photo), 9, axis=1)
+    bundle.prepare = lambda photo, full=True: np.roll(prepare(photo, full), 9, axis=1)
     found = compare(Place("bad", "", look(bundle, files, True)), good)
     assert found["decoded"]["equal"] == 4 and found["input"]["equal"] == found["probabilities"]["equal"] == 0
     assert found["input"]["largest"] > 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +18,7 @@ from manihot.photos.faults import PhotoFault
 from manihot.photos.sources import read_photos
 from manihot.progress import say, track
 from manihot.records.csv_files import save_csv
+from manihot.records.files import write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
 from manihot.records.run_parts import SUBMISSION
@@ -38,8 +40,9 @@ def predict_exported(
 ) -> Predictions:
     """Predict photographs with what `manihot export` wrote.
 
-    Writes `out` and, beside it, `<out>.answers.csv`, the unreadable photographs in `<out>.quarantine.csv`, and with
-    `pool` one answer a plant in `<out>.plants.csv`. raw: probabilities before calibration in `out`.
+    Writes `out` and, beside it, `<out>.answers.csv`, the answers of `manihot serve` in `<out>.answers.jsonl`, the
+    unreadable photographs in `<out>.quarantine.csv`, and with `pool` one answer a plant in `<out>.plants.csv`. raw:
+    probabilities before calibration in `out`.
     """
     check_output(out)
     bundle = Bundle.load(folder, device=device)
@@ -61,6 +64,7 @@ def predict_exported(
         return found
     table = _table(manifest.image_id, answers, bundle.classes)
     save_csv(table, beside(out, "answers"))
+    write_atomic(beside(out, "answers", "jsonl"), _lines(manifest.image_id, answers, bundle.classes))
     if pool:
         sets = None if bundle.about.sets is None else ConformalSets.from_json(bundle.about.sets)
         calibrated, before = (
@@ -84,6 +88,12 @@ def _answers(bundle: Bundle, manifest: Manifest, batch: int) -> list[Answer]:
                 raise DataError(f"{path}: {fault.kind}: {fault.detail}", fault.remedy) from fault
         found += bundle.answer(np.stack(pixels))
     return found
+
+
+def _lines(image_id: np.ndarray, answers: list[Answer], classes: tuple[str, ...]) -> str:
+    """A line of JSON per photograph."""
+    rows = ({"image_id": str(i), "classes": classes, **one.to_json()} for i, one in zip(image_id, answers, strict=True))
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
 
 
 def _stack(rows: list[np.ndarray], classes: int) -> np.ndarray:

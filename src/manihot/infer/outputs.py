@@ -195,6 +195,6 @@ def commonest(predictions: Predictions, models: Sequence[TrainedModel], model: P
     return int(np.argmax(said)), "the class most common in these predictions, as the model doesn't know its training's"
 
 
-def beside(out: Path, what: str) -> Path:
+def beside(out: Path, what: str, suffix: str = "csv") -> Path:
     """The file of that content beside `out`."""
-    return out.with_name(f"{out.stem}.{what}.csv")
+    return out.with_name(f"{out.stem}.{what}.{suffix}")
