@@ -221,7 +221,8 @@ def quantise(network: Path, out: Path, batch: list[np.ndarray]) -> Path:
 def pool_in_double(model: ModelProto) -> ModelProto:
     """The same with average pooling in double precision, which gives the same embeddings in whatever order it sums.
 
-    All before it is whole numbers and products of two, so an int8 network then answers equal to the bit everywhere.
+    All before it is whole numbers and products of two: an int8 network then answers equal to the bit on x86-64 and in
+    WebAssembly.
     """
     from onnx import TensorProto, helper
 
