@@ -91,7 +91,7 @@ def _draw(folder: Path, bases: int, count: int, k: int) -> None:
 
 
 def make_photo(k: int, base: list[np.ndarray]) -> np.ndarray:
-    """Photograph number k: two of the drawn ones cut out, turned, enlarged and laid over each other, recoloured."""
+    """Photograph number k: two of the drawn ones cut out, turned, enlarged and aligned, recoloured."""
     rng = np.random.default_rng([7, k])
     first, second = (_cut_out(rng, base[rng.integers(len(base))]) for _ in range(2))
     share = rng.uniform(0.25, 0.75)

@@ -148,7 +148,7 @@ def test_groups_torn_by_the_users_folds_are_counted():
     group = ["a", "a", "b", "b", "", "", "c", "c"]
     manifest = manifest_of([0, 1] * 4, group=group, fold=[0, 1, 0, 0, 0, 1, 1, 0])
     _, said = assign_folds(manifest, Folds())
-    assert said == ["2 groups stand in more than one of the given folds: scores may be too good"]
+    assert said == ["2 groups are in more than one of the given folds: scores may be too good"]
 
 
 def test_a_rare_class_is_a_warning_that_names_it():

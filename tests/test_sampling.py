@@ -97,7 +97,7 @@ def test_in_a_smoke_run_other_classes_play_those_that_are_not_there():
     made, said = smoke_classes(recipe, ("healthy", "rust"))
     assert made.sampling.settings["classes"] == ["healthy", "rust", "healthy"]
     assert made.sampling.settings["times"] == {"healthy": 3, "rust": 2}
-    assert "class '4' isn't here: 'healthy' plays it" in said
+    assert "class '4' isn't here: 'healthy' stands in for it" in said
     check_recipe(made)
 
 

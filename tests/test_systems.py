@@ -247,7 +247,7 @@ def test_a_smoke_recipe_keeps_the_chain(name: str):
         assert one.train.batch <= BATCH
         assert max(one.photo.size) <= EDGE * max(one.model.tiles)
         assert one.model.pretrained is False
-        assert any(f"{one.model.backbone} stands for {other.model.backbone}" in sentence for sentence in said)
+        assert any(f"{one.model.backbone} replaces {other.model.backbone}" in sentence for sentence in said)
 
 
 def test_the_page_of_systems_says_what_the_recipes_say():
@@ -351,7 +351,7 @@ def test_photographs_play_what_is_not_there(drawn: Manifest):
     few, said = smoke_manifest(drawn, load_recipe("lecture-avengers"))
     assert len(few) <= FEW
     assert set(few.table["source"]) == {"main", "2019"}
-    assert any("play the source '2019'" in sentence for sentence in said)
+    assert any("stand in for the source '2019'" in sentence for sentence in said)
     assert (few.labels >= 0).all()  # those of 2019 are looked at without their labels by one member alone
     few, said = smoke_manifest(drawn, load_recipe("plantpath2020-02"))
     assert 0 < (few.labels == UNLABELLED).sum() < len(few) / 2
@@ -364,7 +364,7 @@ def test_a_smoke_run_from_the_command_line(small_photos: Path, tmp_path: Path, c
     assert answer(words) == 0
     said = capfd.readouterr()
     words = " ".join((said.out + said.err).split())
-    assert "test_vit stands for vit_base_patch32_384.augreg_in21k_ft_in1k" in words
+    assert "test_vit replaces vit_base_patch32_384.augreg_in21k_ft_in1k" in words
     assert "'Cassava Mosaic Disease (CMD)' isn't here" in words
     assert "say nothing about the recipe" in words
     check_run(out, load_recipe("cassava2020-25"))

@@ -358,7 +358,7 @@ def test_pictures_of_pictures_are_never_made_and_a_second_way_can_join():
     first, second = choose_photographs(joined, "Healthy", "Mosaic (CMD)")
     assert first.max() < 40
     assert second.max() < 40
-    with pytest.raises(DataError, match="20 pictures stand in the manifest already"):
+    with pytest.raises(DataError, match="20 pictures are in the manifest already"):
         join_made(joined, made_of(joined, np.arange(0, 40, 2)))
     twice = join_made(joined, made_of(joined, np.arange(0, 40, 2), "again"))
     assert len(twice) == 80

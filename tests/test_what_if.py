@@ -83,7 +83,7 @@ def test_the_run_s_folds_are_the_first_repeat_s(monkeypatch: pytest.MonkeyPatch,
     assert "others are drawn" not in capsys.readouterr().err
     groups = np.array([f"plant{i // 4}" for i in range(160)], dtype=object)
     for settings, why in (
-        ({"fold": fold, "groups": groups}, "tear groups"),
+        ({"fold": fold, "groups": groups}, "split groups"),
         ({"fold": np.zeros(160, dtype=int)}, "hold out every photograph"),
         ({"fold": np.where(given == 1, 0, 1)}, "to learn from"),
     ):

@@ -37,7 +37,7 @@ OPTION = "--group auto"
 
 
 def group_bursts(folder: RunFolder, manifest: Manifest, keep: bool) -> Manifest:
-    """Find bursts, RUN/audit/bursts.parquet and .csv, and say so; with `keep` no fold will tear them.
+    """Find bursts, RUN/audit/bursts.parquet and .csv, and say so; with `keep` no fold will split them.
 
     Needs the thumbnails that `group_duplicates` left.
     """
@@ -147,7 +147,7 @@ def burst_effect(predictions: Predictions, bursts: pd.DataFrame, manifest: Manif
 
 
 def _refit(folder: RunFolder, manifest: Manifest, bursts: pd.DataFrame, name: str, seed: int) -> dict[str, Any]:
-    """Accuracy of a linear head on the run's features, with bursts torn by chance and kept together; {} without."""
+    """Accuracy of a linear head on the run's features, with bursts split by chance and kept together; {} without."""
     try:
         predictions, features, _ = load_features(folder.path, name)
     except SettingsError:
@@ -173,7 +173,7 @@ def _refit(folder: RunFolder, manifest: Manifest, bursts: pd.DataFrame, name: st
 def compare_folds(features: np.ndarray, labels: np.ndarray, units: np.ndarray, seed: int) -> np.ndarray:
     """How often each photograph is answered right, float (N,), by a linear head that learned from other folds.
 
-    features: (N, D); units: group numbers (N,), never torn; over REPEATS drawings of the folds.
+    features: (N, D); units: group numbers (N,), never split; over REPEATS drawings of the folds.
     """
     right = np.zeros(len(labels))
     with warnings.catch_warnings():
@@ -201,7 +201,7 @@ def _sentence(about: dict[str, Any]) -> str:
         said += "Each stays in one fold. "
     if "gap" in about:
         said += (
-            f"A linear head on the run's features is right for {about['apart']:.1%} where folds tear bursts, and for "
+            f"A linear head on the run's features is right for {about['apart']:.1%} where folds split bursts, and for "
             f"{about['together']:.1%} where each stays in one fold ({100 * about['gap']:+.1f} points, 95 % interval "
             f"{100 * about['low']:+.1f} to {100 * about['high']:+.1f}). "
         )

@@ -262,10 +262,10 @@ def _hash_distance(
 
 
 def with_groups(manifest: Manifest, duplicates: pd.DataFrame) -> Manifest:
-    """The manifest with duplicate groups in its `group` column, joined with the groups that stand there.
+    """The manifest with duplicate groups in its `group` column, joined with the groups that are there.
 
     duplicates: of `find_duplicates`. Photographs that either kind of group ties together get one name, so that no
-    fold tears any of them. Raises DataError for a photograph that is not in the manifest.
+    fold splits any of them. Raises DataError for a photograph that is not in the manifest.
     """
     group = pd.Series("", index=pd.Index(manifest.image_id), dtype=object)
     unknown = duplicates.loc[~duplicates["image_id"].isin(group.index), "image_id"]

@@ -1,4 +1,4 @@
-"""Folds: which photographs are held out, together with everything that must not be torn apart from them.
+"""Folds: which photographs are held out, together with everything that must not be separated from them.
 
 Stratified by class; where groups exist (plants, duplicate groups) StratifiedGroupKFold, so that no group
 straddles two folds.
@@ -83,7 +83,7 @@ def _from_columns(manifest: Manifest, usable: np.ndarray) -> np.ndarray:
         fold = np.where(usable & (manifest.table["split"].to_numpy() == "val"), 0, ALWAYS_TRAIN)
     if not (fold >= 0).any():
         raise DataError(
-            "folds.kind is 'column', but no photograph has a fold or stands in a val split",
+            "folds.kind is 'column', but no photograph has a fold or is in a val split",
             "use --fold or --split, or folds.kind=stratified",
         )
     numbers = np.unique(fold[fold >= 0])
@@ -99,7 +99,7 @@ def _warn_torn(fold: np.ndarray, group: np.ndarray) -> list[str]:
     torn = int((pd.Series(fold[named]).groupby(group[named]).nunique() > 1).sum())
     if not torn:
         return []
-    return [f"{torn} groups stand in more than one of the given folds: scores may be too good"]
+    return [f"{torn} groups are in more than one of the given folds: scores may be too good"]
 
 
 def _whole_groups(group: np.ndarray) -> np.ndarray:

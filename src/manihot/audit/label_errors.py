@@ -241,7 +241,7 @@ def _suggest(evidence: Evidence, issue: np.ndarray) -> np.ndarray:
 
 
 def cleanlab_filter(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
-    """cleanlab's find_label_issues as it comes (prune_by_noise_rate), bool (N,)."""
+    """cleanlab's find_label_issues with its defaults (prune_by_noise_rate), bool (N,)."""
     if len(np.unique(labels)) < 2:
         return np.zeros(len(labels), dtype=bool)
     from cleanlab.filter import find_label_issues

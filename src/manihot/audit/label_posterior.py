@@ -113,7 +113,7 @@ def pool_with_features(
     """The pool of predictions, neighbours, and linear heads that left the photograph's group out.
 
     In the second pass neighbours vote with, and heads learn, the posterior of the first: wrong labels mislead less.
-    features: unit-length rows (N, D). neighbours: indices (N, k), -1 for none. groups: int (N,), never torn.
+    features: unit-length rows (N, D). neighbours: indices (N, k), -1 for none. groups: int (N,), never split.
     copies_say: likelihood (N, K) of the labels that copies were given.
     """
     n, k = pred_probs.shape
@@ -175,7 +175,7 @@ def trust_labels(
 ) -> tuple[np.ndarray, float]:
     """The probability that each label (n,) is right, float64 (n,), and the estimated rate of wrong ones.
 
-    features (n, D) of a frozen network; groups (n,): photographs that must not be torn apart. A linear head learns in
+    features (n, D) of a frozen network; groups (n,): photographs that must not be separated. A linear head learns in
     five folds (the cross-validation of confident learning, Northcutt et al., arXiv 1911.00068); its out-of-fold answers
     weigh the labels, and a second round learns with these weights. The second round's answers, sharpened by a
     temperature, are taken for the probabilities of the true class.

@@ -5,7 +5,7 @@ missed and, for predictions that come without photographs, it is the only eviden
 on their mean, which takes away what all photographs of a set share, and scaled to unit length: those of unrelated
 photographs then lie about 1.41 apart. Groups are the connected components of the pairs at most `eps` apart, as
 DBSCAN(eps, min_samples=1) gives them. Where photographs are there, pairs up to a wider `reach` are proposed too, and
-the pictures are laid over each other as `audit.duplicates` does: only such a pair counts as confirmed, and beyond `eps`
+the pictures are aligned as `audit.duplicates` does: only such a pair counts as confirmed, and beyond `eps`
 only such a pair joins.
 """
 
@@ -58,7 +58,7 @@ def find_lookalikes(
     `hashes.make_thumbnails`; without them nothing is checked on pixels. eps: distance of vectors that join by
     themselves; with thumbnails, pairs up to `reach` that pixels confirm or that are known join too. `distance`: to the
     `nearest` of the group. `correlation`: of the fine structure with the best partner checked, NaN where none was.
-    `evidence`: `pixels` where the pictures agree laid over each other, `known` where a group held both before,
+    `evidence`: `pixels` where the pictures agree aligned, `known` where a group held both before,
     `features` where nothing but the features says so. Flags as those of `find_duplicates`. Raises DataError.
     """
     if len(embeddings) != len(manifest):
@@ -110,7 +110,7 @@ def unit_embeddings(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_pairs(thumbnails: Thumbnails, rows: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Correlation of the fine structure of pairs of photographs laid over each other, float64 (n,).
+    """Correlation of the fine structure of pairs of photographs aligned, float64 (n,).
 
     rows: of each photograph in the thumbnails. Either may be a part of the other, in any of 8 orientations. NaN where
     one shows nothing to compare.
@@ -149,7 +149,7 @@ def _describe(manifest: Manifest, label: np.ndarray, pairs: pd.DataFrame) -> pd.
 
 
 def with_lookalikes(manifest: Manifest, lookalikes: pd.DataFrame) -> Manifest:
-    """The manifest with the lookalikes that pixels confirm in its `group` column, joined with what stands there.
+    """The manifest with the lookalikes that pixels confirm in its `group` column, joined with what is there.
 
     lookalikes: of `find_lookalikes`. What the features alone say joins nothing. Rows of photographs that the manifest
     doesn't hold are left out.

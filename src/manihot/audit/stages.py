@@ -43,7 +43,7 @@ from manihot.records.summaries import read_what_if
 
 
 def group_duplicates(folder: RunFolder, manifest: Manifest, workers: int) -> Manifest:
-    """Make thumbnails, find duplicates, and tie them together so that no fold tears them apart."""
+    """Make thumbnails, find duplicates, and group them so that no fold splits them."""
     columns = ["image_id", "path", "sha256", "group", "label", "source"]
     photographs = digest_value(manifest.table[columns].to_numpy().tolist())
     about = digest_value(manifest.table[[*columns, "split", "fold", "height", "width"]].to_numpy().tolist())

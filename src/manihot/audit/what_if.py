@@ -1,4 +1,4 @@
-"""Is cleaning worth it? The same folds and seeds under each way of cleaning, judged on photographs nobody touched.
+"""Is cleaning worth it? The same folds and seeds under each way of cleaning, judged on photographs that nobody changed.
 
 Within the training part of each fold a linear head on the features finds doubtful labels (cross-validated once
 more, so that it never judges a label it has learned); every arm then cleans in its way, learns, and answers
@@ -90,7 +90,7 @@ def what_if(
     features: float (N, D), one row per photograph. labels: int (N,), -1 left out. groups: object (N,), '' alone; never
     torn. trusted: bool (N,), photographs whose labels are known to be right; they are scored apart too, and their
     labels are never cleaned. fold: int (N,), the run's own folds, which the first repeat takes and whose number holds
-    for all (instead of `folds`); where they tear groups or leave too little to learn from, which is said, all are drawn
+    for all (instead of `folds`); where they split groups or leave too little to learn from, which is reported, all are
     new. arms: names of ARMS. Every arm sees the same folds, doubtful labels and seeds. Raises DataError.
     """
     unknown = [arm for arm in arms if arm not in ARMS]
@@ -210,7 +210,7 @@ def _given_folds(fold: np.ndarray, y: np.ndarray, units: np.ndarray) -> list[tup
     if len(numbers) < 2 or numbers[0] < 0:
         why = "don't hold out every photograph once"
     elif torn:
-        why = "tear groups"
+        why = "split groups"
     elif min(np.bincount(y[inside], minlength=y.max() + 1).min() for inside, _ in splits) < INNER_FOLDS:
         why = f"leave fewer than {INNER_FOLDS} photographs of a class to learn from"
     if why:

@@ -206,7 +206,7 @@ def _plan_files(rng: np.random.Generator, table: pd.DataFrame, each: int) -> Non
 
 
 def _plan_copies(rng: np.random.Generator, table: pd.DataFrame, count: int) -> pd.DataFrame:
-    """The rows of the copies; gives the originals their `duplicate_group`."""
+    """The rows of the copies; returns the originals their `duplicate_group`."""
     table["duplicate_kind"], table["duplicate_group"], table["copied_row"] = "", "", -1
     sound = np.flatnonzero((table["fault"] == "") & (table["oddity"] == ""))
     rows = rng.choice(sound, count, replace=False)

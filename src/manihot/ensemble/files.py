@@ -64,7 +64,7 @@ def blend_files(
     n_folds: int = 5,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Blend members' out-of-fold (and test) predictions into the folder `out`; gives what blend.json says.
+    """Blend members' out-of-fold (and test) predictions into the folder `out`; returns what blend.json says.
 
     method: 'auto' (plain averaging unless nested cross-validation shows a gain of one of `methods`),
     'uniform', or a name of MEANS or SEARCHES. weights: fixed ones instead, a number per member. mean: how
@@ -246,7 +246,7 @@ def stack_files(
     n_folds: int = 5,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Stack members' out-of-fold (and test) predictions into the folder `out`; gives what stack.json says.
+    """Stack members' out-of-fold (and test) predictions into the folder `out`; returns what stack.json says.
 
     methods: names of STACKERS; several are averaged. Second-level folds are the first level's where the files
     hold them, else made from the manifest's groups. `gain` says whether the stack is better than plain

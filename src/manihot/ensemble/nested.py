@@ -45,7 +45,7 @@ DEFAULT_METHODS = ("geometric", "best_subset", "greedy", "simplex", "nelder_mead
 
 
 def fit_method(name: str, pred_probs: np.ndarray, labels: np.ndarray, seed: int = 0) -> Predictor:
-    """Fit a mean, a search or a stacker by its name on members (M, N, K); gives a predictor (M, N', K) ->
+    """Fit a mean, a search or a stacker by its name on members (M, N, K); returns a predictor (M, N', K) ->
     (N', K).
     """
     if name in SEARCHES:

@@ -152,7 +152,7 @@ class SavedGroup(BaseModel):
 
 
 class Saved(BaseModel):
-    """What stands in a saved blend beside its arrays."""
+    """What is stored in a saved blend beside its arrays."""
 
     members: Names
     classes: Names

@@ -122,7 +122,7 @@ def _tree_arrays(trees: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def _fit_flat(model: Any, pred_probs: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Fit a scikit-learn classifier on (N, M * K); gives the standardisation and the classes that were there."""
+    """Fit a scikit-learn classifier on (N, M * K); returns the standardisation and the classes that were there."""
     scaler = StandardScaler()
     features = scaler.fit_transform(member_features(pred_probs).reshape(len(labels), -1))
     with warnings.catch_warnings():
@@ -227,7 +227,7 @@ def check_folds(folds: np.ndarray, groups: np.ndarray | None, n: int) -> None:
     cut = np.unique(units[folds != first[units]])
     if len(cut):
         raise DataError(
-            f"{len(cut)} groups of duplicates stand in more than one fold",
+            f"{len(cut)} groups of duplicates are in more than one fold",
             "make the folds from the groups, or leave the folds out",
         )
 

@@ -141,7 +141,7 @@ def _check_together(own: BlendSettings, blended: Sequence[str], refuse: Refuse, 
     fitted = own.method not in ("auto", "uniform")
     if own.weights:
         if own.method != type(own)().method:
-            refuse(f"stands beside the method {own.method!r}", "fixed weights need no method", "weights")
+            refuse(f"is set together with the method {own.method!r}", "fixed weights need no method", "weights")
         missing = [name for name in blended if name not in own.weights]
         left_out = [name for name in own.weights if name not in blended]
         if missing or left_out:
@@ -163,7 +163,7 @@ def _check_together(own: BlendSettings, blended: Sequence[str], refuse: Refuse, 
         refuse(f"belongs to the method 'stack', not {own.method!r}", "method: stack", key)
     if isinstance(own, Blend) and own.views and (own.groups or own.weights):
         key = "groups" if own.groups else "weights"
-        refuse("stands beside blend.views, by which the method weighs each view", "leave one of them out", key)
+        refuse("is set together with blend.views, by which the method weighs each view", "leave one of them out", key)
     if fitted and len(blended) == 1 and not (isinstance(own, Blend) and own.views):
         refuse(f"{own.method!r} of one member, {blended[0]!r}", "blend two members or more", "method")
     if own.mean == "rank" and folds == "none":

@@ -117,7 +117,7 @@ def open_network(
         return opener(path, device)
     place = path.parents[1] / BACKBONE
     if not place.is_file():
-        raise WeightsError(f"{place} is missing, and {path.name} stands on it", REMEDY)
+        raise WeightsError(f"{place} is missing, and {path.name} needs it", REMEDY)
     backbones = {} if backbones is None else backbones
     if place not in backbones:
         backbones[place] = SharedBackbone(place, device)

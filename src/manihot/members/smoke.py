@@ -47,7 +47,7 @@ def prepare_smoke(
     """A recipe made small, and OUT/smoke/manifest.parquet with the few photographs that it is tried on.
 
     count_stages: needed by recipes that freeze stages of a backbone that isn't embedded.
-    Says what stands for what. Raises DataError and SettingsError as a scan and a check of the recipe do.
+    Reports which network replaces which. Raises DataError and SettingsError as a scan and a check of the recipe do.
     """
     place = Path(out) / "smoke"
     manifest, _ = read_photos(photos, columns, out=place, workers=workers, few=FEW, aliases=recipe.aliases)
@@ -178,11 +178,11 @@ def _unsure(choice: dict[str, Any]) -> dict[str, Any]:
 
 def _say_backbones(true: dict[str, Recipe], made: dict[str, Recipe]) -> list[str]:
     stands = {true[name].model.backbone: made[name].model.backbone for name in true}
-    return [f"{small} stands for {big}, with random weights" for big, small in sorted(stands.items()) if big != small]
+    return [f"{small} replaces {big}, with random weights" for big, small in sorted(stands.items()) if big != small]
 
 
 def smoke_manifest(manifest: Manifest, recipe: Recipe) -> tuple[Manifest, list[str]]:
-    """A few of the photographs, that play the sources and the photographs without a label which the recipe wants."""
+    """A few of the photographs, to stand in for sources and unlabelled photographs that the recipe needs."""
     table, said = manifest.table, []
     few = manifest.take(np.array(choose_few([*zip(table["split"], table["label"], table["source"])], FEW)))
     source, label = few.table["source"].astype(str).to_numpy(dtype=object), few.labels.copy()
@@ -190,7 +190,7 @@ def smoke_manifest(manifest: Manifest, recipe: Recipe) -> tuple[Manifest, list[s
     for number, name in enumerate(absent):
         actors = _every(few, 3, number)
         source[actors] = name
-        said.append(f"{len(actors)} photographs play the source {name!r}, which isn't here")
+        said.append(f"{len(actors)} photographs stand in for the source {name!r}, which isn't here")
     wanted = any(_wants_unlabelled(stage) for stage in _stages_of(recipe))
     if wanted and not (label == UNLABELLED).any() and all(use != "unlabelled" for _, _, use in _sources(recipe)):
         actors = _every(few, 4, 3)
@@ -249,7 +249,7 @@ def smoke_classes(recipe: Recipe, classes: tuple[str, ...]) -> tuple[Recipe, lis
 
     values = whole(recipe.resolved())
     values["members"] = {name: whole(one) for name, one in values["members"].items()}
-    words = [f"class {name!r} isn't here: {other!r} plays it" for name, other in said.items()]
+    words = [f"class {name!r} isn't here: {other!r} stands in for it" for name, other in said.items()]
     return (Recipe.model_validate(values) if said else recipe), words
 
 

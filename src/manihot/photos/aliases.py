@@ -52,7 +52,7 @@ def check_aliases(values: Mapping[Any, Any], where: str, lines: Names | None = N
 
 
 def apply_aliases(places: Sequence[Path], listings: Sequence[Listing], given: Names, usual: Names) -> list[Match]:
-    """Rename classes in the listings; gives which name was matched with which class.
+    """Rename classes in the listings; returns which name was matched with which class.
 
     given: the user's map, applied to every name in it. usual: the recipe's, applied where some source has the class.
     Raises DataError where a name of `given` is nobody's class, or two numbers of a class map would be one class.

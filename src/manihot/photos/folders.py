@@ -189,7 +189,7 @@ def list_by(tree: Tree, pattern: str) -> Listing:
         listing.entries.append(entry)
     _check_test(listing)
     for name, count in outside.items():
-        place = f"{name}/ stands beside the splits" if name and parts[:1] == ("{split}",) else f"{name or 'the top'}"
+        place = f"{name}/ is beside the splits" if name and parts[:1] == ("{split}",) else f"{name or 'the top'}"
         listing.left_out.append(f"{place} and is left out: {count} photographs don't fit {pattern!r}")
         flat = {own for own, _ in tree.photos if own[:1] == (name,)}
         if name and parts[:1] == ("{split}",) and len(flat) == 1:

@@ -131,7 +131,7 @@ def find_damage(raw: bytes, head: JpegHead, several: bool) -> str:
             with hear_decoders():
                 more = decode_reduced(raw[:end] + MORE + raw[end:])
             return "" if more is not None and np.array_equal(seen, more) else "they end before the picture does"
-    return "bytes that belong nowhere stand in several places"
+    return "stray bytes in several places"
 
 
 def _judge_rest(data: bytes, count: int) -> str:

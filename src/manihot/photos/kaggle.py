@@ -101,7 +101,7 @@ def _add_test(listing: Listing, folder: Path, out: Path | None) -> None:
         listing.faults += faults
         listing.entries += [Entry(path, None, "test", where=where) for path, _, where in found.values()]
     elif sample is not None:
-        listing.notes.append(f"{sample.name} stands there without test_images/: no photographs to predict")
+        listing.notes.append(f"{sample.name} is there without test_images/: no photographs to predict")
 
 
 def _list_from_records(folder: Path, columns: Columns, names: ClassNames | None, out: Path | None) -> Listing:
@@ -170,7 +170,7 @@ def extract_photos(
             path = place / name
             if name in found:
                 if path.read_bytes() != image:
-                    detail = f"another photograph of the name {name} stands in {found[name][2]}"
+                    detail = f"another photograph named  is in {found[name][2]}"
                     faults.append(_fault(f"{file.name}#{record.number}", detail))
                 continue
             _write(path, image)

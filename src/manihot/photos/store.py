@@ -41,7 +41,7 @@ REMEDY = "remove both files of the store and run the same command again"
 
 
 class About(BaseModel):
-    """What stands beside a store."""
+    """What is stored beside a store."""
 
     digest: str
     size: tuple[int, int]

@@ -95,7 +95,7 @@ def quality_stage(folder: RunFolder, name: str) -> None:
 
 
 def audit_stage(folder: RunFolder, manifest: Manifest, name: str, recipe: Recipe, smoke: bool = False) -> None:
-    """The audit of labels by all evidence there is, and of photographs that look alike by their features.
+    """The audit of labels by all available evidence, and of photographs that look alike by their features.
 
     Where the predictions contain no features, a frozen network computes them.
     """

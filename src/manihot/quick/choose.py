@@ -60,7 +60,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Examples:
-    """Features (N, V, D) with labels (N,) in 0..K-1, weights (N,), and groups (N,) that must not be torn apart."""
+    """Features (N, V, D) with labels (N,) in 0..K-1, weights (N,), and groups (N,) that must not be separated."""
 
     features: np.ndarray
     labels: np.ndarray

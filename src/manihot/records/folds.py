@@ -25,7 +25,7 @@ def make_folds(labels: np.ndarray, groups: np.ndarray | None = None, n_folds: in
         raise DataError(f"{n_units} groups of photographs can't make {n_folds} folds", "ask for fewer folds")
     if n_units < n:
         return split_groups(labels, units, n_folds, seed)
-    rng = np.random.default_rng(seed)  # nobody shares a group: the same balance, without the slow search over groups
+    rng = np.random.default_rng(seed)  # no two share a group: the same balance, without the slow search over groups
     order = rng.permutation(n)
     order = order[np.argsort(labels[order], kind="stable")]
     folds = np.empty(n, dtype=np.int64)

@@ -165,7 +165,7 @@ def group_by_name(stems: list[str], pattern: str) -> np.ndarray:
 
 
 def with_name_groups(manifest: Manifest, pattern: str | None = None) -> Manifest:
-    """The manifest with photographs grouped by their file names, joined with the groups that stand there.
+    """The manifest with photographs grouped by their file names, joined with the groups that are there.
 
     pattern: as `group_by_name` takes it; left out, `propose_name_pattern` chooses. Names count within a source.
     Raises DataError when no pattern is given and none is found, or none of the names fits.

@@ -1,6 +1,6 @@
 """Manifest: one row per photograph. Where the photographs are, what is said of them, and what was decided.
 
-Saved as parquet; the class names, in order, and the folder that relative paths start from stand in the file's
+Saved as parquet; the class names, in order, and the folder that relative paths start from are in the file's
 metadata. Functions that clean, relabel or add photographs take a Manifest and give a new one: the photographs
 and labels a user brought are never changed.
 """
@@ -25,7 +25,7 @@ from manihot.records.run_places import RunPlaces
 
 
 class About(ClassNames):
-    """What stands in a manifest's metadata."""
+    """What is stored in a manifest's metadata."""
 
     root: str
 

@@ -25,7 +25,7 @@ NAMED = 3  # files that a message names
 
 
 def share_run(run: Path, out: Path) -> list[str]:
-    """Write what others need of a run into the zip `out`, below a folder of the run's name; gives the names.
+    """Write what others need of a run into the zip `out`, below a folder of the run's name; returns the names.
 
     Only regular files of the run folder itself: links are left out with a warning, as they may lead anywhere. Raises
     RunFolderError for a folder that is not a run, has no predictions yet, or holds links in place of what a prediction

@@ -269,7 +269,7 @@ class Recipe(Group):
     _place: KeyPath = PrivateAttr(default=())  # of a member's recipe: where the member stands
 
     def where(self, *key: str | int) -> str:
-        """`file:line` of a key, or of the nearest key above it that stands in a file."""
+        """`file:line` of a key, or of the nearest key above it that is set in a file."""
         for end in range(len(key), 0, -1):
             if key[:end] in self._lines:
                 return self._lines[key[:end]]
@@ -306,7 +306,7 @@ class Recipe(Group):
         return out
 
     def _changed(self, plain: dict[str, Any], changes: dict[str, Any], place: KeyPath) -> Recipe:
-        """The recipe `plain` with the changes that stand at `place`."""
+        """The recipe `plain` with the changes at `place`."""
         changed = validated(Recipe, merge(plain, changes), self._lines, place)
         changed._lines.update(self._lines)
         return changed

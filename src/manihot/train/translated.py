@@ -127,12 +127,12 @@ def made_manifest(
 def join_made(originals: Manifest, made: Manifest) -> Manifest:
     """Photographs and the pictures made from them, original and picture in one group.
 
-    Raises DataError where a picture stands in `originals` already.
+    Raises DataError where a picture is in `originals` already.
     """
     repeated = np.isin(made.image_id, originals.image_id)
     if repeated.any():
         raise DataError(
-            f"{int(repeated.sum())} pictures stand in the manifest already, first {made.image_id[repeated][0]!r}",
+            f"{int(repeated.sum())} pictures are in the manifest already, first {made.image_id[repeated][0]!r}",
             "give the new ones another source with --name, or translate the photographs without the pictures",
         )
     table = originals.table

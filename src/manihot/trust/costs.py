@@ -151,7 +151,7 @@ def decide_files(
     manifest: Path | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Decide every photograph at least expected cost; writes decisions.csv and costs.json, gives what that says.
+    """Decide every photograph at least expected cost; writes decisions.csv and costs.json, returns what that says.
 
     predictions: parquet or CSV; calibrated ones, or with the `calibrator.json` that `manihot calibrate` saved.
     costs: see `load_costs`. manifest: parquet whose groups keep duplicates together in the intervals. Where

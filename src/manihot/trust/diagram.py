@@ -15,7 +15,7 @@ def reliability_figure(curves: dict[str, dict[str, list[Any]]]) -> Figure:
     curves: name -> bins of `metrics.reliability`. Colours are those of matplotlib's settings.
     """
     figure = Figure(figsize=(4.5, 3.9))
-    top, below = figure.add_axes((0.16, 0.38, 0.82, 0.6)), figure.add_axes((0.16, 0.13, 0.82, 0.2))
+    top, below = figure.add_axes((0.16, 0.37, 0.82, 0.5)), figure.add_axes((0.16, 0.13, 0.82, 0.2))
     top.plot([0, 1], [0, 1], ":", color=rcParams["xtick.color"], lw=1.2)
     for k, (name, bins) in enumerate(curves.items()):
         count = np.asarray(bins["count"], dtype=float)

@@ -40,7 +40,7 @@ def calibrate_files(
     n_folds: int = 5,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Calibrate out-of-fold predictions and fit conformal sets; writes into `out`, gives what trust.json
+    """Calibrate out-of-fold predictions and fit conformal sets; writes into `out`, returns what trust.json
     says.
 
     kind: a name of CALIBRATORS, or 'auto': the one with the lowest held-out log loss. coverage, per_class, sets: of

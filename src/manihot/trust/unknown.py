@@ -139,7 +139,7 @@ def auroc(known_scores: np.ndarray, unknown_scores: np.ndarray) -> float:
 
 
 class Saved(BaseModel):
-    """What stands in a saved detector beside its arrays."""
+    """What is stored in a saved detector beside its arrays."""
 
     kind: Literal["max_prob", "max_logit", "energy", "knn", "mahalanobis", "output"]
     threshold: float

@@ -133,7 +133,7 @@ def save_translator(path: Path, generator: Generator, about: dict[str, Any]) -> 
 
 
 class Shape(BaseModel):
-    """What stands beside a translator's weights, as far as its network follows from it."""
+    """What is stored beside a translator's weights, as far as its network follows from it."""
 
     format: Literal[1]
     width: Annotated[int, Field(ge=1, le=1024)]
