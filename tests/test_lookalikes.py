@@ -178,7 +178,7 @@ def test_a_run_tells_its_lookalikes(tmp_path: Path, where: str, capsys: pytest.C
     if where == "nowhere":
         assert not (run / "audit/lookalikes.parquet").exists() and "Lookalikes" not in said
         return
-    assert "2 new and confirmed by the pictures, 1 told by the features alone" in said
+    assert "2 new and confirmed by the pictures, 1 found by the features alone" in said
     found = pd.read_csv(run / "audit/lookalikes.csv")
     assert _groups(found) == _names(COPY, TURNED, FALSE)
     with RunFolder(run) as folder:

@@ -126,7 +126,7 @@ def test_a_run_that_weighs_views_predicts_by_these_weights(name: str, home: Path
     ("settings", "words"),
     [
         (["blend.views=true", "blend.weights={plain: 1, other: 1}"], "blend.weights: is set together with blend.views"),
-        (["blend.views=true", "blend.groups={both: {members: [plain, other]}}"], "blend.groups: stands beside"),
+        (["blend.views=true", "blend.groups={both: {members: [plain, other]}}"], "blend.groups: is set together"),
     ],
 )
 def test_what_contradicts_weights_of_views(settings: list[str], words: str, home: Path):

@@ -106,7 +106,7 @@ def test_splits_above_classes(tmp_path: Path, capsys) -> None:
         "test/t1.jpg": ("test", -1, "t1.jpg"),
         "test/t2.jpg": ("test", -1, "t2.jpg"),
     }
-    assert warned(capsys, "extra/ stands beside the splits")
+    assert warned(capsys, "extra/ is beside the splits")
 
 
 def test_a_test_folder_with_one_dummy_folder_is_unlabelled(tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def test_the_run_s_folds_are_the_first_repeat_s(monkeypatch: pytest.MonkeyPatch,
     x, given, _ = blobs(160, 0.1, 2)
     fold = np.arange(160) // 2 % 4
     seen = []
-    fit = module._doubts
-    monkeypatch.setattr(module, "_doubts", lambda part, *more: seen.append(part) or fit(part, *more))
+    fit = module._find_doubtful
+    monkeypatch.setattr(module, "_find_doubtful", lambda part, *more: seen.append(part) or fit(part, *more))
     found = what_if(x, given, fold=fold, repeats=2)
     assert found.run_folds and len(seen) == 8  # as many folds in every repeat
     scaled = module._reduce(x, 0)
