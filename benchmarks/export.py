@@ -30,7 +30,7 @@ from manihot.export import int8 as quantising
 from manihot.export.browser import find_browser
 from manihot.export.certificate import check_int8
 from manihot.export.graph import parts_of
-from manihot.export.phone import find_runtime, write_page
+from manihot.export.phone import find_runtime, make_content, write_page
 from manihot.export.source import open_source
 from manihot.export.write import judge, write_model
 from manihot.networks.runner import OnnxRunner
@@ -79,7 +79,7 @@ def time_page(page: Path, photos: list[Path], slower: int) -> float:
         opened = context.new_page()
         opened.set_default_timeout(300_000)
         opened.goto(page.resolve().as_uri())
-        opened.evaluate("ready", None)
+        opened.evaluate("manihot.ready", None)
         opened.evaluate(
             "() => { const i = document.createElement('input'); i.type = 'file'; i.id = 'timed'; "
             "document.body.append(i); }"
@@ -91,7 +91,7 @@ def time_page(page: Path, photos: list[Path], slower: int) -> float:
             times.append(
                 opened.evaluate(
                     "async () => { const file = document.getElementById('timed').files[0], start = performance.now(); "
-                    "await classify(file); return performance.now() - start; }"
+                    "await manihot.classify(file); return performance.now() - start; }"
                 )
             )
         started.close()
@@ -136,7 +136,8 @@ def measure(run: Path, work: Path, runtime: Path | None) -> list[dict[str, Any]]
             row |= {key: measured[key] for key in ("equal_decisions", "gain", "fixed", "broken")}
         if runtime is not None:
             page = work / f"{name}.html"
-            write_page(page, path, {**made.about, "precision": "fp32" if name == "fp32" else "int8"}, runtime, name)
+            described = {**made.about, "precision": "fp32" if name == "fp32" else "int8"}
+            write_page(page, make_content(path, described, runtime, name))
             row["page_megabytes"] = page.stat().st_size / 1e6
             row["page_ms"], row["page_slow_ms"] = time_page(page, files, 1), time_page(page, files, 6)
         rows.append(row)

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from manihot.progress import speak
+from phone_page import browser_of_pages, chromium, phone_export, runtime  # noqa: F401  (fixtures of several files)
 
 speak()  # messages on standard error, as the command line shows them
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-import manihot
+from manihot.export.phone import joined
 from manihot.photos.quality import FAULTS, MEASURES, QualityLimits, fit_quality, measure_quality
+from phone_page import run_node
 
 pytestmark = pytest.mark.core
-SCRIPT = Path(manihot.__file__).parent / "export" / "page" / "quality.js"
 REPLAY = """
-const fs = require('fs'), [cases, bytes, limits] = process.argv.slice(2), all = fs.readFileSync(bytes), made = [];
-const quality = JSON.parse(fs.readFileSync(limits));
+import {readFileSync} from 'node:fs';
+const [cases, bytes, limits] = process.argv.slice(2), all = readFileSync(bytes), made = [];
+const quality = JSON.parse(readFileSync(limits));
 let at = 0;
-for (const [h, w] of JSON.parse(fs.readFileSync(cases))) {
+for (const [h, w] of JSON.parse(readFileSync(cases))) {
   const values = measureQuality({data: new Uint8Array(all.subarray(at, at + h * w * 3)), h, w});
   made.push({values, faults: qualityFaults(values, quality)});
   at += h * w * 3;
@@ -38,7 +37,6 @@ def draw(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return np.clip(rgb + rng.normal(0, 4, rgb.shape), 0, 255).astype(np.uint8)
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_the_page_measures_what_python_does(tmp_path: Path):
     rng = np.random.default_rng(4)
     sizes = [(1, 1), (2, 9), (3, 3), (5, 4), (64, 64), (63, 130), (224, 224), (96, 250), *rng.integers(3, 200, (60, 2))]
@@ -50,9 +48,8 @@ def test_the_page_measures_what_python_does(tmp_path: Path):
     (tmp_path / "limits").write_text(json.dumps(limits.to_json()), encoding="utf-8")
     (tmp_path / "cases").write_text(json.dumps([photo.shape[:2] for photo in photos]), encoding="utf-8")
     (tmp_path / "bytes").write_bytes(b"".join(photo.tobytes() for photo in photos))
-    (tmp_path / "replay.js").write_text(SCRIPT.read_text(encoding="utf-8") + REPLAY, encoding="utf-8")
-    files = [str(tmp_path / name) for name in ("replay.js", "cases", "bytes", "limits")]
-    found = json.loads(subprocess.run(["node", *files], check=True, timeout=60, capture_output=True).stdout)
+    files = [tmp_path / name for name in ("cases", "bytes", "limits")]
+    found = json.loads(run_node(joined(("quality",)) + REPLAY, *files))
     assert len(found) == len(photos)
     for one, expected in zip(found, values, strict=True):
         assert all(abs(one["values"][name] - expected[name]) < 1e-9 for name in MEASURES)

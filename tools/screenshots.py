@@ -1,6 +1,6 @@
 """Make the pictures of the README and the docs: a demo run, and its pages in Chromium.
 
-    python tools/screenshots.py --work FOLDER                     # docs/images/{report,review-page,phone}.png
+    python tools/screenshots.py --work FOLDER                     # docs/images/{report,review-page,phone*}.png
     python tools/screenshots.py --work FOLDER --check PICTURES    # every page: light, dark, print and 400 px wide
 
 FOLDER keeps the run, so that a second call only draws. It needs playwright, Chromium and, for the phone page, the
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageFilter
 from playwright.sync_api import sync_playwright
 
 import manihot
@@ -86,11 +87,37 @@ def draw_images(browser: Any, work: Path, phone: Path, images: Path) -> None:
     with opened(browser, work / "run/review.html", viewport={"width": 1000, "height": 720}) as page:
         page.keyboard.press("2")
         page.screenshot(path=images / "review-page.png")
-    with opened(browser, phone, viewport={"width": 390, "height": 844}) as page:
-        page.evaluate("ready")
-        page.set_input_files("#gallery", [str(file) for file in examples(work)])
-        page.wait_for_selector("#answer", state="visible", timeout=120_000)
-        page.screenshot(path=images / "phone.png", full_page=True)
+    for scheme, width in (("light", 390), ("dark", 320)):
+        how: dict[str, Any] = {"viewport": {"width": width, "height": 780}, "color_scheme": scheme}
+        with opened(browser, phone, **how) as page:
+            draw_phone(page, work, images, "" if scheme == "light" else "-dark")
+
+
+def draw_phone(page: Any, work: Path, images: Path, ending: str) -> None:
+    """The main screens of the phone page: a refused photograph, an answer, where it looked, what is kept."""
+
+    def give(files: list[Path]) -> None:
+        page.set_input_files("#gallery", [str(file) for file in files])
+        page.wait_for_selector("#gallery:enabled", state="attached", timeout=120_000)
+
+    def shot(name: str) -> None:
+        page.screenshot(path=images / f"phone{name}{ending}.png")
+
+    good = examples(work)
+    with Image.open(good[0]) as photo:
+        photo.convert("RGB").filter(ImageFilter.GaussianBlur(max(photo.size) / 60)).save(work / "blurred.png")
+    page.evaluate("ready")
+    give([work / "blurred.png"])
+    shot("-poor")
+    page.click("#again")
+    give(good)
+    shot("")
+    page.click("#look")
+    page.evaluate("document.getElementById('look').scrollIntoView()")
+    shot("-looked")
+    page.click("#again")
+    page.evaluate("document.getElementById('history').open = true; document.getElementById('history').scrollIntoView()")
+    shot("-history")
 
 
 def draw_checks(browser: Any, work: Path, pictures: Path) -> None:

@@ -44,6 +44,7 @@ _HOMES = {
         "ArmOptions",
         "Translation",
         "NetworkChoice",
+        "PageOptions",
         "TranslatedPictures",
         "ServerOptions",
     ),
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from manihot.settings.options import CleaningRules as CleaningRules
     from manihot.settings.options import Compute as Compute
     from manihot.settings.options import NetworkChoice as NetworkChoice
+    from manihot.settings.options import PageOptions as PageOptions
     from manihot.settings.options import ReviewTeam as ReviewTeam
     from manihot.settings.options import ServerOptions as ServerOptions
     from manihot.settings.options import TableOptions as TableOptions

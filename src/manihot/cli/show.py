@@ -138,6 +138,9 @@ def _export(found: r.ExportResult) -> None:
     )
     for file in (*found.files, *([found.page] if found.page is not None else [])):
         show(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+    if found.app is not None:
+        size = sum(file.stat().st_size for file in found.app.rglob("*") if file.is_file())
+        show(f"{found.app}: {size / 1e6:.1f} MB")
 
 
 def _serve(found: r.ServeResult) -> None:

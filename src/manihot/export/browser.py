@@ -12,26 +12,19 @@ import numpy as np
 
 from manihot.export.bundle import Bundle
 from manihot.export.witness import Seen
-from manihot.photos.quality import QualityLimits, measure_quality
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PATIENCE = 180_000  # milliseconds for a photograph
 
-# checksum (CRC-32) and answer of one file; the page's own names are `decode`, `classify`
+# checksum (CRC-32) and answer of one file, by what the page gives out under `manihot`
 LOOK = """async name => {
-  const table = Int32Array.from({length: 256}, (_, n) => {
-    for (let k = 0; k < 8; k++) n = n & 1 ? (n >>> 1) ^ 0xEDB88320 : n >>> 1;
-    return n;
-  });
   const file = document.getElementById('manihot-certificate').files[0];
   try {
-    const pixels = await decode(file), found = await classify(file);
-    let crc = -1;
-    for (const value of pixels.data) crc = (crc >>> 8) ^ table[(crc ^ value) & 255];
+    const pixels = await manihot.decode(file), found = await manihot.classify(file);
     return {
-      decoded: (crc ^ -1) >>> 0, h: found.input.h, w: found.input.w, input: Array.from(found.input.data),
-      probabilities: Array.from(found.probabilities), raw: Array.from(found.raw),
-      set: facts.sets ? predictionSet(Array.from(found.raw)) : null, strangeness: found.strangeness ?? null,
+      decoded: manihot.crc32(pixels.data), h: found.input.h, w: found.input.w, input: Array.from(found.input.data),
+      probabilities: found.probabilities, raw: found.raw, set: found.held, strangeness: found.strangeness,
+      faults: found.faults,
     };
   } catch (error) {
     return {fault: String(error.message || error)};
@@ -59,7 +52,7 @@ def look_in_browser(page: Path, files: Sequence[Path], bundle: Bundle, browser: 
             opened = started.new_context(offline=True).new_page()
             opened.set_default_timeout(PATIENCE)
             opened.goto(page.resolve().as_uri())
-            opened.evaluate("ready", None)
+            opened.evaluate("manihot.ready", None)
             opened.evaluate(
                 "() => { const i = document.createElement('input'); i.type = 'file'; i.id = 'manihot-certificate'; "
                 "document.body.append(i); }"
@@ -77,8 +70,7 @@ def _seen(told: dict[str, Any], bundle: Bundle) -> Seen:
     if "fault" in told:
         return Seen(fault=str(told["fault"])[:200])
     pixels = np.array(told["input"], np.uint8).reshape(told["h"], told["w"], 3)
-    limits: QualityLimits | None = bundle.limits
-    faults = () if limits is None else limits.faults(measure_quality(pixels))
+    faults = tuple(map(str, told["faults"]))
     held = None
     if told["set"] is not None:
         held = np.zeros(len(bundle.classes), dtype=bool)

@@ -149,7 +149,7 @@ def pack_weights(network: Path, out: Path) -> Path:
     import onnx
     from onnx import helper, numpy_helper
 
-    model = slim(onnx.load(str(network)), maps=True)
+    model = whole_precision(slim(onnx.load(str(network)), maps=True))
     values = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
     plain = [node.input[1] for node in model.graph.node if node.op_type == "Conv" and node.input[1] in values]
     weights = {name: values[name] for name in plain if values[name].dtype == np.float32}

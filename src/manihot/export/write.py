@@ -12,6 +12,7 @@ import numpy as np
 
 import manihot
 from manihot.errors import DataError, SettingsError
+from manihot.export.advice import read_advice
 from manihot.export.bundle import Bundle
 from manihot.export.card import write_card
 from manihot.export.certificate import (
@@ -29,7 +30,7 @@ from manihot.export.choices import as_table, choose, draw_choices, list_choices,
 from manihot.export.describe import describe
 from manihot.export.graph import Networks, Trust, build_model, parts_of
 from manihot.export.int8 import Kind, make_int8
-from manihot.export.phone import find_runtime, write_page
+from manihot.export.phone import LANGUAGES, check_app, find_runtime, make_content, write_app, write_page
 from manihot.export.refusal import SmallDetector, fit_detector
 from manihot.export.source import Source, metadata, open_source
 from manihot.infer.forward import PhotoFiles
@@ -41,7 +42,7 @@ from manihot.records.export_folder import ExportFolder
 from manihot.records.files import digest_file, explain_os_error, save_json, write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.run_folder import RunFolder
-from manihot.settings.options import ANY_NETWORK, NetworkChoice
+from manihot.settings.options import ANY_NETWORK, PLAIN_PAGE, NetworkChoice, PageOptions
 from manihot.trust.calibrate import Calibrator
 from manihot.trust.conformal import ConformalSets
 
@@ -62,7 +63,7 @@ def export_run(
     int8: bool = False,
     phone: Path | None = None,
     runtime: Path | None = None,
-    title: str = "What is wrong with this plant?",
+    page: PageOptions = PLAIN_PAGE,
     wanted: NetworkChoice = ANY_NETWORK,
 ) -> dict[str, Any]:
     """Write a run as files that work without manihot; gives what certificate.json says.
@@ -70,15 +71,21 @@ def export_run(
     OUT/model.onnx: uint8 photographs to calibrated probabilities, the mean over folds inside.
     OUT/model.json: classes, preprocessing, calibration, prediction sets, digests. OUT/certificate.json and .html: what
     was measured. int8: also OUT/model.int8.onnx, of the `int8_kind` of `manihot.export.int8`. phone: also one HTML file
-    that classifies in a browser without a network, by the int8 model where there is one, under `title`; runtime: the
-    unpacked npm package onnxruntime-web, of $MANIHOT_CACHE when left out; where a Chromium is found, the page is tried
-    in it. wanted: which network of a fine-tuned run. run: a run of one member, or RUN/members/NAME. Nothing is written
-    where the exported model's answers are not the run's. Raises SettingsError, WeightsError, DataError, RunFolderError.
+    that classifies in a browser without a network, by the int8 model where there is one, and page.app: a folder with
+    the same; runtime: the unpacked npm package onnxruntime-web, of $MANIHOT_CACHE when left out; where a Chromium is
+    found, the page is tried in it. wanted: which network of a fine-tuned run. run: a run of one member, or
+    RUN/members/NAME. Nothing is written where the exported model's answers are not the run's. Raises SettingsError,
+    WeightsError, DataError, RunFolderError.
     """
-    if out is None and phone is None:
+    place = next((Path(one) for one in (out, phone, page.app) if one is not None), None)
+    if place is None:
         raise SettingsError("nowhere to write to", "--out FOLDER for the model, --phone page.html for the page")
-    found = find_runtime(runtime) if phone is not None else None
-    source, home = open_source(run), Path(out) if out is not None else Path(str(phone)).parent
+    wanted_page = phone is not None or page.app is not None
+    found = find_runtime(runtime) if wanted_page else None
+    source, home = open_source(run), place if out is not None else place.parent
+    advice = read_advice(page.advice, source.model.classes, LANGUAGES) if page.advice is not None else None
+    if page.app is not None:
+        check_app(page.app)
     if out is not None and RunFolder(home).exists:
         raise SettingsError(f"--out {out}: this is a run folder", "choose another folder")
     try:
@@ -90,13 +97,16 @@ def export_run(
         source = _choose(source, judged, wanted, folder)
         made, about, certificate = _make(source, judged, folder, wanted.int8_kind if int8 else None)
         small = {**about["int8"], "precision": "int8"} if int8 else about
-        network, tried = made.small if int8 else made.model, Path(temporary) / "phone.html"
+        network, tried, content = made.small if int8 else made.model, Path(temporary) / "phone.html", None
         if found is not None:
-            write_page(tried, network, small, found, title)
+            content = make_content(network, small, found, page.title, advice)
+            write_page(tried, content)
         seen = source.manifest.take(evenly(source.usable, COMPARED))
         certificate["stages"] = _witness(source, made, tried if found is not None else None, seen)
-        if phone is not None and found is not None:
-            write_page(Path(phone), network, small, found, title)
+        if phone is not None and content is not None:
+            write_page(Path(phone), content)
+        if page.app is not None and content is not None:
+            write_app(page.app, content)
         if out is not None:
             _place(source, made, about, certificate, ExportFolder(home))
             html = draw_page(certificate, about["classes"], seen, source.place.name, home)

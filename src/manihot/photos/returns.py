@@ -41,11 +41,14 @@ Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 
 
 class Correction(BaseModel):
-    """What a person says the photograph shows; label '' where they can't tell, or it is none of the classes."""
+    """What a person says the photograph shows; label '' where they can't tell, or it is none of the classes.
+
+    when: None where the person doesn't want times handed out.
+    """
 
     label: Text
     who: Text = ""
-    when: datetime
+    when: datetime | None = None
 
 
 class Spot(BaseModel):
@@ -57,11 +60,11 @@ class Spot(BaseModel):
 
 
 class Returned(BaseModel):
-    """One photograph."""
+    """One photograph. taken: None where the person doesn't want times handed out."""
 
     file: Text
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    taken: datetime
+    taken: datetime | None = None
     plant: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
     probabilities: list[Share]
     held: list[Text] | None = None
@@ -270,7 +273,7 @@ def _answer(one: Returned, name: str, returns: Returns) -> dict[str, Any]:
     return {
         "file": name,
         "sha256": one.sha256,
-        "taken": one.taken.isoformat(),
+        "taken": _moment(one.taken),
         "plant": one.plant,
         "answer": one.answer,
         "held": ", ".join(one.held or []),
@@ -279,9 +282,13 @@ def _answer(one: Returned, name: str, returns: Returns) -> dict[str, Any]:
         "probabilities": "; ".join(f"{returns.classes[k]}={one.probabilities[k]:.6f}" for k in order),
         "correction": None if said is None else said.label,
         "who": "" if said is None else said.who,
-        "when": "" if said is None else said.when.isoformat(),
+        "when": "" if said is None else _moment(said.when),
         "latitude": None if spot is None else spot.latitude,
         "longitude": None if spot is None else spot.longitude,
         "accuracy": None if spot is None else spot.accuracy,
         "model": returns.model.sha256,
     }
+
+
+def _moment(when: datetime | None) -> str:
+    return "" if when is None else when.isoformat()

@@ -224,6 +224,18 @@ class ServerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PageOptions:
+    """What the phone page has besides the model."""
+
+    title: str = "What is wrong with this plant?"
+    """For --phone and --app: the title of the page; the default is translated."""
+    advice: Path | None = None
+    """For --phone and --app: advice.yaml, what to do about each class, with pictures."""
+    app: Path | None = None
+    """Also a folder for an https host: the phone page as an app that can be installed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkChoice:
     """Which network is exported, and how its weights are kept."""
 
@@ -244,3 +256,4 @@ USUAL_TRANSLATION = Translation()
 ONE_OF_EACH = TranslatedPictures()
 USUAL_SERVER = ServerOptions()
 ANY_NETWORK = NetworkChoice()
+PLAIN_PAGE = PageOptions()

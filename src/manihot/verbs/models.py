@@ -11,7 +11,7 @@ from manihot.errors import SettingsError
 from manihot.extras import need_train
 from manihot.progress import say
 from manihot.settings import Recipe
-from manihot.settings.options import ANY_NETWORK, EVERYTHING_GUESSED, HERE, ONE_OF_EACH, USUAL_TRANSLATION
+from manihot.settings.options import ANY_NETWORK, EVERYTHING_GUESSED, HERE, ONE_OF_EACH, PLAIN_PAGE, USUAL_TRANSLATION
 from manihot.verbs.options import (
     FILES,
     Columns,
@@ -20,6 +20,7 @@ from manihot.verbs.options import (
     NetworkOptions,
     On,
     Out,
+    PageExtras,
     Photos,
     Pictures,
     Place,
@@ -154,8 +155,10 @@ def export(
     out: Annotated[Out | None, Parameter(help="The folder for the model.")] = None,
     int8: Annotated[bool, Parameter(help="Also write OUT/model.int8.onnx, a third to a quarter of the size.")] = False,
     phone: Annotated[Place | None, Parameter(help="Also write one .html file that classifies offline.")] = None,
-    runtime: Annotated[Place | None, Parameter(help="For --phone: the unpacked npm package onnxruntime-web.")] = None,
-    title: Annotated[str, Parameter(help="For --phone: the page's title.")] = "What is wrong with this plant?",
+    runtime: Annotated[
+        Place | None, Parameter(help="For --phone and --app: the unpacked npm package onnxruntime-web.")
+    ] = None,
+    page: PageExtras = PLAIN_PAGE,
     choice: NetworkOptions = ANY_NETWORK,
 ) -> ExportResult:
     """Export a run as one ONNX network that works without manihot, with a certificate of its measured performance.
@@ -164,12 +167,12 @@ def export(
     """
     from manihot.export.write import export_run
 
-    folder, page = as_path(out), as_path(phone)
+    folder, file = as_path(out), as_path(phone)
     certificate = export_run(
-        Path(run), folder, int8=int8, phone=page, runtime=as_path(runtime), title=title, wanted=choice
+        Path(run), folder, int8=int8, phone=file, runtime=as_path(runtime), page=page, wanted=choice
     )
     files = () if folder is None else tuple(sorted(folder.glob("model*.onnx")))
-    return ExportResult(files=files, page=page, certificate=certificate)
+    return ExportResult(files=files, page=file, app=page.app, certificate=certificate)
 
 
 def show_augment(

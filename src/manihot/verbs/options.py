@@ -15,6 +15,7 @@ from manihot.settings.options import (
     CleaningRules,
     Compute,
     NetworkChoice,
+    PageOptions,
     ServerOptions,
     TableOptions,
     TranslatedPictures,
@@ -71,4 +72,5 @@ Arms = Annotated[ArmOptions, Parameter(name="*")]
 Training = Annotated[Translation, Parameter(name="*")]
 Server = Annotated[ServerOptions, Parameter(name="*")]
 NetworkOptions = Annotated[NetworkChoice, Parameter(name="*")]
+PageExtras = Annotated[PageOptions, Parameter(name="*")]
 Pictures = Annotated[TranslatedPictures, Parameter(name="*")]

@@ -175,10 +175,11 @@ class ShareResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """Of `export`. files: the networks, none without `out`. page: of `phone`. certificate: what was measured."""
+    """Of `export`. files: the networks, none without `out`. page, app: as named. certificate: what was measured."""
 
     files: tuple[Path, ...]
     page: Path | None
+    app: Path | None
     certificate: dict[str, Any]
 
 

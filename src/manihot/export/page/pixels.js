@@ -35,19 +35,38 @@ function areaWhole(img, h, w, down, across) {
   return {data: out, h, w};
 }
 
+/** A table as arrays, which are read many times faster: places and weights, and where each of `to` rows begins. */
+function flat(table, to) {
+  const first = new Int32Array(to + 1);
+  for (const [d] of table) first[d + 1]++;
+  for (let d = 0; d < to; d++) first[d + 1] += first[d];
+  return {first, from: Int32Array.from(table, row => row[1] * 3), share: Float32Array.from(table, row => row[2])};
+}
+
+/** One row of pixels, from `start` on, to one of w. */
+function areaRow(data, start, {first, from, share}, line, w) {
+  for (let d = 0; d < w; d++) {
+    let red = 0, green = 0, blue = 0;
+    for (let k = first[d]; k < first[d + 1]; k++) {
+      const at = start + from[k], weight = share[k];
+      red = f32(red + f32(data[at] * weight));
+      green = f32(green + f32(data[at + 1] * weight));
+      blue = f32(blue + f32(data[at + 2] * weight));
+    }
+    line[3 * d] = red;
+    line[3 * d + 1] = green;
+    line[3 * d + 2] = blue;
+  }
+}
+
 function area(img, h, w) {
   if (img.h % h === 0 && img.w % w === 0) return areaWhole(img, h, w, img.h / h, img.w / w);
-  const columns = areaTable(img.w, w), rows = areaTable(img.h, h);
+  const columns = flat(areaTable(img.w, w), w), rows = areaTable(img.h, h);
   const sum = new Float32Array(h * w * 3), line = new Float32Array(w * 3);
   let done = -1;
   for (const [d, s, weight] of rows) {
-    if (s !== done) {
-      line.fill(0);
-      const start = s * img.w * 3;
-      for (const [x, from, share] of columns) for (let c = 0; c < 3; c++)
-        line[x * 3 + c] = f32(line[x * 3 + c] + f32(img.data[start + from * 3 + c] * share));
-      done = s;
-    }
+    if (s !== done) areaRow(img.data, s * img.w * 3, columns, line, w);
+    done = s;
     const at = d * w * 3;
     for (let k = 0; k < w * 3; k++) sum[at + k] = f32(sum[at + k] + f32(line[k] * weight));
   }
@@ -132,7 +151,7 @@ function kept(img, [height, width]) {
 }
 
 /** A decoded photograph to the network's input, by way of the stored size, as in training. */
-function prepare(img, preprocess) {
+export function prepare(img, preprocess) {
   const stored = preprocess.stored || preprocess.size;
   const first = preprocess.own ? kept(img, stored) : fitted(img, stored, preprocess.fit);
   return fitted(first, preprocess.size, preprocess.fit);

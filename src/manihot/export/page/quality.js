@@ -1,5 +1,5 @@
 // What manihot's photos/quality.py measures of a network's input {data: Uint8Array of h*w*3, h, w}.
-function measureQuality({data, h, w}) {
+export function measureQuality({data, h, w}) {
   const grey = new Int32Array(h * w);
   let sum = 0;
   for (let k = 0; k < h * w; k++) {
@@ -55,7 +55,7 @@ function energyOf(grey, h, w, cells) {
 }
 
 /** What is wrong with a photograph: names, [] where nothing is. quality: of model.json, null where there are no limits. */
-function qualityFaults(values, quality) {
+export function qualityFaults(values, quality) {
   const ends = {dark: ['brightness', 'low'], bright: ['brightness', 'high'], blurred: ['sharpness', 'low'], far: ['zoom', 'low']};
   return Object.keys(ends).filter(name => {
     const [measure, end] = ends[name], limit = quality?.measures[measure]?.[end];
