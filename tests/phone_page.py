@@ -22,6 +22,7 @@ from manihot.photos.preprocess import Preprocess
 from npm import npm_package
 from review_browser import start_browser
 
+ONE = manihot.Compute(workers=1)
 FAST = [
     "model.backbone=tf_efficientnet_lite0",
     "features.choose=[]",
@@ -64,7 +65,7 @@ def phone_export(tmp_path_factory: pytest.TempPathFactory, runtime: Path) -> Pat
     """
     home = tmp_path_factory.mktemp("phone")
     manihot.demo_data(home / "demo", photos=60)
-    manihot.run(home / "demo", out=home / "run", recipe="quick", set=FAST, compute=manihot.Compute(workers=1))
+    manihot.run(home / "demo", out=home / "run", recipe="quick", set=FAST, compute=ONE)
     (home / "advice.yaml").write_text(ADVICE, encoding="utf-8")
     Image.new("RGB", (1600, 900), (40, 120, 50)).save(home / "leaf.png")
     extras = manihot.PageOptions(title=TITLE, advice=home / "advice.yaml", app=home / "app")

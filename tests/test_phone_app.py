@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import html
 import http.server
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -95,24 +97,18 @@ def test_the_app_can_be_installed(phone_export: Path, chromium: Any, host: Host)
 
 
 def test_a_newer_version_waits_and_then_replaces_the_older_one(phone_export: Path, chromium: Any, tmp_path: Path):
-    folder = tmp_path / "app"
-    for file in (phone_export / "app").rglob("*"):
-        if file.is_file():
-            (folder / file.relative_to(phone_export / "app")).parent.mkdir(parents=True, exist_ok=True)
-            (folder / file.relative_to(phone_export / "app")).write_bytes(file.read_bytes())
+    folder = shutil.copytree(phone_export / "app", tmp_path / "app")
     host = Host(folder)
     opened = Opened(chromium, host.address, offline=False)
     installed(opened)
-    for name, old, new in (
-        ("sw.js", "const NAME", "const OTHER = 1, NAME"),
-        ("index.html", "<main>", "<main><p id=new>"),
-    ):
+    changes = {
+        "sw.js": ("const NAME = `manihot ${self.registration.scope} ", "2"),
+        "index.html": ("<main>", "<p id=new>"),
+    }
+    for name, (after, more) in changes.items():
         text = (folder / name).read_text(encoding="utf-8")
-        assert text.count(old) == 1
-        text = text.replace(old, new)
-        (folder / name).write_text(
-            text.replace("${self.registration.scope} ", "${self.registration.scope} 2", 1) if name == "sw.js" else text
-        )
+        assert text.count(after) == 1
+        (folder / name).write_text(text.replace(after, after + more), encoding="utf-8")
     opened.page.close()
     opened.open(host.address)
     installed(opened)
@@ -130,8 +126,8 @@ def test_every_file_is_kept_and_nothing_is_asked_of_others(phone_export: Path):
     worker = (folder / "sw.js").read_text(encoding="utf-8")
     kept = json.loads(worker.split("FILES = ")[1].split(";")[0])
     assert set(kept) == (files - {"sw.js", "index.html"}) | {"./"}
-    html = (folder / "index.html").read_text(encoding="utf-8")
-    assert "connect-src 'self'" in html and "https://" not in html
+    page = html.unescape((folder / "index.html").read_text(encoding="utf-8"))
+    assert "connect-src 'self'" in page and "https://" not in page
 
 
 def test_an_app_never_overwrites_another_folder(phone_export: Path, tmp_path: Path):

@@ -15,8 +15,8 @@ from PIL import Image, ImageOps
 import manihot
 from manihot.export import int8
 from manihot.settings.options import Compute, NetworkChoice
+from phone_page import FAST, ONE
 from review_browser import find_axe, serious_findings, start_browser, until
-from test_phone import FAST, ONE, runtime  # noqa: F401
 from test_returns import sound
 from test_serve import Running, running
 
@@ -33,7 +33,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, runtime: Path) -> Path:  # noqa: F811
+def home(tmp_path_factory: pytest.TempPathFactory, runtime: Path) -> Path:
     """A folder with exports in single precision and in int8, each with its page."""
     home = tmp_path_factory.mktemp("same")
     manihot.demo_data(home / "demo", photos=60)

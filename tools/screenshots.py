@@ -101,7 +101,11 @@ def draw_phone(page: Any, work: Path, images: Path, ending: str) -> None:
         page.wait_for_selector("#gallery:enabled", state="attached", timeout=120_000)
 
     def shot(name: str) -> None:
-        page.screenshot(path=images / f"phone{name}{ending}.png")
+        path = images / f"phone{name}{ending}.png"
+        page.screenshot(path=path)
+        with Image.open(path) as shown:
+            few = shown.convert("RGB").quantize(128)
+        few.save(path, optimize=True)
 
     good = examples(work)
     with Image.open(good[0]) as photo:

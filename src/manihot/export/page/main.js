@@ -139,12 +139,14 @@ function wire() {
 async function install() {
   if (!facts.app || !navigator.serviceWorker) return;
   const kept = await navigator.serviceWorker.register('sw.js');
-  kept.addEventListener('updatefound', () => {
-    const fresh = kept.installing, first = !kept.active;
-    fresh.addEventListener('statechange', () => {
-      if (fresh.state === 'installed') place('installed').textContent = say(first ? 'installed' : 'updated');
-    });
-  });
+  const told = key => { place('installed').textContent = say(key); };
+  const watch = worker => {
+    const key = kept.active ? 'updated' : 'installed';
+    worker.addEventListener('statechange', () => { if (worker.state === 'installed') told(key); });
+  };
+  if (kept.waiting) told('updated');
+  else if (kept.installing) watch(kept.installing);
+  kept.addEventListener('updatefound', () => watch(kept.installing));
 }
 
 async function begin() {
