@@ -40,7 +40,7 @@ from PIL import Image
 import manihot
 from manihot.export import int8
 from manihot.photos.decode import PhotoFacts, inspect_photos
-from manihot.settings.options import Compute
+from manihot.settings.options import Compute, NetworkChoice
 
 RATE = 48.0  # a second: 80 % of the 60 per core that are promised
 AT_ONCE = 16
@@ -53,11 +53,12 @@ def prepare(work: Path, area: int) -> Path:
     """An export of a run of drawn photographs at a square input of `area` pixels; from 224 x 224 on also in int8."""
     out = work / f"exported-{area}"
     if not (out / "model.json").is_file():
-        manihot.demo_data(work / "demo", photos=60)
+        manihot.demo_data(work / "demo", photos=160)
         sets = ["folds.n=2", "features.c=[0.01]", f"photo.area={area}", "tta=[{name: full}]"]
         manihot.run(work / "demo", out=work / f"run-{area}", recipe="quick", set=sets, compute=Compute(workers=1))
         int8.check_int8 = lambda *_: None  # too few photographs to judge int8 on, and only its speed is measured
-        manihot.export(work / f"run-{area}", out=out, int8=area >= 224 * 224)
+        choice = NetworkChoice(int8_kind="static")
+        manihot.export(work / f"run-{area}", out=out, int8=area >= 224 * 224, choice=choice)
     return out
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,19 @@ from manihot.records.run_places import RunPlaces
 from manihot.review import merge as merging
 from manihot.review.agreement import NOBODY, by_class, cohen, krippendorff, pairs
 from manihot.review.answers import Answer, decisions, standing
+from manihot.review.curve import draw_curve, expected_found
 from manihot.review.forecast import forecast
 from manihot.review.pictures import Picture, draw_all, pack
-from manihot.review.ranking import COVERED, LEAST, entropy, error_minus_ambiguity, in_batches, make_queue, worth_a_look
+from manihot.review.ranking import (
+    COVERED,
+    LEAST,
+    Queue,
+    entropy,
+    error_minus_ambiguity,
+    in_batches,
+    make_queue,
+    worth_a_look,
+)
 from review_runs import CLASSES, HOSTILE, answer, small_review
 
 LOGIC = Path(page_module.__file__).parent / "page" / "logic.js"
@@ -134,6 +145,24 @@ def test_the_forecast_is_right_where_the_chances_are_too_high():
 
 
 @needs_node
+def test_the_curve_rises_as_the_forecast_and_shows_what_was_found():
+    chance = np.r_[np.full(40, 0.9), np.full(60, 0.3), np.full(100, 0.01)]
+    queue = Queue(pd.DataFrame({"chance": chance}), rest=1000, left=2.0)
+    looked, expected = expected_found(queue, np.empty(0), np.empty(0))
+    assert looked.tolist() == [0, 50, 100, 150, 200] and expected[0] == 0
+    assert [forecast(np.empty(0), np.empty(0), chance[:k]).expected for k in looked] == expected.tolist()
+    steps = np.diff(expected)
+    assert (steps > 0).all() and (np.diff(steps) < 1e-9).all()  # the first photographs hold most
+    wrong = np.arange(50) % 2 == 0
+    better = expected_found(queue, chance[:50], np.ones(50, bool))[1]
+    worse = expected_found(queue, chance[:50], wrong)[1]
+    assert (better[1:] > worse[1:]).all()
+    plain, seen = draw_curve(queue), draw_curve(queue, chance[:50], wrong)
+    assert "found so far" not in plain and "found so far" in seen and "% of all labels right" in plain
+    draw_curve(Queue(pd.DataFrame({"chance": np.full(3, 1e-4)}), 0, 0.0), [1e-4], [False])  # nothing to find
+    xml.etree.ElementTree.fromstring(str(seen))
+
+
 def test_the_pages_forecast_is_pythons():
     rng = np.random.default_rng(1)
     clear = np.r_[np.full(9, 0.9999), np.full(40, 0.001)]  # all wrong labels first: the likelihood alone has no end
@@ -300,6 +329,7 @@ def test_the_page_holds_the_queue_and_no_name_ends_its_script(run: Path, tmp_pat
     assert len(facts["queue"]["picture"]) == 20 and facts["run"] == str(run)
     assert HOSTILE in facts["pictures"]["name"] and "<img src=x" not in html and "</script><b>" not in html
     assert "http://" not in html and "https://" not in html
+    assert "expected, in random order" in html and "found so far" not in html  # the curve
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
     assert policy and "script-src 'sha256-" in policy[1].replace("&#39;", "'") and "connect-src" in policy[1]
     again = manihot.review(run, out=tmp_path / "again.html", n=20)

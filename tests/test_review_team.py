@@ -135,6 +135,7 @@ def test_disagreements_are_adjudicated_and_exported(reviewing: Reviewing, run: P
     items = lead.get("/api/next?round=2").json()["items"]
     assert sorted(items[0]["said"]) == sorted(["green", CLASSES[2]])
     text = lead.get("/lead").text
+    assert "found so far" in text and "expected, in random order" in text  # the curve
     assert "2 disagreements to adjudicate" in text and "ana and ben" in text and "</script><b>" not in text
     reviewing.say(LEAD, ids[3], CLASSES[0], round=2)
     assert reviewing.batch(LEAD, 2) == [ids[7]]
@@ -306,6 +307,13 @@ def test_sqlite_writes_through_to_the_disk(tmp_path: Path):
 def test_a_killed_server_loses_no_confirmed_answer(run: Path, url: str, tmp_path: Path):
     found = kill_under_load(run, kills=2, clients=3, database=url)
     assert found["confirmed"] > 20 and found["lost"] == 0 and found["twice"] == 0
+
+
+@pytest.mark.slow
+def test_fifty_kills_lose_no_confirmed_answer(run: Path, url: str):
+    found = kill_under_load(run, kills=50, clients=6, database=url)
+    print(found)  # for docs/review.md
+    assert found["confirmed"] > 1000 and found["lost"] == 0 and found["twice"] == 0
 
 
 def test_on_a_full_disk_answers_are_not_confirmed_and_go_through_later(run: Path, tmp_path: Path):

@@ -136,6 +136,34 @@ def skip_curve(kept: np.ndarray, right: np.ndarray) -> Markup:
         return _svg(figure, "accuracy on the most confident photographs")
 
 
+def review_curve(looked: np.ndarray, expected: np.ndarray, found: np.ndarray, wrong: float, count: int) -> Markup:
+    """Wrong labels found against photographs looked at, and on the right how many of all labels are then right.
+
+    looked, expected: (P,), expected in the order of the review. found: (A,), after each answer so far. wrong: labels
+    expected to be wrong among all `count`.
+    """
+
+    def share(found: Any) -> Any:
+        return 100 * (1 - (wrong - np.asarray(found, np.float64)) / count)
+
+    def back(share: Any) -> Any:
+        return wrong - count * (1 - np.asarray(share, np.float64) / 100)
+
+    with rc_context(STYLE):
+        figure, axes = _figure(5.6, 3.6)
+        axes.set_position((0.12, 0.14, 0.72, 0.83))
+        axes.plot(looked, expected, color=BLUE, lw=2, label="expected, in this order")
+        axes.plot(looked, wrong * looked / count, color=MUTED, lw=1.5, ls=":", label="expected, in random order")
+        if len(found):
+            so_far = np.r_[0, found]
+            axes.step(np.arange(len(so_far)), so_far, color=ORANGE, lw=2, where="post", label="found so far")
+        top = 1.05 * max(wrong, float(found.max(initial=0)), 1.0)
+        axes.set(xlabel="photographs looked at", ylabel="wrong labels found", xlim=(0, looked[-1]), ylim=(0, top))
+        axes.secondary_yaxis("right", functions=(share, back)).set_ylabel("% of all labels right")
+        axes.legend(loc="lower right")
+        return _svg(figure, "what reviewing finds")
+
+
 def embedding_map(x: np.ndarray, y: np.ndarray, colour: Sequence[str], suspicious: np.ndarray) -> Markup:
     """Photographs at x, y (N,) from 0 to 1 as dots of their classes' colours; those marked, bool (N,), with a ring."""
     with rc_context(STYLE):

@@ -9,6 +9,7 @@ import numpy as np
 from manihot.report.pages import render
 from manihot.review.agreement import Agreement
 from manihot.review.answers import FIRST, SECOND, standing
+from manihot.review.curve import draw_curve
 from manihot.review.database import LEAD
 from manihot.review.team import Team
 
@@ -21,6 +22,7 @@ def render_lead_page(team: Team) -> tuple[str, str]:
     stands = standing(lines)
     found = team.together()
     settled = {line.image_id for line in standing(team.database.answers(SECOND)).values()}
+    chance, wrong = team.judged(stands.values())
     people = []
     for name in team.database.people():
         own = [line for (who, _), line in stands.items() if who == name]
@@ -33,6 +35,7 @@ def render_lead_page(team: Team) -> tuple[str, str]:
         title=team.run.absolute().name,
         people=people,
         progress=team.progress(LEAD, FIRST),
+        curve=draw_curve(team.queue, chance, wrong),
         size=len(team.queue.table),
         per_photo=team.per_photo,
         decided=len(found.decided),

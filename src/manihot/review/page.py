@@ -25,6 +25,7 @@ from manihot.report.pages import render
 from manihot.report.thumbnails import link
 from manihot.report.words import count_of
 from manihot.review.answers import FIRST, SECOND, check_unsure
+from manihot.review.curve import draw_curve
 from manihot.review.forecast import STOP
 from manihot.review.pictures import draw_all, pack
 from manihot.review.ranking import BATCH, Queue, make_queue
@@ -113,7 +114,8 @@ def write_page(
         "said": said or [[] for _ in range(len(table))],
     }
     facts = page_facts(run, manifest, about) | {"pictures": columns, "queue": order, "left": round(queue.left, 3)}
-    write_atomic(page, render_page(run, facts, texts, len(table), queue.rest)[0])
+    curve = draw_curve(queue) if about["round"] == FIRST and len(table) else ""
+    write_atomic(page, render_page(run, facts, texts, len(table), queue.rest, curve)[0])
 
 
 def page_facts(run: Path, manifest: Manifest, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,8 +138,10 @@ def review_digest(manifest: Manifest) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def render_page(run: Path, facts: Mapping[str, Any], chunks: Sequence[str], n: int, rest: int) -> tuple[str, str]:
-    """The HTML and its policy; facts: of `page_facts`, with the photographs or the mode 'server'."""
+def render_page(
+    run: Path, facts: Mapping[str, Any], chunks: Sequence[str], n: int, rest: int, curve: str = ""
+) -> tuple[str, str]:
+    """The HTML and its policy; facts: of `page_facts`, with the photographs or the mode 'server'. curve: a figure."""
     script = "\n".join(_read(name) for name in SCRIPTS)
     server, second = facts["mode"] == "server", facts["round"] == SECOND
     what = "that people disagreed on" if second else "to review, those first whose label is most probably wrong"
@@ -153,6 +157,7 @@ def render_page(run: Path, facts: Mapping[str, Any], chunks: Sequence[str], n: i
         chunks=chunks,
         server=server,
         shown=facts["show_suggestion"],
+        curve=curve,
         links=[("/lead", "Overview")] if server and second else [],
         next_steps=[] if server else _next_steps(facts),
         left_out=f"{count_of(rest)} with no more than {facts['left']:.1f} wrong labels expected are left out."

@@ -149,20 +149,28 @@ class Team:
             none = {"photographs": 0, "expected": 0.0, "low": 0, "high": 0, "left": 0.0}
             return {**none, "answered": done, "total": len(open_)}
         people = _people(stands)
-        wrong: dict[str, list[bool]] = {}
-        for line in stands:
-            if line.verdict != "unsure":
-                wrong.setdefault(line.image_id, []).append(
-                    says_wrong(line.verdict, line.label, self.given.get(line.image_id, ""))
-                )
         chance = dict(zip(self.queue.table["image_id"], self.queue.table["chance"]))
-        known = [i for i in wrong if i in chance]
         ahead = np.array([chance[i] for i in chance if len(people.get(i, ())) < self.per_photo])
-        at, said = np.array([chance[i] for i in known]), np.array([np.mean(wrong[i]) > 0.5 for i in known], dtype=bool)
+        at, said = self.judged(stands)
         near, rest = forecast(at, said, ahead[:BATCH]), forecast(at, said, ahead)
         mine = sum(reviewer in names for names in people.values())
         free = sum(reviewer not in people.get(i, ()) and len(people.get(i, ())) < self.per_photo for i in chance)
         return {**asdict(near), "left": rest.expected + self.queue.left, "answered": mine, "total": mine + free}
+
+    def judged(self, stands: Iterable[Answer]) -> tuple[np.ndarray, np.ndarray]:
+        """The chance of each photograph that somebody could tell, and whether most found its label wrong, (A,) each.
+
+        In the order of the first answers.
+        """
+        wrong: dict[str, list[bool]] = {}
+        for line in stands:
+            if line.verdict != "unsure":
+                given = self.given.get(line.image_id, "")
+                wrong.setdefault(line.image_id, []).append(says_wrong(line.verdict, line.label, given))
+        chance = dict(zip(self.queue.table["image_id"], self.queue.table["chance"]))
+        known = [i for i in wrong if i in chance]
+        said = np.array([np.mean(wrong[i]) > 0.5 for i in known], dtype=bool)
+        return np.array([chance[i] for i in known], dtype=np.float64), said
 
     def together(self) -> Together:
         """How far people agree, what is decided, what is open; of photographs that enough people have answered."""
