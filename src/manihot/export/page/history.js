@@ -60,10 +60,10 @@ function showPlant(records, store, again, list) {
 export async function showHistory(store) {
   const records = await store.all(), plants = plantsOf(records), list = place('plants'), again = () => showHistory(store);
   const box = place('history');
-  box.hidden = !records.length && store.lasting;
+  box.hidden = !records.length;
   place('history-title').textContent = say('history.title', {n: plants.length});
-  place('history-note').textContent = store.lasting ? say('history.kept') : say('history.refused');
-  place('history-note').classList.toggle('bad', !store.lasting);
+  place('history-note').hidden = !store.lasting;
+  place('not-kept').hidden = store.lasting;
   list.replaceChildren();
   for (const one of plants) showPlant(one, store, again, list);
   for (const id of ['hand-out', 'forget-all']) place(id).disabled = !records.length;

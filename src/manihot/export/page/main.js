@@ -61,12 +61,12 @@ function toggleLook() {
 
 /** Keeps a photograph with its answer; the answer to the plant changes with each. */
 async function keep(found, file, spot) {
-  const answer = poolPlant(plant.photos, facts), record = recordOf(found, file, plant.id, spot, answerOf(found, facts));
-  plant.records.push(record);
-  const said = answer.kind === 'one' || answer.kind === 'several' || answer.kind === 'unmeasured' ? answer.could : [];
-  for (const one of plant.records) one.plantAnswer = said.map(k => facts.classes[k]);
   if (file.size > MOST_PHOTO) throw new Error(say('keep.large'));
+  const answer = poolPlant(plant.photos, facts), record = recordOf(found, file, plant.id, spot, answerOf(found, facts));
   await store.add(record, await file.arrayBuffer());
+  plant.records.push(record);
+  const said = ['one', 'several', 'unmeasured'].includes(answer.kind) ? answer.could : [];
+  for (const one of plant.records) one.plantAnswer = said.map(k => facts.classes[k]);
   await store.change(plant.records);
 }
 

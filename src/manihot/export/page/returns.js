@@ -56,7 +56,9 @@ export async function makeReturns(records, store, allowed, tell) {
   for (const record of [...records].sort((a, b) => a.model < b.model ? -1 : a.model > b.model ? 1 : a.added - b.added)) {
     if (record.model !== model || waiting.length >= MOST_PHOTOS || size > MOST_BYTES) finish();
     model = record.model;
-    const {bytes, kind} = await handedOut(new Uint8Array(await store.file(record.id)), allowed.time && allowed.place);
+    const own = await store.file(record.id);
+    if (!own) continue;  // deleted on another page in the meantime
+    const {bytes, kind} = await handedOut(new Uint8Array(own), allowed.time && allowed.place);
     waiting.push({record, bytes, row: row(record, `photos/${record.id}.${kind}`, sha256(bytes), allowed)});
     size += bytes.length;
     tell(++seen);
