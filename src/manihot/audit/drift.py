@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from manihot.errors import DataError
 from manihot.records.groups import group_numbers
@@ -201,7 +202,9 @@ def _adversary(x: np.ndarray, is_second: np.ndarray, units: np.ndarray, seed: in
     for inside, outside in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(x, is_second, units):
         if len(np.unique(is_second[inside])) < 2:
             continue
-        model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=500).fit(x[inside], is_second[inside])
+        model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=500)
+        with threadpool_limits(1, "blas"):  # small products: two threads wait for each other
+            model.fit(x[inside], is_second[inside])
         told[outside] = model.predict_proba(x[outside])[:, 1]
     return told
 

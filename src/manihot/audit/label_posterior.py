@@ -16,6 +16,7 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logit, softmax
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from manihot.audit.label_neighbours import neighbour_probs
 from manihot.audit.label_scores import descend, even_channel, noise_channel, normalise, self_confidence, shrink_channel
@@ -235,7 +236,8 @@ def _answers(
             continue
         centre, scale = features[train].mean(0), features[train].std(0) + 1e-6
         head = LogisticRegression(C=strength, max_iter=300, tol=1e-3)
-        head.fit((features[train] - centre) / scale, labels[train], sample_weight=weights[train])
+        with threadpool_limits(1, "blas"):  # small products: two threads wait for each other
+            head.fit((features[train] - centre) / scale, labels[train], sample_weight=weights[train])
         probs[np.ix_(held, head.classes_)] = head.predict_proba((features[held] - centre) / scale)
     found: np.ndarray = probs / probs.sum(1, keepdims=True)
     return found

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from manihot.audit.composition import describe_classes, goes_with_errors, imbalance_ratio
 from manihot.audit.drift import SourceDrift, compare_priors, draw_mean, find_drift, mean_images
@@ -283,14 +284,15 @@ def audit_what_if(folder: RunFolder, manifest: Manifest, name: str, seed: int, t
     inputs = [[digest_file(path) for path in files], seed, trusted, says, "the run's folds"]
 
     def work() -> Files:
-        found = what_if(
-            features,
-            predictions.labels,
-            groups=manifest.table["group"].to_numpy()[rows],
-            trusted=safe,
-            fold=manifest.fold[rows],
-            seed=seed,
-        )
+        with threadpool_limits(1, "blas"):  # many small fits: two threads wait for each other
+            found = what_if(
+                features,
+                predictions.labels,
+                groups=manifest.table["group"].to_numpy()[rows],
+                trusted=safe,
+                fold=manifest.fold[rows],
+                seed=seed,
+            )
         save_table(found.table, folder.path, "what_if")
         about = {"sentence": found.sentence(), "level": found.level, "run_folds": found.run_folds}
         save_json(folder.audit.what_if, about)
