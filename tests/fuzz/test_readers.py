@@ -1,4 +1,4 @@
-"""Saved files: whatever happened to one, its reader gives a record or a ManihotError that names the file."""
+"""Saved and given files: whatever happened to one, its reader gives a record or a ManihotError that names the file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from damage import damage
-from saved_files import KINDS
+from given_files import GIVEN
+from saved_files import KINDS as SAVED
 
 from manihot.errors import ManihotError
 
+KINDS = SAVED | GIVEN
 INPUTS = 35  # damaged files of each kind
 LONGEST = 5.0  # seconds for one
 

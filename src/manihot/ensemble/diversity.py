@@ -18,6 +18,7 @@ from manihot.errors import DataError
 from manihot.records.csv_files import save_csv
 from manihot.records.files import atomic_path
 from manihot.records.groups import group_numbers
+from manihot.records.tables import list_names, read_table, shown
 
 
 def measure_disagreement(pred_probs: np.ndarray) -> np.ndarray:
@@ -112,23 +113,33 @@ def cheaper_blends(oof: Sequence[Path], costs: Path, out: Path) -> pd.DataFrame:
     photograph) and download (bytes). Raises DataError for what is missing in it.
     """
     members = load_members(oof).labelled()
-    try:
-        table = pd.read_csv(costs, dtype={"member": str}).set_index("member")
-        table = table[["latency", "download"]].apply(pd.to_numeric)
-        missing = [name for name in members.names if name not in table.index]
-        if missing or not table.index.is_unique or not np.isfinite(table.to_numpy()).all():
-            raise ValueError(f"no numbers for {missing[0]}" if missing else "a member twice, or not a number")
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{costs}: not the members' costs ({error})",
-            "a CSV with the columns member,latency,download: seconds per photograph and bytes of each member",
-        ) from error
-    own = table.loc[list(members.names)]
+    own = _read_costs(costs, members.names)
     front = find_pareto_front(
         members.pred_probs, members.labels, members.names, own["latency"].tolist(), own["download"].tolist()
     )
     save_csv(front, Path(out) / "pareto.csv")
     return front
+
+
+def _read_costs(path: Path, names: Sequence[str]) -> pd.DataFrame:
+    """latency and download of each member, in this order; DataError names file, line and column."""
+    remedy = "a CSV with the columns member,latency,download: seconds per photograph and bytes of each member"
+    table = read_table(path)
+    for name in ("member", "latency", "download"):
+        if name not in table:
+            raise DataError(f"{path}: no column {name}, only {list_names(list(table.columns))}", remedy)
+    for name in names:
+        if (found := int((table["member"] == name).sum())) != 1:
+            raise DataError(f"{path}: {found} rows of the member {name!r}, expected one", remedy)
+    own = table[table["member"].isin(list(names))]
+    values = own[["latency", "download"]].apply(pd.to_numeric, errors="coerce")
+    for name in values:
+        if (wrong := ~(np.isfinite(values[name]) & (values[name] >= 0))).any():
+            line = own.index[wrong.to_numpy()][0]
+            raise DataError(
+                f"{path}: line {line}, column {name}: {shown(own.loc[line, name])!r} is not a number from 0", remedy
+            )
+    return values.set_index(own["member"]).loc[list(names)]
 
 
 def draw_diversity(pred_probs: np.ndarray, labels: np.ndarray, names: Sequence[str], path: Path) -> None:

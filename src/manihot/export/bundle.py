@@ -18,7 +18,7 @@ from manihot.photos.preprocess import Preprocess
 from manihot.photos.quality import IN_WORDS, Measure, QualityLimits, Saved, measure_quality
 from manihot.records.export_folder import ExportFolder
 from manihot.records.files import digest_file
-from manihot.records.readers import read_record
+from manihot.records.readers import ClassNames, read_record
 from manihot.trust.words import ASK, NOT_OF_THIS_KIND, POOR
 
 AGAIN = "export the run again"
@@ -33,13 +33,11 @@ class Unknown(BaseModel):
     why: str = ""
 
 
-class Described(BaseModel):
+class Described(ClassNames):
     """The part of model.json that answering takes."""
 
     format: Literal[2]
     sha256: str
-    classes: tuple[str, ...]
-    numbers: tuple[int, ...] | None
     preprocess: dict[str, Any]
     sets: dict[str, Any] | None
     unknown: Unknown | None
@@ -88,10 +86,9 @@ class Bundle:
     classes, numbers: as in model.json. preprocess: how a photograph becomes the input. runner: the network itself.
     """
 
-    def __init__(self, about: Described, runner: OnnxRunner) -> None:
-        self.about, self.runner = about, runner
+    def __init__(self, about: Described, preprocess: Preprocess, runner: OnnxRunner) -> None:
+        self.about, self.preprocess, self.runner = about, preprocess, runner
         self.classes, self.numbers = about.classes, about.numbers
-        self.preprocess = Preprocess.from_json(about.preprocess)
         saved = about.quality
         self.limits = None if saved is None else QualityLimits(saved.measures, saved.refused, saved.photographs)
 
@@ -114,7 +111,15 @@ class Bundle:
             preprocess.check()
         except ValueError as error:
             raise WeightsError(f"{place.about}: damaged preprocess ({error})", AGAIN) from error
-        return cls(own, OnnxRunner(file, threads, device))
+        runner = OnnxRunner(file, threads, device)
+        shapes = {one.name: one.shape for one in runner.session.get_outputs()}
+        answered = {name: shapes.get(name, ("n", "none"))[1:] for name in ("logits", "probabilities")}
+        if any(shape != [len(own.classes)] for shape in answered.values()):
+            raise WeightsError(
+                f"{place.about}: {len(own.classes)} classes, but {file.name} answers with {answered['probabilities'][0]}",
+                AGAIN,
+            )
+        return cls(own, preprocess, runner)
 
     def prepare(self, photo: Path | bytes | np.ndarray, full: bool = True) -> np.ndarray:
         """A photograph, or its upright pixels uint8 (h, w, 3), as the network's input; raises PhotoFault.

@@ -24,6 +24,7 @@ from manihot.progress import say
 from manihot.records.files import digest_file, digest_value
 from manihot.records.manifest import Manifest
 from manihot.records.predictions import Predictions
+from manihot.records.readers import read_features
 from manihot.records.run_folder import BACKBONE
 from manihot.records.run_places import RunPlaces
 
@@ -137,7 +138,7 @@ def _features_of(fitted: Fitted) -> Path | None:
 def _kept_features(fitted: Fitted, image_id: np.ndarray) -> np.ndarray:
     """Features (N, D) of the first view, as training computed them."""
     assert fitted.features is not None
-    parts = [np.load(path, mmap_mode="r")[:, 0] for path in sorted(fitted.features.glob("*.npy"))]
+    parts = [part[:, 0] for part in read_features(sorted(fitted.features.glob("*.npy")), mapped=True)]
     place = pd.Index(Manifest.load(RunPlaces(fitted.run).folds).image_id).get_indexer(pd.Index(image_id))
     ends = np.cumsum([len(part) for part in parts])
     if (place < 0).any() or (len(place) and place.max() >= ends[-1]):

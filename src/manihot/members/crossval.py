@@ -206,7 +206,7 @@ def _collect(member: Member, folds: list[int], view: int | None) -> None:
 def _clear_unless_resumable(folder: Path, digest: str) -> None:
     """Remove what another recipe's or other photographs' unfinished training left in the fold's folder."""
     mark = FoldFolder(folder).inputs
-    if folder.exists() and (not mark.exists() or mark.read_text(encoding="utf-8") != digest):
+    if folder.exists() and (not mark.exists() or mark.read_bytes() != digest.encode()):
         shutil.rmtree(folder)
     write_atomic(mark, digest)
 

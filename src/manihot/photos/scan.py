@@ -136,7 +136,7 @@ def scan(
     if not len(manifest):
         at = f"see {RunPlaces(run).quarantine}" if run else f"the first is {quarantine.iloc[0]['file']}"
         raise DataError(
-            f"none of the {len(quarantine)} photographs can be read: {quarantine.iloc[0]['detail']}",
+            f"{', '.join(map(str, places))}: none of the {len(quarantine)} photographs can be read: {quarantine.iloc[0]['detail']}",
             f"{quarantine.iloc[0]['remedy']}; {at}",
         )
     return manifest, quarantine

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from manihot.errors import RunFolderError
 from manihot.infer.forward import Photos, forward_views
 from manihot.networks.runner import LinearHead, Runner
 from manihot.photos.preprocess import Preprocess
 from manihot.quick.choose import Chosen, Examples, choose, fit_logistic
 from manihot.records.files import atomic_path, is_held, one_at_a_time
+from manihot.records.readers import read_features
 from manihot.settings import Features, Model, View
 
 CHUNK = 256  # photographs whose features are saved together: what a killed run loses at most
@@ -43,7 +45,14 @@ def make_features(
                     values = forward_views([runner], photos, rows, preprocess, views, batch, "embeddings", what)
                     with atomic_path(path) as temporary:
                         np.save(temporary, values)
-    return np.concatenate([np.load(folder / f"{at:08d}.npy") for at in range(0, total, CHUNK)])
+    parts = read_features([path for path, _ in places])
+    for (path, rows), part in zip(places, parts, strict=True):
+        if len(part) != len(rows):
+            raise RunFolderError(
+                f"{path}: features of {len(part)} photographs, expected {len(rows)}",
+                "remove the folder of features and run the same command again",
+            )
+    return np.concatenate(parts)
 
 
 def fit_head(

@@ -181,6 +181,16 @@ def read_array(
         return array
 
 
+def read_features(paths: Sequence[Path], mapped: bool = False) -> list[np.ndarray]:
+    """Features of photographs in consecutive files, float32 (n, V, D) each; RunFolderError where they don't agree."""
+    remedy = "remove the folder of features and run the same command again"
+    parts: list[np.ndarray] = []
+    for path in paths:
+        widths = parts[0].shape[1:] if parts else (None, None)
+        parts.append(read_array(path, "features of photographs", "<f4", (None, *widths), mapped, remedy))
+    return parts
+
+
 def read_arrays(
     path: Path, what: str, names: Sequence[str] = (), remedy: str = AGAIN, kind: Kind = DataError
 ) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from manihot.errors import MissingExtraError, RunFolderError, SettingsError
+from manihot.records.files import explain_os_error
 from manihot.review.answers import Answer
 
 PATIENCE = 30  # seconds that SQLite waits for another writer
@@ -85,12 +86,20 @@ class Database:
         self._insert = sqlite.insert if self._engine.dialect.name == "sqlite" else postgresql.insert
         try:
             with self._writing() as connection:
+                if self._engine.dialect.name == "sqlite":
+                    _check_sqlite(connection)
                 _tables.create_all(connection)
                 connection.execute(self._insert(_about).values(name="review", value=review).on_conflict_do_nothing())
                 known = connection.execute(sa.select(_about.c.value).where(_about.c.name == "review")).scalar_one()
-        except StorageError as error:
+                connection.execute(sa.select(_handed)).all()
+            self.answers()
+            self.people()
+        except (StorageError, ValueError, TypeError, AttributeError) as error:  # rows that no page writes among them
             where = self._engine.url.render_as_string(hide_password=True)
-            raise RunFolderError(f"{where}: can't be used ({error})", "check the path, or --database") from error
+            why = " ".join(str(error).split())[:200]
+            raise RunFolderError(
+                f"{where}: can't be used ({why})", "check the path, or --database; restore a damaged file from a copy"
+            ) from error
         if known != review:
             raise SettingsError(
                 f"{self._engine.url.render_as_string(hide_password=True)}: holds the answers to other photographs or "
@@ -133,7 +142,7 @@ class Database:
         digest, found = _digest(token), None
         with self._writing() as connection:
             for name, known in connection.execute(sa.select(_people.c.name, _people.c.token_sha256)).all():
-                if hmac.compare_digest(digest, known):
+                if hmac.compare_digest(digest.encode(), str(known).encode()):
                     found = name
         return found
 
@@ -236,7 +245,10 @@ def _open(text: str) -> sa.Engine:
     if kind == "sqlite":
         if not url.database or url.database == ":memory:":
             raise SettingsError("--database names no file, and answers must be kept", "as in sqlite:////folder/file")
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, Path(url.database)) from error
         engine = sa.create_engine(url.set(drivername="sqlite"), connect_args={"timeout": PATIENCE})
         sa.event.listen(engine, "connect", _set_up)
         sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
@@ -246,6 +258,13 @@ def _open(text: str) -> sa.Engine:
             raise MissingExtraError("a database in PostgreSQL", "postgres")
         return sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
     raise SettingsError(f"--database {kind}: this kind is not supported", "sqlite:////folder/file or postgresql://...")
+
+
+def _check_sqlite(connection: sa.Connection) -> None:
+    """ValueError where pages or indexes of the file are damaged."""
+    found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
+    if found != "ok":
+        raise ValueError(f"damaged: {found}")
 
 
 def _set_up(connection: Any, _: Any) -> None:

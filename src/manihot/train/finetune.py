@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from scipy.special import softmax
 
 from manihot import metrics
@@ -24,6 +25,7 @@ from manihot.members.training_labels import LabelRequest, StageBefore, make_trai
 from manihot.networks.card import ModelCard
 from manihot.progress import say
 from manihot.records.files import write_atomic
+from manihot.records.readers import MOST_JSON, check_file, parse_json, reading
 from manihot.records.run_folder import NETWORK, TORCH_NETWORK, WHOLE
 from manihot.records.run_parts import FoldFolder
 from manihot.settings import Recipe, View
@@ -37,6 +39,7 @@ from manihot.train.runners import TorchRunner, choose_device
 from manihot.train.training import at_size, make_training
 
 Trained = tuple[Classifier, ModelCard]
+EPOCHS = TypeAdapter(list[dict[str, int | float | None]])
 
 DONE = "done"  # a stage's mark that its network is the one to keep: `keep: best` writes networks on the way
 
@@ -121,8 +124,13 @@ def kept_epochs(member: Member) -> list[int]:
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:
-    text = FoldFolder(folder).history.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    path = FoldFolder(folder).history
+    with reading(path, "the epochs of a training", "remove the folder of the fold to train it again"):
+        check_file(path, MOST_JSON)
+        rows = EPOCHS.validate_python([parse_json(line) for line in path.read_bytes().splitlines()])
+        if not rows or any(not isinstance(row.get("epoch"), int) for row in rows):
+            raise ValueError("an epoch has no number" if rows else "there is none")
+        return rows
 
 
 def _epochs_of(rows: list[dict[str, Any]], recipe: Recipe) -> int:
