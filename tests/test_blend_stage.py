@@ -387,7 +387,7 @@ def test_cheaper_blends_on_the_command_line(trained: Path, tmp_path: Path):
     assert cheapest["members"] == "one" and cheapest["accuracy"] == pytest.approx(alone["one"])
     assert {"three"} <= set(front["members"])  # nobody downloads less
     costs.write_text("member,latency,download\ntwo,0.02,9\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"costs\.csv: .*no numbers for one"):
+    with pytest.raises(DataError, match=r"costs\.csv: .*0 rows of the member 'one'"):
         command("blend", *oof, "--costs", costs, "--method", "uniform", "--out", tmp_path / "out")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import manihot
 from manihot.errors import DataError, SettingsError
 from manihot.photos.folders import split_of
 from manihot.photos.image_paths import Files
@@ -146,8 +147,11 @@ def test_folders(tmp_path: Path, files: list[str], pattern: str, expected: dict,
     make(tmp_path / "in" / wrapper, *files)
     start = f"{wrapper}/" if wrapper else ""
     if wrapper and not pattern:  # a lone folder of photographs may be a class
-        expected = {name: (wrapper.split("/")[-1], split) for name, (_, split) in expected.items()}
-        pattern = "{class}"
+        above, _, last = wrapper.rpartition("/")
+        expected = {name: (last, split) for name, (_, split) in expected.items()}
+        pattern = f"{above}/{{class}}" if above else "{class}"
+    elif pattern:  # told from the place that is named
+        pattern = start + pattern
     assert read(tmp_path / "in") == {start + name: value for name, value in expected.items()}
     assert kind(tmp_path / "in")[1] == pattern
 
@@ -525,3 +529,41 @@ def test_several_labels_in_a_cell_are_remarked(tmp_path: Path, capsys) -> None:
     assert scan(listed)[0].classes == ("rust", "rust scab", "scab")
     said = capsys.readouterr().err
     assert "1 of 3 labels (2 of 5 photographs) seem to hold several classes: 'rust scab' (2): rust + scab" in said
+
+
+def test_options_are_told_from_the_place_that_was_named(tmp_path: Path) -> None:
+    make(tmp_path, *(f"photos/{name}/{k}.jpg" for name in ("Birds/Owl", "Birds/Jay", "Insects/Bee") for k in range(2)))
+    listing = recognise(tmp_path, Columns(), None, None, None)
+    options = [text.rpartition("--folders ")[2].strip("'") for text in listing.otherwise]
+    assert "photos/{class}/{class}" in options
+    found, _ = scan(tmp_path, columns=TableOptions(folders="photos/{class}/{class}"))
+    assert found.classes == ("Birds/Jay", "Birds/Owl", "Insects/Bee")
+
+
+@pytest.mark.parametrize("above", ["", "photos/"])
+def test_a_table_that_gives_the_names_of_other_folders_contradicts_them(tmp_path: Path, above: str) -> None:
+    make(tmp_path, *(f"{above}{name}/{name}{k}.jpg" for name in ("rust", "ok") for k in range(3)))
+    rows = [f"{name}{k}.jpg,{other}\n" for name, other in (("rust", "ok"), ("ok", "rust")) for k in range(3)]
+    table(tmp_path / "labels.csv", "image,label\n" + "".join(rows))
+    with pytest.raises(DataError, match="differ for 6 of them") as caught:
+        scan(tmp_path)
+    assert f"--folders '{above}{{class}}'" in str(caught.value.remedy)
+    found, _ = scan(tmp_path, columns=TableOptions(folders=f"{above}{{class}}"))
+    assert found.classes == ("ok", "rust")
+    table(tmp_path / "labels.csv", "image,label\n" + "".join(rows).replace("ok\n", "0\n").replace("rust\n", "1\n"))
+    assert scan(tmp_path)[0].classes == ("ok", "rust")  # numbers for the folders
+
+
+def test_metadata_without_file_names_is_a_table_like_any_other(tmp_path: Path) -> None:
+    make(tmp_path, *(f"pics/{k}.jpg" for k in range(4)))
+    table(tmp_path / "metadata.csv", "file,class\n" + "".join(f"{k}.jpg,{'ab'[k % 2]}\n" for k in range(4)))
+    assert scan(tmp_path)[0].classes == ("a", "b")
+
+
+@pytest.mark.parametrize("each", [3, 6])
+def test_file_names_that_begin_with_a_small_class_are_no_groups(tmp_path: Path, each: int, capsys) -> None:
+    make(tmp_path, *(f"{name}/{name}_{k}.jpg" for name in ("owl", "jay", "bee") for k in range(each)))
+    manihot.scan(tmp_path, out=tmp_path.with_name("run"))
+    assert "look grouped" not in capsys.readouterr().err
+    with pytest.raises(DataError, match="3 of 3 classes lie in one group each"):
+        manihot.scan(tmp_path, out=tmp_path.with_name("two"), columns=TableOptions(group="{group}_*"))

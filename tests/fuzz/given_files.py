@@ -1,4 +1,4 @@
-"""One of each kind of file that people, phones, jobs and exports hand to manihot, and how it is read: seeds to damage."""
+"""One of each kind of file that people, phones, jobs and exports give to manihot: seeds to damage."""
 
 from __future__ import annotations
 

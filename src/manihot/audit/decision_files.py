@@ -9,10 +9,10 @@ import pandas as pd
 
 from manihot.audit.decisions import ACTIONS, COLUMNS, SOFT, check_decisions, soft_columns
 from manihot.errors import DataError
-from manihot.records.csv_files import as_written
 from manihot.records.manifest import Manifest
 from manihot.records.parquet_files import read_frame
-from manihot.records.readers import MOST_JSON, check_file, reading
+from manihot.records.readers import reading
+from manihot.records.tables import read_written
 
 
 def read_decisions(path: Path, manifest: Manifest | None = None) -> pd.DataFrame:
@@ -32,10 +32,9 @@ def read_decisions(path: Path, manifest: Manifest | None = None) -> pd.DataFrame
         with reading(path, what, remedy, DataError):
             table = table.astype(object).map(lambda cell: "" if np.ndim(cell) == 0 and pd.isna(cell) else str(cell))
     else:
-        with reading(path, what, remedy, DataError):
-            check_file(path, MOST_JSON)
-            # an image or class may be named NA: no cell is read as missing
-            table = as_written(pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig"))
+        table = read_written(path)
+    lines = [int(line) for line in table.index] if path.suffix.lower() != ".parquet" else [*range(1, len(table) + 1)]
+    table = table.reset_index(drop=True)
     table.columns = [str(name).strip() for name in table.columns]
     missing = [name for name in ("image_id", "action") if name not in table]
     if missing:
@@ -49,6 +48,7 @@ def read_decisions(path: Path, manifest: Manifest | None = None) -> pd.DataFrame
     soft = soft_columns(table)
     own = [name for name in table if name not in COLUMNS and name not in soft]  # a remark, say
     table = table[[*COLUMNS, *soft, *own]]
+    table.attrs["lines"] = lines
     table["action"] = table["action"].str.strip()
     _check_cells(table, path)
     table["weight"] = _numbers(table, "weight", path, empty=1.0)
@@ -100,7 +100,8 @@ def _check_soft(table: pd.DataFrame, soft: list[str], path: Path) -> None:
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise DataError(
-            f"{path}: line {row + 2}, columns {', '.join(soft)}: {values[row].tolist()} is not a distribution",
+            f"{path}: line {line_of(table, row)}, columns {', '.join(soft)}: "
+            f"{values[row].tolist()} is not a distribution",
             "no number below 0, and a sum of 1",
         )
 
@@ -113,7 +114,13 @@ def _numbers(table: pd.DataFrame, name: str, path: Path, empty: float) -> pd.Ser
     return numbers.astype(np.float64)
 
 
+def line_of(table: pd.DataFrame, row: int) -> int:
+    """The line in its file of a row of `read_decisions`; of a parquet file, the row counted from 1."""
+    lines: list[int] = table.attrs["lines"]
+    return lines[row]
+
+
 def _check_rows(table: pd.DataFrame, name: str, wrong: pd.Series, path: Path, what: str, remedy: str) -> None:
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        raise DataError(f"{path}: line {row + 2}, column {name}: {table[name].iloc[row]!r} {what}", remedy)
+        raise DataError(f"{path}: line {line_of(table, row)}, column {name}: {table[name].iloc[row]!r} {what}", remedy)

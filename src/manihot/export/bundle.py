@@ -115,9 +115,9 @@ class Bundle:
         shapes = {one.name: one.shape for one in runner.session.get_outputs()}
         answered = {name: shapes.get(name, ("n", "none"))[1:] for name in ("logits", "probabilities")}
         if any(shape != [len(own.classes)] for shape in answered.values()):
+            other = answered["probabilities"][0]
             raise WeightsError(
-                f"{place.about}: {len(own.classes)} classes, but {file.name} answers with {answered['probabilities'][0]}",
-                AGAIN,
+                f"{place.about}: {len(own.classes)} classes, but {file.name} answers with {other}", AGAIN
             )
         return cls(own, preprocess, runner)
 

@@ -190,7 +190,7 @@ def _names_files(column: pd.Series, files: Files) -> bool:
 def _disagreement(listing: Listing, evidence: Evidence, top: Path) -> str | None:
     """How the table's labels differ from the folders', in words; None where both make the same classes.
 
-    The same under other names, such as numbers, is no difference.
+    The same under other names, such as numbers, is no difference; names that other folders have are no other names.
     """
     by_folder = {entry.file: entry.label for entry in listing.entries}
     pairs = [
@@ -199,7 +199,9 @@ def _disagreement(listing: Listing, evidence: Evidence, top: Path) -> str | None
         if path and label
     ]
     kinds = {(label, folder) for _, label, folder in pairs}
-    if len({label for label, _ in kinds}) == len({folder for _, folder in kinds if folder is not None}) == len(kinds):
+    crossed = any(label != folder and label in listing.classes for label, folder in kinds)
+    labels, folders = {label for label, _ in kinds}, {folder for _, folder in kinds if folder is not None}
+    if not crossed and len(labels) == len(folders) == len(kinds):
         return None
     differ = [pair for pair in pairs if pair[1] != pair[2]]
     path, label, folder = differ[0]

@@ -24,7 +24,7 @@ from manihot.photos.tables import Columns, list_table, to_trusted
 from manihot.progress import warn
 from manihot.records.columns import COLUMNS
 from manihot.records.manifest import Manifest
-from manihot.records.tables import TABLE_SUFFIXES, is_missing, list_names, shown
+from manihot.records.tables import TABLE_SUFFIXES, is_missing, list_names, read_table, shown
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CLASS_MAPS = ("label_num_to_disease_map.json",)
@@ -72,12 +72,13 @@ def recognise(
         return list_table(csv, place, columns, _names(place, classes) or _names(csv.parent, None))
     top = place if folders is not None else _descend(place)
     names = _names(top, classes) or _names(place, None)
-    listing = _read_folder(top, columns, names, classes, out, several, folders, tables)
+    listing = _read_folder(place, top, columns, names, classes, out, several, folders, tables)
     listing.sample = find_sample(top)
     return listing
 
 
 def _read_folder(
+    place: Path,
     top: Path,
     columns: Columns,
     names: ClassNames | None,
@@ -95,7 +96,7 @@ def _read_folder(
         return list_imagefolder(top, columns, names, several)
     if is_competition(top):
         return list_competition(top, columns, names, out, several)
-    listing = list_class_folders(top, classes, out)
+    listing = list_class_folders(top, classes, out, place=place)
     return weigh_tables(listing, top, columns, names, out) if tables else listing
 
 
@@ -106,7 +107,13 @@ def _names(folder: Path, classes: Path | None) -> ClassNames | None:
 
 
 def _metadata(folder: Path) -> Path | None:
-    return next((folder / name for name in METADATA if (folder / name).is_file()), None)
+    found = next((folder / name for name in METADATA if (folder / name).is_file()), None)
+    if found is None:
+        return None
+    try:
+        return found if "file_name" in read_table(found) else None  # else a table like any other
+    except DataError:
+        return found  # whoever lists it says what is wrong
 
 
 def _split_folders(folder: Path) -> list[tuple[str, Path]]:
@@ -181,25 +188,30 @@ def list_imagefolder(folder: Path, columns: Columns, names: ClassNames | None, s
     return joined
 
 
-def list_class_folders(folder: Path, classes: Path | None, out: Path | None, pattern: str | None = None) -> Listing:
+def list_class_folders(
+    folder: Path, classes: Path | None, out: Path | None, pattern: str | None = None, place: Path | None = None
+) -> Listing:
     """Photographs whose folders say what they are, as `pattern` reads them or as their names speak for.
 
-    Class names are the folders' names as they are, sorted. Raises DataError.
+    Class names are the folders' names as they are, sorted. place: what the user named, `folder` or a folder above it;
+    the options for other readings are told from there. Raises DataError.
     """
     tree = walk(folder, out)
     if pattern is None:
         tree = _enter(tree)
+        above = "".join(f"{part}/" for part in tree.top.relative_to(place or folder).parts)
         pattern = choose_pattern(tree)
         listing = list_by(tree, pattern)
         only = listing.classes[0] if len(listing.classes) == 1 and pattern == "{class}" else None
         if only is not None and says_nothing(only):
             pattern = ""
             listing = list_by(tree, pattern)
-            listing.otherwise.append(f"one class {only!r}: --folders '{{class}}'")
+            listing.otherwise.append(f"one class {only!r}: --folders '{above}{{class}}'")
         elif only is not None:
             listing.otherwise.append(f"photographs without labels, as {only}/ is the only folder: --folders ''")
         for other, what in other_patterns(tree, pattern):
-            listing.otherwise.append(f"{what}: --folders '{other}'")
+            listing.otherwise.append(f"{what}: --folders '{above + other if other else other}'")
+        pattern = above + pattern if pattern else pattern
     else:
         listing = list_by(tree, pattern)
         if tree.photos and not listing.entries:
@@ -241,7 +253,8 @@ def _descend(folder: Path) -> Path:
         if len(folders) != 1 or split_of(folders[0].name) or list_photos(folder):
             return folder
         below = folders[0]
-        if not _has_table(below) and (list_photos(below) or not list_folders(below)):
+        beside = _has_table(folder)  # which may be about the photographs below
+        if not _has_table(below) and (beside or list_photos(below) or not list_folders(below)):
             return folder
         folder = below
 

@@ -135,9 +135,10 @@ def scan(
         _keep_sample(listings, run)
     if not len(manifest):
         at = f"see {RunPlaces(run).quarantine}" if run else f"the first is {quarantine.iloc[0]['file']}"
+        first = quarantine.iloc[0]
         raise DataError(
-            f"{', '.join(map(str, places))}: none of the {len(quarantine)} photographs can be read: {quarantine.iloc[0]['detail']}",
-            f"{quarantine.iloc[0]['remedy']}; {at}",
+            f"{', '.join(map(str, places))}: none of the {len(quarantine)} photographs can be read: {first['detail']}",
+            f"{first['remedy']}; {at}",
         )
     return manifest, quarantine
 

@@ -84,7 +84,7 @@ def classes_in_one_group(groups: np.ndarray, labels: np.ndarray) -> list[int]:
     """Classes of which nearly all photographs lie in one group that holds nearly nothing else.
 
     groups: (N,), '' stands alone. labels: (N,), -1 unknown. Where such a group is held out, nobody learns the class.
-    Classes of fewer than FEWEST photographs are passed over.
+    Classes of fewer than FEWEST photographs are passed over; of fewer than two, where no class has more than that.
     """
     known = labels >= 0
     table = pd.crosstab(pd.Series(labels[known]), pd.Series(groups[known].astype(str)))
@@ -95,8 +95,12 @@ def classes_in_one_group(groups: np.ndarray, labels: np.ndarray) -> list[int]:
         return []
     of_class = largest.max(axis=1) / table.sum(axis=1)
     of_group = largest.max(axis=1) / largest.sum(axis=0)[largest.idxmax(axis=1)].to_numpy()
-    found = (table.sum(axis=1) >= FEWEST) & (of_class >= NEARLY) & (of_group >= NEARLY)
+    found = (table.sum(axis=1) >= _fewest(table.sum(axis=1).to_numpy())) & (of_class >= NEARLY) & (of_group >= NEARLY)
     return [int(k) for k in table.index[found]]
+
+
+def _fewest(sizes: np.ndarray) -> int:
+    return FEWEST if (sizes >= FEWEST).any() else 2
 
 
 def check_groups(manifest: Manifest, option: str) -> str | None:
@@ -106,7 +110,8 @@ def check_groups(manifest: Manifest, option: str) -> str | None:
     """
     known = (manifest.labels >= 0) & (manifest.table["split"] != "test").to_numpy()
     labels, groups = manifest.labels[known], manifest.table["group"].to_numpy()[known]
-    counted = int((np.bincount(labels, minlength=1) >= FEWEST).sum())
+    sizes = np.bincount(labels, minlength=1)
+    counted = int((sizes >= _fewest(sizes)).sum())
     found = classes_in_one_group(groups, labels)
     if not found:
         return None

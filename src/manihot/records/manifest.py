@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from manihot.errors import DataError
 from manihot.records.columns import COLUMNS, UNLABELLED
 from manihot.records.files import atomic_path
-from manihot.records.parquet_files import ClassNames, metadata_record, read_parquet
-from manihot.records.readers import reading
+from manihot.records.parquet_files import metadata_record, read_parquet
+from manihot.records.readers import ClassNames, reading
 from manihot.records.run_places import RunPlaces
 
 

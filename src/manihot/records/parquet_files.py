@@ -12,28 +12,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, model_validator
 
 from manihot.errors import DataError
 from manihot.records.readers import AGAIN, Kind, Model, check_file, parse_json, reading
 
 MOST_PARQUET = 64 << 30  # bytes of its values: embeddings of four million photographs
-
-
-class ClassNames(BaseModel):
-    """Names of classes in a file's metadata, and what stands for them in submissions."""
-
-    classes: tuple[str, ...]
-    numbers: tuple[int, ...] | None = None
-
-    @model_validator(mode="after")
-    def _fit(self) -> ClassNames:
-        for name, values in (("classes", self.classes), ("numbers", self.numbers or ())):
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} that appear twice")
-        if self.numbers is not None and len(self.numbers) != len(self.classes):
-            raise ValueError(f"{len(self.numbers)} numbers for {len(self.classes)} classes")
-        return self
 
 
 def read_parquet(

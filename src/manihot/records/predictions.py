@@ -20,10 +20,10 @@ from scipy.special import log_softmax, softmax
 from manihot.errors import DataError
 from manihot.records.csv_files import save_csv
 from manihot.records.files import atomic_path
-from manihot.records.parquet_files import ClassNames, matrix_of, metadata_record, read_parquet
+from manihot.records.parquet_files import matrix_of, metadata_record, read_parquet
 from manihot.records.prediction_tables import read_predictions
 from manihot.records.probabilities import check_labels, log_probs
-from manihot.records.readers import reading
+from manihot.records.readers import ClassNames, reading
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from manihot.errors import DataError
-from manihot.records.csv_files import as_written
-from manihot.records.readers import MOST_JSON, check_file, reading
+from manihot.records.tables import read_written
 
 COLUMNS = ("file", "fault", "detail", "remedy", "label", "split", "image_id")
 
@@ -17,7 +16,4 @@ def load_quarantine(path: Path) -> pd.DataFrame:
     """The table, all columns text, '' for what is not known; those of an older manihot lack some. Raises DataError."""
     if not Path(path).exists():
         raise DataError(f"{path}: not there, so unreadable files are not listed")
-    with reading(path, "readable as CSV", "scan the photographs again", DataError):
-        check_file(path, MOST_JSON)
-        table = as_written(pd.read_csv(path, dtype=str, keep_default_na=False))
-    return table.reindex(columns=list(COLUMNS), fill_value="")
+    return read_written(path).reset_index(drop=True).reindex(columns=list(COLUMNS), fill_value="")

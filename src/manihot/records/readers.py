@@ -19,7 +19,7 @@ from tempfile import gettempdir
 from typing import IO, Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from manihot.errors import DataError, DiskFullError, ManihotError, RunFolderError
 
@@ -32,6 +32,22 @@ AGAIN = "remove the file and run the same command again"
 
 Model = TypeVar("Model", bound=BaseModel)
 Kind = type[ManihotError]
+
+
+class ClassNames(BaseModel):
+    """Names of classes in a file's metadata, and what stands for them in submissions."""
+
+    classes: tuple[str, ...]
+    numbers: tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _fit(self) -> ClassNames:
+        for name, values in (("classes", self.classes), ("numbers", self.numbers or ())):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} that appear twice")
+        if self.numbers is not None and len(self.numbers) != len(self.classes):
+            raise ValueError(f"{len(self.numbers)} numbers for {len(self.classes)} classes")
+        return self
 
 
 @contextmanager

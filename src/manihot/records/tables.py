@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 
 from manihot.errors import DataError
+from manihot.records.csv_files import as_written
 from manihot.records.parquet_files import read_parquet
 from manihot.records.readers import check_file, reading
 
@@ -160,7 +161,17 @@ def _line(data: bytes, at: int) -> int:
     return before.count(b"\n") + before.count(b"\r") - before.count(b"\r\n") + 1
 
 
-def _from_csv(path: Path) -> pd.DataFrame:
+def read_written(path: Path) -> pd.DataFrame:
+    """A CSV that manihot wrote and people may have edited: cells as they stand, lines as the index, maybe no rows."""
+    with reading(path, "readable as a table", "a CSV file", DataError):
+        check_file(path, MOST_TABLE)
+        frame = as_written(_from_csv(path, as_it_is=True))
+    if len(frame):
+        _check_cells(path, frame)
+    return frame
+
+
+def _from_csv(path: Path, as_it_is: bool = False) -> pd.DataFrame:
     text = decode_text(path, path.read_bytes())
     if not text.strip():
         raise DataError(f"{path}: the table is empty", "check the file")
@@ -168,7 +179,7 @@ def _from_csv(path: Path) -> pd.DataFrame:
     if text[:4].lower() == "sep=" and text[5:6] in ("\r", "\n", ""):  # Excel's own word for it
         separator, skip, text = text[4], 1, text[5:].removeprefix("\r").removeprefix("\n")
     separator = separator or _find_separator(path, text)
-    rows = _rows(path, text, separator, skip)
+    rows = _rows(path, text, separator, skip, as_it_is)
     at, header = next(rows, (1, []))
     names = _name_columns(path, at, header)
     lines, cells = [], []
@@ -184,7 +195,9 @@ def _from_csv(path: Path) -> pd.DataFrame:
     return pd.DataFrame(cells, index=pd.Index(lines, dtype="int64"), columns=names, dtype=object)
 
 
-def _rows(path: Path, text: str, separator: str, skip: int = 0) -> Iterator[tuple[int, list[str]]]:
+def _rows(
+    path: Path, text: str, separator: str, skip: int = 0, as_it_is: bool = False
+) -> Iterator[tuple[int, list[str]]]:
     """(first line, cells) of each row that is not blank. DataError for quotes that don't close and huge cells."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     while True:
@@ -196,7 +209,7 @@ def _rows(path: Path, text: str, separator: str, skip: int = 0) -> Iterator[tupl
         except csv.Error as error:
             raise DataError(*_explain_csv(path, line, str(error))) from error
         if row and not (len(row) == 1 and not row[0].strip()):
-            yield line, [cell.strip() for cell in row]
+            yield line, row if as_it_is else [cell.strip() for cell in row]
 
 
 def _explain_csv(path: Path, line: int, error: str) -> tuple[str, str]:

@@ -13,12 +13,11 @@ from rich.table import Table as Grid
 
 from manihot.audit.cleaning import CARRIED
 from manihot.audit.decisions import SOFT
-from manihot.errors import DataError
 from manihot.progress import cell
-from manihot.records.csv_files import as_written
 from manihot.records.files import write_atomic
 from manihot.records.manifest import Manifest
 from manihot.records.run_places import MANIFEST, RunPlaces
+from manihot.records.tables import read_written
 from manihot.report.pages import render
 from manihot.report.thumbnails import Thumbnails
 
@@ -79,10 +78,7 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    try:  # a photograph or class may be named NA: no cell is read as missing
-        return as_written(pd.read_csv(path, dtype=str, keep_default_na=False))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as a table ({error})", "make it with `manihot clean`") from error
+    return read_written(path).reset_index(drop=True)
 
 
 def _card(row: dict[Any, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from manihot.audit.decision_files import read_decisions
+from manihot.audit.decision_files import line_of, read_decisions
 from manihot.audit.decisions import ACTIONS
 from manihot.audit.decisions import COLUMNS as DECIDED
 from manihot.errors import DataError, SettingsError
@@ -85,21 +85,21 @@ def read_answers(path: Path) -> pd.DataFrame:
         if name not in table:
             table[name] = ""
     table["reviewer"] = table["reviewer"].where(table["reviewer"].str.strip() != "", path.stem)
-    table["round"] = [_round(cell, path, row) for row, cell in enumerate(table["round"])]
+    table["round"] = [_round(cell, path, line_of(table, row)) for row, cell in enumerate(table["round"])]
     soft = table["action"].isin(SPREAD)
     if soft.any():
         row = int(np.flatnonzero(soft)[0])
         raise DataError(
-            f"{path}: line {row + 2}, column action: {table['action'].iloc[row]!r} is no reviewer's answer",
+            f"{path}: line {line_of(table, row)}, column action: {table['action'].iloc[row]!r} is no reviewer's answer",
             f"one of {', '.join(one for one in ACTIONS if one not in SPREAD)}",
         )
     table["answer"] = [answer_of(row) for row in table.to_dict("records")]
     return table
 
 
-def _round(cell: Any, path: Path, row: int) -> int:
+def _round(cell: Any, path: Path, line: int) -> int:
     if str(cell).strip() not in ("", "1", "2"):
-        raise DataError(f"{path}: line {row + 2}, column round: {cell!r} is no round", "1, or 2 for an adjudication")
+        raise DataError(f"{path}: line {line}, column round: {cell!r} is no round", "1, or 2 for an adjudication")
     return SECOND if str(cell).strip() == "2" else FIRST
 
 
