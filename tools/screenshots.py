@@ -85,6 +85,8 @@ def draw_images(browser: Any, work: Path, phone: Path, images: Path) -> None:
     with opened(browser, work / "run/report.html", viewport={"width": 1000, "height": 720}) as page:
         page.screenshot(path=images / "report.png")
     with opened(browser, work / "run/review.html", viewport={"width": 1000, "height": 720}) as page:
+        page.fill("#name", "Ana")
+        page.keyboard.press("Enter")
         page.keyboard.press("2")
         page.screenshot(path=images / "review-page.png")
     for scheme, width in (("light", 390), ("dark", 320)):
