@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
@@ -345,6 +346,26 @@ def test_on_a_full_disk_answers_are_not_confirmed_and_go_through_later(run: Path
     kept = Database(url, digest)
     assert sorted(line.key for line in kept.answers()) == sorted(line["key"] for line in lines)
     kept.close()
+
+
+def test_slow_bodies_are_cut_off_and_do_not_keep_the_server_from_ending(run: Path, tmp_path: Path):
+    with served(
+        run, "--reviewers", "ana", "--database", sqlite_url(tmp_path / "a.sqlite"), log=tmp_path / "log"
+    ) as one:
+        cookie = f"manihot_review={one.client('ana').cookies['manihot_review']}"
+        head = f"POST /api/answers HTTP/1.1\r\nHost: x\r\nCookie: {cookie}\r\nContent-Type: application/json\r\n"
+        slow, gone = (socket.create_connection(("127.0.0.1", one.port), timeout=60) for _ in range(2))
+        for connection in (slow, gone):
+            connection.sendall(f"{head}Content-Length: 100\r\n\r\n[".encode())
+        gone.close()
+        assert slow.recv(100).startswith(b"HTTP/1.1 408")
+        slow.close()
+        with socket.create_connection(("127.0.0.1", one.port), timeout=60) as late:
+            late.sendall(f"{head}Content-Length: 100\r\n\r\n[".encode())
+            one.process.terminate()
+            one.process.join(60)
+            assert one.process.exitcode is not None
+        assert "Traceback" not in (tmp_path / "log").read_text(encoding="utf-8").split("Shutting down")[0]
 
 
 # ------------------------------------------------------------------------------------------------ browsers

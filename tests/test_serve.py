@@ -35,6 +35,7 @@ from manihot.photos.load import load_photo
 from manihot.photos.preprocess import Preprocess
 from manihot.serve.batching import Batcher
 from manihot.serve.guard import Tokens
+from manihot.serve.inference import read_request
 from manihot.serve.refusals import Gate, Refused
 from manihot.serve.server import run_server
 from manihot.settings.options import Compute, ServerOptions
@@ -284,6 +285,18 @@ def test_slow_clients_are_cut_off(strict: Running):
     assert 1 < time.monotonic() - started < 15
 
 
+def test_a_client_that_goes_away_is_no_fault_of_the_server(strict: Running):
+    name = 'manihot_requests_total{path="/v1/classify",status="499"}'
+    with slow_upload(strict) as connection:
+        connection.sendall(b"x")
+        time.sleep(0.2)
+    deadline = time.monotonic() + 20
+    while name not in (text := strict.client.get("/metrics").text):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert 'status="500"' not in text
+
+
 def test_who_finds_no_room_is_asked_to_come_again(strict: Running, files: list[Path]):
     deadline, answer = time.monotonic() + 60, None
     while answer is None or answer.status_code != 429:  # on a busy machine the slow ones may be cut off before we ask
@@ -404,6 +417,13 @@ def test_the_inference_protocol_in_json_and_in_bytes(server: Running, files: lis
 def test_a_wrong_request_of_the_protocol_is_a_400_with_words(server: Running, body: bytes):
     answer = server.client.post("/v2/models/manihot/infer", content=body)
     assert answer.status_code == 400 and answer.json()["error"], answer.text
+
+
+@pytest.mark.parametrize("length", ["", "-1", "3", "\u0663", "1.0", "0" * 5000 + "1", "9" * 5000])
+def test_the_length_of_the_json_is_one_that_it_can_have(length: str):
+    with pytest.raises(Refused) as found:
+        read_request(b"{}", length)
+    assert found.value.status == 400 and "Inference-Header-Content-Length" in found.value.detail
 
 
 def test_a_public_client_of_the_protocol_gets_its_answers(server: Running, files: list[Path], pixels: np.ndarray):

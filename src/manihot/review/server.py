@@ -7,6 +7,7 @@ can't read; writing needs JSON from the same origin. An answer is confirmed once
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from manihot.photos.decode import decode_photo
 from manihot.photos.faults import PhotoFault
@@ -35,6 +37,8 @@ from manihot.review.team import Team
 COOKIE = "manihot_review"
 MONTH = 30 * 86_400  # seconds that a browser stays signed in
 MOST_BODY = 1_000_000  # bytes of answers in one request
+BODY_SECONDS = 10.0  # for sending one
+MOST_CONNECTIONS = 1000
 MOST_ANSWERS = 500
 EDGE = 448  # pixels, as in the page of a few photographs
 KEPT = 2000  # small pictures in memory, about 40 kB each
@@ -101,7 +105,16 @@ def make_app(team: Team) -> FastAPI:
 
 def serve(team: Team, host: str, port: int) -> None:
     """Answer until the process is stopped; requests that have begun are finished."""
-    uvicorn.run(make_app(team), host=host, port=port, log_level="warning", access_log=False, server_header=False)
+    uvicorn.run(
+        make_app(team),
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_graceful_shutdown=int(BODY_SECONDS),
+    )
 
 
 def _signed_in(request: Request) -> str:
@@ -240,13 +253,17 @@ def _round(number: int, reviewer: str) -> int:
 
 
 async def _body(request: Request) -> bytes:
-    """The body; 413 beyond MOST_BODY, before more of it is read."""
+    """The body; 413 beyond MOST_BODY, before more of it is read, 408 where it comes too slowly or not to its end."""
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MOST_BODY:
-            raise HTTPException(413, f"more than {MOST_BODY:,} bytes")
-        parts.append(part)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size > MOST_BODY:
+                    raise HTTPException(413, f"more than {MOST_BODY:,} bytes")
+                parts.append(part)
+    except (TimeoutError, ClientDisconnect):
+        raise HTTPException(408, f"the answers did not arrive within {BODY_SECONDS:g} s") from None
     return b"".join(parts)
 
 

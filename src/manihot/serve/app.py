@@ -23,10 +23,9 @@ from manihot.serve.counters import CONTENT_TYPE
 from manihot.serve.guard import Guard, Tokens
 from manihot.serve.refusals import Refused, refusal_of
 from manihot.serve.returns import Returns
-from manihot.serve.service import Service, body_of, unpack
+from manihot.serve.service import ZIP, Service, body_of, unpack
 
 STATIC_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
-ZIP = b"PK\x03\x04"
 WORDS = {404: "no_such_path", 405: "wrong_method"}
 
 

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import binascii
 import math
+import re
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -132,7 +133,7 @@ def read_request(body: bytes, json_length: str | None) -> tuple[Inference, bytes
     """The request and the binary tensors behind it; Refused (400) for anything else."""
     length = len(body)
     if json_length is not None:
-        if not json_length.isascii() or not json_length.isdigit() or int(json_length[:12]) > length:
+        if not re.fullmatch("[0-9]{1,12}", json_length) or int(json_length) > length:
             raise _wrong(f"{JSON_LENGTH} is not the length of the JSON at the beginning of the body")
         length = int(json_length)
     if length > MOST_JSON:

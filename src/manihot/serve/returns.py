@@ -18,12 +18,13 @@ from starlette.requests import Request
 from manihot.records.files import explain_os_error, temporary_name
 from manihot.serve.decoders import bare_environment, end_process
 from manihot.serve.refusals import Refused
-from manihot.serve.service import ENTRY, declared, parts_of, too_large
+from manihot.serve.service import ENTRY, ZIP, declared, parts_of, too_large
 
 MOST = 2_000_000_000  # bytes of one archive, as the page writes them
 SPARE = 1_000_000_000  # bytes of the disk that stay free
 SLOWEST = 5_000  # bytes a second, on average, that a phone must send
 AT_ONCE = 8  # archives
+CHECKS_AT_ONCE = 2  # processes that look through one, of 160 MB and a second to start
 MOST_FILES = 20_000
 CHECK_SECONDS = 300.0  # for looking through one, while others wait
 
@@ -33,6 +34,7 @@ class Returns:
 
     def __init__(self, folder: Path | None, seconds: float) -> None:
         self.folder, self.seconds, self.one = folder, seconds, asyncio.Semaphore(AT_ONCE)
+        self.checking = asyncio.Semaphore(CHECKS_AT_ONCE)
 
     async def take(self, request: Request) -> dict[str, Any]:
         """Keep the archive that is the body; Refused where it can't be."""
@@ -52,7 +54,8 @@ class Returns:
         temporary = temporary_name(folder / f"{os.urandom(8).hex()}.zip")
         try:
             digest = await self._write(request, temporary)
-            found = await check_returns(temporary)
+            async with self.checking:
+                found = await check_returns(temporary)
             kept = folder / f"{digest[:16]}.zip"
             known = kept.exists()
             temporary.replace(kept)
@@ -76,6 +79,9 @@ class Returns:
 async def check_returns(path: Path) -> dict[str, Any]:
     """How many photographs an archive holds, and how many are broken; Refused where it is none of the page's."""
     with path.open("rb") as file:
+        if file.read(4) != ZIP:
+            raise Refused(422, "damaged", "it is not a zip", "hand in the file as it is")
+        file.seek(0)
         if sum(block.count(ENTRY) for block in iter(lambda: file.read(1 << 20), b"")) > MOST_FILES:
             raise Refused(413, "too_large", f"more than {MOST_FILES} files", "hand them in on several days")
     with TemporaryDirectory(prefix=".manihot-check-", dir=path.parent, ignore_cleanup_errors=True) as folder:

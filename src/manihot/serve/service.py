@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from manihot.export.bundle import Bundle
 from manihot.networks.runner import Outputs
@@ -26,6 +26,7 @@ DECODER_MEMORY = 312 << 20  # bytes that decoding may take: with the libraries a
 HELD = 8  # bodies of the largest size that are held at once; smaller ones are as many as `queue` says
 MOST_AT_ONCE = 64  # photographs of one request
 UNPACKED = 4  # times the largest body: what a zip may hold
+ZIP = b"PK\x03\x04"
 ENTRY = b"PK\x01\x02"  # begins every entry of a zip's central directory
 
 
@@ -136,6 +137,8 @@ async def parts_of(request: Request, most: int, seconds: float, slowest: float =
                 part = await anext(stream, None)
         except TimeoutError:
             raise Refused(408, "slow", f"the body took longer than {seconds:g} s", "send it again") from None
+        except ClientDisconnect:  # nobody reads this; the log and the metrics do
+            raise Refused(499, "gone", "the client closed the connection") from None
         if part is None:
             return
         size += len(part)
