@@ -155,6 +155,10 @@ SAMPLE = "image_id,label\na.jpg,4\nb.jpg,4\nc.jpg,4\n"
             ["1 ids appear more than once: a.jpg", "1 ids of the sample are missing: b.jpg"],
         ),
         (
+            "image_id,label\nx.jpg,1\nb.jpg,1\nc.jpg,1\n",
+            ["1 ids of the sample are missing: a.jpg", "1 ids are not in the sample: x.jpg"],
+        ),
+        (
             "image_id,label\nt/a.jpg,1\nb.jpg,1\nc.jpg,1\n",
             [
                 "1 ids of the sample are missing: a.jpg",

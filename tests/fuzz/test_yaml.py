@@ -18,6 +18,8 @@ from ruamel.yaml import YAML
 import manihot
 from manihot.ensemble.plans import load_plan
 from manihot.errors import DataError, SettingsError
+from manihot.export.advice import read_advice
+from manihot.photos.aliases import load_aliases
 from manihot.settings import load_recipe
 from manihot.settings.yaml_files import DEEPEST, MOST_BYTES, MOST_CHARACTERS, MOST_VALUES, read_value, read_yaml
 from manihot.suites.format import load_suite
@@ -28,6 +30,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "suite": load_suite,
     "plan": load_plan,
     "costs": lambda path: load_costs(path, ["healthy", "rust"]),
+    "aliases": load_aliases,
+    "advice": lambda path: read_advice(path, ("healthy", "rust"), ("en", "sw")),
 }
 LONGEST = 1.0  # seconds of CPU that a refusal may take
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

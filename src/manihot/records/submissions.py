@@ -290,9 +290,8 @@ def _compare_ids(ids: list[str], lines: list[int], wanted: Sample) -> list[str]:
         said.append(f"{len(missing)} ids of the sample are missing: {list_names(missing, MOST_SAID)}")
     if extra:
         said.append(f"{len(extra)} ids are not in the sample: {list_names(extra, MOST_SAID)}")
-        other = {ending for name in extra for ending in _names_of(name.replace("\\", "/"))}
-        other |= {name.rpartition(".")[0] for name in missing}
-        if missing and (asked & other or other & set(extra)):
+        ends = [{end for name in names for end in _names_of(name.replace("\\", "/"))} for names in (missing, extra)]
+        if ends[0] & ends[1]:
             said.append("they differ in the folder or the ending of the file name")
     if not missing and not extra and not twice and ids != list(wanted.ids):
         at = next(k for k, (a, b) in enumerate(zip(ids, wanted.ids)) if a != b)

@@ -71,7 +71,7 @@ def read_table(path: Path) -> pd.DataFrame:
         suffix = path.suffix.lower()
         frame = _from_parquet(path) if suffix == ".parquet" else (_from_json if suffix == ".jsonl" else _from_csv)(path)
     if not len(frame):
-        raise DataError(f"{path}: the table has no rows", "check the file")
+        raise DataError(f"{path}: the table has no rows", "write a row for each photograph, or give another file")
     _check_cells(path, frame)
     return frame
 
@@ -174,7 +174,7 @@ def read_written(path: Path) -> pd.DataFrame:
 def _from_csv(path: Path, as_it_is: bool = False) -> pd.DataFrame:
     text = decode_text(path, path.read_bytes())
     if not text.strip():
-        raise DataError(f"{path}: the table is empty", "check the file")
+        raise DataError(f"{path}: the table is empty", "write a header and a row per photograph")
     skip, separator = 0, None
     if text[:4].lower() == "sep=" and text[5:6] in ("\r", "\n", ""):  # Excel's own word for it
         separator, skip, text = text[4], 1, text[5:].removeprefix("\r").removeprefix("\n")
