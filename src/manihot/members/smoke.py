@@ -173,6 +173,8 @@ def _unsure(choice: dict[str, Any]) -> dict[str, Any]:
     out = choice | {key: 0.0 for key in ("above", "threshold") if key in choice or (key, choice["name"]) in SURE}
     if choice["name"] == "oof":
         out |= {"worst": DOUBTED}
+    if choice["name"] == "dividemix":
+        out |= {"warmup": 0}
     return out | {"k": CLUSTERS} if choice["name"] == "clusters" else out
 
 

@@ -90,7 +90,7 @@ TECHNIQUES: dict[str, tuple[str, ...]] = {
     "optimiser": ("adam", "adamw", "adamp", "adamp_nesterov", "nadam", "radam", "ranger", "sgd", "sgdp"),
     "schedule": ("constant", "cosine", "cosine_restarts", "inverse_epoch", "step", "multistep", "one_cycle", "plateau"),
     "averaging": ("none", "ema", "swa"),
-    "step": ("supervised", "fixmatch"),
+    "step": ("supervised", "fixmatch", "co_teaching", "dividemix"),
     "sampling": ("each_once", "oversample", "undersample", "balanced"),
     "labels": ("given", "pseudo", "oof", "teacher", "clusters", "checked"),
     "negatives": ("none", "source", "drawn", "blurred", "mixed"),

@@ -20,7 +20,7 @@ from manihot.train.optim.losses import make_loss
 from manihot.train.optim.losses.contract import PER_CLASS
 from manihot.train.optim.optimizers import find_optimizer
 from manihot.train.optim.schedules import NEEDS_SCORES, check_schedule
-from manihot.train.steps import check_step
+from manihot.train.steps import TWO_NETWORKS, check_step, dividing_begins
 
 NOT_MIXED = ("none", "cutout")  # rows of the mixes that show one photograph alone
 
@@ -39,6 +39,8 @@ def check_recipe(recipe: Recipe) -> None:
             check_training(own, where("train"), where("schedule"), where("optimizer"))
             check_mixing(own, where("mixing"))
             check_loss(own, where("loss"))
+        if own.step.name in TWO_NETWORKS:
+            check_two_networks(own, bool(stage.member.stages), where("step"))
 
 
 def check_classes(recipe: Recipe, classes: Sequence[str]) -> None:
@@ -52,6 +54,30 @@ def check_classes(recipe: Recipe, classes: Sequence[str]) -> None:
             k = stage.recipe.labels.settings.get("k", inspect.signature(clusters).parameters["k"].default)
             known = (k, f"{k} clusters")
         check_loss(stage.recipe, stage.where("loss"), known)
+
+
+def check_two_networks(recipe: Recipe, staged: bool, where: str) -> None:
+    """SettingsError for what two networks that learn together don't go with."""
+    name = recipe.step.name
+    wrong = {
+        "stages": staged,
+        "mixing": bool(recipe.mixing),  # a mixed photograph has two labels, and dividemix mixes itself
+        "model.unknown": recipe.model.unknown,
+        "train.snapshots": bool(recipe.train.snapshots),
+        "train.compile": recipe.train.compile,
+    }
+    found = [what for what, there in wrong.items() if there]
+    if found:
+        raise SettingsError(
+            f"{where}: {name} trains two networks, which doesn't go with {', '.join(found)}",
+            "leave that out, or use step: {name: supervised}",
+        )
+    warmup = dividing_begins(recipe.step)
+    if name == "dividemix" and warmup >= recipe.train.epochs:
+        raise SettingsError(
+            f"{where}: dividemix begins after {warmup} epochs of warm-up, and the training has {recipe.train.epochs}",
+            "lower warmup, or train longer",
+        )
 
 
 def check_snapshots(member: Recipe, where: str) -> None:
@@ -144,6 +170,12 @@ def check_loss(member: Recipe, where: str, known: tuple[int, str] | None = None)
                 f"{where}: reduction = {value!r} gives a number per photograph, and a training needs their mean",
                 "leave reduction out; weights of photographs come from the manifest, of classes from class_weights",
             )
+    if loss.needs and member.step.name in TWO_NETWORKS:
+        raise SettingsError(
+            f"{where}: {member.loss.name} wants {', '.join(loss.needs)}, and the two networks of step "
+            f"{member.step.name} give logits alone",
+            "use another loss, for example cross_entropy",
+        )
     missing = set(loss.needs) - {"features", "index", "weight", "view_logits"}
     if "view_logits" in loss.needs and member.mixing:
         raise SettingsError(

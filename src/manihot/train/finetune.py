@@ -38,7 +38,7 @@ from manihot.train.networks.heads import Classifier, Snapshots
 from manihot.train.runners import TorchRunner, choose_device
 from manihot.train.training import at_size, make_training
 
-Trained = tuple[Classifier, ModelCard]
+Trained = tuple[Classifier | Snapshots, ModelCard]
 EPOCHS = TypeAdapter(list[dict[str, int | float | None]])
 
 DONE = "done"  # a stage's mark that its network is the one to keep: `keep: best` writes networks on the way
@@ -78,23 +78,22 @@ def finetune(member: Member, fold: int, train: np.ndarray, held: np.ndarray) -> 
     predict_fold(member, fold, held, TorchRunner(network, member.answering, device, precision))
 
 
-def _answering(member: Member, kept: Classifier, place: FoldFolder, epochs: int) -> Classifier | Snapshots:
-    """The network that answers: the kept one or several epochs' together, at the size at which they predict.
+def _answering(member: Member, kept: Classifier | Snapshots, place: FoldFolder, epochs: int) -> Classifier | Snapshots:
+    """The network that answers: the kept one or two, or several epochs' together, at the size at which they predict.
 
     place: of the last stage, which lasted so many epochs.
     """
     asked = snapshot_epochs(member.recipe.stage_recipes()[-1].train.snapshots, epochs)
-    networks = [_load(place.snapshot(epoch))[0] for epoch in asked] or [kept]
+    together = [*kept.networks] if isinstance(kept, Snapshots) else [kept]
+    networks: list[Any] = [_load(place.snapshot(epoch))[0] for epoch in asked] or together
     if member.answering != member.preprocess:
         networks = [at_size(network, member.recipe.model, member.answering.size) for network in networks]
-    return Snapshots(networks) if asked else networks[0]
+    return Snapshots(networks) if asked or len(networks) > 1 else networks[0]
 
 
 def _load(path: Path) -> Trained:
-    """A single network as `train_stage` saves it, and its card."""
-    network, card = load_network(path)
-    assert isinstance(network, Classifier), path
-    return network, card
+    """A network, or two that learned together, as `train_stage` saves it, and its card."""
+    return load_network(path)
 
 
 def stages_of(member: Member) -> list[Member]:
@@ -164,6 +163,7 @@ def train_stage(
     of_classes = recipe.labels.name != "clusters"
     names = manifest.classes if of_classes else tuple(f"cluster {k}" for k in range(training_labels.classes))
     network = None if before is None else before[0]
+    assert not isinstance(network, Snapshots)  # check_recipe: two networks learn in one stage
     training = make_training(stage, fold, training_labels, network, before is not None and before[1].classes == names)
     precision = training.precision
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from manihot.errors import DataError
 from manihot.settings import Recipe
-from manihot.train.networks.heads import Classifier
+from manihot.train.networks.heads import Classifier, Snapshots
 from manihot.train.optim.sam import Sam, frozen_statistics
 from manihot.train.steps import Step, StepState
 
@@ -25,7 +25,7 @@ class Training:
     precision: by name; channels_last: the memory layout of images.
     """
 
-    model: Classifier
+    model: Classifier | Snapshots
     loader: Any
     batches: Any
     step: Step

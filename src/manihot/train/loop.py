@@ -131,6 +131,8 @@ def fit(
         torch.manual_seed(_seed_of(seed, epoch, distributed.rank()))
         batches.epoch = state.epoch = epoch
         state.loss.start_epoch(epoch, train.epochs)
+        if state.divide is not None:
+            state.clean = state.divide(model, epoch)
         set_training(model, recipe.model.freeze_norm)
         rate = optimizer.param_groups[-1]["lr"]
         label = f"{what}, epoch {epoch + 1}/{train.epochs}"

@@ -1,6 +1,7 @@
 """Steps: one batch to its loss. A step is a function `(model, batch, state, *, settings) -> {"loss": ..., ...}`.
 
 FixMatch: arXiv 2001.07685, as its authors' code does it; the lecture's single model with the highest score.
+The steps of two networks: see `two_networks`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from manihot.settings import Choice, suggest
 from manihot.train.data.dataset import Batch
 from manihot.train.data.unlabelled import UnlabelledPhotos
 from manihot.train.runners import Normalise
+from manihot.train.two_networks import kept_share, mix_all, mixed_loss, refine, sharpen, smallest
 
 T = TypeVar("T")
 
@@ -41,6 +43,8 @@ class StepState:
     kept: dict[Any, Any] | None = None  # by batch number; what SAM's second pass sees again
     margins: Any = None  # of manihot.train.margins, or None: notes how far ahead the given labels are
     embed: Callable[[Tensor], Tensor] | None = None  # the trained network's `embed`, compiled
+    divide: Callable[[Any, int], Tensor | None] | None = None  # `two_networks.Divider`, called when an epoch begins
+    clean: Tensor | None = None  # what it found for this epoch
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext  # several processes don't exchange gradients here
 
     def once(self, make: Callable[[], T], what: str = "batch") -> T:
@@ -135,6 +139,97 @@ def fixmatch(
     return {"loss": loss + weight * unlabelled, "unlabelled": unlabelled.detach()}
 
 
+def co_teaching(
+    model: nn.Module, batch: Batch, state: StepState, *, wrong: float = 0.2, ramp: int = 10
+) -> dict[str, Tensor]:
+    """Each of two networks learns the photographs of a batch that the other has the smallest cross-entropy of.
+
+    A share of 1 - wrong min(t / ramp, 1) of them, t epochs finished: networks learn right labels first.
+    """
+    moved = on_device(batch, state)
+    images, targets = mixed_batch(batch["image"], moved, state)  # check_recipe lets it mix nothing
+    logits = [forward(network, [images], state)[1] for network in networks_of(model)]
+    note_both(logits, targets, moved, state)
+
+    def choose() -> list[Tensor]:
+        share = kept_share(state.epoch, wrong, ramp)
+        return [smallest(cross_entropy(own.detach(), targets, reduction="none"), share) for own in logits]
+
+    chosen = state.once(choose, "chosen")
+    losses = [
+        state.loss(own[of], targets[of], sample_weights=moved["weight"][of]) for own, of in zip(logits, chosen[::-1])
+    ]
+    return {"loss": losses[0] + losses[1]}
+
+
+def dividemix(
+    model: nn.Module,
+    batch: Batch,
+    state: StepState,
+    *,
+    warmup: int = 10,
+    threshold: float = 0.5,
+    temperature: float = 0.5,
+    alpha: float = 4.0,
+    weight: float = 25.0,
+    ramp: int = 16,
+) -> dict[str, Tensor]:
+    """Each of two networks learns the labels that the other's losses speak for, and guesses in place of the others.
+
+    After `warmup` epochs with the recipe's loss. `weight` of the guesses grows over `ramp` epochs from there.
+    """
+    moved = on_device(batch, state)
+    images, targets = mixed_batch(batch["image"], moved, state)  # check_recipe lets it mix nothing
+    networks = networks_of(model)
+    if state.clean is None:
+        logits = [forward(network, [images], state)[1] for network in networks]
+        note_both(logits, targets, moved, state)
+        losses = [state.loss(own, targets, sample_weights=moved["weight"]) for own in logits]
+        return {"loss": losses[0] + losses[1]}
+    views, clean = [images, *views_of(moved, "view", state)], state.clean[:, moved["index"]]
+
+    def guess() -> list[Tensor]:
+        with torch.no_grad():
+            logits = [forward(network, views, state)[1] for network in networks]
+        first = [own[: len(targets)] for own in logits]
+        note_both(first, targets, moved, state)
+        return [own.softmax(1).unflatten(0, (-1, len(targets))).mean(0) for own in logits]
+
+    probs = state.once(guess, "guesses")
+    guessed, seen = sharpen((probs[0] + probs[1]) / 2, temperature), torch.cat(views)
+    strength = weight * min(max(state.epoch - warmup, 0) / ramp, 1)
+    losses = []
+    for number, network in enumerate(networks):
+        trust = clean[1 - number]  # what the other network says
+        labelled = trust >= threshold
+        state.once(lambda told=labelled: state.count("clean", told), f"clean {number}")  # type: ignore[misc]
+        learned = refine(targets, probs[number], trust, temperature).where(labelled[:, None], guessed)
+        both = learned.repeat(len(seen) // len(learned), 1)
+        mixed, wanted = state.once(lambda to=both: mix_all(seen, to, alpha), f"mix {number}")  # type: ignore[misc]
+        own = forward(network, [mixed], state)[1]
+        times = len(seen) // len(labelled)
+        losses.append(mixed_loss(own, wanted, labelled.repeat(times), moved["weight"].repeat(times), strength))
+    return {"loss": losses[0] + losses[1]}
+
+
+def dividing_begins(choice: Choice) -> int:
+    """Epochs of warm-up of `dividemix`."""
+    found: int = choice.settings.get("warmup", inspect.signature(dividemix).parameters["warmup"].default)
+    return found
+
+
+def networks_of(model: nn.Module) -> list[nn.Module]:
+    """The two networks of a pair."""
+    return list(model.networks)  # type: ignore[arg-type]
+
+
+def note_both(logits: list[Tensor], targets: Tensor, moved: Batch, state: StepState) -> None:
+    """Note margins and what is right by the mean of two networks' logits."""
+    mean = (logits[0] + logits[1]) / 2
+    state.note_margins(moved, mean, targets)
+    state.note_right(mean, targets)
+
+
 def on_device(batch: Batch, state: StepState) -> Batch:
     """All of a batch but the photographs themselves, which may be mixed already, on the device."""
     return {name: value.to(state.device, non_blocking=True) for name, value in batch.items() if name != "image"}
@@ -218,7 +313,17 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "threshold": (lambda value: 0 <= value <= 1, "a probability, for example 0.95"),
     "temperature": (lambda value: value > 0, "a number above 0; 1 leaves the probabilities as they are"),
     "weight": (lambda value: value >= 0, "a number from 0"),
+    "wrong": (lambda value: 0 <= value < 1, "the share of wrong labels that is expected, for example 0.2"),
+    "ramp": (lambda value: value >= 1, "epochs, from 1"),
+    "warmup": (lambda value: isinstance(value, int) and value >= 0, "a whole number of epochs, from 0"),
+    "alpha": (lambda value: value > 0, "a number above 0"),
     "mu": (lambda value: isinstance(value, int) and 1 <= value <= 64, "a whole number from 1 to 64"),
 }
-STEPS: dict[str, Step] = {"supervised": supervised, "fixmatch": fixmatch}
+STEPS: dict[str, Step] = {
+    "supervised": supervised,
+    "fixmatch": fixmatch,
+    "co_teaching": co_teaching,
+    "dividemix": dividemix,
+}
+TWO_NETWORKS = ("co_teaching", "dividemix")
 NEEDS_UNLABELLED = ("fixmatch",)

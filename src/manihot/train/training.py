@@ -25,12 +25,20 @@ from manihot.train.distributed import SEED_OF_PROCESS, from_first, rank, world
 from manihot.train.gradients import Training
 from manihot.train.margins import Margins
 from manihot.train.networks.backbones import are_maps, make_model, set_training
-from manihot.train.networks.heads import Classifier
+from manihot.train.networks.heads import Classifier, Snapshots
 from manihot.train.optim.losses import make_loss
 from manihot.train.optim.losses.contract import PER_CLASS
 from manihot.train.probe import choose_way
 from manihot.train.runners import PRECISIONS, Normalise, choose_device
-from manihot.train.steps import NEEDS_UNLABELLED, StepState, make_step, unlabelled_settings
+from manihot.train.steps import (
+    NEEDS_UNLABELLED,
+    TWO_NETWORKS,
+    StepState,
+    dividing_begins,
+    make_step,
+    unlabelled_settings,
+)
+from manihot.train.two_networks import SEED_OF_SECOND, Divider
 
 SURELY_NOT = float(np.log(1e-7))  # a teacher's logit of what a photograph doesn't show
 
@@ -78,7 +86,7 @@ def make_training(
         augmenter,
         training_labels.teacher,
         find_unlabelled(member, fold),
-        max(getattr(term, "views", 1) for term in loss.modules()),
+        2 if recipe.step.name == "dividemix" else max(getattr(term, "views", 1) for term in loss.modules()),
     )
     sampling = with_class_numbers(recipe.sampling, member.manifest.classes)
     loader, batches = make_loader(
@@ -97,7 +105,23 @@ def make_training(
         state.margins = make_margins(member, learned, len(training_labels.rows))
     if recipe.train.compile:
         state.embed = compiled(model)
+    if recipe.step.name in TWO_NETWORKS:
+        trained = with_second(model, recipe, training_labels.classes, size, seed).to(memory_format=layout)
+        if recipe.step.name == "dividemix":
+            state.divide = Divider(member, fold, learned, dividing_begins(recipe.step), precision, channels_last)
+        return Training(trained, loader, batches, make_step(recipe.step), state, precision, channels_last)
     return Training(model, loader, batches, make_step(recipe.step), state, precision, channels_last)
+
+
+def with_second(model: Classifier, recipe: Recipe, classes: int, size: tuple[int, int], seed: int) -> Snapshots:
+    """A network and another of the same kind, whose head, or all of it without pretraining, begins elsewhere."""
+    if world() > 1:
+        raise SettingsError(
+            f"step: {recipe.step.name} chooses among the photographs of a whole batch, which several processes share",
+            "train it in one process",
+        )
+    second = make_model(recipe.model, classes, size, seed + SEED_OF_SECOND)
+    return Snapshots([model, second.to(next(model.parameters()).device)])
 
 
 def make_margins(member: Member, training_labels: TrainingLabels, photographs: int) -> Margins:

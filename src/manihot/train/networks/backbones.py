@@ -14,7 +14,7 @@ from manihot.errors import SettingsError
 from manihot.networks.weights import split_backbone
 from manihot.photos.preprocess import Preprocess
 from manihot.settings import Model, suggest
-from manihot.train.networks.heads import POOLING, TILE_ATTENTION, Classifier
+from manihot.train.networks.heads import POOLING, TILE_ATTENTION, Classifier, Snapshots
 from manihot.train.networks.pretrained import make_backbone, name_weights
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -114,8 +114,14 @@ def are_maps(backbone: Any, features: torch.Tensor) -> bool:
     return features.ndim == 4 and getattr(backbone, "output_fmt", "NCHW") == "NCHW"
 
 
-def stages_of(model: Classifier) -> dict[str, int]:
-    """Parameter name -> stage, 0 the stem, counted up to the head."""
+def stages_of(model: Classifier | Snapshots) -> dict[str, int]:
+    """Parameter name -> stage, 0 the stem, counted up to the head; of several networks each one's own."""
+    if isinstance(model, Snapshots):
+        return {
+            f"networks.{number}.{name}": stage
+            for number, network in enumerate(model.networks)
+            for name, stage in stages_of(network).items()  # type: ignore[arg-type]
+        }
     groups = group_parameters(model.backbone, model.backbone.group_matcher(coarse=True))
     stages = {f"backbone.{name}": stage for stage, (_, names) in enumerate(sorted(groups.items())) for name in names}
     top = max(stages.values(), default=0) + 1
@@ -149,7 +155,7 @@ def _is_trained(norm: nn.Module) -> bool:
     return any(p.requires_grad for p in norm.parameters(recurse=False)) or getattr(norm, "measures", False)
 
 
-def set_training(model: Classifier, freeze_norm: bool = False) -> None:
+def set_training(model: Classifier | Snapshots, freeze_norm: bool = False) -> None:
     """Training mode; batch norms of frozen stages, or all with `freeze_norm`, keep their statistics."""
     model.train()
     for module in model.modules():

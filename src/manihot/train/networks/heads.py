@@ -175,7 +175,7 @@ class Classifier(nn.Module):
 
 
 class Snapshots(nn.Module):
-    """One network after several epochs of its training: they answer by their mean probability.
+    """One network after several epochs of its training, or two that learned together: their mean probability answers.
 
     The features are those of all, side by side.
     """

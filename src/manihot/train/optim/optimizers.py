@@ -23,7 +23,7 @@ from manihot.settings import Optimizer, suggest
 from manihot.settings.techniques import OPTIMIZER_PACKAGE as PACKAGE
 from manihot.settings.techniques import check_optimizer
 from manihot.train.networks.backbones import stages_of
-from manihot.train.networks.heads import Classifier
+from manihot.train.networks.heads import Classifier, Snapshots
 
 
 def sgd(groups: list[dict[str, Any]], lr: float) -> TorchOptimizer:
@@ -98,7 +98,7 @@ def ranger(groups: list[dict[str, Any]], lr: float) -> TorchOptimizer:
     return Lookahead(torch.optim.RAdam(groups, lr=lr), k=6, alpha=0.5)
 
 
-def parameter_groups(model: Classifier, settings: Optimizer) -> list[dict[str, Any]]:
+def parameter_groups(model: Classifier | Snapshots, settings: Optimizer) -> list[dict[str, Any]]:
     """Groups of trained parameters: rate lr * layer_decay^(stages below the head), weight decay on matrices."""
     stages = stages_of(model)
     spared = kept_from_decay(model)
@@ -118,18 +118,21 @@ def parameter_groups(model: Classifier, settings: Optimizer) -> list[dict[str, A
     return [groups[key] for key in sorted(groups)]
 
 
-def kept_from_decay(model: Classifier) -> set[str]:
+def kept_from_decay(model: Classifier | Snapshots) -> set[str]:
     """Parameters of two or more dimensions that are no weight of a layer, and those that timm's model names.
 
     So the position embeddings, class tokens, tables of relative positions, gammas of layer scale, gains and
     temperatures of every timm family; several of them timm's own `no_weight_decay()` leaves out.
     """
+    if isinstance(model, Snapshots):
+        each = [kept_from_decay(network) for network in model.networks]  # type: ignore[arg-type]
+        return {f"networks.{number}.{name}" for number, names in enumerate(each) for name in names}
     named = getattr(model.backbone, "no_weight_decay", None)
     spared = {f"backbone.{name}" for name in named()} if callable(named) else set()
     return spared | {name for name, _ in model.named_parameters() if not name.rpartition(".")[2].startswith("weight")}
 
 
-def make_optimizer(model: Classifier, settings: Optimizer) -> TorchOptimizer:
+def make_optimizer(model: Classifier | Snapshots, settings: Optimizer) -> TorchOptimizer:
     """The recipe's optimiser over the model's parameter groups; SettingsError for an unknown name."""
     optimizer = find_optimizer(settings.name)(parameter_groups(model, settings), settings.lr)
     if settings.lookahead:
