@@ -31,6 +31,7 @@ BLUR = 0.05  # of the first guess of the channel
 LOWEST = 1e-6  # no opinion rules a class out
 NO_NOISE = -9.0  # logit of a rate of all but 0
 ENOUGH_EVIDENCE = 1.92  # nats: the likelihood-ratio test of one parameter at 5 %
+EVEN_BELIEF = 20.0  # photographs a class; the audit's 200 would hide the confusions that a loss is to correct
 STRENGTHS = (0.001, 0.003)  # of the first round, which must not believe wrong labels, and of the second
 
 
@@ -187,6 +188,18 @@ def trust_labels(
     second = _answers(features, labels, weight / weight.mean(), classes, groups, STRENGTHS[1], seed + 1)
     temperature, rate = fit_noise(second, labels)
     return true_class(labels, _sharpened(second, temperature), even_channel(classes, rate))[rows, labels], rate
+
+
+def estimate_transition(
+    features: np.ndarray, labels: np.ndarray, classes: int, groups: np.ndarray, seed: int
+) -> np.ndarray:
+    """P(given label | true class), (K, K), a row a true class: the confident joint of out-of-fold answers.
+
+    Arguments as for `trust_labels`, whose first round's answers these are.
+    """
+    probs = _answers(features, labels, np.ones(len(labels)), classes, groups, STRENGTHS[0], seed)
+    found: np.ndarray = noise_channel(labels, probs, EVEN_BELIEF).T
+    return found
 
 
 def fit_noise(probs: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -21,13 +21,14 @@ from scipy.special import softmax
 from sklearn.cluster import KMeans
 
 from manihot.audit.label_errors import cleanlab_filter
-from manihot.audit.label_posterior import trust_labels
+from manihot.audit.label_posterior import estimate_transition, trust_labels
 from manihot.audit.tables import read_table
 from manihot.errors import DataError
 from manihot.infer.forward import PhotoFiles, Photos, UnknownOutput, forward_views, merge_views
 from manihot.infer.models import load_model, network_of, open_network, read_card
 from manihot.members.member import Member
 from manihot.members.sampling import class_number
+from manihot.members.transition import asks_for_transition
 from manihot.networks.runner import Runner
 from manihot.photos.preprocess import Preprocess
 from manihot.photos.store import PhotoStore
@@ -47,6 +48,7 @@ class TrainingLabels:
     targets: np.ndarray
     weights: np.ndarray
     teacher: np.ndarray | None = None
+    transition: np.ndarray | None = None  # P(label | true class), (C, C), where the loss wants it estimated
 
     @property
     def classes(self) -> int:
@@ -227,12 +229,7 @@ def checked(asked: LabelRequest) -> TrainingLabels:
     Features are those of the method `features`, or of the network at hand (pretrained, or the stage before's).
     """
     member, known = asked.member, given(asked)
-    if asked.features is not None:
-        features = asked.features(known.rows)
-    else:
-        features = _features(asked, known.rows, f"{member.name}: features to check labels with")
-    groups = group_numbers(member.manifest.table["group"].to_numpy()[known.rows], len(known.rows))
-    trust, rate = trust_labels(features, known.labels, known.classes, groups, member.seed(asked.fold))
+    trust, rate = trust_labels(*_features_and_groups(asked, known), member.seed(asked.fold))
     doubted = int((trust < 0.5).sum())
     say(
         f"{member.what(asked.fold)}: about {rate:.0%} of the labels are wrong, "
@@ -330,7 +327,24 @@ def make_training_labels(asked: LabelRequest) -> TrainingLabels:
         what = "copies" if found is not None else "photographs of groups (without a search for duplicates, any groups)"
         say(f"{asked.member.what(asked.fold)}: {len(asked.train) - len(rows)} {what} left out")
         asked = replace(asked, train=rows)
-    return LABELS[choice.name](asked, **settings)
+    labels = LABELS[choice.name](asked, **settings)
+    if not asks_for_transition(asked.member.recipe.loss.settings):
+        return labels
+    matrix = estimate_transition(*_features_and_groups(asked, labels), asked.member.seed(asked.fold))
+    wrong = 1 - float(matrix.diagonal()[labels.labels].mean())
+    say(f"{asked.member.what(asked.fold)}: transition matrix estimated, about {wrong:.0%} of the labels are wrong")
+    return replace(labels, transition=matrix)
+
+
+def _features_and_groups(asked: LabelRequest, known: TrainingLabels) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
+    """Features, labels, the number of classes, and groups of photographs whose labels are to be checked."""
+    member = asked.member
+    if asked.features is not None:
+        features = asked.features(known.rows)
+    else:
+        features = _features(asked, known.rows, f"{member.name}: features to check labels with")
+    groups = group_numbers(member.manifest.table["group"].to_numpy()[known.rows], len(known.rows))
+    return features, known.labels, known.classes, groups
 
 
 def duplicate_groups(member: Member) -> np.ndarray | None:

@@ -11,6 +11,7 @@ from manihot.members.check import check_classes as check_sampled_classes
 from manihot.members.check import check_recipe as check_without_torch
 from manihot.members.check import stages_of
 from manihot.members.training_labels import clusters
+from manihot.members.transition import asks_for_transition, with_transition
 from manihot.settings import Recipe
 from manihot.train.data.mixing import Mixer
 from manihot.train.data.negatives import check_negatives
@@ -155,7 +156,7 @@ def check_loss(member: Recipe, where: str, known: tuple[int, str] | None = None)
     known: how many classes the photographs have, as a number and in words; before they are scanned the lists of a
     number per class say how many.
     """
-    settings = member.loss.settings
+    settings = with_transition(member.loss.settings, None)  # estimated when the training begins
     of_classes = [value for key, value in _settings_within(settings) if key in PER_CLASS]
     lists = [value for value in of_classes if isinstance(value, (list, tuple))]
     classes = known[0] if known else next(map(len, lists), 5)
@@ -170,6 +171,11 @@ def check_loss(member: Recipe, where: str, known: tuple[int, str] | None = None)
                 f"{where}: reduction = {value!r} gives a number per photograph, and a training needs their mean",
                 "leave reduction out; weights of photographs come from the manifest, of classes from class_weights",
             )
+    if asks_for_transition(member.loss.settings) and (member.model.unknown or member.labels.name == "clusters"):
+        raise SettingsError(
+            f"{where}: transition: estimate is of the classes of the labels alone",
+            "leave out model.unknown and labels: clusters, or give the matrix",
+        )
     if loss.needs and member.step.name in TWO_NETWORKS:
         raise SettingsError(
             f"{where}: {member.loss.name} wants {', '.join(loss.needs)}, and the two networks of step "

@@ -14,6 +14,7 @@ from manihot.errors import SettingsError
 from manihot.members.member import Member
 from manihot.members.sampling import draw_epoch, with_class_numbers
 from manihot.members.training_labels import TrainingLabels
+from manihot.members.transition import with_transition
 from manihot.records.columns import UNLABELLED
 from manihot.records.files import digest_value, one_at_a_time
 from manihot.settings import Model, Recipe
@@ -68,7 +69,7 @@ def make_training(
     augmenter = Augmenter(recipe.augment, size, seed, recipe.train.epochs, member.preprocess.last_fit)
     # a class without photographs here must not weigh without bound
     counts = np.maximum(training_labels.targets.sum(0), 1)
-    settings = recipe.loss.settings
+    settings = with_transition(recipe.loss.settings, learned.transition)
     if recipe.model.unknown:
         settings = one_more_class(settings, training_labels.classes - 1, float(counts[-1]))
     loss = make_loss(
