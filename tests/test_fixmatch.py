@@ -171,7 +171,7 @@ def test_a_stopped_training_continues_to_the_same_network(tmp_path: Path, tiny_r
                 return STEPS["fixmatch"](model, batch, state, **settings)
 
             with monkeypatch.context() as patch:
-                patch.setattr("manihot.train.finetune.make_step", lambda choice: partial(stops, threshold=0.4))
+                patch.setattr("manihot.train.training.make_step", lambda choice: partial(stops, threshold=0.4))
                 with pytest.raises(KeyboardInterrupt):
                     finetune(member, 0, train, held)
         finetune(member, 0, train, held)
