@@ -75,7 +75,7 @@ def phone_export(tmp_path_factory: pytest.TempPathFactory, runtime: Path) -> Pat
     return home
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # a browser that stays open holds the event loop, which other tests need
 def browser_of_pages() -> Iterator[Any]:
     """A real Chromium without a window."""
     api = pytest.importorskip("playwright.sync_api")

@@ -27,23 +27,23 @@ Texts = dict[str, str]  # by language, such as {en: ..., sw: ...}
 class Picture(Group):
     """A picture beside an advice."""
 
-    file: str
-    text: Texts = Field(default_factory=dict)
+    file: str = Field(description="the picture's file, relative to advice.yaml")
+    text: Texts = Field(default_factory=dict, description="what it shows, by language")
 
 
 class ClassAdvice(Group):
-    """Of one class. name: what people call it."""
+    """The advice for one class."""
 
-    name: Texts = Field(default_factory=dict)
-    text: Texts = Field(default_factory=dict)
-    pictures: tuple[Picture, ...] = ()
+    name: Texts = Field(default_factory=dict, description="what people call the class, by language")
+    text: Texts = Field(default_factory=dict, description="what to do, by language")
+    pictures: tuple[Picture, ...] = Field((), description="pictures beside the text")
 
 
 class Advice(Group):
-    """The whole file. expert: whom to ask, shown where the model can't decide."""
+    """The whole file."""
 
-    classes: dict[str, ClassAdvice] = Field(default_factory=dict)
-    expert: Texts = Field(default_factory=dict)
+    classes: dict[str, ClassAdvice] = Field(default_factory=dict, description="the advice for each class")
+    expert: Texts = Field(default_factory=dict, description="whom to ask, shown where the model can't decide")
 
 
 def read_advice(path: Path, classes: tuple[str, ...], languages: tuple[str, ...]) -> dict[str, Any]:

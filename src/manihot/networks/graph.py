@@ -137,8 +137,9 @@ def whole_precision(model: ModelProto) -> ModelProto:
 
     out = onnx.ModelProto()
     out.CopyFrom(model)
-    known = {one.name: one for one in out.graph.initializer}
+    known = {one.name: one for one in out.graph.initializer if one.data_type == onnx.TensorProto.FLOAT16}
     casts = [node for node in out.graph.node if node.op_type == "Cast" and node.input[0] in known]
+    casts = [node for node in casts if node.attribute[0].i == onnx.TensorProto.FLOAT]
     for node in casts:
         half = known[node.input[0]]
         whole = numpy_helper.to_array(half).astype(np.float32)

@@ -125,7 +125,8 @@ def scan(
     facts = _inspect([entry.file for entry in entries], workers)
     manifest = _to_manifest(entries, ids, facts, class_names, root, _unite_numbers(listings, class_names), trusted)
     manifest = manifest if pattern is None or not len(manifest) else with_name_groups(manifest, pattern)
-    if (warning := check_groups(manifest, f"--group {group}" if group else "the groups")) is not None:
+    returned = group is None and all(part.kind == "returns" for part in listings)
+    if (warning := check_groups(manifest, f"--group {group}" if group else "the groups", not returned)) is not None:
         warn(warning)
     quarantine = _to_quarantine(entries, ids, facts, listings, root, walk)
     _say_result(manifest, quarantine)

@@ -103,10 +103,11 @@ def _fewest(sizes: np.ndarray) -> int:
     return FEWEST if (sizes >= FEWEST).any() else 2
 
 
-def check_groups(manifest: Manifest, option: str) -> str | None:
+def check_groups(manifest: Manifest, option: str, strict: bool = True) -> str | None:
     """A warning where some classes lie in one group each; DataError where more than half of them do.
 
-    option: what made the groups, as in `--group plant`.
+    option: what made the groups, as in `--group plant`. strict: whether to raise; the plants of a few returned
+    photographs are no error.
     """
     known = (manifest.labels >= 0) & (manifest.table["split"] != "test").to_numpy()
     labels, groups = manifest.labels[known], manifest.table["group"].to_numpy()[known]
@@ -121,7 +122,7 @@ def check_groups(manifest: Manifest, option: str) -> str | None:
         f"{option}: {len(found)} of {counted} classes lie in one group each, such as {first!r} in {own.index[0]!r} "
         f"({own.iloc[0]} of {int((labels == found[0]).sum())} photographs)"
     )
-    if 2 * len(found) <= counted:
+    if 2 * len(found) <= counted or not strict:
         return f"{what}: no fold can both learn and judge them"
     raise DataError(
         f"{what}; a fold that holds a group out would have nothing to learn its class from",
