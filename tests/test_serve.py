@@ -31,7 +31,7 @@ import manihot
 from manihot.errors import SettingsError
 from manihot.export.bundle import Bundle
 from manihot.networks.runner import OnnxRunner
-from manihot.photos.load import load_photo
+from manihot.photos.load import load_in_full
 from manihot.photos.preprocess import Preprocess
 from manihot.serve.batching import Batcher
 from manihot.serve.guard import Tokens
@@ -128,7 +128,7 @@ def files(run: Path) -> list[Path]:  # noqa: F811
 def pixels(exported: Path, files: list[Path]) -> np.ndarray:  # noqa: F811
     about = json.loads((exported / "model.json").read_text(encoding="utf-8"))
     preprocess = Preprocess.from_json(about["preprocess"])
-    return np.stack([preprocess(load_photo(file, preprocess.for_store)) for file in files])
+    return np.stack([load_in_full(file, preprocess) for file in files])
 
 
 def archive(contents: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
