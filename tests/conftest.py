@@ -107,7 +107,7 @@ def tiny_recipe(tmp_path: Path) -> Path:
 
 
 # A package of an extra: what the test files that need it import.
-OF_EXTRAS = {"torch": r"torch|timm|manihot\.train|tiny_member", "fastapi": "fastapi|httpx"}
+OF_EXTRAS = {"torch": r"torch|timm|manihot\.train|tiny_member", "fastapi": "fastapi|httpx|test_serve"}
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,6 @@ from manihot.records.readers import read_features
 from manihot.records.summaries import read_burst_effect, read_notes, read_stage_entry
 from manihot.report.clean_page import _read
 from manihot.review.answers import COLUMNS, Answer
-from manihot.review.database import Database, sqlite_url
 from manihot.review.merge import read_answers
 from manihot.settings import View
 from manihot.settings.groups import Model
@@ -167,6 +167,8 @@ def _review(path: Path) -> None:
 
 
 def _answers(path: Path) -> None:
+    from manihot.review.database import Database, sqlite_url
+
     database = Database(sqlite_url(path), REVIEW)
     database.invite(["ana", "ben"])
     values = {"verdict": "class", "label": "rust", "reviewer": "ana", "at": "2026-12-01T08:00:00Z", "ms": 3210}
@@ -183,6 +185,8 @@ def _answers(path: Path) -> None:
 
 
 def _use_answers(path: Path) -> object:
+    from manihot.review.database import Database, sqlite_url
+
     for more in ("-wal", "-shm"):
         path.with_name(path.name + more).unlink(missing_ok=True)
     database = Database(sqlite_url(path), REVIEW)
@@ -285,3 +289,5 @@ GIVEN: dict[str, Kind] = {
     ),
     "costs of members": Kind("costs.csv", _costs_of_members, _use_costs_of_members),
 }
+if find_spec("sqlalchemy") is None:  # the core alone
+    del GIVEN["answers of a team"]

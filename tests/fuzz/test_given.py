@@ -53,6 +53,7 @@ def test_an_exported_model_whose_description_is_another(tmp_path: Path, change: 
     ],
 )
 def test_a_database_that_no_review_wrote(tmp_path: Path, change: str):
+    pytest.importorskip("sqlalchemy")
     path = make("answers of a team", tmp_path)
     with sqlite3.connect(path) as connection:
         connection.executescript(change)
